@@ -1,0 +1,482 @@
+//! Hypercalls: SMCCC 1.2 fast calls in the vendor-specific hypervisor service range, made with
+//! `HVC #0`.
+//!
+//! x0 carries the function ID, x1-x7 the arguments; x0 returns [`SUCCESS`](crate::error::SUCCESS) or
+//! an [`Error`] code, x1-x8 the results. Registers x18-x30 are preserved; x0-x17 are not.
+//! Bit 16 of a function ID is SMCCC 1.3's "no live SVE state" hint and never selects a function.
+//!
+//! [`Call`] is the typed form: the host encodes one, hyp decodes what it was given. Decoding checks
+//! what can be checked without hyp's records (reserved bits, ranges); addresses and handles stay
+//! untrusted types until hyp has looked them up.
+
+use crate::error::Error;
+use bitflags::bitflags;
+
+/// Bits that make a function ID ours: fast call (31), SMC64 (30), owner 6 (29:24).
+const FUNCTION_BASE: u64 = 0xc600_0000;
+/// SMCCC 1.3 §2.1: "the caller has no live SVE state". A hint; masked before matching.
+pub const SVE_HINT: u64 = 1 << 16;
+
+/// SMCCC's vendor-hypervisor UID query (32-bit convention), answered in w0-w3.
+pub const VENDOR_UID_FUNCTION: u64 = 0x8600_ff01;
+/// Umbra's UID as four little-endian words: 2f5a7c1e-9b04-4d36-8ee1-75d6a2c0b319.
+pub const VENDOR_UID: [u32; 4] = [0x1e7c_5a2f, 0x364d_049b, 0xd675_e18e, 0x19b3_c0a2];
+
+/// The interface version that VERSION reports: major << 16 | minor.
+pub const INTERFACE_VERSION: u32 = 1;
+
+bitflags! {
+    /// What the machine and this hyp offer, as VERSION reports it.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Features: u64 {
+        /// All CPUs have SVE; guests can have it at the common vector lengths.
+        const SVE = 1 << 0;
+        /// The CPUs have SME. Neither host (while a vCPU runs) nor guests may use it yet.
+        const SME = 1 << 1;
+        /// The CPUs have pointer authentication; guests have it, with keys of their own.
+        const PAUTH = 1 << 2;
+        /// The host is held to the common vector lengths (`host-vl=common`).
+        const HOST_VL_COMMON = 1 << 3;
+    }
+}
+
+/// When the FP registers move. Fixed per VM at creation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u64)]
+pub enum Policy {
+    /// On first use, in both directions.
+    #[default]
+    Lazy = 0,
+    /// The host's state is back in the registers at every exit.
+    Eager = 1,
+    /// The guest's state leaves the registers at every exit; the host's comes back on first use.
+    Scrub = 2,
+}
+
+/// What VM_CREATE is told of the VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct VmConfig {
+    /// When the FP registers move.
+    pub policy: Policy,
+    /// Guest memory is donated, not shared: the host loses access to it.
+    pub protected: bool,
+}
+
+impl VmConfig {
+    const PROTECTED: u64 = 1 << 4;
+
+    /// The register form.
+    pub const fn encode(self) -> u64 {
+        self.policy as u64 | if self.protected { Self::PROTECTED } else { 0 }
+    }
+
+    /// Reads the register form; reserved bits must be zero.
+    pub const fn decode(raw: u64) -> Result<Self, Error> {
+        let policy = match raw & 0xf {
+            0 => Policy::Lazy,
+            1 => Policy::Eager,
+            2 => Policy::Scrub,
+            _ => return Err(Error::InvalidArgument),
+        };
+        if raw & !(0xf | Self::PROTECTED) != 0 {
+            return Err(Error::InvalidArgument);
+        }
+        Ok(Self { policy, protected: raw & Self::PROTECTED != 0 })
+    }
+}
+
+/// A physical address as the host named it: it may be anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct UntrustedPa(pub u64);
+
+/// A guest-physical address as the host named it: it may be anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct UntrustedIpa(pub u64);
+
+/// A physically contiguous run of 4 KiB pages as the host named it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct UntrustedPages {
+    /// Address of the first page.
+    pub start: UntrustedPa,
+    /// Number of pages.
+    pub count: u64,
+}
+
+/// A VM handle as the host named it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct VmHandle(pub u64);
+
+/// A vCPU's index in its VM as the host named it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct VcpuIndex(pub u64);
+
+/// What VCPU_CREATE is told of a vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct VcpuConfig {
+    /// The VM it belongs to.
+    pub vm: VmHandle,
+    /// Pages donated for its registers and its FP image ([`vcpu_pages`]).
+    pub pages: UntrustedPages,
+    /// Its flag-shadow page, shared before.
+    pub flag_page: UntrustedPa,
+    /// Its largest vector length in bytes; 0: no SVE.
+    pub vl_bytes: u64,
+    /// Where it starts: a guest-physical address, EL1, MMU off.
+    pub entry: u64,
+    /// x0 at the start.
+    pub argument: u64,
+}
+
+macro_rules! functions {
+    ($($(#[$doc:meta])* $name:ident = $number:literal;)*) => {
+        /// Function numbers (the low 16 bits of a function ID).
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u16)]
+        pub enum Function {
+            $($(#[$doc])* $name = $number,)*
+        }
+
+        impl Function {
+            /// Every function, for tests and tables.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            const fn from_number(number: u16) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+functions! {
+    /// → x1 interface version, x2 [`Features`].
+    Version = 0x00;
+    /// x1 CPU index or [`ALL_CPUS`] → x1 set of VQs ([`VqSet`](crate::vl::VqSet) bits), x2 host
+    /// image bytes, x3 number of CPUs, x4 MPIDR_EL1 affinity of the CPU, x5 1 if it is online at hyp.
+    VlInfo = 0x01;
+    /// x1 CPU index, x2 first counter → x1-x8 eight counters from there ([`Counter`]).
+    Stats = 0x02;
+    /// x1 address → x1 the first host page at or above it that hyp has mapped, or
+    /// [`NO_PAGE`].
+    NextSharedPage = 0x03;
+    /// x1 page: share it with hyp as a flag-shadow page.
+    ShareFlagPage = 0x10;
+    /// x1 page: end that. BUSY while a vCPU uses it.
+    UnshareFlagPage = 0x11;
+    /// x1 first page, x2 number of pages (at least [`VM_PAGES`]), x3 [`VmConfig`] → x1 handle.
+    VmCreate = 0x20;
+    /// x1 VM, x2 first page, x3 number of pages: more pages for stage-2 tables.
+    VmTopup = 0x21;
+    /// x1 VM, x2 page, x3 guest-physical address: put a page of memory, with its content, in place.
+    VmMap = 0x22;
+    /// x1 VM: begin teardown. BUSY while one of its vCPUs is loaded.
+    VmDestroy = 0x23;
+    /// x1 VM, x2 page: get one page of a dying VM back, wiped → x1 pages still out. At zero the
+    /// handle is gone.
+    VmReclaim = 0x24;
+    /// x1 VM, x2 first page, x3 number of pages, x4 flag-shadow page, x5 VL in bytes or 0, x6 entry,
+    /// x7 argument → x1 index.
+    VcpuCreate = 0x30;
+    /// x1 VM, x2 vCPU: bind it to this CPU.
+    VcpuLoad = 0x31;
+    /// Run the loaded vCPU: see [`crate::exit`].
+    VcpuRun = 0x32;
+    /// Unbind the loaded vCPU from this CPU.
+    VcpuPut = 0x33;
+}
+
+impl Function {
+    /// The function ID to put into x0.
+    pub const fn id(self) -> u64 {
+        FUNCTION_BASE | self as u64
+    }
+
+    /// The function that x0 selects. The upper half of x0 is ignored, as SMCCC prescribes (W0).
+    pub const fn from_id(x0: u64) -> Option<Self> {
+        let id = x0 & 0xffff_ffff & !SVE_HINT;
+        if id & !0xffff != FUNCTION_BASE { None } else { Self::from_number(id as u16) }
+    }
+}
+
+/// The CPU argument of VL_INFO that asks for what all CPUs have in common (and guests can have).
+pub const ALL_CPUS: u64 = u64::MAX;
+
+/// What NEXT_SHARED_PAGE answers when there is none.
+pub const NO_PAGE: u64 = u64::MAX;
+
+/// The fewest pages VM_CREATE takes: the stage-2 root and one table for each level below it.
+pub const VM_PAGES: u64 = 4;
+
+/// The most pages one call takes over: what bounds the time hyp spends with interrupts masked.
+pub const MAX_PAGES_PER_CALL: u64 = 64;
+
+/// Pages of a vCPU beside its FP image: the register context.
+pub const VCPU_CONTEXT_PAGES: u64 = 1;
+
+/// The pages VCPU_CREATE takes for a vCPU whose largest vector length is `vq` (`None`: no SVE).
+pub const fn vcpu_pages(vq: Option<crate::vl::Vq>) -> u64 {
+    // Without SVE the image holds V0-V31, which is the SVE layout at the smallest VL.
+    let vq = match vq {
+        Some(vq) => vq,
+        None => crate::vl::Vq::MIN,
+    };
+    VCPU_CONTEXT_PAGES + crate::sve::Layout::new(vq).pages() as u64
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident;)*) => {
+        /// Per-CPU counters, as STATS numbers them.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(usize)]
+        pub enum Counter {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Counter {
+            /// Every counter, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+        }
+    };
+}
+
+counters! {
+    /// Entries into a guest.
+    Runs;
+    /// FP/SVE traps taken from a guest that made its state live.
+    GuestFpTraps;
+    /// FP/SVE/SME traps taken from the host.
+    HostFpTraps;
+    /// Whole SVE images of the host saved.
+    HostSavesFull;
+    /// Advanced SIMD images of the host saved (no SVE, or SVE_DISCARDED).
+    HostSavesFpsimd;
+    /// Saves of the host left out because of FOREIGN_FPSTATE.
+    HostSavesAvoided;
+    /// Images of the host loaded, or the reset state given to it.
+    HostLoads;
+    /// Guest images saved.
+    GuestSaves;
+    /// Guest images loaded.
+    GuestLoads;
+    /// Entries at which the guest's state was live already, so that nothing had to be loaded.
+    GuestLoadsAvoided;
+    /// Exits after which the host's state stayed where it was because nobody had displaced it, or
+    /// was not brought back before the host asked for it.
+    HostLoadsAvoided;
+    /// Bytes of register files moved between registers and memory.
+    BytesMoved;
+    /// Host stage-2 faults answered by walking again.
+    Stage2Retries;
+    /// Aborts injected into the host.
+    HostAborts;
+}
+
+/// A hypercall other than VCPU_RUN, with its arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// [`Function::Version`]
+    Version,
+    /// [`Function::VlInfo`]; `None` asks for all CPUs.
+    VlInfo {
+        /// CPU index
+        cpu: Option<u64>,
+    },
+    /// [`Function::Stats`]
+    Stats {
+        /// CPU index
+        cpu: u64,
+        /// number of the first counter
+        first: u64,
+    },
+    /// [`Function::NextSharedPage`]
+    NextSharedPage {
+        /// where to begin
+        from: UntrustedPa,
+    },
+    /// [`Function::ShareFlagPage`]
+    ShareFlagPage {
+        /// the page
+        page: UntrustedPa,
+    },
+    /// [`Function::UnshareFlagPage`]
+    UnshareFlagPage {
+        /// the page
+        page: UntrustedPa,
+    },
+    /// [`Function::VmCreate`]
+    VmCreate {
+        /// pages for stage-2 tables
+        pages: UntrustedPages,
+        /// what the VM is to be
+        config: VmConfig,
+    },
+    /// [`Function::VmTopup`]
+    VmTopup {
+        /// the VM
+        vm: VmHandle,
+        /// pages for stage-2 tables
+        pages: UntrustedPages,
+    },
+    /// [`Function::VmMap`]
+    VmMap {
+        /// the VM
+        vm: VmHandle,
+        /// the page
+        page: UntrustedPa,
+        /// where the guest finds it
+        ipa: UntrustedIpa,
+    },
+    /// [`Function::VmDestroy`]
+    VmDestroy {
+        /// the VM
+        vm: VmHandle,
+    },
+    /// [`Function::VmReclaim`]
+    VmReclaim {
+        /// the VM
+        vm: VmHandle,
+        /// the page
+        page: UntrustedPa,
+    },
+    /// [`Function::VcpuCreate`]
+    VcpuCreate(VcpuConfig),
+    /// [`Function::VcpuLoad`]
+    VcpuLoad {
+        /// the VM
+        vm: VmHandle,
+        /// the vCPU
+        vcpu: VcpuIndex,
+    },
+    /// [`Function::VcpuPut`]
+    VcpuPut,
+}
+
+/// Arguments of a call: x1-x7.
+pub type Args = [u64; 7];
+
+impl Call {
+    /// The function ID for x0 and the arguments for x1-x7.
+    pub const fn encode(&self) -> (u64, Args) {
+        let (function, args) = match *self {
+            Self::Version => (Function::Version, [0; 7]),
+            Self::VlInfo { cpu } => (
+                Function::VlInfo,
+                [if let Some(cpu) = cpu { cpu } else { ALL_CPUS }, 0, 0, 0, 0, 0, 0],
+            ),
+            Self::Stats { cpu, first } => (Function::Stats, [cpu, first, 0, 0, 0, 0, 0]),
+            Self::NextSharedPage { from } => (Function::NextSharedPage, [from.0, 0, 0, 0, 0, 0, 0]),
+            Self::ShareFlagPage { page } => (Function::ShareFlagPage, [page.0, 0, 0, 0, 0, 0, 0]),
+            Self::UnshareFlagPage { page } => {
+                (Function::UnshareFlagPage, [page.0, 0, 0, 0, 0, 0, 0])
+            }
+            Self::VmCreate { pages, config } => {
+                (Function::VmCreate, [pages.start.0, pages.count, config.encode(), 0, 0, 0, 0])
+            }
+            Self::VmTopup { vm, pages } => {
+                (Function::VmTopup, [vm.0, pages.start.0, pages.count, 0, 0, 0, 0])
+            }
+            Self::VmMap { vm, page, ipa } => (Function::VmMap, [vm.0, page.0, ipa.0, 0, 0, 0, 0]),
+            Self::VmDestroy { vm } => (Function::VmDestroy, [vm.0, 0, 0, 0, 0, 0, 0]),
+            Self::VmReclaim { vm, page } => (Function::VmReclaim, [vm.0, page.0, 0, 0, 0, 0, 0]),
+            Self::VcpuCreate(c) => (
+                Function::VcpuCreate,
+                [
+                    c.vm.0,
+                    c.pages.start.0,
+                    c.pages.count,
+                    c.flag_page.0,
+                    c.vl_bytes,
+                    c.entry,
+                    c.argument,
+                ],
+            ),
+            Self::VcpuLoad { vm, vcpu } => (Function::VcpuLoad, [vm.0, vcpu.0, 0, 0, 0, 0, 0]),
+            Self::VcpuPut => (Function::VcpuPut, [0; 7]),
+        };
+        (function.id(), args)
+    }
+
+    /// What x0-x7 ask for. VCPU_RUN is none of these calls: its registers mean something else, and
+    /// hyp takes it before it gets here.
+    pub const fn decode(x0: u64, a: &Args) -> Result<Self, Error> {
+        let Some(function) = Function::from_id(x0) else { return Err(Error::NotSupported) };
+        Ok(match function {
+            Function::Version => Self::Version,
+            Function::VlInfo => {
+                Self::VlInfo { cpu: if a[0] == ALL_CPUS { None } else { Some(a[0]) } }
+            }
+            Function::Stats => Self::Stats { cpu: a[0], first: a[1] },
+            Function::NextSharedPage => Self::NextSharedPage { from: UntrustedPa(a[0]) },
+            Function::ShareFlagPage => Self::ShareFlagPage { page: UntrustedPa(a[0]) },
+            Function::UnshareFlagPage => Self::UnshareFlagPage { page: UntrustedPa(a[0]) },
+            Function::VmCreate => Self::VmCreate {
+                pages: UntrustedPages { start: UntrustedPa(a[0]), count: a[1] },
+                config: match VmConfig::decode(a[2]) {
+                    Ok(config) => config,
+                    Err(error) => return Err(error),
+                },
+            },
+            Function::VmTopup => Self::VmTopup {
+                vm: VmHandle(a[0]),
+                pages: UntrustedPages { start: UntrustedPa(a[1]), count: a[2] },
+            },
+            Function::VmMap => {
+                Self::VmMap { vm: VmHandle(a[0]), page: UntrustedPa(a[1]), ipa: UntrustedIpa(a[2]) }
+            }
+            Function::VmDestroy => Self::VmDestroy { vm: VmHandle(a[0]) },
+            Function::VmReclaim => Self::VmReclaim { vm: VmHandle(a[0]), page: UntrustedPa(a[1]) },
+            Function::VcpuCreate => Self::VcpuCreate(VcpuConfig {
+                vm: VmHandle(a[0]),
+                pages: UntrustedPages { start: UntrustedPa(a[1]), count: a[2] },
+                flag_page: UntrustedPa(a[3]),
+                vl_bytes: a[4],
+                entry: a[5],
+                argument: a[6],
+            }),
+            Function::VcpuLoad => Self::VcpuLoad { vm: VmHandle(a[0]), vcpu: VcpuIndex(a[1]) },
+            Function::VcpuPut => Self::VcpuPut,
+            Function::VcpuRun => return Err(Error::NotSupported),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn ids_round_trip_with_and_without_the_hint() {
+        for &f in Function::ALL {
+            assert_eq!(Function::from_id(f.id()), Some(f));
+            assert_eq!(Function::from_id(f.id() | SVE_HINT), Some(f));
+            assert_eq!(Function::from_id(f.id() | 0xdead_0000_0000_0000), Some(f));
+            // SMC32, another owner, a yielding call: not ours.
+            assert_eq!(Function::from_id(f.id() & !(1 << 30)), None);
+            assert_eq!(Function::from_id(f.id() ^ 1 << 24), None);
+            assert_eq!(Function::from_id(f.id() & !(1 << 31)), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_decodes_encodes_to_the_same(x0: u64, number in 0u64..0x40, args: Args) {
+            for x0 in [x0, FUNCTION_BASE | number] {
+                if let Ok(call) = Call::decode(x0, &args) {
+                    let (id, again) = call.encode();
+                    prop_assert_eq!(Call::decode(id, &again), Ok(call));
+                }
+            }
+        }
+
+        #[test]
+        fn reserved_config_bits_are_refused(raw: u64) {
+            match VmConfig::decode(raw) {
+                Ok(config) => prop_assert_eq!(config.encode(), raw),
+                Err(error) => prop_assert_eq!(error, Error::InvalidArgument),
+            }
+        }
+    }
+}

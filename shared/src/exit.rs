@@ -1,0 +1,173 @@
+//! What VCPU_RUN takes and returns, all of it in registers.
+//!
+//! **In.** x1 = [`RunFlags`]; x2-x5 finish what the last exit left open:
+//! after [`Reason::Hvc`] they become the guest's x0-x3; after a [`Reason::Mmio`] read x2 is the data.
+//! After any other exit they are ignored. Hyp remembers what is open; the host can't write a register
+//! that the last exit did not hand to it.
+//!
+//! **Out.** x0 = 0 or an error (then nothing ran); x1 = [`ExitInfo`]; x2-x7 by reason:
+//!
+//! | reason | x2 | x3.. |
+//! |---|---|---|
+//! | `Irq` | - | a physical interrupt is pending for the host |
+//! | `Hvc` | guest x0 | x3-x7: guest x1-x5 |
+//! | `Mmio` | guest-physical address | x3: data of a write |
+//! | `Wfi` | - | the guest waits for an interrupt |
+//! | `Fault` | guest-physical address | nothing is mapped there and the access can't be emulated (a fetch, a pair, a cache operation); map it and run again |
+//! | `Sgi` | value written to ICC_SGI1R_EL1 | |
+//! | `Broken` | ESR_EL2 | the guest did what hyp can't continue from; every further run answers the same |
+
+use bitflags::bitflags;
+
+bitflags! {
+    /// x1 of VCPU_RUN.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct RunFlags: u64 {
+        /// Make the interrupt in [`RunFlags::INTID`] pending for the guest, unless one is in
+        /// flight already (then the call is refused with BUSY).
+        const VIRQ = 1 << 0;
+        /// Instead of finishing the open MMIO access, give the guest a synchronous external abort.
+        const ABORT = 1 << 1;
+        /// Don't finish the open MMIO access: execute the instruction again (the host has mapped
+        /// memory there).
+        const RETRY = 1 << 2;
+        /// Bits 47:32: the INTID, 0..1020.
+        const INTID = 0xffff << 32;
+    }
+}
+
+impl RunFlags {
+    /// Flags that inject `intid`.
+    pub const fn inject(intid: u16) -> Self {
+        Self::from_bits_retain(Self::VIRQ.bits() | (intid as u64) << 32)
+    }
+
+    /// The INTID field.
+    pub const fn intid(self) -> u16 {
+        (self.bits() >> 32) as u16
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $number:literal;)*) => {
+        /// Why the guest stopped.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Reason {
+            $($(#[$doc])* $name = $number,)*
+        }
+
+        impl Reason {
+            const fn from_number(number: u8) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// A physical interrupt.
+    Irq = 0;
+    /// The guest executed HVC.
+    Hvc = 1;
+    /// A load or store that the host can emulate.
+    Mmio = 2;
+    /// The guest executed WFI.
+    Wfi = 3;
+    /// An access to nothing that can't be emulated.
+    Fault = 4;
+    /// The guest generated an SGI.
+    Sgi = 5;
+    /// The guest can't continue.
+    Broken = 6;
+}
+
+/// x1 after VCPU_RUN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitInfo(u64);
+
+/// An MMIO access, as far as the host must know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MmioAccess {
+    /// Bytes: 1, 2, 4 or 8. Hyp extends what is read to the register as the instruction asks.
+    pub bytes: u8,
+    /// A store.
+    pub write: bool,
+}
+
+impl ExitInfo {
+    /// The guest's virtual timer output is asserted: CNTV_CTL_EL0 has ENABLE and ISTATUS, not IMASK.
+    pub const VTIMER: u64 = 1 << 8;
+    /// The injected interrupt has not been completed yet: it is pending or active.
+    pub const VIRQ_IN_FLIGHT: u64 = 1 << 9;
+    const MMIO_SIZE_SHIFT: u32 = 16;
+    const MMIO_WRITE: u64 = 1 << 18;
+
+    /// An exit for `reason` with flag bits ([`Self::VTIMER`], [`Self::VIRQ_IN_FLIGHT`]).
+    pub const fn new(reason: Reason, flags: u64) -> Self {
+        Self(reason as u64 | flags & (Self::VTIMER | Self::VIRQ_IN_FLIGHT))
+    }
+
+    /// An MMIO exit: size as log2 of the bytes (ESR_ELx.ISS.SAS).
+    pub const fn mmio(size_log2: u64, write: bool, flags: u64) -> Self {
+        Self(
+            Self::new(Reason::Mmio, flags).0
+                | (size_log2 & 3) << Self::MMIO_SIZE_SHIFT
+                | if write { Self::MMIO_WRITE } else { 0 },
+        )
+    }
+
+    /// Reads the register form.
+    pub const fn from_register(x1: u64) -> Self {
+        Self(x1)
+    }
+
+    /// The register form.
+    pub const fn register(self) -> u64 {
+        self.0
+    }
+
+    /// Why; `None` for a number that this version doesn't know.
+    pub const fn reason(self) -> Option<Reason> {
+        Reason::from_number(self.0 as u8)
+    }
+
+    /// Whether the guest's virtual timer is asserting its interrupt.
+    pub const fn vtimer(self) -> bool {
+        self.0 & Self::VTIMER != 0
+    }
+
+    /// Whether an injected interrupt is still pending or active.
+    pub const fn virq_in_flight(self) -> bool {
+        self.0 & Self::VIRQ_IN_FLIGHT != 0
+    }
+
+    /// Size and direction of an MMIO access.
+    pub const fn mmio_access(self) -> MmioAccess {
+        MmioAccess {
+            bytes: 1 << (self.0 >> Self::MMIO_SIZE_SHIFT & 3),
+            write: self.0 & Self::MMIO_WRITE != 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_do_not_overlap() {
+        let info = ExitInfo::mmio(3, true, ExitInfo::VTIMER | ExitInfo::VIRQ_IN_FLIGHT);
+        assert_eq!(info.reason(), Some(Reason::Mmio));
+        assert_eq!(info.mmio_access(), MmioAccess { bytes: 8, write: true });
+        assert!(info.vtimer() && info.virq_in_flight());
+        let info = ExitInfo::new(Reason::Irq, 0);
+        assert_eq!(info.register(), 0);
+        assert_eq!(ExitInfo::from_register(0xff).reason(), None);
+        assert_eq!(RunFlags::inject(1019).intid(), 1019);
+        assert!(RunFlags::inject(27).contains(RunFlags::VIRQ));
+    }
+}

@@ -1,0 +1,173 @@
+//! The flag-shadow page: all the memory that a vCPU shares between host and hyp.
+//!
+//! Linux tracks whether a task's FP registers are still in the CPU with TIF_FOREIGN_FPSTATE in
+//! `thread_info`. A hypervisor at EL2 that wants to know would have to map host kernel structures.
+//! The page shadows the one bit that matters, so that nothing else of the host need be mapped.
+//!
+//! Two words, each on a 128-byte line of its own (the largest cache writeback granule around), each
+//! with exactly one writer:
+//!
+//! | word | writer | read by |
+//! |---|---|---|
+//! | [`HostFlags`] | host, before each entry ("flush") | hyp, once per entry, into a local copy |
+//! | [`HypFlags`] | hyp, on return, on a host FP trap, on put ("sync") | host; hyp never reads it back |
+//!
+//! The host's word is a *hint*. A host that lies loses its own register content and nothing else.
+//!
+//! What the host does for each value of hyp's word:
+//!
+//! | `GUEST_FP_LOADED` | `HOST_FP_PRESERVED` | meaning | the host |
+//! |---|---|---|---|
+//! | 0 | 1 | the registers hold the host's state | needs nothing; `FOREIGN_FPSTATE` follows TIF_FOREIGN_FPSTATE of the current task |
+//! | 1 | 1 | the guest's state is live; the host's waits in hyp's image | needs nothing: its next FP access traps and finds its state |
+//! | 1 | 0 | the guest's state is live; the host had said FOREIGN, nothing of it is kept | reloads the task's registers from its own save area before user space (TIF_FOREIGN_FPSTATE stays set) |
+//! | 0 | 0 | nobody's state is live, nothing of the host is kept | the same |
+
+use crate::PAGE_SIZE;
+use bitflags::bitflags;
+use core::mem::{align_of, offset_of, size_of};
+use core::sync::atomic::{AtomicU64, Ordering};
+use static_assertions::const_assert;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+bitflags! {
+    /// The host's word: what it says of the CPU's FP registers as it enters a guest.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    pub struct HostFlags: u64 {
+        /// The registers hold nothing of the current host task worth keeping
+        /// (TIF_FOREIGN_FPSTATE is set): hyp need not save them.
+        const FOREIGN_FPSTATE = 1 << 0;
+        /// Beyond V0-V31, FPSR and FPCR nothing is live, as a system call's ABI guarantees:
+        /// hyp may save the Advanced SIMD registers only. Upper bits read as zero afterwards.
+        const SVE_DISCARDED = 1 << 1;
+    }
+}
+
+bitflags! {
+    /// Hyp's word: whose state is where, as the host gets the CPU back.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    pub struct HypFlags: u64 {
+        /// This vCPU's state is live in the CPU's registers (Linux: KVM_ARM64_FP_ENABLED).
+        const GUEST_FP_LOADED = 1 << 8;
+        /// The host's state is in the registers or in hyp's host image
+        /// (Linux: KVM_ARM64_FP_HOST). Without it, the host finds the reset state.
+        const HOST_FP_PRESERVED = 1 << 9;
+    }
+}
+
+// No value of one word can be taken for one of the other.
+const_assert!(HostFlags::all().bits() & HypFlags::all().bits() == 0);
+
+/// Bytes between the two words.
+pub const LINE_BYTES: usize = 128;
+
+/// One word with one writer, alone on its line.
+#[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C, align(128))]
+struct Line {
+    word: AtomicU64,
+    // Atomics, so that a shared reference to the page stays sound whatever the other side writes.
+    reserved: [AtomicU64; LINE_BYTES / 8 - 1],
+}
+
+/// The page itself: exactly one granule, aligned to it.
+#[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C, align(4096))]
+pub struct FlagShadowPage {
+    host: Line,
+    hyp: Line,
+    reserved: [AtomicU64; (PAGE_SIZE - 2 * LINE_BYTES) / 8],
+}
+
+const_assert!(size_of::<FlagShadowPage>() == PAGE_SIZE);
+const_assert!(align_of::<FlagShadowPage>() == PAGE_SIZE);
+const_assert!(offset_of!(FlagShadowPage, host) == 0);
+const_assert!(offset_of!(FlagShadowPage, hyp) == LINE_BYTES);
+
+impl FlagShadowPage {
+    /// An all-zero page.
+    #[must_use]
+    pub const fn new() -> Self {
+        const ZERO: AtomicU64 = AtomicU64::new(0);
+        Self {
+            host: Line { word: ZERO, reserved: [ZERO; LINE_BYTES / 8 - 1] },
+            hyp: Line { word: ZERO, reserved: [ZERO; LINE_BYTES / 8 - 1] },
+            reserved: [ZERO; (PAGE_SIZE - 2 * LINE_BYTES) / 8],
+        }
+    }
+
+    /// Host only, before an entry: what the registers hold.
+    pub fn flush(&self, flags: HostFlags) {
+        self.host.word.store(flags.bits(), Ordering::Relaxed);
+    }
+
+    /// Hyp only, once per entry: the raw hint, every bit of it the host's choice.
+    pub fn snapshot_hint(&self) -> UntrustedHint {
+        UntrustedHint(self.host.word.load(Ordering::Relaxed))
+    }
+
+    /// Hyp only: whose state is where.
+    pub fn publish(&self, flags: HypFlags) {
+        self.hyp.word.store(flags.bits(), Ordering::Relaxed);
+    }
+
+    /// Host only: what hyp said last. Unknown bits are dropped.
+    pub fn sync(&self) -> HypFlags {
+        HypFlags::from_bits_truncate(self.hyp.word.load(Ordering::Relaxed))
+    }
+}
+
+impl Default for FlagShadowPage {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The host's word as hyp read it: untrusted until [`UntrustedHint::decode`] dropped what it doesn't
+/// know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UntrustedHint(u64);
+
+impl UntrustedHint {
+    /// Wraps a raw word.
+    pub const fn new(word: u64) -> Self {
+        Self(word)
+    }
+
+    /// The flags that are defined; reserved bits mean nothing and are ignored.
+    pub const fn decode(self) -> HostFlags {
+        HostFlags::from_bits_truncate(self.0)
+    }
+}
+
+// A page of bytes can be looked at as a `FlagShadowPage`, but never as anything without interior
+// mutability: the other side writes it while we look.
+static_assertions::assert_not_impl_any!(FlagShadowPage: Immutable, Clone);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn each_word_has_its_writer() {
+        let page = FlagShadowPage::new();
+        page.flush(HostFlags::all());
+        assert_eq!(page.sync(), HypFlags::empty());
+        page.publish(HypFlags::all());
+        assert_eq!(page.snapshot_hint().decode(), HostFlags::all());
+        assert_eq!(page.sync(), HypFlags::all());
+    }
+
+    proptest! {
+        #[test]
+        fn reserved_bits_of_the_hint_mean_nothing(word: u64) {
+            let known = HostFlags::all().bits();
+            prop_assert_eq!(
+                UntrustedHint::new(word).decode(),
+                UntrustedHint::new(word & known).decode()
+            );
+            prop_assert_eq!(UntrustedHint::new(word).decode().bits(), word & known);
+        }
+    }
+}

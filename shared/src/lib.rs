@@ -1,0 +1,22 @@
+//! What Umbra's host (EL1) and hyp (EL2) both know, and nothing else: hypercall numbers and argument
+//! types ([`call`]), what a vCPU run takes and returns ([`exit`]), error codes ([`error`]), the
+//! flag-shadow page ([`flags`]), vector lengths ([`vl`]) and the one layout of a saved SVE register
+//! file ([`sve`]), and the bootable file ([`package`]).
+//!
+//! This crate holds no `unsafe` and touches no hardware. Everything a host passes to hyp is
+//! untrusted: the types here only *decode*; what a value means for memory or for a vCPU is decided
+//! by hyp's own records.
+
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod call;
+pub mod error;
+pub mod exit;
+pub mod flags;
+pub mod package;
+pub mod sve;
+pub mod vl;
+
+/// Bytes in a translation granule (and so in a page of every interface here): 4 KiB.
+pub const PAGE_SIZE: usize = 4096;
