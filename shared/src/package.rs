@@ -6,6 +6,7 @@
 //! ...        hyp, padded to its size in memory (with .bss and stacks)
 //! host       host payload: itself an arm64 Image, at a 2 MiB boundary
 //! initrd     at a page boundary behind the host's size in memory
+//! (dtb)      2 MiB in memory, not in the file, for the DTB that the host gets
 //! ```
 //!
 //! hyp is linked with an empty header; `cargo xtask image` fills it in. All offsets are bytes from
@@ -43,6 +44,9 @@ pub struct PackageHeader {
     pub initrd_offset: u64,
     /// Bytes of the initrd.
     pub initrd_bytes: u64,
+    /// Where hyp writes the DTB it hands to the host: a 2 MiB boundary behind everything else, with
+    /// [`PAYLOAD_ALIGN`] bytes of room that belong to the package in memory but not in the file.
+    pub dtb_offset: u64,
     /// Bytes used of `command_line`.
     pub command_line_bytes: u64,
     /// Command line for the host; words that begin with `umbra.` are for hyp.

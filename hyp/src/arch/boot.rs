@@ -1,0 +1,610 @@
+//! Boot: from the first Rust instruction to the host's first.
+//!
+//! On the boot CPU, on the boot page tables: read the device tree, place hyp's pool, build the final
+//! page tables. Then, on those: bring EL2 up on this CPU and on all others, one after the other;
+//! look at their vector lengths; size the host images; build the host's stage 2; enter the host.
+//! Other CPUs wait at EL2 until the host turns them on.
+
+use super::console;
+use super::cpu::{
+    CoreIndex, Cpu, MACHINE, MPIDR_AFFINITY, Machine, SHARED, host_image_bytes, read_id_registers,
+    wait_for_event,
+};
+use super::fatal::refuse;
+use super::frames::{FrameList, Tables, linear};
+use super::layout::{DTB_WINDOW_L2, IMAGE_BASE, LINEAR_BASE, STACK_BYTES, stack_top};
+use super::mem::{self, Memory, clean_invalidate_range};
+use super::sysreg::{isb, read_cntpct_el0};
+use super::tables::{HypTables, Stage2, Stage2Shape, Use, vttbr};
+use super::world::{El1Context, World};
+use super::{Lock, layout};
+use crate::arch::sysreg::sys;
+use crate::cpufeatures::CpuFeatures;
+use crate::fp::CpuFp;
+use crate::fp::hw::{Cpu as FpCpu, Image};
+use crate::memory::pages::{Pages, State, count};
+use crate::options::Options;
+use crate::platform::{
+    HostBoot, MAX_CPUS, Platform, Range, conduit, console as find_console, hand_over,
+};
+use crate::psci::{HostEntry, Power};
+use arrayvec::ArrayVec;
+use core::cell::Cell;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+use dtoolkit::fdt::Fdt;
+use percore::{ExceptionLock, PerCore, exception_free};
+use umbra_shared::PAGE_SIZE;
+use umbra_shared::package::{PACKAGE_MAGIC, PAYLOAD_ALIGN, PackageHeader};
+use umbra_shared::vl::VqSet;
+use zerocopy::FromBytes;
+
+/// Boot page tables: L0; L1, L2 of the image; L1, L2 of the identity map; L1 and two L2 of the pool.
+const BOOT_TABLES: usize = 8;
+
+core::arch::global_asm!(
+    include_str!("boot.S"),
+    PACKAGE_HEADER_BYTES = const size_of::<PackageHeader>(),
+    PA_LIMIT_SHIFT = const layout::PA_LIMIT_SHIFT,
+    BLOCK_FLAGS_EL1 = const layout::BLOCK_FLAGS_EL1,
+    BLOCK_FLAGS_EL2 = const layout::BLOCK_FLAGS_EL2,
+    IMAGE_BASE_L0 = const layout::IMAGE_BASE_L0,
+    DTB_WINDOW_L2 = const DTB_WINDOW_L2,
+    MAIR = const layout::MAIR,
+    TCR_EL1 = const layout::TCR_EL1,
+    TCR_EL2 = const layout::TCR_EL2,
+    SCTLR_EL1_BOOT = const layout::SCTLR_EL1_BOOT,
+    SCTLR_EL2_BOOT = const layout::SCTLR_EL2_BOOT,
+    SCTLR_EL2 = const layout::SCTLR_EL2,
+    PARAMS_TTBR = const core::mem::offset_of!(BootParams, ttbr),
+    PARAMS_STACK = const core::mem::offset_of!(BootParams, stack_top),
+    BOOT_TABLES = const BOOT_TABLES,
+);
+
+// SAFETY: symbols of boot.S and image.ld; the statics are addresses only.
+unsafe extern "C" {
+    static umbra_image_begin: u8;
+    static umbra_idmap_begin: u8;
+    static umbra_idmap_end: u8;
+    static umbra_text_begin: u8;
+    static umbra_text_end: u8;
+    static umbra_rodata_end: u8;
+    static umbra_image_end: u8;
+    static umbra_package_header: [u8; size_of::<PackageHeader>()];
+    static umbra_boot_tables: Cell<[[u64; 512]; BOOT_TABLES]>;
+    static umbra_secondary_entry: u8;
+    static umbra_switch_tables: u8;
+}
+
+const BLOCK: u64 = 2 << 20;
+/// The console's window in the boot tables: one 2 MiB block at this level-2 index.
+const CONSOLE_WINDOW_L2: usize = 260;
+/// Stacks: two per CPU, one for work and one for the message about the first.
+const STACKS_PER_CPU: usize = 2;
+/// How long a CPU may take to come up, in seconds of the generic timer.
+const CPU_ON_SECONDS: u64 = 10;
+
+/// What a CPU finds when it comes up with its MMU off: boot.S knows the offsets.
+#[derive(Debug)]
+#[repr(C, align(64))]
+struct BootParams {
+    ttbr: AtomicU64,
+    tcr: AtomicU64,
+    stack_top: AtomicU64,
+    index: AtomicU64,
+    /// Where its `Cpu` is; read with the MMU on.
+    cpu: AtomicU64,
+}
+
+static BOOT_PARAMS: [BootParams; MAX_CPUS] = [const {
+    BootParams {
+        ttbr: AtomicU64::new(0),
+        tcr: AtomicU64::new(0),
+        stack_top: AtomicU64::new(0),
+        index: AtomicU64::new(0),
+        cpu: AtomicU64::new(0),
+    }
+}; MAX_CPUS];
+
+/// Physical address of the image.
+static IMAGE_PA: AtomicU64 = AtomicU64::new(0);
+
+/// How often each CPU went through [`umbra_cpu_reset_main`].
+static RESETS: PerCore<[ExceptionLock<Cell<u64>>; MAX_CPUS], CoreIndex> =
+    PerCore::new([const { ExceptionLock::new(Cell::new(0)) }; MAX_CPUS]);
+
+static HYP_TABLES: Lock<FrameList> = Lock::new(FrameList::new());
+static HOST_TABLES: Lock<FrameList> = Lock::new(FrameList::new());
+
+/// The physical address of something in the image.
+fn image_pa<T: ?Sized>(of: *const T) -> u64 {
+    of.addr() as u64 - IMAGE_BASE as u64 + IMAGE_PA.load(Ordering::Relaxed)
+}
+
+/// Where firmware starts CPUs: physical.
+pub fn secondary_entry_address() -> u64 {
+    image_pa(&raw const umbra_secondary_entry)
+}
+
+/// What it passes to CPU `n`: physical.
+pub fn boot_params_address(n: usize) -> u64 {
+    image_pa(&raw const BOOT_PARAMS[n])
+}
+
+/// Sets a descriptor of the boot tables.
+fn set_boot_descriptor(table: usize, index: usize, value: u64) {
+    // SAFETY: boot CPU alone, on its boot stack; the tables are in .bss and mapped. The entry was
+    // invalid, so no TLB holds it.
+    unsafe {
+        let entry =
+            (&raw const umbra_boot_tables).cast::<u64>().cast_mut().add(table * 512 + index);
+        entry.write_volatile(value);
+        core::arch::asm!("dsb ishst", "isb", options(nostack));
+    }
+}
+
+const WINDOW_BYTES: usize = BLOCK as usize;
+
+/// The device tree, through its window.
+fn device_tree(dtb_pa: u64) -> Option<&'static [u8]> {
+    let offset = (dtb_pa % BLOCK) as usize;
+    let start = (IMAGE_BASE + DTB_WINDOW_L2 * WINDOW_BYTES + offset) as *const u8;
+    // SAFETY: the window maps the two blocks from the one the tree begins in; nobody writes it.
+    let window = unsafe { core::slice::from_raw_parts(start, 2 * WINDOW_BYTES - offset) };
+    let size = u32::from_be_bytes(window.get(4..8)?.try_into().ok()?) as usize;
+    window.get(..size)
+}
+
+// Called by boot.S on the boot stack: `why` is 0 at EL2, 1 at EL1, 2 at EL2 with E2H stuck.
+#[unsafe(no_mangle)]
+extern "C" fn umbra_boot_main(dtb_pa: u64, image: u64, why: u64) -> ! {
+    IMAGE_PA.store(image, Ordering::Relaxed);
+    let dtb = device_tree(dtb_pa);
+    let fdt = dtb.and_then(|dtb| Fdt::new(dtb).ok());
+    if let Some(fdt) = &fdt {
+        early_console(fdt, why);
+        if conduit(fdt) == Some(crate::platform::Conduit::Hvc) {
+            super::fatal::reset_through_hvc();
+        }
+    }
+    // Without a device tree there is no console to say so on, but a debugger finds us here.
+    let (Some(dtb), Some(fdt)) = (dtb, fdt) else {
+        refuse(format_args!("no device tree at {dtb_pa:#x}"))
+    };
+    match why {
+        0 => {}
+        1 => {
+            refuse(format_args!("entered at EL1; hyp needs EL2 (QEMU: -M virt,virtualization=on)"))
+        }
+        _ => refuse(format_args!("HCR_EL2.E2H is fixed to 1; hyp needs nVHE (FEAT_E2H0)")),
+    }
+    let platform = match Platform::read(&fdt) {
+        Ok(platform) => platform,
+        Err(error) => refuse(format_args!("{error}")),
+    };
+    boot(dtb, &platform)
+}
+
+fn early_console(fdt: &Fdt<'_>, why: u64) {
+    let Some(uart) = find_console(fdt) else { return };
+    // Device-nGnRE, never executable, and AP[1] as the translation regime wants it.
+    let attributes = 3 << 53 | 1 << 10 | 1 << 2 | 1 | if why == 0 { 1 << 6 } else { 0 };
+    set_boot_descriptor(2, CONSOLE_WINDOW_L2, uart / BLOCK * BLOCK | attributes);
+    let address = IMAGE_BASE + CONSOLE_WINDOW_L2 * WINDOW_BYTES + (uart % BLOCK) as usize;
+    // SAFETY: just mapped, as Device.
+    unsafe { console::init(address) };
+}
+
+fn package() -> PackageHeader {
+    // SAFETY: part of the image, written by nobody once it is loaded.
+    let bytes: &[u8] = unsafe { &*(&raw const umbra_package_header) };
+    let Ok(header) = PackageHeader::read_from_bytes(bytes) else {
+        refuse(format_args!("damaged package header"))
+    };
+    if header.magic != PACKAGE_MAGIC {
+        refuse(format_args!("this hyp was not packed with a host (cargo xtask image)"));
+    }
+    header
+}
+
+/// The pool, handed out from its start.
+struct Pool {
+    next: u64,
+    end: u64,
+}
+
+impl Pool {
+    /// `bytes` bytes, whole pages, not initialised. Returns the physical address.
+    fn take(&mut self, bytes: usize) -> u64 {
+        let pa = self.next;
+        self.next += bytes.next_multiple_of(PAGE_SIZE) as u64;
+        assert!(self.next <= self.end, "the pool was sized for this");
+        pa
+    }
+
+    fn fill(&mut self, list: &Lock<FrameList>, pages: usize) {
+        let mut list = list.lock();
+        for _ in 0..pages {
+            let pa = self.take(PAGE_SIZE);
+            // SAFETY: fresh from the pool, which is mapped.
+            unsafe { list.push(pa) };
+        }
+    }
+}
+
+/// Tables that a page-by-page mapping of all banks can take, with `fixed` for what is beside RAM.
+fn worst_case_tables(banks: &[Range], fixed: usize) -> usize {
+    let spanned = |shift: u32| -> usize {
+        banks.iter().map(|(start, end)| ((end - start) >> shift) as usize + 2).sum()
+    };
+    spanned(21) + spanned(30) + spanned(39) + fixed
+}
+
+fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
+    let package = package();
+    let image_pa = IMAGE_PA.load(Ordering::Relaxed);
+    let id = read_id_registers();
+    let features = CpuFeatures::new(&id);
+    if !features.gic_sysregs {
+        refuse(format_args!("the CPU has no GIC system registers (GICv3)"));
+    }
+    log::info!(
+        "{} at {image_pa:#x}, package {} KiB",
+        env!("CARGO_PKG_VERSION"),
+        package.package_bytes >> 10
+    );
+
+    let cpus = platform.cpus.len();
+    let hyp_tables = worst_case_tables(&platform.banks, 16 + cpus);
+    let host_tables = worst_case_tables(&platform.banks, 64);
+    let pages = count(&platform.banks);
+    let per_cpu = PAGE_SIZE.max(size_of::<Cpu>().next_multiple_of(PAGE_SIZE))
+        + STACK_BYTES
+        + PAGE_SIZE
+        + umbra_shared::sve::Layout::new(umbra_shared::vl::Vq::MAX).pages() * PAGE_SIZE;
+    let bytes = (hyp_tables + host_tables) * PAGE_SIZE
+        + (pages * size_of::<State>()).next_multiple_of(PAGE_SIZE)
+        + cpus * per_cpu;
+    let bytes = (bytes as u64).next_multiple_of(BLOCK);
+    let dtb_room = (image_pa + package.dtb_offset, image_pa + package.dtb_offset + PAYLOAD_ALIGN);
+    let taken = [(image_pa, image_pa + package.package_bytes), dtb_room];
+    let Some(pool_range) = platform.place(image_pa, bytes, BLOCK, &taken) else {
+        refuse(format_args!("no {} KiB of memory for hyp beside the host", bytes >> 10))
+    };
+    map_pool_for_boot(pool_range);
+    let mut pool = Pool { next: pool_range.0, end: pool_range.1 };
+    let entries = pool.take(pages * size_of::<State>());
+    pool.fill(&HYP_TABLES, hyp_tables);
+    pool.fill(&HOST_TABLES, host_tables);
+
+    let mut tables = HypTables::new(Tables(&HYP_TABLES));
+    map_image(&mut tables, image_pa);
+    tables.map(
+        linear(pool_range.0),
+        pool_range.0,
+        (pool_range.1 - pool_range.0) as usize,
+        Use::ReadWrite,
+    );
+    if let Some(uart) = platform.uart {
+        tables.map(
+            console::FINAL_ADDRESS,
+            uart / PAGE_SIZE as u64 * PAGE_SIZE as u64,
+            PAGE_SIZE,
+            Use::Device,
+        );
+    }
+    // The host's device tree is copied and edited through the linear map, then unmapped again.
+    tables.map(linear(dtb_room.0), dtb_room.0, PAYLOAD_ALIGN as usize, Use::ReadWrite);
+
+    let here = sys::read_mpidr_el1().bits() & MPIDR_AFFINITY;
+    let Some(boot_index) = platform.cpus.iter().position(|&mpidr| mpidr == here) else {
+        refuse(format_args!("the device tree does not list this CPU ({here:#x})"))
+    };
+    for (index, &mpidr) in platform.cpus.iter().enumerate() {
+        SHARED[index].mpidr.store(mpidr, Ordering::Relaxed);
+        make_cpu(&mut tables, &mut pool, index);
+    }
+    // The tree's copy is made while its window is still mapped.
+    // SAFETY: the range belongs to the package and to nobody yet; mapped by both sets of tables below.
+    let room = unsafe {
+        core::slice::from_raw_parts_mut(linear(dtb_room.0) as *mut u8, PAYLOAD_ALIGN as usize)
+    };
+    map_block_for_boot(dtb_room.0);
+    let hyp_ranges = [(image_pa, image_pa + package.hyp_bytes), pool_range];
+    let command_line = command_line(&package, platform);
+    let initrd = (package.initrd_bytes != 0).then(|| {
+        let start = image_pa + package.initrd_offset;
+        (start, start + package.initrd_bytes)
+    });
+    let host_boot = HostBoot { hyp: &hyp_ranges, initrd, command_line };
+    let dtb_bytes = match hand_over(dtb, room, &host_boot) {
+        Ok(bytes) => bytes,
+        Err(error) => refuse(format_args!("{error}")),
+    };
+    clean_invalidate_range(linear(dtb_room.0), dtb_bytes);
+
+    let (options, unknown) = Options::parse(command_line);
+    if let Some(word) = unknown {
+        refuse(format_args!("unknown option {word}"));
+    }
+    let shape = Stage2Shape::new(features.pa_bits);
+    tables.mark_active();
+    for page in (dtb_room.0..dtb_room.1).step_by(PAGE_SIZE) {
+        tables.unmap_page(linear(page));
+    }
+    let stage2 = host_stage2(platform, &hyp_ranges, shape);
+
+    // SAFETY: fresh from the pool, mapped, aligned to a page, large enough for one entry per page; zeroed
+    // bytes are a valid `State` (its first variant), and `Pages::new` writes every entry.
+    let entries = unsafe {
+        let start = linear(entries) as *mut State;
+        start.cast::<u8>().write_bytes(0, pages * size_of::<State>());
+        core::slice::from_raw_parts_mut(start, pages)
+    };
+    let mut owners = Pages::new(&platform.banks, entries);
+    for (start, end) in hyp_ranges {
+        if owners.take_for_hyp(start, (end - start) / PAGE_SIZE as u64).is_err() {
+            refuse(format_args!("the image is not in the memory that the device tree lists"));
+        }
+    }
+    let host_vttbr = vttbr(0, stage2.root());
+    mem::init(Memory { pages: owners, hyp: tables, host: stage2 });
+    FINISH.lock().replace(Finish {
+        cpus,
+        options,
+        features,
+        id,
+        shape,
+        host_vttbr,
+        images: pool,
+        uart: platform.uart,
+        host: HostEntry { pc: image_pa + package.host_offset, context: dtb_room.0 },
+    });
+    switch_tables(boot_index)
+}
+
+/// What is left to do on the final page tables.
+struct Finish {
+    cpus: usize,
+    options: Options,
+    features: CpuFeatures,
+    id: crate::cpufeatures::IdRegisters,
+    shape: Stage2Shape,
+    host_vttbr: u64,
+    images: Pool,
+    uart: Option<u64>,
+    host: HostEntry,
+}
+
+static FINISH: Lock<Option<Finish>> = Lock::new(None);
+
+/// The host's command line: the package's, or the device tree's.
+fn command_line<'a>(package: &'a PackageHeader, platform: &'a Platform) -> &'a str {
+    let length = (package.command_line_bytes as usize).min(package.command_line.len());
+    match core::str::from_utf8(&package.command_line[..length]) {
+        Ok("") => platform.command_line.as_str(),
+        Ok(line) => line,
+        Err(_) => refuse(format_args!("the package's command line is not UTF-8")),
+    }
+}
+
+fn map_pool_for_boot((start, end): Range) {
+    let mut pa = start;
+    while pa < end {
+        map_block_for_boot(pa);
+        pa += BLOCK;
+    }
+}
+
+/// Maps a block of the linear map in the boot tables: tables 5 (L1), 6 and 7 (L2).
+fn map_block_for_boot(pa: u64) {
+    static L2_OF: Lock<ArrayVec<u64, 2>> = Lock::new(ArrayVec::new_const());
+    let table_pa = |n: usize| self::image_pa(&raw const umbra_boot_tables) + (n * PAGE_SIZE) as u64;
+    let gib = pa >> 30;
+    let mut l2 = L2_OF.lock();
+    let n = l2.iter().position(|&g| g == gib).unwrap_or_else(|| {
+        if l2.iter().any(|&g| g >> 9 != gib >> 9) || l2.try_push(gib).is_err() {
+            refuse(format_args!("hyp's memory lies too far apart"));
+        }
+        set_boot_descriptor(0, (LINEAR_BASE >> 39) + (pa >> 39) as usize, table_pa(5) | 3);
+        set_boot_descriptor(5, (gib & 511) as usize, table_pa(6 + l2.len() - 1) | 3);
+        l2.len() - 1
+    });
+    set_boot_descriptor(6 + n, (pa >> 21 & 511) as usize, pa | layout::BLOCK_FLAGS_EL2 | 1 << 54);
+}
+
+fn map_image(tables: &mut HypTables, image_pa: u64) {
+    let at = |symbol: *const u8| symbol.addr();
+    let begin = at(&raw const umbra_image_begin);
+    let idmap = (at(&raw const umbra_idmap_begin), at(&raw const umbra_idmap_end));
+    let text = (at(&raw const umbra_text_begin), at(&raw const umbra_text_end));
+    let rodata_end = at(&raw const umbra_rodata_end);
+    let end = at(&raw const umbra_image_end);
+    let mut map = |from: usize, to: usize, how| {
+        if from < to {
+            tables.map(from, image_pa + (from - begin) as u64, to - from, how);
+        }
+    };
+    map(begin, idmap.0, Use::ReadOnly);
+    map(text.0, text.1, Use::Text);
+    map(text.1, rodata_end, Use::ReadOnly);
+    map(rodata_end, end, Use::ReadWrite);
+    // Only at its physical address: it runs nowhere else.
+    let idmap_pa = image_pa + (idmap.0 - begin) as u64;
+    tables.map(idmap_pa as usize, idmap_pa, idmap.1 - idmap.0, Use::Text);
+}
+
+/// A CPU's stacks and data.
+fn make_cpu(tables: &mut HypTables, pool: &mut Pool, index: usize) {
+    let stack = stack_top(STACKS_PER_CPU * index);
+    let emergency = stack_top(STACKS_PER_CPU * index + 1);
+    for (top, bytes) in [(stack, STACK_BYTES), (emergency, PAGE_SIZE)] {
+        let pa = pool.take(bytes);
+        tables.map(top - bytes, pa, bytes, Use::ReadWrite);
+    }
+    let cpu = linear(pool.take(size_of::<Cpu>())) as *mut Cpu;
+    // SAFETY: fresh from the pool, mapped by the boot tables and the final ones, aligned to a page.
+    unsafe {
+        cpu.write(Cpu {
+            emergency_stack: emergency as u64,
+            index,
+            stack_top: stack as u64,
+            world: World::default(),
+            hw: FpCpu::new(false, false),
+            fp: CpuFp::new(Image::empty()),
+            host: El1Context::default(),
+            host_vttbr: 0,
+            loaded: None,
+            shared: &SHARED[index],
+        });
+    }
+    let params = &BOOT_PARAMS[index];
+    let pa_size = (read_id_registers().mmfr0 & 0xf).min(5);
+    params.ttbr.store(tables.root(), Ordering::Relaxed);
+    params.tcr.store(layout::TCR_EL2 | pa_size << 16, Ordering::Relaxed);
+    params.stack_top.store(stack as u64, Ordering::Relaxed);
+    params.index.store(index as u64, Ordering::Relaxed);
+    params.cpu.store(cpu as u64, Ordering::Relaxed);
+    clean_invalidate_range((&raw const *params).addr(), size_of::<BootParams>());
+}
+
+fn host_stage2(platform: &Platform, hyp: &[Range], shape: Stage2Shape) -> Stage2 {
+    let mut stage2 = Stage2::new(Tables(&HOST_TABLES), shape);
+    let limit = 1 << shape.ipa_bits;
+    let mut at = 0;
+    for &(start, end) in &platform.banks {
+        if end > limit {
+            refuse(format_args!("memory above {} bits of address", shape.ipa_bits));
+        }
+        stage2.map_identity_device(at, start);
+        let mut holes: ArrayVec<Range, 4> = hyp.iter().copied().collect();
+        holes.sort_unstable();
+        let mut from = start;
+        for hole in holes {
+            if hole.0 < end && hole.1 > from {
+                stage2.map_identity_ram(from, hole.0.max(from));
+                from = hole.1;
+            }
+        }
+        stage2.map_identity_ram(from, end);
+        at = end;
+    }
+    stage2.map_identity_device(at, limit);
+    stage2.mark_active();
+    stage2
+}
+
+fn switch_tables(index: usize) -> ! {
+    let entry = image_pa(&raw const umbra_switch_tables);
+    let params = boot_params_address(index);
+    // SAFETY: the code there is mapped one to one by both sets of tables; it comes back at
+    // `umbra_cpu_reset_main` on this CPU's own stack.
+    unsafe {
+        core::arch::asm!(
+            "dsb sy",
+            "br {entry}",
+            entry = in(reg) entry,
+            in("x0") params,
+            options(noreturn)
+        );
+    }
+}
+
+// Every CPU comes here, on its own stack and on the final page tables: the boot CPU once, others when
+// firmware starts them.
+#[unsafe(no_mangle)]
+extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
+    let cpu = BOOT_PARAMS[index as usize].cpu.load(Ordering::Relaxed) as *mut Cpu;
+    // SAFETY: made by `make_cpu` for this CPU, which has just come out of reset: nobody else holds it.
+    let cpu = unsafe { &mut *cpu }.install();
+    let first = exception_free(|token| {
+        let resets = RESETS.get().borrow(token);
+        resets.replace(resets.get() + 1) == 0
+    });
+    cpu.bring_up();
+    let finish = FINISH.lock().take();
+    if let Some(finish) = finish {
+        finish_boot(cpu, finish);
+    }
+    if first && cpu.shared.power.state() == Power::Off {
+        cpu.shared.power.set(Power::Held);
+        super::cpu::send_event();
+    }
+    loop {
+        if let Some(entry) = cpu.shared.power.take_entry() {
+            cpu.start_host(entry);
+        }
+        wait_for_event();
+    }
+}
+
+/// On the final tables, on the boot CPU.
+fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
+    if let Some(uart) = finish.uart {
+        // SAFETY: mapped there by the final tables.
+        unsafe { console::init(console::FINAL_ADDRESS + (uart % PAGE_SIZE as u64) as usize) };
+    }
+    start_others(cpu.index, finish.cpus);
+    let sets = || SHARED[..finish.cpus].iter().filter(|s| s.online()).map(|s| s.vqs());
+    let largest = sets().filter_map(VqSet::max).max();
+    let common = VqSet::common(sets());
+    let image_bytes = host_image_bytes(largest);
+    for (n, params) in BOOT_PARAMS[..finish.cpus].iter().enumerate() {
+        let pa = finish.images.take(image_bytes);
+        let base = NonNull::new(linear(pa) as *mut u8).expect("the linear map is not at 0");
+        let other = params.cpu.load(Ordering::Relaxed) as *mut Cpu;
+        // SAFETY: fresh from the pool, mapped, used by this CPU's engine alone.
+        let image = unsafe { Image::new(base, image_bytes) };
+        // SAFETY: other CPUs are held before they touch these two fields, which they do only after
+        // they have seen their power state change; this CPU's own reference is not used meanwhile.
+        unsafe {
+            (&raw mut (*other).fp).write(CpuFp::new(image));
+            (&raw mut (*other).host_vttbr).write(finish.host_vttbr);
+        }
+        SHARED[n].image_bytes.store(image_bytes as u64, Ordering::Relaxed);
+    }
+    let describe = |set: VqSet| set.max().map_or(0, |vq| vq.vl_bytes());
+    log::info!(
+        "{} CPUs, largest VL {} bytes, guests up to {}, host images {image_bytes} bytes",
+        finish.cpus,
+        largest.map_or(0, |vq| vq.vl_bytes()),
+        describe(common),
+    );
+    MACHINE.call_once(|| Machine {
+        cpus: finish.cpus,
+        common,
+        largest,
+        options: finish.options,
+        id: finish.id,
+        features: finish.features,
+        stage2: finish.shape,
+        host_vttbr: finish.host_vttbr,
+    });
+    cpu.start_host(finish.host)
+}
+
+/// Starts the other CPUs one after the other and waits for each to be held.
+fn start_others(this: usize, cpus: usize) {
+    let limit = CPU_ON_SECONDS * sys::read_cntfrq_el0().bits();
+    for (n, shared) in SHARED[..cpus].iter().enumerate().filter(|(n, _)| *n != this) {
+        let mpidr = shared.mpidr.load(Ordering::Relaxed);
+        let result = smccc::psci::cpu_on::<smccc::Smc>(
+            mpidr,
+            secondary_entry_address(),
+            boot_params_address(n),
+        );
+        if let Err(error) = result {
+            log::warn!("CPU {n} ({mpidr:#x}) can't be started: {error}");
+            continue;
+        }
+        let since = read_cntpct_el0();
+        while shared.power.state() != Power::Held {
+            if read_cntpct_el0().wrapping_sub(since) > limit {
+                refuse(format_args!("CPU {n} ({mpidr:#x}) was started and did not arrive"));
+            }
+            // SAFETY: a hint.
+            unsafe { core::arch::asm!("yield", options(nomem, nostack)) };
+        }
+    }
+    isb();
+}

@@ -1,0 +1,132 @@
+//! Hypercalls other than VCPU_RUN: decode, do, answer.
+
+use super::cpu::{Cpu, MACHINE, SHARED, machine};
+use super::mem::memory;
+use super::trap::HostFrame;
+use super::vm;
+use umbra_shared::call::{
+    Call, Features, INTERFACE_VERSION, NO_PAGE, UntrustedPa, VENDOR_UID, VENDOR_UID_FUNCTION,
+    VM_PAGES, VcpuConfig, vcpu_pages,
+};
+use umbra_shared::error::Error;
+use umbra_shared::vl::Vq;
+
+/// x1-x8 of an answer.
+type Results = [u64; 8];
+
+const NOTHING: Results = [0; 8];
+
+const fn one(x1: u64) -> Results {
+    [x1, 0, 0, 0, 0, 0, 0, 0]
+}
+
+/// Handles the host's HVC.
+pub fn handle(cpu: &mut Cpu, frame: &mut HostFrame) {
+    if frame.x[0] & 0xffff_ffff == VENDOR_UID_FUNCTION {
+        for (x, word) in frame.x.iter_mut().zip(VENDOR_UID) {
+            *x = u64::from(word);
+        }
+        return;
+    }
+    let mut args = [0; 7];
+    args.copy_from_slice(&frame.x[1..8]);
+    let (code, results) = match Call::decode(frame.x[0], &args) {
+        Ok(call) => match perform(cpu, call) {
+            Ok(results) => (0, results),
+            Err(error) => (error.code(), explain(error, call)),
+        },
+        Err(error) => (error.code(), NOTHING),
+    };
+    frame.x[0] = code as u64;
+    frame.x[1..9].copy_from_slice(&results);
+}
+
+/// TOO_FEW_PAGES says in x1 how many it takes.
+fn explain(error: Error, call: Call) -> Results {
+    match (error, call) {
+        (Error::TooFewPages, Call::VmCreate { .. }) => one(VM_PAGES),
+        (Error::TooFewPages, Call::VcpuCreate(config)) => {
+            one(vcpu_pages(Vq::from_vl(config.vl_bytes)))
+        }
+        _ => NOTHING,
+    }
+}
+
+fn perform(cpu: &mut Cpu, call: Call) -> Result<Results, Error> {
+    match call {
+        Call::Version => Ok(version()),
+        Call::VlInfo { cpu } => vl_info(cpu),
+        Call::Stats { cpu, first } => {
+            let shared = usize::try_from(cpu)
+                .ok()
+                .and_then(|n| SHARED[..machine().cpus].get(n))
+                .ok_or(Error::BadCpu)?;
+            Ok(core::array::from_fn(|n| shared.stats.get(first.saturating_add(n as u64))))
+        }
+        Call::NextSharedPage { from } => {
+            let memory = memory().lock();
+            Ok(one(memory.next_host_page_mapped(from.0).unwrap_or(NO_PAGE)))
+        }
+        Call::ShareFlagPage { page } => share(page).map(|()| NOTHING),
+        Call::UnshareFlagPage { page } => unshare(page).map(|()| NOTHING),
+        Call::VmCreate { pages, config } => vm::create(pages, config).map(|vm| one(vm.0)),
+        Call::VmTopup { vm, pages } => vm::topup(vm, pages).map(|()| NOTHING),
+        Call::VmMap { vm, page, ipa } => vm::map(vm, page, ipa).map(|()| NOTHING),
+        Call::VmDestroy { vm } => vm::destroy(vm).map(|()| NOTHING),
+        Call::VmReclaim { vm, page } => vm::reclaim(vm, page).map(one),
+        Call::VcpuCreate(config) => create_vcpu(&config),
+        Call::VcpuLoad { vm, vcpu } => vm::load(cpu, vm, vcpu).map(|()| NOTHING),
+        Call::VcpuPut => vm::put(cpu).map(|()| NOTHING),
+    }
+}
+
+fn version() -> Results {
+    let machine = machine();
+    let mut features = Features::empty();
+    features.set(Features::SVE, !machine.common.is_empty());
+    features.set(Features::SME, machine.features.sme);
+    features.set(Features::PAUTH, machine.features.pauth);
+    features.set(Features::HOST_VL_COMMON, machine.options.host_vl_common);
+    let mut results = one(u64::from(INTERFACE_VERSION));
+    results[1] = features.bits();
+    results
+}
+
+fn vl_info(cpu: Option<u64>) -> Result<Results, Error> {
+    let machine = MACHINE.get().ok_or(Error::BadCpu)?;
+    let cpus = machine.cpus as u64;
+    let Some(cpu) = cpu else {
+        return Ok([u64::from(machine.common.bits()), 0, cpus, 0, 1, 0, 0, 0]);
+    };
+    let shared = usize::try_from(cpu)
+        .ok()
+        .and_then(|n| SHARED[..machine.cpus].get(n))
+        .ok_or(Error::BadCpu)?;
+    use core::sync::atomic::Ordering::Relaxed;
+    Ok([
+        u64::from(shared.vqs().bits()),
+        shared.image_bytes.load(Relaxed),
+        cpus,
+        shared.mpidr.load(Relaxed),
+        u64::from(shared.online()),
+        0,
+        0,
+        0,
+    ])
+}
+
+fn share(page: UntrustedPa) -> Result<(), Error> {
+    let mut memory = memory().lock();
+    let page = memory.pages.lookup(page.0)?;
+    memory.share_flag_page(page)
+}
+
+fn unshare(page: UntrustedPa) -> Result<(), Error> {
+    let mut memory = memory().lock();
+    let page = memory.pages.lookup(page.0)?;
+    memory.unshare_flag_page(page)
+}
+
+fn create_vcpu(config: &VcpuConfig) -> Result<Results, Error> {
+    vm::create_vcpu(config).map(|index| one(index.0))
+}

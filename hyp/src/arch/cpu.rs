@@ -1,0 +1,290 @@
+//! Per-CPU data and what every CPU goes through when it comes up at EL2.
+//!
+//! [`Cpu`] is private to its CPU: hyp runs with interrupts masked and handles one exception at a
+//! time, so the exclusive reference that a trap handler makes from TPIDR_EL2 is the only one.
+//! [`Shared`] is what other CPUs may look at.
+
+use super::sysreg::*;
+use super::world::{El1Context, PSTATE_EL1H_MASKED, World};
+use crate::arch::sysreg::sys;
+use crate::cpufeatures::{CpuFeatures, IdRegisters};
+use crate::fp::hw::{Cpu as FpCpu, Image};
+use crate::fp::{Access, CpuFp, FpHw};
+use crate::options::Options;
+use crate::platform::MAX_CPUS;
+use crate::psci::{HostEntry, Power, PowerCell};
+use crate::stats::Stats;
+use core::arch::asm;
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use percore::Cores;
+use spin::Once;
+use umbra_shared::sve::Layout;
+use umbra_shared::vl::{Vq, VqSet};
+
+use super::vm::Loaded;
+
+/// What one CPU keeps to itself. vectors.S knows `emergency_stack`.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Cpu {
+    /// Stack for the message about a broken stack: its top.
+    pub emergency_stack: u64,
+    /// Its number: the order of the device tree.
+    pub index: usize,
+    /// Top of its stack.
+    pub stack_top: u64,
+    /// EL2's controls per world.
+    pub world: World,
+    /// FP hardware.
+    pub hw: FpCpu,
+    /// FP state.
+    pub fp: CpuFp<Image>,
+    /// The host's EL1 while a guest runs.
+    pub host: El1Context,
+    /// VTTBR_EL2 of the host.
+    pub host_vttbr: u64,
+    /// The vCPU loaded here.
+    pub loaded: Option<Loaded>,
+    /// What others may look at.
+    pub shared: &'static Shared,
+}
+
+/// What other CPUs may look at.
+#[derive(Debug)]
+pub struct Shared {
+    /// Counters.
+    pub stats: Stats,
+    /// PSCI.
+    pub power: PowerCell,
+    /// MPIDR_EL1 affinity.
+    pub mpidr: AtomicU64,
+    /// Set of VQs.
+    vqs: AtomicU16,
+    /// It has been up at EL2.
+    online: AtomicBool,
+    /// Bytes of its host image.
+    pub image_bytes: AtomicU64,
+}
+
+impl Shared {
+    const fn new() -> Self {
+        Self {
+            stats: Stats::new(),
+            power: PowerCell::new(Power::Off),
+            mpidr: AtomicU64::new(0),
+            vqs: AtomicU16::new(0),
+            online: AtomicBool::new(false),
+            image_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// Its vector lengths.
+    pub fn vqs(&self) -> VqSet {
+        VqSet::from_bits(self.vqs.load(Ordering::Relaxed))
+    }
+
+    /// Whether it has been up at EL2.
+    pub fn online(&self) -> bool {
+        self.online.load(Ordering::Acquire)
+    }
+}
+
+/// All CPUs', by number.
+pub static SHARED: [Shared; MAX_CPUS] = [const { Shared::new() }; MAX_CPUS];
+
+/// What is the same on all CPUs, known once all have been looked at.
+#[derive(Debug)]
+pub struct Machine {
+    /// CPUs.
+    pub cpus: usize,
+    /// The vector lengths that guests can have.
+    pub common: VqSet,
+    /// The largest VL of any CPU: what host images are sized for. `None`: no SVE.
+    pub largest: Option<Vq>,
+    /// Command line.
+    pub options: Options,
+    /// ID registers of the boot CPU.
+    pub id: IdRegisters,
+    /// Its features.
+    pub features: CpuFeatures,
+    /// Stage 2.
+    pub stage2: super::tables::Stage2Shape,
+    /// VTTBR_EL2 of the host.
+    pub host_vttbr: u64,
+}
+
+/// Set before the host runs.
+pub static MACHINE: Once<Machine> = Once::new();
+
+/// The machine.
+///
+/// # Panics
+///
+/// Before boot has looked at all CPUs.
+pub fn machine() -> &'static Machine {
+    MACHINE.get().expect("the machine is known before the host runs")
+}
+
+/// `percore`'s idea of which CPU this is.
+#[derive(Debug)]
+pub struct CoreIndex;
+
+// SAFETY: TPIDR_EL2 points to this CPU's own `Cpu`, whose index is unique.
+unsafe impl Cores for CoreIndex {
+    fn core_index() -> usize {
+        Cpu::current_index().unwrap_or(0)
+    }
+}
+
+impl Cpu {
+    /// This CPU's data.
+    ///
+    /// # Safety
+    ///
+    /// At most one reference may exist: only the outermost function of an exception or of the boot
+    /// path calls this, once.
+    pub unsafe fn current() -> &'static mut Self {
+        let this = sys::read_tpidr_el2().bits() as *mut Self;
+        // SAFETY: set by `install` before anything can trap; exclusive as the caller promises.
+        unsafe { &mut *this }
+    }
+
+    /// This CPU's number, if it has got that far.
+    pub fn current_index() -> Option<usize> {
+        let this = sys::read_tpidr_el2().bits() as *const Self;
+        // SAFETY: null or set by `install`; the index never changes after that.
+        (!this.is_null()).then(|| unsafe { (*this).index })
+    }
+
+    /// Makes this the running CPU's data.
+    pub fn install(&'static mut self) -> &'static mut Self {
+        let this: *mut Self = self;
+        // SAFETY: TPIDR_EL2 is hyp's own; it points to data that lives forever.
+        unsafe { sys::write_tpidr_el2(sys::TpidrEl2::from_bits_retain(this as u64)) };
+        // SAFETY: derived from the exclusive reference just consumed.
+        unsafe { &mut *this }
+    }
+
+    /// Brings EL2 of this CPU into hyp's state, from whatever reset or firmware left: every register
+    /// is set whole. Reads the CPU's vector lengths anew.
+    pub fn bring_up(&mut self) {
+        let features = CpuFeatures::new(&read_id_registers());
+        self.hw = FpCpu::new(features.sve, features.sme);
+        self.world = World::new(&features, sys::read_mpidr_el1().bits());
+        self.world.init_host();
+        self.hw.set_access(Access::Full);
+        self.hw.sync();
+        if features.sme {
+            // Streaming mode and ZA off before any vector length is relied on; all of the SME VLs and
+            // FA64 for the host.
+            write_svcr(0);
+            write_smcr_el2(SMCR_FA64 | 0xf);
+            isb();
+        }
+        let mut set = VqSet::EMPTY;
+        if features.sve {
+            for len in (0..16).rev() {
+                self.hw.set_clamp(Vq::from_len(len));
+                set = set.with(self.hw.vq());
+            }
+        }
+        self.shared.vqs.store(set.bits(), Ordering::Relaxed);
+        self.shared.mpidr.store(sys::read_mpidr_el1().bits() & MPIDR_AFFINITY, Ordering::Relaxed);
+        self.shared.online.store(true, Ordering::Release);
+        self.hw.set_access(Access::Closed);
+    }
+
+    /// What the host may use on this CPU: all it has, or the common lengths; never more than its image
+    /// can hold.
+    pub fn host_vq(&self) -> Option<Vq> {
+        let machine = machine();
+        let here = self.shared.vqs();
+        let limit =
+            if machine.options.host_vl_common { machine.common.max()? } else { machine.largest? };
+        let allowed = here.effective(limit);
+        if let (Some(max), Some(allowed)) = (here.max(), allowed)
+            && allowed < max
+        {
+            log::info!(
+                "CPU {}: VL {} bytes, host held to {}",
+                self.index,
+                max.vl_bytes(),
+                allowed.vl_bytes()
+            );
+        }
+        allowed
+    }
+
+    /// Begins the host's life on this CPU: EL1 in its reset state.
+    pub fn start_host(&mut self, entry: HostEntry) -> ! {
+        let host_vq = self.host_vq();
+        self.fp.reset(&mut self.hw, host_vq);
+        self.loaded = None;
+        super::world::switch_el1(&self.world, &mut self.host, &El1Context::reset());
+        write_cntv_ctl_el0(0);
+        write_cntv_cval_el0(0);
+        write_vttbr_el2(self.host_vttbr);
+        // SAFETY: stage 2 of the host is complete; VTCR_EL2 matches its root level.
+        unsafe { sys::write_vtcr_el2(sys::VtcrEl2::from_bits_retain(machine().stage2.vtcr)) };
+        // SAFETY: return state for the ERET below.
+        unsafe {
+            sys::write_elr_el2(sys::ElrEl2::from_bits_retain(entry.pc));
+            sys::write_spsr_el2(sys::SpsrEl2::from_bits_retain(PSTATE_EL1H_MASKED));
+        }
+        isb();
+        // SAFETY: dropping translations is always sound.
+        unsafe { asm!("tlbi vmalls12e1", "ic iallu", "dsb nsh", "isb", options(nostack)) };
+        self.shared.power.set(Power::On);
+        // SAFETY: everything is set up; the stack is not needed any more.
+        unsafe { umbra_enter_host_fresh(entry.context, self.stack_top) }
+    }
+}
+
+// SAFETY: defined in vectors.S with this signature.
+unsafe extern "C" {
+    fn umbra_enter_host_fresh(context: u64, stack_top: u64) -> !;
+}
+
+/// SMCR_EL2.FA64, RES0 where the CPU lacks it.
+const SMCR_FA64: u64 = 1 << 31;
+/// Aff3 and Aff2..Aff0.
+pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
+
+/// This CPU's ID registers.
+pub fn read_id_registers() -> IdRegisters {
+    let dfr0 = sys::read_id_aa64dfr0_el1().bits();
+    let pfr0 = sys::read_id_aa64pfr0_el1().bits();
+    let pmu = dfr0 >> 8 & 0xf;
+    IdRegisters {
+        pfr0,
+        pfr1: sys::read_id_aa64pfr1_el1().bits(),
+        pfr2: sys::read_id_aa64pfr2_el1().bits(),
+        // Without SVE ID_AA64ZFR0_EL1 is RAZ.
+        zfr0: read_id_aa64zfr0_el1(),
+        dfr0,
+        isar0: sys::read_id_aa64isar0_el1().bits(),
+        isar1: sys::read_id_aa64isar1_el1().bits(),
+        isar2: sys::read_id_aa64isar2_el1().bits(),
+        mmfr0: sys::read_id_aa64mmfr0_el1().bits(),
+        mmfr1: sys::read_id_aa64mmfr1_el1().bits(),
+        mmfr2: sys::read_id_aa64mmfr2_el1().bits(),
+        pmcr_n: if pmu == 0 || pmu == 0xf { 0 } else { sys::read_pmcr_el0().bits() >> 11 & 0x1f },
+    }
+}
+
+/// Bytes of a host image on a machine whose widest CPU has this VL.
+pub fn host_image_bytes(largest: Option<Vq>) -> usize {
+    largest.map_or(umbra_shared::sve::FPSIMD_BYTES, |vq| Layout::new(vq).image_bytes())
+}
+
+/// WFE.
+pub fn wait_for_event() {
+    // SAFETY: a hint.
+    unsafe { asm!("wfe", options(nostack, preserves_flags)) };
+}
+
+/// Wakes CPUs in [`wait_for_event`], after what was written before is visible to them.
+pub fn send_event() {
+    // SAFETY: a barrier and a hint.
+    unsafe { asm!("dsb ish", "sev", options(nostack, preserves_flags)) };
+}

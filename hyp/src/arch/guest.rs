@@ -1,0 +1,178 @@
+//! What a guest traps on: answered here, or handed to the host.
+
+use super::sysreg::*;
+use super::vm::{Open, Vcpu};
+use crate::cpufeatures::IdRegisters;
+use crate::idregs::{self, IdRegister};
+use crate::syndrome::{self, Abort, SysReg, ec, pstate};
+use umbra_shared::exit::{ExitInfo, Reason};
+
+/// An exit to the host: the reason and what goes with it into x2 and up.
+#[derive(Clone, Copy, Debug)]
+pub struct Exit {
+    /// Reason, and size and direction of an MMIO access.
+    pub info: ExitInfo,
+    /// x2-x7.
+    pub data: [u64; 6],
+}
+
+impl Exit {
+    /// An exit with data.
+    pub const fn new(reason: Reason, data: [u64; 6]) -> Self {
+        Self { info: ExitInfo::new(reason, 0), data }
+    }
+}
+
+/// Handles a synchronous exception other than FP, with the guest's EL1 still in the registers.
+/// `None`: go on.
+pub fn synchronous(vcpu: &mut Vcpu, id: &IdRegisters, esr: u64) -> Option<Exit> {
+    match syndrome::class(esr) {
+        ec::HVC64 => {
+            let x = &vcpu.regs.x;
+            vcpu.open = Open::Hvc;
+            Some(Exit::new(Reason::Hvc, [x[0], x[1], x[2], x[3], x[4], x[5]]))
+        }
+        ec::WFX => {
+            step_over(vcpu);
+            Some(Exit::new(Reason::Wfi, [0; 6]))
+        }
+        ec::SMC64 => {
+            // There is no firmware for a guest. HCR_EL2.TSC traps before the instruction.
+            vcpu.regs.x[0] = u64::MAX;
+            step_over(vcpu);
+            None
+        }
+        ec::SYSREG => system_register(vcpu, id, SysReg::new(esr)),
+        ec::DATA_ABORT => Some(data_abort(vcpu, esr)),
+        ec::INSTRUCTION_ABORT => Some(fault(esr)),
+        _ => {
+            undefined(vcpu);
+            None
+        }
+    }
+}
+
+/// The guest's next instruction is the one behind this.
+fn step_over(vcpu: &mut Vcpu) {
+    vcpu.regs.pc = vcpu.regs.pc.wrapping_add(4);
+    vcpu.regs.pstate = pstate::after_instruction(vcpu.regs.pstate);
+}
+
+/// An exception of the guest's own EL1, whose registers are live: UNDEFINED.
+pub fn undefined(vcpu: &mut Vcpu) {
+    write_elr_el1(vcpu.regs.pc);
+    write_spsr_el1(vcpu.regs.pstate);
+    write_esr_el1(syndrome::ESR_UNDEFINED);
+    vcpu.regs.pc = syndrome::vector(read_vbar_el1(), vcpu.regs.pstate);
+    vcpu.regs.pstate = pstate::on_exception(vcpu.regs.pstate, read_sctlr_el1());
+}
+
+/// An external abort for an MMIO access that the host refused; EL1 is in memory.
+pub fn external_abort(vcpu: &mut Vcpu, far: u64, write: bool) {
+    let from_el0 = vcpu.regs.pstate & pstate::MODE == 0;
+    let esr = ec::DATA_ABORT << 26 | 1 << 25 | if write { 1 << 6 } else { 0 };
+    let el1 = &mut vcpu.el1.regs;
+    el1.elr_el1 = vcpu.regs.pc;
+    el1.spsr_el1 = vcpu.regs.pstate;
+    el1.esr_el1 = syndrome::esr_external_abort(esr, from_el0);
+    el1.far_el1 = far;
+    vcpu.regs.pc = syndrome::vector(el1.vbar_el1, vcpu.regs.pstate);
+    vcpu.regs.pstate = pstate::on_exception(vcpu.regs.pstate, el1.sctlr_el1);
+}
+
+fn ipa() -> u64 {
+    syndrome::fault_ipa(read_hpfar_el2(), sys::read_far_el2().bits())
+}
+
+fn fault(esr: u64) -> Exit {
+    if Abort::new(esr).is_stage2() {
+        Exit::new(Reason::Fault, [ipa(), 0, 0, 0, 0, 0])
+    } else {
+        Exit::new(Reason::Broken, [esr, 0, 0, 0, 0, 0])
+    }
+}
+
+fn data_abort(vcpu: &mut Vcpu, esr: u64) -> Exit {
+    let abort = Abort::new(esr);
+    let Some(access) = abort.access().filter(|_| abort.is_translation()) else {
+        return fault(esr);
+    };
+    let bytes = 1u8 << access.size_log2;
+    let far = sys::read_far_el2().bits();
+    let data = if access.write {
+        vcpu.open = Open::Write { far };
+        syndrome::extend(read_register(vcpu, access.register), bytes, false, true)
+    } else {
+        vcpu.open = Open::Read {
+            register: access.register,
+            bytes,
+            sign: access.sign,
+            wide: access.wide,
+            far,
+        };
+        0
+    };
+    Exit {
+        info: ExitInfo::mmio(access.size_log2, access.write, 0),
+        data: [ipa(), data, 0, 0, 0, 0],
+    }
+}
+
+fn read_register(vcpu: &Vcpu, n: u8) -> u64 {
+    // 31 is XZR.
+    vcpu.regs.x.get(n as usize).copied().unwrap_or(0)
+}
+
+/// Writes Xn; XZR takes nothing.
+pub fn write_register(vcpu: &mut Vcpu, n: u8, value: u64) {
+    if let Some(x) = vcpu.regs.x.get_mut(n as usize) {
+        *x = value;
+    }
+}
+
+/// The host finished what the last exit left open.
+pub fn complete_read(vcpu: &mut Vcpu, data: u64) {
+    if let Open::Read { register, bytes, sign, wide, .. } = vcpu.open {
+        write_register(vcpu, register, syndrome::extend(data, bytes, sign, wide));
+        step_over(vcpu);
+    }
+}
+
+/// A store is done.
+pub fn complete_write(vcpu: &mut Vcpu) {
+    step_over(vcpu);
+}
+
+fn system_register(vcpu: &mut Vcpu, id: &IdRegisters, r: SysReg) -> Option<Exit> {
+    let value = match (r.op0, r.op1, r.crn, r.crm, r.op2) {
+        // The ID registers, AArch32's included (TID3).
+        (3, 0, 0, 1..=7, _) if r.read => {
+            idregs::read(id, vcpu.id, IdRegister { crm: r.crm, op2: r.op2 })
+        }
+        // REVIDR_EL1, AIDR_EL1 (TID1).
+        (3, 0, 0, 0, 6) | (3, 1, 0, 0, 7) if r.read => 0,
+        // ACTLR_EL1.
+        (3, 0, 1, 0, 1) => 0,
+        // ICC_SRE_EL1: system registers only, no bypass.
+        (3, 0, 12, 12, 5) => 7,
+        // ICC_SGI1R_EL1: the host has the distributor.
+        (3, 0, 12, 11, 5) if !r.read => {
+            let value = read_register(vcpu, r.register);
+            step_over(vcpu);
+            return Some(Exit::new(Reason::Sgi, [value, 0, 0, 0, 0, 0]));
+        }
+        // ICC_ASGI1R_EL1, ICC_SGI0R_EL1: there is no other security state and no group 0.
+        (3, 0, 12, 11, 6 | 7) if !r.read => 0,
+        // Debug: nothing is there; reads as zero, writes ignored.
+        (2, ..) => 0,
+        _ => {
+            undefined(vcpu);
+            return None;
+        }
+    };
+    if r.read {
+        write_register(vcpu, r.register, value);
+    }
+    step_over(vcpu);
+    None
+}

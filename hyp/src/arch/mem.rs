@@ -1,0 +1,218 @@
+//! Memory changing hands: the decisions of [`crate::memory::pages`] put into effect.
+//!
+//! One lock guards the page table of owners, hyp's stage 1 and the host's stage 2 together, because a
+//! transition touches all three. It is taken last (after a VM's lock) and never held across a run.
+//!
+//! The order of a transition is always the same: the old owner loses the mapping; the TLBs are known
+//! to have lost it; then the page is wiped or cleaned; then the new owner gets it.
+
+use super::Lock;
+use super::frames::linear;
+use super::tables::{HypTables, Stage2, Use};
+use crate::arch::sysreg::sys;
+use crate::memory::pages::{Page, PageRange, Pages, State, VmId};
+use core::arch::asm;
+use spin::Once;
+use umbra_shared::PAGE_SIZE;
+use umbra_shared::error::Error;
+use umbra_shared::flags::FlagShadowPage;
+
+/// All that [`MEMORY`]'s lock guards.
+#[derive(Debug)]
+pub struct Memory {
+    /// Who owns what.
+    pub pages: Pages<'static>,
+    /// Hyp's own translation.
+    pub hyp: HypTables,
+    /// The host's stage 2.
+    pub host: Stage2,
+}
+
+// SAFETY: the raw table pointers inside lead to hyp's pool, which every CPU has mapped alike.
+unsafe impl Send for Memory {}
+
+static MEMORY: Once<Lock<Memory>> = Once::new();
+
+/// Hands memory over to its lock; once, at boot.
+pub fn init(memory: Memory) {
+    MEMORY.call_once(|| Lock::new(memory));
+}
+
+/// The lock.
+///
+/// # Panics
+///
+/// Before [`init`].
+pub fn memory() -> &'static Lock<Memory> {
+    MEMORY.get().expect("memory is set up before the host runs")
+}
+
+/// What to do about a host's stage-2 fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostFault {
+    /// The host may access the page: let it try again.
+    Retry,
+    /// It may not: an abort.
+    Abort,
+}
+
+impl Memory {
+    /// The host loses a page: unmapped, complete with TLB maintenance.
+    fn take_from_host(&mut self, page: Page) {
+        self.host.unmap_identity_page(page.pa());
+    }
+
+    /// The host gets a page back.
+    fn give_to_host(&mut self, page: Page) {
+        self.host.map_page(page.pa(), page.pa());
+    }
+
+    /// Donated pages become hyp's for a VM: gone from the host, mapped for hyp, zeroed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pages::donate_to_vm`].
+    pub fn donate_to_vm(&mut self, range: PageRange, vm: VmId) -> Result<(), Error> {
+        self.pages.donate_to_vm(range, vm)?;
+        for page in range.pages() {
+            self.take_from_host(page);
+            self.hyp.map(linear(page.pa()), page.pa(), PAGE_SIZE, Use::ReadWrite);
+            wipe(page);
+        }
+        Ok(())
+    }
+
+    /// A page is the VM's guest's from now on, and clean to PoC: a guest whose caches are off finds
+    /// what the host wrote. The caller maps it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pages::give_to_guest`].
+    pub fn give_to_guest(&mut self, page: Page, vm: VmId, protected: bool) -> Result<(), Error> {
+        self.pages.give_to_guest(page, vm, protected)?;
+        if protected {
+            self.take_from_host(page);
+        }
+        self.with_mapped(page, |va| clean_invalidate(va));
+        Ok(())
+    }
+
+    /// The host gets a page of a dying VM back, without what a protected guest or hyp left in it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pages::reclaim`].
+    pub fn reclaim(&mut self, page: Page, vm: VmId) -> Result<(), Error> {
+        match self.pages.reclaim(page, vm)? {
+            State::Vm(_) => {
+                wipe(page);
+                clean_invalidate(linear(page.pa()));
+                self.hyp.unmap_page(linear(page.pa()));
+                self.give_to_host(page);
+            }
+            State::Guest(_) => {
+                self.with_mapped(page, |va| {
+                    wipe(page);
+                    clean_invalidate(va);
+                });
+                self.give_to_host(page);
+            }
+            // The host could read it all along.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Shares a host page as a flag-shadow page and maps it for hyp.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pages::share_flag_page`].
+    pub fn share_flag_page(&mut self, page: Page) -> Result<(), Error> {
+        self.pages.share_flag_page(page)?;
+        self.hyp.map(linear(page.pa()), page.pa(), PAGE_SIZE, Use::ReadWrite);
+        Ok(())
+    }
+
+    /// Ends that.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pages::unshare_flag_page`].
+    pub fn unshare_flag_page(&mut self, page: Page) -> Result<(), Error> {
+        self.pages.unshare_flag_page(page)?;
+        self.hyp.unmap_page(linear(page.pa()));
+        Ok(())
+    }
+
+    /// Pins a flag-shadow page for a vCPU.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pages::pin_flag_page`].
+    pub fn pin_flag_page(&mut self, page: Page) -> Result<&'static FlagShadowPage, Error> {
+        self.pages.pin_flag_page(page)?;
+        // SAFETY: the page is shared, hence mapped, and stays so while it is pinned. All of it is
+        // atomics, valid for any content, so the host may write it meanwhile.
+        Ok(unsafe { &*(linear(page.pa()) as *const FlagShadowPage) })
+    }
+
+    /// The first host page at or above `from` that hyp has mapped, read from hyp's own tables.
+    pub fn next_host_page_mapped(&self, from: u64) -> Option<u64> {
+        self.pages
+            .all_from(from)
+            .find(|&page| {
+                self.pages.state(page).host_has_access() && self.hyp.is_mapped(linear(page.pa()))
+            })
+            .map(Page::pa)
+    }
+
+    /// The host took a stage-2 fault at `pa`. With the lock held nobody is half-way through a change,
+    /// so looking again tells a fault on a broken block from one on somebody else's page.
+    pub fn host_fault(&mut self, pa: u64) -> HostFault {
+        let page_pa = pa & !(PAGE_SIZE as u64 - 1);
+        match self.pages.lookup(page_pa) {
+            Ok(page) if self.pages.state(page).host_has_access() => {
+                if self.host.lookup(page_pa).is_none() {
+                    self.give_to_host(page);
+                }
+                HostFault::Retry
+            }
+            Ok(_) => HostFault::Abort,
+            Err(_) if self.host.lookup(page_pa).is_some() => HostFault::Retry,
+            Err(_) => HostFault::Abort,
+        }
+    }
+
+    /// Maps a page for hyp while `f` runs on its address.
+    fn with_mapped(&mut self, page: Page, f: impl FnOnce(usize)) {
+        let va = linear(page.pa());
+        self.hyp.map(va, page.pa(), PAGE_SIZE, Use::ReadWrite);
+        f(va);
+        self.hyp.unmap_page(va);
+    }
+}
+
+/// Zeroes a page that is mapped in the linear map and that nobody else has.
+fn wipe(page: Page) {
+    // SAFETY: called with the page mapped, taken from its old owner and not yet given to a new one.
+    unsafe { (linear(page.pa()) as *mut u8).write_bytes(0, PAGE_SIZE) };
+}
+
+/// Cleans and invalidates a mapped page to the point of coherency.
+pub fn clean_invalidate(va: usize) {
+    clean_invalidate_range(va, PAGE_SIZE);
+}
+
+/// Cleans and invalidates mapped memory to the point of coherency.
+pub fn clean_invalidate_range(va: usize, bytes: usize) {
+    let line = 4usize << (sys::read_ctr_el0().bits() >> 16 & 0xf);
+    let mut at = va & !(line - 1);
+    while at < va + bytes {
+        // SAFETY: cache maintenance by VA on mapped memory changes no content.
+        unsafe { asm!("dc civac, {}", in(reg) at, options(nostack, preserves_flags)) };
+        at += line;
+    }
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
+}

@@ -1,0 +1,47 @@
+//! The hardware side of hyp: boot, traps, the world switch, page tables. Only on the bare-metal
+//! target.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`boot`], `boot.S` | from the loader to the host's first instruction |
+//! | [`layout`] | virtual addresses |
+//! | [`cpu`] | per-CPU data, bring-up of a CPU |
+//! | [`trap`], `vectors.S` | what the host traps on |
+//! | [`run`], [`guest`] | running a vCPU; what a guest traps on |
+//! | [`world`], `switch.S` | the register table and the world switch |
+//! | [`calls`], [`vm`] | hypercalls; VMs and vCPUs |
+//! | [`mem`], [`tables`], [`frames`] | memory: ownership put into effect, page tables, page pools |
+//! | [`power`] | PSCI put into effect |
+//! | [`console`], [`fatal`] | messages, and the last ones |
+//! | [`sysreg`] | registers that the sysreg crate lacks |
+
+pub mod boot;
+pub mod calls;
+pub mod console;
+pub mod cpu;
+pub mod fatal;
+pub mod frames;
+pub mod guest;
+pub mod layout;
+pub mod mem;
+pub mod power;
+pub mod run;
+pub mod sysreg;
+pub mod tables;
+pub mod trap;
+pub mod vm;
+pub mod world;
+
+/// A spin lock whose waiters say so to the machine (YIELD): under emulation that lets the holder run.
+pub type Lock<T> = spin::mutex::SpinMutex<T, Yield>;
+
+/// The relax strategy of [`Lock`].
+#[derive(Debug)]
+pub struct Yield;
+
+impl spin::RelaxStrategy for Yield {
+    fn relax() {
+        // SAFETY: a hint.
+        unsafe { core::arch::asm!("yield", options(nomem, nostack, preserves_flags)) };
+    }
+}

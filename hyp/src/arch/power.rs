@@ -1,0 +1,136 @@
+//! The host's SMCs: PSCI as [`crate::psci`] decides it, put into effect.
+
+use super::boot::{boot_params_address, secondary_entry_address};
+use super::cpu::{Cpu, SHARED, machine, send_event};
+use super::trap::HostFrame;
+use super::vm;
+use crate::psci::{
+    self, Action, HostEntry, Power, SMCCC_ARCH_FEATURES, SMCCC_VERSION, Start, affinity_info,
+};
+use arm_psci::ErrorCode;
+use core::sync::atomic::Ordering;
+use smccc::smc64;
+
+const NOT_SUPPORTED: i64 = -1;
+/// SMCCC 1.2.
+const SMCCC_1_2: i64 = 0x1_0002;
+/// SMCCC_ARCH_WORKAROUND_1, 2, 3: firmware's mitigations, for the host to call.
+const WORKAROUNDS: [u32; 3] = [0x8000_8000, 0x8000_7fff, 0x8000_3fff];
+
+/// Handles an SMC of the host; the PC is behind it already.
+pub fn handle(cpu: &mut Cpu, frame: &mut HostFrame) {
+    let regs = [frame.x[0], frame.x[1], frame.x[2], frame.x[3]];
+    let function = regs[0] as u32;
+    let answer = if psci::is_psci(function) {
+        psci_call(cpu, regs)
+    } else if function == SMCCC_VERSION {
+        SMCCC_1_2
+    } else if function == SMCCC_ARCH_FEATURES {
+        match regs[1] as u32 {
+            SMCCC_VERSION | SMCCC_ARCH_FEATURES => 0,
+            asked if WORKAROUNDS.contains(&asked) => firmware(regs),
+            _ => NOT_SUPPORTED,
+        }
+    } else if WORKAROUNDS.contains(&function) {
+        firmware(regs)
+    } else {
+        NOT_SUPPORTED
+    };
+    frame.x[0] = answer as u64;
+}
+
+/// Calls firmware with x0-x3.
+fn firmware(regs: [u64; 4]) -> i64 {
+    let mut args = [0; 17];
+    args[..3].copy_from_slice(&regs[1..]);
+    let answer = smc64(regs[0] as u32, args)[0];
+    // Everything hyp forwards answers in w0, sign included.
+    i64::from(answer as i32)
+}
+
+const fn error(code: ErrorCode) -> i64 {
+    code as i32 as i64
+}
+
+fn psci_call(cpu: &mut Cpu, regs: [u64; 4]) -> i64 {
+    match psci::decide(regs) {
+        Action::Answer(answer) => answer,
+        Action::Forward => firmware(regs),
+        Action::Features { function } => match function {
+            SMCCC_VERSION => 0,
+            _ if psci::may_exist(function) => firmware(regs),
+            _ => NOT_SUPPORTED,
+        },
+        Action::CpuOn { target, entry } => cpu_on(target, entry),
+        Action::CpuOff => cpu_off(cpu),
+        Action::CpuSuspend { state, entry } => cpu_suspend(cpu, regs, state, entry),
+        Action::AffinityInfo { target } => match find(target) {
+            Some(number) => match SHARED[number].power.state() {
+                // Really off, or on its way there: firmware knows.
+                Power::Off => firmware(regs),
+                power => affinity_info(power),
+            },
+            None => error(ErrorCode::InvalidParameters),
+        },
+    }
+}
+
+fn find(affinity: u64) -> Option<usize> {
+    SHARED[..machine().cpus]
+        .iter()
+        .position(|shared| shared.mpidr.load(Ordering::Relaxed) == affinity)
+}
+
+fn cpu_on(target: u64, entry: HostEntry) -> i64 {
+    let Some(number) = find(target) else { return error(ErrorCode::InvalidParameters) };
+    let power = &SHARED[number].power;
+    match power.claim(entry) {
+        Err(code) => error(code),
+        Ok(Start::Release) => {
+            send_event();
+            0
+        }
+        Ok(Start::Firmware) => {
+            let id = arm_psci::FunctionId::CpuOn64 as u32;
+            let answer = firmware([
+                u64::from(id),
+                target,
+                secondary_entry_address(),
+                boot_params_address(number),
+            ]);
+            if answer != 0 {
+                power.set(Power::Off);
+            }
+            answer
+        }
+    }
+}
+
+/// CPU_OFF: an implicit put, then firmware. Returns only if firmware refuses.
+fn cpu_off(cpu: &mut Cpu) -> i64 {
+    // There is nothing to put if no vCPU is loaded.
+    let _ = vm::put(cpu);
+    cpu.shared.power.set(Power::Off);
+    let answer = firmware([u64::from(arm_psci::FunctionId::CpuOff as u32), 0, 0, 0]);
+    cpu.shared.power.set(Power::On);
+    answer
+}
+
+fn cpu_suspend(cpu: &mut Cpu, regs: [u64; 4], state: u32, entry: Option<HostEntry>) -> i64 {
+    let Some(entry) = entry else {
+        // Standby keeps everything.
+        return firmware(regs);
+    };
+    // There is nothing to put if no vCPU is loaded.
+    let _ = vm::put(cpu);
+    // Resuming is like being turned on: through hyp's entry to the host's.
+    cpu.shared.power.resume_at(entry);
+    let answer = firmware([
+        regs[0],
+        u64::from(state),
+        secondary_entry_address(),
+        boot_params_address(cpu.index),
+    ]);
+    cpu.shared.power.set(Power::On);
+    answer
+}

@@ -1,0 +1,144 @@
+//! System registers that the arm-sysregs crate lacks, and barriers.
+
+use core::arch::asm;
+
+/// The registers that the arm-sysregs crate has, whichever EL they belong to, under one name.
+pub mod sys {
+    pub use arm_sysregs::el0::accessors::*;
+    pub use arm_sysregs::el1::accessors::*;
+    pub use arm_sysregs::el2::accessors::*;
+    pub use arm_sysregs::el2::registers::*;
+}
+
+macro_rules! gap {
+    ($($(#[$doc:meta])* $read:ident $write:ident $name:literal;)*) => {
+        $(
+            $(#[$doc])*
+            #[inline(always)]
+            pub fn $read() -> u64 {
+                let value;
+                // SAFETY: reading this register has no effect but to give its value.
+                unsafe {
+                    asm!(concat!("mrs {}, ", $name), out(reg) value, options(nomem, nostack));
+                }
+                value
+            }
+
+            $(#[$doc])*
+            #[inline(always)]
+            pub fn $write(value: u64) {
+                // SAFETY: none of these registers takes part in hyp's own translation or execution:
+                // they govern lower ELs, interrupts for them, and vector lengths. Not `nomem`: what
+                // memory means to a lower EL may change.
+                unsafe { asm!(concat!("msr ", $name, ", {}"), in(reg) value, options(nostack)) };
+            }
+        )*
+    };
+}
+
+gap! {
+    /// ZCR_EL2: SVE vector length for EL2, EL1 and EL0.
+    read_zcr_el2 write_zcr_el2 "s3_4_c1_c2_0";
+    /// ZCR_EL1: SVE vector length for EL1 and EL0.
+    read_zcr_el1 write_zcr_el1 "s3_0_c1_c2_0";
+    /// SMCR_EL2: SME vector length and FA64 for EL2 and below.
+    read_smcr_el2 write_smcr_el2 "s3_4_c1_c2_6";
+    /// SVCR: PSTATE.SM and PSTATE.ZA.
+    read_svcr write_svcr "s3_3_c4_c2_2";
+    /// TPIDR2_EL0 (FEAT_SME).
+    read_tpidr2_el0 write_tpidr2_el0 "s3_3_c13_c0_5";
+    /// VTTBR_EL2: stage-2 root and VMID.
+    read_vttbr_el2 write_vttbr_el2 "vttbr_el2";
+    /// ICH_LR0_EL2: the one list register in use.
+    read_ich_lr0_el2 write_ich_lr0_el2 "s3_4_c12_c12_0";
+    /// ICH_VMCR_EL2: the guest's ICC_PMR, BPR, IGRPEN, EOImode.
+    read_ich_vmcr_el2 write_ich_vmcr_el2 "s3_4_c12_c11_7";
+    /// ICH_AP0R0_EL2: active priorities, group 0.
+    read_ich_ap0r0_el2 write_ich_ap0r0_el2 "s3_4_c12_c8_0";
+    /// ICH_AP1R0_EL2: active priorities, group 1.
+    read_ich_ap1r0_el2 write_ich_ap1r0_el2 "s3_4_c12_c9_0";
+    /// ICH_HCR_EL2: the virtual CPU interface's control.
+    read_ich_hcr_el2 write_ich_hcr_el2 "s3_4_c12_c11_0";
+    /// ICC_SRE_EL2: who may use the system register interface of the GIC.
+    read_icc_sre_el2 write_icc_sre_el2 "s3_4_c12_c9_5";
+    /// HPFAR_EL2: the IPA of a stage-2 fault.
+    read_hpfar_el2 write_hpfar_el2 "hpfar_el2";
+    /// HFGRTR_EL2: fine-grained read traps.
+    read_hfgrtr_el2 write_hfgrtr_el2 "s3_4_c1_c1_4";
+    /// HFGWTR_EL2: fine-grained write traps.
+    read_hfgwtr_el2 write_hfgwtr_el2 "s3_4_c1_c1_5";
+    /// HFGITR_EL2: fine-grained instruction traps.
+    read_hfgitr_el2 write_hfgitr_el2 "s3_4_c1_c1_6";
+    /// HDFGRTR_EL2: fine-grained debug read traps.
+    read_hdfgrtr_el2 write_hdfgrtr_el2 "s3_4_c3_c1_4";
+    /// HDFGWTR_EL2: fine-grained debug write traps.
+    read_hdfgwtr_el2 write_hdfgwtr_el2 "s3_4_c3_c1_5";
+    /// HAFGRTR_EL2: fine-grained activity-monitor traps.
+    read_hafgrtr_el2 write_hafgrtr_el2 "s3_4_c3_c1_6";
+    /// HFGRTR2_EL2 (FEAT_FGT2).
+    read_hfgrtr2_el2 write_hfgrtr2_el2 "s3_4_c3_c1_2";
+    /// HFGWTR2_EL2 (FEAT_FGT2).
+    read_hfgwtr2_el2 write_hfgwtr2_el2 "s3_4_c3_c1_3";
+    /// HFGITR2_EL2 (FEAT_FGT2).
+    read_hfgitr2_el2 write_hfgitr2_el2 "s3_4_c3_c1_7";
+    /// HDFGRTR2_EL2 (FEAT_FGT2).
+    read_hdfgrtr2_el2 write_hdfgrtr2_el2 "s3_4_c3_c1_0";
+    /// HDFGWTR2_EL2 (FEAT_FGT2).
+    read_hdfgwtr2_el2 write_hdfgwtr2_el2 "s3_4_c3_c1_1";
+    /// HCRX_EL2 (FEAT_HCX).
+    read_hcrx_el2 write_hcrx_el2 "s3_4_c1_c2_2";
+    /// MPAM2_EL2 (FEAT_MPAM).
+    read_mpam2_el2 write_mpam2_el2 "s3_4_c10_c5_0";
+    /// HSTR_EL2: AArch32 CP15 traps.
+    read_hstr_el2 write_hstr_el2 "hstr_el2";
+    /// VPIDR_EL2: what a lower EL reads as MIDR_EL1.
+    read_vpidr_el2 write_vpidr_el2 "vpidr_el2";
+    /// VMPIDR_EL2: what a lower EL reads as MPIDR_EL1.
+    read_vmpidr_el2 write_vmpidr_el2 "vmpidr_el2";
+    /// MDCR_EL2: debug and PMU traps.
+    read_mdcr_el2 write_mdcr_el2 "mdcr_el2";
+    /// CNTHCTL_EL2: counter and timer traps.
+    read_cnthctl_el2 write_cnthctl_el2 "cnthctl_el2";
+    /// CNTVOFF_EL2: virtual counter offset.
+    read_cntvoff_el2 write_cntvoff_el2 "cntvoff_el2";
+    /// CNTHP_CTL_EL2: hyp's physical timer.
+    read_cnthp_ctl_el2 write_cnthp_ctl_el2 "cnthp_ctl_el2";
+    /// CNTHP_CVAL_EL2: its deadline.
+    read_cnthp_cval_el2 write_cnthp_cval_el2 "cnthp_cval_el2";
+    /// CNTV_CTL_EL0: the virtual timer of the world that runs.
+    read_cntv_ctl_el0 write_cntv_ctl_el0 "cntv_ctl_el0";
+    /// CNTV_CVAL_EL0: its deadline.
+    read_cntv_cval_el0 write_cntv_cval_el0 "cntv_cval_el0";
+    /// SCTLR_EL1.
+    read_sctlr_el1 write_sctlr_el1 "sctlr_el1";
+    /// ELR_EL1.
+    read_elr_el1 write_elr_el1 "elr_el1";
+    /// SPSR_EL1.
+    read_spsr_el1 write_spsr_el1 "spsr_el1";
+    /// ESR_EL1.
+    read_esr_el1 write_esr_el1 "esr_el1";
+    /// FAR_EL1.
+    read_far_el1 write_far_el1 "far_el1";
+    /// VBAR_EL1.
+    read_vbar_el1 write_vbar_el1 "vbar_el1";
+    /// PAR_EL1.
+    read_par_el1 write_par_el1 "par_el1";
+    /// CNTPCT_EL0: the physical counter.
+    read_cntpct_el0 _write_cntpct_el0 "cntpct_el0";
+    /// ID_AA64ZFR0_EL1: SVE features.
+    read_id_aa64zfr0_el1 _write_id_aa64zfr0_el1 "s3_0_c0_c4_4";
+}
+
+/// Instruction synchronisation barrier.
+#[inline(always)]
+pub fn isb() {
+    // SAFETY: a barrier. Not `nomem`: what was written before it is meant to be in force after it.
+    unsafe { asm!("isb", options(nostack, preserves_flags)) };
+}
+
+/// Data synchronisation barrier over the inner shareable domain.
+#[inline(always)]
+pub fn dsb_ish() {
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb ish", options(nostack, preserves_flags)) };
+}

@@ -1,0 +1,372 @@
+//! Page tables: hyp's stage 1, the host's stage 2, guests' stage 2.
+//!
+//! aarch64-paging walks and edits; the TLB rules are ours. It issues a DSB before and a DSB and ISB
+//! after the invalidation of a live mapping, and calls `invalidate_va` between them for each leaf.
+
+use super::frames::Tables;
+use super::sysreg::{isb, read_vttbr_el2, write_vttbr_el2};
+use aarch64_paging::Mapping;
+use aarch64_paging::descriptor::{
+    El23Attributes, PhysicalAddress, Stage2Attributes, VirtualAddress,
+};
+use aarch64_paging::paging::{Constraints, MemoryRegion, TranslationRegime};
+use core::arch::asm;
+use umbra_shared::PAGE_SIZE;
+
+/// Page and block sizes in bytes.
+const BLOCK_BYTES: u64 = 2 << 20;
+
+/// Hyp's stage 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HypRegime;
+
+impl TranslationRegime for HypRegime {
+    type Attributes = El23Attributes;
+    type Asid = ();
+    type VaRange = ();
+
+    fn invalidate_va(va: VirtualAddress) {
+        // SAFETY: dropping translations is always sound.
+        unsafe { asm!("tlbi vae2is, {}", in(reg) va.0 >> 12, options(nostack)) };
+    }
+
+    unsafe fn activate(_: PhysicalAddress, (): (), (): ()) -> usize {
+        unreachable!("TTBR0_EL2 is set in boot.S");
+    }
+
+    unsafe fn deactivate(_: usize, (): (), (): ()) {
+        unreachable!("hyp runs on its tables until the machine is reset");
+    }
+}
+
+/// EL1&0 stage 2 of the VM whose VTTBR_EL2 is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stage2Regime;
+
+impl TranslationRegime for Stage2Regime {
+    type Attributes = Stage2Attributes;
+    type Asid = ();
+    type VaRange = ();
+
+    fn invalidate_va(ipa: VirtualAddress) {
+        // IPAS2E1IS drops stage-2 translations of the IPA; combined stage 1 and 2 entries are found by
+        // VA only, so once it has completed everything of stage 1 goes too (Arm ARM D8.17.6.3).
+        // SAFETY: dropping translations is always sound.
+        unsafe {
+            asm!(
+                "tlbi ipas2e1is, {}",
+                "dsb ish",
+                "tlbi vmalle1is",
+                in(reg) ipa.0 >> 12,
+                options(nostack)
+            );
+        }
+    }
+
+    unsafe fn activate(_: PhysicalAddress, (): (), (): ()) -> usize {
+        unreachable!("VTTBR_EL2 carries a VMID and is written at world switches");
+    }
+
+    unsafe fn deactivate(_: usize, (): (), (): ()) {
+        unreachable!("VTTBR_EL2 carries a VMID and is written at world switches");
+    }
+}
+
+fn region(start: u64, end: u64) -> MemoryRegion {
+    MemoryRegion::new(start as usize, end as usize)
+}
+
+/// Drops every translation of the VM with this VTTBR_EL2, on all CPUs.
+pub fn invalidate_vm(vttbr: u64) {
+    let current = read_vttbr_el2();
+    write_vttbr_el2(vttbr);
+    isb();
+    // SAFETY: dropping translations is always sound; VTTBR_EL2 is back before anything runs at EL1.
+    unsafe { asm!("dsb ishst", "tlbi vmalls12e1is", "dsb ish", "isb", options(nostack)) };
+    write_vttbr_el2(current);
+    isb();
+}
+
+/// Another vCPU of the same VM runs on this CPU than last time: both have the same VMID, but their
+/// own stage 1, so this CPU's stage-1 translations and instruction cache must not be shared.
+pub fn invalidate_local_vcpu(vttbr: u64) {
+    let current = read_vttbr_el2();
+    write_vttbr_el2(vttbr);
+    isb();
+    // SAFETY: as above.
+    unsafe { asm!("tlbi vmalle1", "ic iallu", "dsb nsh", "isb", options(nostack)) };
+    write_vttbr_el2(current);
+    isb();
+}
+
+/// VTTBR_EL2 for a VMID and a root table.
+pub const fn vttbr(vmid: u8, root: u64) -> u64 {
+    (vmid as u64) << 48 | root
+}
+
+/// How a range of hyp's addresses may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Instructions.
+    Text,
+    /// Constants.
+    ReadOnly,
+    /// Data.
+    ReadWrite,
+    /// Device registers.
+    Device,
+}
+
+impl Use {
+    fn attributes(self) -> El23Attributes {
+        let normal = El23Attributes::ATTRIBUTE_INDEX_0 | El23Attributes::INNER_SHAREABLE;
+        let kind = match self {
+            Self::Text => normal | El23Attributes::READ_ONLY,
+            Self::ReadOnly => normal | El23Attributes::READ_ONLY | El23Attributes::XN,
+            Self::ReadWrite => normal | El23Attributes::XN,
+            Self::Device => El23Attributes::ATTRIBUTE_INDEX_1 | El23Attributes::XN,
+        };
+        kind | El23Attributes::VALID | El23Attributes::ACCESSED | El23Attributes::USER_RES1
+    }
+}
+
+/// Hyp's own translation.
+#[derive(Debug)]
+pub struct HypTables(Mapping<Tables, HypRegime>);
+
+impl HypTables {
+    /// Empty tables.
+    pub fn new(tables: Tables) -> Self {
+        Self(Mapping::new(tables, 0, HypRegime))
+    }
+
+    /// The root's physical address.
+    pub fn root(&self) -> u64 {
+        self.0.root_address().0 as u64
+    }
+
+    /// From now on changes are followed by TLB maintenance.
+    pub fn mark_active(&self) {
+        self.0.mark_active();
+    }
+
+    /// Maps `bytes` bytes at `va` to `pa`. The tables for it must be on the list.
+    ///
+    /// # Panics
+    ///
+    /// If there is a mapping already, which would be a bug of hyp.
+    pub fn map(&mut self, va: usize, pa: u64, bytes: usize, how: Use) {
+        self.0
+            .map_range(
+                &MemoryRegion::new(va, va + bytes),
+                PhysicalAddress(pa as usize),
+                how.attributes(),
+                Constraints::NO_CONTIGUOUS_HINT,
+            )
+            .expect("a hyp mapping in its own place");
+    }
+
+    /// Unmaps a page, complete with TLB maintenance.
+    pub fn unmap_page(&mut self, va: usize) {
+        self.0
+            .map_range(
+                &MemoryRegion::new(va, va + PAGE_SIZE),
+                PhysicalAddress(0),
+                El23Attributes::empty(),
+                Constraints::empty(),
+            )
+            .expect("a hyp mapping in its own place");
+    }
+
+    /// Whether a page is mapped at `va`.
+    pub fn is_mapped(&self, va: usize) -> bool {
+        let mut mapped = false;
+        let range = MemoryRegion::new(va, va + PAGE_SIZE);
+        let _ = self.0.walk_range(&range, &mut |_, descriptor, _| {
+            mapped = descriptor.is_valid();
+            Ok(())
+        });
+        mapped
+    }
+}
+
+const NORMAL: Stage2Attributes = Stage2Attributes::VALID
+    .union(Stage2Attributes::MEMATTR_NORMAL_INNER_WB)
+    .union(Stage2Attributes::MEMATTR_NORMAL_OUTER_WB)
+    .union(Stage2Attributes::S2AP_ACCESS_RW)
+    .union(Stage2Attributes::SH_INNER)
+    .union(Stage2Attributes::ACCESS_FLAG);
+
+const DEVICE: Stage2Attributes = Stage2Attributes::VALID
+    .union(Stage2Attributes::MEMATTR_DEVICE_nGnRE)
+    .union(Stage2Attributes::S2AP_ACCESS_RW)
+    .union(Stage2Attributes::XN)
+    .union(Stage2Attributes::ACCESS_FLAG);
+
+/// The shape of stage 2 on this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stage2Shape {
+    /// Bits of the intermediate physical address space.
+    pub ipa_bits: u32,
+    /// Level of the root table.
+    pub root_level: usize,
+    /// VTCR_EL2.
+    pub vtcr: u64,
+    /// The largest ID_AA64MMFR0_EL1.PARange that fits.
+    pub pa_range: u64,
+}
+
+impl Stage2Shape {
+    /// For a machine with `pa_bits` of physical address. The host needs 40 bits (PCI on QEMU's virt
+    /// lies that high), which with one root table means starting at level 0; that needs more than 42
+    /// physical bits (Arm ARM D8.2.7). Machines with fewer get 39 bits, one level-1 root.
+    pub const fn new(pa_bits: u32) -> Self {
+        let (ipa_bits, root_level, sl0, pa_range) = if pa_bits > 42 {
+            (40, 0, 2, 2)
+        } else if pa_bits < 39 {
+            (pa_bits, 1, 1, if pa_bits >= 36 { 1 } else { 0 })
+        } else {
+            (39, 1, 1, 1)
+        };
+        let ps = match pa_bits {
+            32 => 0,
+            36 => 1,
+            40 => 2,
+            42 => 3,
+            44 => 4,
+            _ => 5,
+        };
+        // RES1; PS; TG0 = 4 KiB; inner shareable write-back tables; SL0; T0SZ.
+        let vtcr =
+            1 << 31 | ps << 16 | 3 << 12 | 1 << 10 | 1 << 8 | sl0 << 6 | (64 - ipa_bits) as u64;
+        Self { ipa_bits, root_level, vtcr, pa_range }
+    }
+}
+
+/// A stage 2.
+#[derive(Debug)]
+pub struct Stage2(Mapping<Tables, Stage2Regime>);
+
+impl Stage2 {
+    /// Empty tables; the root comes from `tables`.
+    pub fn new(tables: Tables, shape: Stage2Shape) -> Self {
+        Self(Mapping::new(tables, shape.root_level, Stage2Regime))
+    }
+
+    /// The root's physical address.
+    pub fn root(&self) -> u64 {
+        self.0.root_address().0 as u64
+    }
+
+    /// From now on changes are followed by TLB maintenance, for the VMID in VTTBR_EL2.
+    pub fn mark_active(&self) {
+        self.0.mark_active();
+    }
+
+    /// Maps a range of RAM one to one for the host, with blocks of 2 MiB at the most: the largest
+    /// that [`Self::unmap_identity_page`] breaks.
+    ///
+    /// # Panics
+    ///
+    /// If a range lies outside the address space: boot only.
+    pub fn map_identity_ram(&mut self, start: u64, end: u64) {
+        let mut from = start;
+        while from < end {
+            let to = end.min((from & !(BLOCK_BYTES - 1)) + BLOCK_BYTES);
+            self.map_identity(from, to, NORMAL, Constraints::NO_CONTIGUOUS_HINT);
+            from = to;
+        }
+    }
+
+    /// Maps a range of anything but RAM one to one for the host.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::map_identity_ram`].
+    pub fn map_identity_device(&mut self, start: u64, end: u64) {
+        self.map_identity(start, end, DEVICE, Constraints::NO_CONTIGUOUS_HINT);
+    }
+
+    fn map_identity(
+        &mut self,
+        start: u64,
+        end: u64,
+        attributes: Stage2Attributes,
+        constraints: Constraints,
+    ) {
+        if start < end {
+            self.0
+                .map_range(
+                    &region(start, end),
+                    PhysicalAddress(start as usize),
+                    attributes,
+                    constraints,
+                )
+                .expect("the host's identity map");
+        }
+    }
+
+    /// Maps a page of Normal memory where nothing is mapped.
+    ///
+    /// # Panics
+    ///
+    /// If something is: the caller has looked.
+    pub fn map_page(&mut self, ipa: u64, pa: u64) {
+        self.0
+            .map_range(
+                &region(ipa, ipa + PAGE_SIZE as u64),
+                PhysicalAddress(pa as usize),
+                NORMAL,
+                Constraints::NO_BLOCK_MAPPINGS | Constraints::NO_CONTIGUOUS_HINT,
+            )
+            .expect("nothing was mapped there");
+        // The entry is visible to the walkers before anybody relies on it.
+        super::sysreg::dsb_ish();
+    }
+
+    /// Takes a page of the host's identity map away from it. A block around it is broken first and
+    /// made again as pages without the hole: until that is done, other CPUs may fault on the rest of
+    /// it, which [`super::mem::Memory::host_fault`] answers by looking again.
+    pub fn unmap_identity_page(&mut self, pa: u64) {
+        let page = region(pa, pa + PAGE_SIZE as u64);
+        let mut in_block = false;
+        let _ = self.0.walk_range(&page, &mut |_, descriptor, level| {
+            in_block = descriptor.is_valid() && level < 3;
+            Ok(())
+        });
+        if in_block {
+            let start = pa & !(BLOCK_BYTES - 1);
+            self.invalidate_range(start, start + BLOCK_BYTES);
+            let pages = Constraints::NO_BLOCK_MAPPINGS | Constraints::NO_CONTIGUOUS_HINT;
+            self.map_identity(start, pa, NORMAL, pages);
+            self.map_identity(pa + PAGE_SIZE as u64, start + BLOCK_BYTES, NORMAL, pages);
+        } else {
+            self.invalidate_range(pa, pa + PAGE_SIZE as u64);
+        }
+    }
+
+    fn invalidate_range(&mut self, start: u64, end: u64) {
+        self.0
+            .map_range(
+                &region(start, end),
+                PhysicalAddress(0),
+                Stage2Attributes::empty(),
+                Constraints::empty(),
+            )
+            .expect("unmapping is always possible");
+    }
+
+    /// What is mapped at a page: its physical address.
+    pub fn lookup(&self, ipa: u64) -> Option<u64> {
+        let mut found = None;
+        let range = region(ipa, ipa + PAGE_SIZE as u64);
+        let _ = self.0.walk_range(&range, &mut |_, descriptor, level| {
+            if descriptor.is_valid() {
+                let mask = (PAGE_SIZE as u64) << (9 * (3 - level));
+                found = Some(descriptor.output_address().0 as u64 | ipa & (mask - 1) & !0xfff);
+            }
+            Ok(())
+        });
+        found
+    }
+}

@@ -1,0 +1,120 @@
+//! What the host traps on.
+
+use super::cpu::Cpu;
+use super::mem::{HostFault, memory};
+use super::sysreg::*;
+use super::{calls, power, run};
+use crate::arch::sysreg::sys;
+use crate::fp::Live;
+use crate::syndrome::{self, Abort, ec, pstate};
+use umbra_shared::call::{Counter, Function};
+
+/// The host's registers at a trap: vectors.S stores x0-x18 and x30 at these offsets.
+#[derive(Debug)]
+#[repr(C, align(16))]
+pub struct HostFrame {
+    /// x0-x17: arguments and results.
+    pub x: [u64; 18],
+    x18: u64,
+    x30: u64,
+    /// ELR_EL2, for those who run something else before they return to the host.
+    pub elr: u64,
+    /// SPSR_EL2.
+    pub spsr: u64,
+}
+
+static_assertions::const_assert!(core::mem::offset_of!(HostFrame, x18) == 144);
+
+// Called by host_sync (vectors.S).
+#[unsafe(no_mangle)]
+extern "C" fn umbra_host_sync(frame: &mut HostFrame) {
+    // SAFETY: the outermost function of this exception.
+    let cpu = unsafe { Cpu::current() };
+    let esr = sys::read_esr_el2().bits();
+    match syndrome::class(esr) {
+        ec::HVC64 => {
+            if Function::from_id(frame.x[0]) == Some(Function::VcpuRun) {
+                frame.elr = sys::read_elr_el2().bits();
+                frame.spsr = sys::read_spsr_el2().bits();
+                run::run(cpu, frame);
+            } else {
+                calls::handle(cpu, frame);
+            }
+        }
+        ec::SMC64 => {
+            // Trapped before it executed (HCR_EL2.TSC).
+            step_over();
+            power::handle(cpu, frame);
+        }
+        ec::FP | ec::SVE | ec::SME => floating_point(cpu),
+        ec::DATA_ABORT | ec::INSTRUCTION_ABORT => abort(cpu, esr),
+        // Nothing else is trapped from the host; a CPU that traps more than hyp asked for has an
+        // instruction that the host can't have.
+        _ => inject(syndrome::ESR_UNDEFINED, None),
+    }
+}
+
+fn step_over() {
+    let pc = sys::read_elr_el2().bits().wrapping_add(4);
+    let old = sys::read_spsr_el2().bits();
+    // SAFETY: the host goes on behind the instruction that hyp executes for it.
+    unsafe {
+        sys::write_elr_el2(sys::ElrEl2::from_bits_retain(pc));
+        sys::write_spsr_el2(sys::SpsrEl2::from_bits_retain(pstate::after_instruction(old)));
+    }
+}
+
+fn floating_point(cpu: &mut Cpu) {
+    if cpu.fp.live() == Live::Host {
+        // All that the machine has is open to the host already.
+        inject(syndrome::ESR_UNDEFINED, None);
+        return;
+    }
+    let stats = &cpu.shared.stats;
+    match &mut cpu.loaded {
+        Some(loaded) => {
+            let vcpu = loaded.vcpu();
+            let flags = cpu.fp.host_trap(&mut cpu.hw, Some(&mut vcpu.fp), stats);
+            vcpu.flags.publish(flags);
+        }
+        None => {
+            cpu.fp.host_trap(&mut cpu.hw, None, stats);
+        }
+    }
+}
+
+fn abort(cpu: &mut Cpu, esr: u64) {
+    let far = sys::read_far_el2().bits();
+    let ipa = syndrome::fault_ipa(read_hpfar_el2(), far);
+    let fault = if Abort::new(esr).is_translation() {
+        memory().lock().host_fault(ipa)
+    } else {
+        HostFault::Abort
+    };
+    match fault {
+        HostFault::Retry => cpu.shared.stats.add(Counter::Stage2Retries, 1),
+        HostFault::Abort => {
+            cpu.shared.stats.add(Counter::HostAborts, 1);
+            let from_el0 = sys::read_spsr_el2().bits() & pstate::MODE == 0;
+            inject(syndrome::esr_external_abort(esr, from_el0), Some(far));
+        }
+    }
+}
+
+/// An exception in the host's EL1.
+fn inject(esr: u64, far: Option<u64>) {
+    let old = sys::read_spsr_el2().bits();
+    write_elr_el1(sys::read_elr_el2().bits());
+    write_spsr_el1(old);
+    write_esr_el1(esr);
+    if let Some(far) = far {
+        write_far_el1(far);
+    }
+    // SAFETY: the host goes on at its own vector, at EL1.
+    unsafe {
+        let pc = syndrome::vector(read_vbar_el1(), old);
+        sys::write_elr_el2(sys::ElrEl2::from_bits_retain(pc));
+        let new = pstate::on_exception(old, read_sctlr_el1());
+        sys::write_spsr_el2(sys::SpsrEl2::from_bits_retain(new));
+    }
+}

@@ -1,0 +1,494 @@
+//! The world switch: what belongs to whoever runs at EL1 and EL0, and how it changes hands.
+//!
+//! Every EL0/EL1 register of the machine is in one of three classes. What is in none is a bug.
+//!
+//! **Switched** (each world has its own):
+//!
+//! | registers | where | by |
+//! |---|---|---|
+//! | X0-X30, PC, PSTATE | [`GuestRegs`], the host's on hyp's stack | `umbra_guest_enter` |
+//! | SP_EL0, SP_EL1, ELR_EL1, SPSR_EL1, SCTLR, CPACR, TTBR0, TTBR1, TCR, MAIR, AMAIR, VBAR, ESR, FAR, AFSR0, AFSR1, CONTEXTIDR, PAR, TPIDR_EL1, TPIDR_EL0, TPIDRRO_EL0, CNTKCTL, CSSELR, MDSCR | [`El1Regs`] | `umbra_switch_el1` |
+//! | APIAKey, APIBKey, APDAKey, APDBKey, APGAKey (FEAT_PAuth) | [`PauthKeys`] | `umbra_switch_pauth` |
+//! | TPIDR2_EL0 (FEAT_SME) | [`El1Context`] | [`switch_el1`] |
+//! | CNTV_CTL_EL0, CNTV_CVAL_EL0, CNTVOFF_EL2 | [`Timer`] | [`enter_timer`], [`leave_timer`] |
+//! | ICC_PMR, ICC_BPRn, ICC_IGRPENn, ICC_CTLR.EOImode, ICC_APnRn, ICC_IAR/EOIR/HPPIR/RPR | the virtual CPU interface ([`VirtualGic`]), while HCR_EL2.{IMO,FMO} are set; the host has the physical one | [`VirtualGic::enter`] |
+//! | V0-V31, FPSR, FPCR, Z, P, FFR, ZCR_EL1 | the FP engine | [`crate::fp`] |
+//! | MPIDR_EL1 (VMPIDR_EL2), stage 2 and VMID (VTTBR_EL2) | vCPU | [`World::enter_guest`] |
+//!
+//! **Trapped, and hidden in the ID registers that a guest reads** (HCR_EL2.TID3, see
+//! [`crate::idregs`]):
+//!
+//! | registers | trap |
+//! |---|---|
+//! | SMCR_EL1, SVCR, SMPRI_EL1, streaming SVE | CPTR_EL2.TSM |
+//! | SMIDR_EL1, REVIDR_EL1, AIDR_EL1 | HCR_EL2.TID1 |
+//! | ACTLR_EL1, IMPLEMENTATION DEFINED registers | HCR_EL2.TACR, TIDCP |
+//! | CNTP_* | CNTHCTL_EL2.EL1PCEN = 0 |
+//! | breakpoints, watchpoints, OS lock, debug communication | MDCR_EL2.TDA, TDOSA, TDRA (read as zero, writes ignored) |
+//! | PMU, SPE, trace, trace filter, activity monitors | MDCR_EL2.TPM, TPMCR, TPMS, TTRF; CPTR_EL2.TTA, TAM |
+//! | GCR_EL1, RGSR_EL1, TFSR*_EL1 (MTE) | HCR_EL2.ATA = 0 |
+//! | SCXTNUM_ELx | HCR_EL2.EnSCXT = 0 |
+//! | ERR*, ERXxxx (RAS) | HCR_EL2.TERR |
+//! | LORegions | HCR_EL2.TLOR |
+//! | ICC_SRE_EL1, ICC_SGIxR_EL1 | ICC_SRE_EL2.Enable = 0; HCR_EL2.IMO, FMO |
+//! | TCR2_EL1, SCTLR2_EL1, GCS*, ACCDATA_EL1, FPMR | HCRX_EL2 enables = 0, which also makes the host's values ineffective |
+//! | PIR*_EL1, POR_ELx, MAIR2, AMAIR2, S2POR, BRB* | HFGxTR_EL2 n-bits = 0 (every CPU that has them has FEAT_FGT) |
+//! | MPAM0_EL1, MPAM1_EL1 | MPAM2_EL2.TRAPMPAMxEL1 |
+//!
+//! **Constant** (the same for everybody, read-only to EL1): MIDR_EL1, CTR_EL0, CLIDR_EL1, CCSIDR_EL1,
+//! DCZID_EL0, CNTFRQ_EL0, CNTPCT_EL0, RNDR, RNDRRS, ISR_EL1.
+//!
+//! DISR_EL1 is VDISR_EL2 for a guest (HCR_EL2.AMO) and zero: RAS is hidden and no virtual SError is
+//! injected.
+//!
+//! EL2's own controls, per world:
+//!
+//! | register | host | guest |
+//! |---|---|---|
+//! | HCR_EL2 | RW, VM, TSC, API, APK, and ATA, EnSCXT, FIEN as implemented | [`HCR_GUEST`], API, APK |
+//! | CPTR_EL2 | FP by the engine, nothing else trapped | FP by the engine, TTA, TAM |
+//! | MDCR_EL2 | HPMN | HPMN, TDA, TDOSA, TDRA, TPM, TPMCR, TPMS, TTRF |
+//! | CNTHCTL_EL2 | EL1PCTEN, EL1PCEN | EL1PCTEN |
+//! | CNTHP_CTL_EL2 | off | armed with the host's CNTV deadline, so that its tick is not lost |
+//! | ICC_SRE_EL2 | SRE, DFB, DIB, Enable | SRE, DFB, DIB |
+//! | ICH_HCR_EL2 | 0 | En |
+//! | HCRX_EL2, HFG*_EL2, MPAM2_EL2 (where present) | everything open | MSCEn; n-bits 0; traps |
+//! | VBAR_EL2 | host vectors | guest vectors |
+
+use crate::arch::sysreg::sys::{HcrEl2, HcrxEl2, MdcrEl2, VbarEl2, write_hcr_el2, write_vbar_el2};
+use crate::arch::sysreg::*;
+use crate::cpufeatures::CpuFeatures;
+use core::mem::offset_of;
+use static_assertions::const_assert;
+
+core::arch::global_asm!(
+    include_str!("switch.S"),
+    include_str!("vectors.S"),
+    FATAL_FRAME_BYTES = const size_of::<crate::arch::fatal::FatalFrame>(),
+    HOST_FRAME_BYTES = const size_of::<crate::arch::trap::HostFrame>(),
+    STACK_SHIFT = const crate::arch::layout::STACK_SHIFT,
+    CPU_EMERGENCY_STACK = const offset_of!(crate::arch::cpu::Cpu, emergency_stack),
+);
+
+// SAFETY: the routines of switch.S, written for these signatures.
+unsafe extern "C" {
+    fn umbra_guest_enter(regs: *mut GuestRegs) -> u64;
+    fn umbra_switch_el1(save: *mut El1Regs, load: *const El1Regs);
+    fn umbra_switch_pauth(save: *mut PauthKeys, load: *const PauthKeys);
+    static umbra_host_vectors: u8;
+    static umbra_guest_vectors: u8;
+}
+
+/// A guest's general-purpose registers, PC and PSTATE. `umbra_guest_enter` knows the offsets of `x`.
+#[derive(Clone, Debug, Default)]
+#[repr(C)]
+pub struct GuestRegs {
+    /// X0-X30.
+    pub x: [u64; 31],
+    /// Where it goes on.
+    pub pc: u64,
+    /// With which PSTATE.
+    pub pstate: u64,
+}
+
+const_assert!(offset_of!(GuestRegs, x) == 0);
+
+/// EL1's registers in the order of `umbra_switch_el1`.
+#[derive(Clone, Debug, Default)]
+#[repr(C)]
+#[allow(missing_docs, reason = "the fields are the Arm ARM's register names")]
+pub struct El1Regs {
+    pub sctlr_el1: u64,
+    pub cpacr_el1: u64,
+    pub ttbr0_el1: u64,
+    pub ttbr1_el1: u64,
+    pub tcr_el1: u64,
+    pub mair_el1: u64,
+    pub amair_el1: u64,
+    pub vbar_el1: u64,
+    pub esr_el1: u64,
+    pub far_el1: u64,
+    pub afsr0_el1: u64,
+    pub afsr1_el1: u64,
+    pub contextidr_el1: u64,
+    pub par_el1: u64,
+    pub tpidr_el1: u64,
+    pub tpidr_el0: u64,
+    pub tpidrro_el0: u64,
+    pub cntkctl_el1: u64,
+    pub sp_el0: u64,
+    pub sp_el1: u64,
+    pub elr_el1: u64,
+    pub spsr_el1: u64,
+    pub csselr_el1: u64,
+    pub mdscr_el1: u64,
+}
+
+const_assert!(size_of::<El1Regs>() == 24 * 8);
+const_assert!(offset_of!(El1Regs, ttbr0_el1) == 16);
+const_assert!(offset_of!(El1Regs, esr_el1) == 64);
+const_assert!(offset_of!(El1Regs, tpidr_el1) == 112);
+const_assert!(offset_of!(El1Regs, sp_el0) == 144);
+const_assert!(offset_of!(El1Regs, csselr_el1) == 176);
+
+/// FEAT_PAuth's keys, low and high halves of IA, IB, DA, DB, GA.
+#[derive(Clone, Debug, Default)]
+#[repr(C)]
+pub struct PauthKeys([u64; 10]);
+
+/// Everything at EL1 and EL0 that is moved by plain copying.
+#[derive(Clone, Debug, Default)]
+#[repr(C)]
+pub struct El1Context {
+    /// The registers that every CPU has.
+    pub regs: El1Regs,
+    pauth: PauthKeys,
+    tpidr2_el0: u64,
+}
+
+impl El1Context {
+    /// A guest's EL1 after reset: MMU and caches off, everything else zero (Arm ARM: SCTLR_EL1's
+    /// reset value, with its RES1 bits).
+    pub fn reset() -> Self {
+        Self {
+            regs: El1Regs { sctlr_el1: SCTLR_EL1_RESET, ..El1Regs::default() },
+            ..Self::default()
+        }
+    }
+}
+
+/// SCTLR_EL1 after reset: RES1 bits only.
+pub const SCTLR_EL1_RESET: u64 = 0x30d0_0980;
+
+/// PSTATE for an EL1 that starts: EL1h, DAIF masked.
+pub const PSTATE_EL1H_MASKED: u64 = 0x3c5;
+
+/// A guest's virtual timer.
+#[derive(Clone, Debug, Default)]
+pub struct Timer {
+    ctl: u64,
+    cval: u64,
+    /// CNTVOFF_EL2: the physical counter when the VM was created.
+    offset: u64,
+}
+
+impl Timer {
+    /// A timer that is off, in a VM whose clock began at `offset`.
+    pub const fn with_offset(offset: u64) -> Self {
+        Self { ctl: 0, cval: 0, offset }
+    }
+}
+
+/// A guest's view of the GIC's CPU interface.
+#[derive(Clone, Debug, Default)]
+pub struct VirtualGic {
+    vmcr: u64,
+    ap0r0: u64,
+    ap1r0: u64,
+    lr0: u64,
+}
+
+/// CNTx_CTL bits.
+const TIMER_ENABLE: u64 = 1;
+const TIMER_IMASK: u64 = 1 << 1;
+const TIMER_ISTATUS: u64 = 1 << 2;
+
+/// ICH_LR<n>_EL2: state (63:62), group 1 (60), EOI maintenance interrupt (41), priority (55:48).
+const LR_STATE: u64 = 3 << 62;
+const LR_PENDING: u64 = 1 << 62;
+const LR_GROUP1: u64 = 1 << 60;
+const LR_EOI_MAINTENANCE: u64 = 1 << 41;
+const LR_PRIORITY: u64 = 0xa0 << 48;
+
+const ICH_HCR_EN: u64 = 1;
+
+const HCR_API_APK: u64 = 1 << 41 | 1 << 40;
+const HCR_FIEN: u64 = 1 << 47;
+const HCR_ENSCXT: u64 = 1 << 53;
+const HCR_ATA: u64 = 1 << 56;
+
+/// HCR_EL2 for a guest, without pointer authentication.
+pub const HCR_GUEST: u64 = HcrEl2::VM.bits()
+    | HcrEl2::SWIO.bits()
+    | HcrEl2::PTW.bits()
+    | HcrEl2::FMO.bits()
+    | HcrEl2::IMO.bits()
+    | HcrEl2::AMO.bits()
+    | HcrEl2::FB.bits()
+    | 1 << 10 // BSU: barriers act on the inner shareable domain at least
+    | HcrEl2::TWI.bits()
+    | HcrEl2::TID1.bits()
+    | HcrEl2::TID3.bits()
+    | HcrEl2::TSC.bits()
+    | HcrEl2::TIDCP.bits()
+    | HcrEl2::TACR.bits()
+    | HcrEl2::TSW.bits()
+    | HcrEl2::RW.bits()
+    | HcrEl2::TLOR.bits()
+    | HcrEl2::TERR.bits();
+
+/// CPTR_EL2 for a guest besides FP: trace (nVHE: TTA is bit 20) and activity monitors.
+const CPTR_GUEST: u64 = 1 << 20 | 1 << 30;
+
+const MDCR_GUEST: u64 = MdcrEl2::TDA.bits()
+    | MdcrEl2::TDOSA.bits()
+    | MdcrEl2::TDRA.bits()
+    | MdcrEl2::TPM.bits()
+    | MdcrEl2::TPMCR.bits()
+    | MdcrEl2::TPMS.bits()
+    | MdcrEl2::TTRF.bits();
+
+const CNTHCTL_HOST: u64 = 3;
+const CNTHCTL_GUEST: u64 = 1;
+
+const SRE_HOST: u64 = 0xf;
+const SRE_GUEST: u64 = 0x7;
+
+/// Bits 63:50 of HFGRTR_EL2 and HFGWTR_EL2 except 51: "n" bits, 1 = no trap.
+const HFG_HOST: u64 = 0xfff4 << 48;
+/// HFGITR_EL2's n-bits: BRBIALL, BRBINJ, GCS*.
+const HFGI_HOST: u64 = 0x1f << 55;
+/// HDFGxTR_EL2's n-bits: PMSNEVFR, BRB*.
+const HDFG_HOST: u64 = 0xf << 59;
+
+/// EL2's controls for the two worlds on this machine, computed once per CPU.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    hcr_host: u64,
+    hcr_guest: u64,
+    mdcr_host: u64,
+    hcrx_host: u64,
+    hcrx_guest: u64,
+    pauth: bool,
+    sme: bool,
+    hcx: bool,
+    fgt: bool,
+    fgt2: bool,
+    mpam: bool,
+    mpidr: u64,
+}
+
+impl World {
+    /// The controls for a CPU with these features and this MPIDR_EL1.
+    pub fn new(f: &CpuFeatures, mpidr: u64) -> Self {
+        let pauth = if f.pauth { HCR_API_APK } else { 0 };
+        Self {
+            hcr_host: HcrEl2::RW.bits()
+                | HcrEl2::VM.bits()
+                | HcrEl2::TSC.bits()
+                | pauth
+                | if f.mte { HCR_ATA } else { 0 }
+                | if f.csv2_2 { HCR_ENSCXT } else { 0 }
+                | if f.ras_fault_injection { HCR_FIEN } else { 0 },
+            hcr_guest: HCR_GUEST | pauth,
+            mdcr_host: f.pmu_counters,
+            // Open what exists; a bit for what doesn't exist is RES0 and ignored.
+            hcrx_host: (HcrxEl2::ENAS0
+                | HcrxEl2::ENALS
+                | HcrxEl2::ENASR
+                | HcrxEl2::MSCEN
+                | HcrxEl2::TCR2EN
+                | HcrxEl2::SCTLR2EN
+                | HcrxEl2::D128EN
+                | HcrxEl2::ENSNERR
+                | HcrxEl2::ENSDERR
+                | HcrxEl2::ENIDCP128
+                | HcrxEl2::GCSEN
+                | HcrxEl2::ENFPM
+                | HcrxEl2::PACMEN)
+                .bits(),
+            hcrx_guest: HcrxEl2::MSCEN.bits(),
+            pauth: f.pauth,
+            sme: f.sme,
+            hcx: f.hcx,
+            fgt: f.fgt,
+            fgt2: f.fgt2,
+            mpam: f.mpam,
+            mpidr,
+        }
+    }
+
+    /// Sets everything of EL2 that a host runs under, whole: on a CPU that comes out of reset, no bit
+    /// is taken over from there.
+    pub fn init_host(&self) {
+        self.host_controls();
+        write_hstr_el2(0);
+        write_cntvoff_el2(0);
+        write_cnthp_ctl_el2(0);
+        write_ich_hcr_el2(0);
+        write_vpidr_el2(sys::read_midr_el1().bits());
+        if self.fgt {
+            write_hafgrtr_el2(0);
+        }
+        isb();
+    }
+
+    fn host_controls(&self) {
+        set_hcr(self.hcr_host);
+        write_mdcr_el2(self.mdcr_host);
+        write_cnthctl_el2(CNTHCTL_HOST);
+        write_icc_sre_el2(SRE_HOST);
+        write_vmpidr_el2(self.mpidr);
+        set_vectors(&raw const umbra_host_vectors);
+        self.optional_controls(true);
+    }
+
+    /// EL2's controls for the guest with this VMPIDR_EL2 and VTTBR_EL2.
+    #[inline]
+    pub fn enter_guest(&self, vmpidr: u64, vttbr: u64) {
+        set_hcr(self.hcr_guest);
+        write_mdcr_el2(self.mdcr_host | MDCR_GUEST);
+        write_cnthctl_el2(CNTHCTL_GUEST);
+        write_icc_sre_el2(SRE_GUEST);
+        write_vmpidr_el2(vmpidr);
+        write_vttbr_el2(vttbr);
+        set_vectors(&raw const umbra_guest_vectors);
+        self.optional_controls(false);
+    }
+
+    /// The reverse.
+    #[inline]
+    pub fn leave_guest(&self, host_vttbr: u64) {
+        self.host_controls();
+        write_vttbr_el2(host_vttbr);
+    }
+
+    /// Controls that not every CPU has.
+    #[inline]
+    fn optional_controls(&self, host: bool) {
+        if self.hcx {
+            write_hcrx_el2(if host { self.hcrx_host } else { self.hcrx_guest });
+        }
+        if self.fgt {
+            self.fine_grained(host);
+        }
+        if self.mpam {
+            // TRAPMPAM0EL1, TRAPMPAM1EL1; MPAMEN (63) belongs to EL3 or is read-only here.
+            write_mpam2_el2(if host { 0 } else { 3 << 48 });
+        }
+    }
+
+    #[cold]
+    fn fine_grained(&self, host: bool) {
+        let if_host = |bits| if host { bits } else { 0 };
+        write_hfgrtr_el2(if_host(HFG_HOST));
+        write_hfgwtr_el2(if_host(HFG_HOST));
+        write_hfgitr_el2(if_host(HFGI_HOST));
+        write_hdfgrtr_el2(if_host(HDFG_HOST));
+        write_hdfgwtr_el2(if_host(HDFG_HOST));
+        if self.fgt2 {
+            // All bits of these are n-bits.
+            write_hfgrtr2_el2(if_host(u64::MAX));
+            write_hfgwtr2_el2(if_host(u64::MAX));
+            write_hfgitr2_el2(if_host(u64::MAX));
+            write_hdfgrtr2_el2(if_host(u64::MAX));
+            write_hdfgwtr2_el2(if_host(u64::MAX));
+        }
+    }
+
+    /// CPTR_EL2's bits besides FP for a guest.
+    pub const fn cptr_guest(&self) -> u64 {
+        CPTR_GUEST
+    }
+}
+
+/// Exchanges EL1's registers: the running world's to `save`, the next one's from `load`.
+#[inline]
+pub fn switch_el1(world: &World, save: &mut El1Context, load: &El1Context) {
+    // SAFETY: both pointers come from references; EL1's registers take no part in EL2's execution.
+    unsafe { umbra_switch_el1(&raw mut save.regs, &raw const load.regs) };
+    if world.pauth {
+        // SAFETY: as above, and the CPU has the keys.
+        unsafe { umbra_switch_pauth(&raw mut save.pauth, &raw const load.pauth) };
+    }
+    if world.sme {
+        save.tpidr2_el0 = read_tpidr2_el0();
+        write_tpidr2_el0(load.tpidr2_el0);
+    }
+}
+
+/// Runs the guest until it leaves EL1. Everything but its general-purpose registers must be in place.
+#[inline]
+pub fn enter_guest(regs: &mut GuestRegs) -> u64 {
+    // SAFETY: the guest vectors are in force, and they store to the pointer given here, which stays
+    // exclusively borrowed until they return.
+    unsafe { umbra_guest_enter(regs) }
+}
+
+/// The host's timer makes way for a guest's; the host's deadline moves to CNTHP. Returns the host's
+/// CTL and CVAL.
+#[inline]
+pub fn enter_timer(guest: &Timer) -> [u64; 2] {
+    let host = [read_cntv_ctl_el0(), read_cntv_cval_el0()];
+    if host[0] & (TIMER_ENABLE | TIMER_IMASK) == TIMER_ENABLE {
+        // The host's CNTVOFF is zero, so its virtual deadline is a physical one.
+        write_cnthp_cval_el2(host[1]);
+        write_cnthp_ctl_el2(TIMER_ENABLE);
+    }
+    write_cntvoff_el2(guest.offset);
+    write_cntv_cval_el0(guest.cval);
+    write_cntv_ctl_el0(guest.ctl);
+    host
+}
+
+/// The reverse. Returns whether the guest's timer asserts its interrupt.
+#[inline]
+pub fn leave_timer(guest: &mut Timer, host: [u64; 2]) -> bool {
+    let ctl = read_cntv_ctl_el0();
+    guest.ctl = ctl & (TIMER_ENABLE | TIMER_IMASK);
+    guest.cval = read_cntv_cval_el0();
+    write_cntvoff_el2(0);
+    write_cntv_cval_el0(host[1]);
+    write_cntv_ctl_el0(host[0] & (TIMER_ENABLE | TIMER_IMASK));
+    if host[0] & (TIMER_ENABLE | TIMER_IMASK) == TIMER_ENABLE {
+        write_cnthp_ctl_el2(0);
+    }
+    ctl & (TIMER_ENABLE | TIMER_IMASK | TIMER_ISTATUS) == TIMER_ENABLE | TIMER_ISTATUS
+}
+
+impl VirtualGic {
+    /// Whether an injected interrupt is pending or active.
+    pub const fn in_flight(&self) -> bool {
+        self.lr0 & LR_STATE != 0
+    }
+
+    /// Makes `intid` pending, with an exit when the guest completes it.
+    pub fn inject(&mut self, intid: u16) {
+        self.lr0 = LR_PENDING | LR_GROUP1 | LR_EOI_MAINTENANCE | LR_PRIORITY | u64::from(intid);
+    }
+
+    /// Puts the guest's CPU interface in place.
+    #[inline]
+    pub fn enter(&self) {
+        write_ich_vmcr_el2(self.vmcr);
+        write_ich_ap0r0_el2(self.ap0r0);
+        write_ich_ap1r0_el2(self.ap1r0);
+        write_ich_lr0_el2(self.lr0);
+        write_ich_hcr_el2(ICH_HCR_EN);
+    }
+
+    /// Takes it away. ICH_HCR_EL2 = 0 also drops the maintenance interrupt.
+    #[inline]
+    pub fn leave(&mut self) {
+        self.vmcr = read_ich_vmcr_el2();
+        self.ap0r0 = read_ich_ap0r0_el2();
+        self.ap1r0 = read_ich_ap1r0_el2();
+        self.lr0 = read_ich_lr0_el2();
+        write_ich_hcr_el2(0);
+        if !self.in_flight() {
+            self.lr0 = 0;
+        }
+    }
+}
+
+#[inline]
+fn set_hcr(value: u64) {
+    // SAFETY: both worlds' values keep E2H and TGE clear, so EL2's own regime stays as it is.
+    unsafe { write_hcr_el2(HcrEl2::from_bits_retain(value)) };
+}
+
+#[inline]
+fn set_vectors(vectors: *const u8) {
+    // SAFETY: called with one of the two vector tables of vectors.S.
+    unsafe { write_vbar_el2(VbarEl2::from_bits_retain(vectors.addr() as u64)) };
+}

@@ -1,0 +1,124 @@
+//! What a CPU has, as far as hyp must know it: read once per CPU from its ID registers.
+//!
+//! The decoding is pure, so that it is tested on any machine; [`IdRegisters`] is what the hardware
+//! (or a test) supplies.
+
+#![forbid(unsafe_code)]
+
+/// Raw ID registers.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs, reason = "the fields are the Arm ARM's register names")]
+pub struct IdRegisters {
+    pub pfr0: u64,
+    pub pfr1: u64,
+    pub pfr2: u64,
+    pub zfr0: u64,
+    pub dfr0: u64,
+    pub isar0: u64,
+    pub isar1: u64,
+    pub isar2: u64,
+    pub mmfr0: u64,
+    pub mmfr1: u64,
+    pub mmfr2: u64,
+    /// PMCR_EL0.N, where there is a PMU.
+    pub pmcr_n: u64,
+}
+
+/// A four-bit ID field.
+pub const fn field(register: u64, low_bit: u32) -> u64 {
+    register >> low_bit & 0xf
+}
+
+/// What hyp decides by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuFeatures {
+    /// FEAT_SVE.
+    pub sve: bool,
+    /// FEAT_SME.
+    pub sme: bool,
+    /// FEAT_PAuth, of either algorithm.
+    pub pauth: bool,
+    /// FEAT_MTE2 or later.
+    pub mte: bool,
+    /// FEAT_CSV2_2: SCXTNUM_ELx.
+    pub csv2_2: bool,
+    /// FEAT_RASv1p1: fault injection registers.
+    pub ras_fault_injection: bool,
+    /// FEAT_HCX.
+    pub hcx: bool,
+    /// FEAT_FGT.
+    pub fgt: bool,
+    /// FEAT_FGT2.
+    pub fgt2: bool,
+    /// FEAT_MPAM.
+    pub mpam: bool,
+    /// The GIC's system registers.
+    pub gic_sysregs: bool,
+    /// PMCR_EL0.N: event counters, for MDCR_EL2.HPMN.
+    pub pmu_counters: u64,
+    /// Physical address bits, 32..=48 (what lies above 48 is not used).
+    pub pa_bits: u32,
+}
+
+impl CpuFeatures {
+    /// Decodes ID registers.
+    pub fn new(id: &IdRegisters) -> Self {
+        let pmu = field(id.dfr0, 8);
+        Self {
+            sve: field(id.pfr0, 32) != 0,
+            sme: field(id.pfr1, 24) != 0,
+            pauth: field(id.isar1, 4) != 0 // APA
+                || field(id.isar1, 8) != 0 // API
+                || field(id.isar2, 12) != 0, // APA3
+            mte: field(id.pfr1, 8) >= 2,
+            csv2_2: field(id.pfr0, 56) >= 2,
+            ras_fault_injection: field(id.pfr0, 28) >= 2
+                || (field(id.pfr0, 28) == 1 && field(id.pfr1, 12) >= 1),
+            hcx: field(id.mmfr1, 40) != 0,
+            fgt: field(id.mmfr0, 56) != 0,
+            fgt2: field(id.mmfr0, 56) >= 2,
+            mpam: field(id.pfr0, 40) != 0 || field(id.pfr1, 16) != 0,
+            gic_sysregs: field(id.pfr0, 24) != 0,
+            pmu_counters: if pmu == 0 || pmu == 0xf { 0 } else { id.pmcr_n },
+            pa_bits: match field(id.mmfr0, 0) {
+                0 => 32,
+                1 => 36,
+                2 => 40,
+                3 => 42,
+                4 => 44,
+                _ => 48,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a57_and_max() {
+        let a57 = CpuFeatures::new(&IdRegisters {
+            pfr0: 0x0100_2222,
+            mmfr0: 0x1124,
+            dfr0: 0x1030_5106,
+            pmcr_n: 6,
+            ..Default::default()
+        });
+        assert!(!a57.sve && !a57.sme && !a57.pauth && a57.gic_sysregs);
+        assert_eq!((a57.pa_bits, a57.pmu_counters), (44, 6));
+        let max = CpuFeatures::new(&IdRegisters {
+            pfr0: 1 << 32 | 2 << 28 | 1 << 24,
+            pfr1: 1 << 24 | 3 << 8,
+            isar1: 5 << 4,
+            mmfr0: 6,
+            mmfr1: 1 << 40,
+            dfr0: 0xf << 8,
+            pmcr_n: 9,
+            ..Default::default()
+        });
+        assert!(max.sve && max.sme && max.pauth && max.mte && max.hcx && max.ras_fault_injection);
+        // An IMPLEMENTATION DEFINED PMU has no HPMN to speak of.
+        assert_eq!((max.pa_bits, max.pmu_counters), (48, 0));
+    }
+}

@@ -1,0 +1,8 @@
+//! FP/SIMD/SVE: the engine ([`engine`], where the model is explained), the CPU as its hardware (`hw`,
+//! with the assembly in `regs.S`), and a simulated machine as its hardware for tests (`sim`).
+
+pub mod engine;
+#[cfg(target_os = "none")]
+pub mod hw;
+
+pub use engine::{Access, CpuFp, FpHw, GuestTrap, HostImage, Live, TrapClass, VcpuFp};

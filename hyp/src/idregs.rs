@@ -1,0 +1,156 @@
+//! What a guest reads from the ID registers (HCR_EL2.TID3 traps them).
+//!
+//! An allow-list: a field is shown only if a guest can use the feature, which means that its state is
+//! switched by [the world switch](crate) or that it has none. Everything else reads as zero, fields
+//! of later architectures included.
+
+#![forbid(unsafe_code)]
+
+use crate::cpufeatures::{IdRegisters, field};
+
+/// Op0, Op1, CRn, CRm, Op2 of a trapped access, packed as in ISS for EC 0x18 (Arm ARM D24.2.37):
+/// only CRm and Op2 vary among the ID registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdRegister {
+    /// CRm, 1..=7.
+    pub crm: u8,
+    /// Op2, 0..=7.
+    pub op2: u8,
+}
+
+/// What one guest may use, of what the machine has.
+#[derive(Clone, Copy, Debug)]
+pub struct Guest {
+    /// It has SVE.
+    pub sve: bool,
+    /// Bits of its physical address space, as ID_AA64MMFR0_EL1.PARange encodes them.
+    pub pa_range: u64,
+}
+
+const fn keep(register: u64, fields: &[u32]) -> u64 {
+    let (mut mask, mut i) = (0, 0);
+    while i < fields.len() {
+        mask |= 0xf << fields[i];
+        i += 1;
+    }
+    register & mask
+}
+
+/// The value that the guest reads.
+pub fn read(id: &IdRegisters, guest: Guest, register: IdRegister) -> u64 {
+    match (register.crm, register.op2) {
+        // ID_AA64PFR0_EL1: EL0 and EL1 in AArch64 only, no EL2 or EL3; FP, AdvSIMD, GIC, DIT, CSV2
+        // (without the numbers of FEAT_CSV2_2), CSV3; SVE if it has it. Not RAS, MPAM, AMU, RME.
+        (4, 0) => {
+            0x11 | keep(id.pfr0, &[16, 20, 24, 48, 60])
+                | field(id.pfr0, 56).min(1) << 56
+                | if guest.sve { keep(id.pfr0, &[32]) } else { 0 }
+        }
+        // ID_AA64PFR1_EL1: BT, SSBS. Not MTE, RAS_frac, MPAM_frac, SME, CSV2_frac, NMI, GCS, ...
+        (4, 1) => keep(id.pfr1, &[0, 4]),
+        // ID_AA64ZFR0_EL1.
+        (4, 4) if guest.sve => id.zfr0,
+        // ID_AA64DFR0_EL1: the architecture needs a debug version; nothing else is there.
+        (5, 0) => 6,
+        // ID_AA64ISAR0_EL1: instructions without state.
+        (6, 0) => id.isar0,
+        // ID_AA64ISAR1_EL1: not LS64 (ACCDATA_EL1).
+        (6, 1) => id.isar1 & !(0xf << 60),
+        // ID_AA64ISAR2_EL1: WFxT, RPRES, GPA3, APA3, MOPS, BC, PAC_frac, CLRBHB, RPRFM, CSSC.
+        (6, 2) => keep(id.isar2, &[0, 4, 8, 12, 16, 20, 24, 28, 48, 52]),
+        // ID_AA64MMFR0_EL1: not ECV, FGT, ExS.
+        (7, 0) => keep(id.mmfr0, &[4, 8, 12, 16, 20, 24, 28, 32, 36, 40]) | guest.pa_range,
+        // ID_AA64MMFR1_EL1: HAFDBS, VMIDBits, HPDS, PAN, SpecSEI, XNX, ETS, AFP, nTLBPA, CMOW.
+        // Not VH, LO, TWED, HCX, TIDCP1.
+        (7, 1) => keep(id.mmfr1, &[0, 4, 12, 20, 24, 28, 36, 44, 48, 56]),
+        // ID_AA64MMFR2_EL1: not NV, FWB, EVT.
+        (7, 2) => keep(id.mmfr2, &[0, 4, 8, 12, 16, 20, 28, 32, 36, 48, 52, 60]),
+        // The AArch32 registers, and what is to come.
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PFR0: IdRegister = IdRegister { crm: 4, op2: 0 };
+    const PFR1: IdRegister = IdRegister { crm: 4, op2: 1 };
+
+    fn everything() -> IdRegisters {
+        let f = 0x1111_1111_1111_1111;
+        IdRegisters {
+            pfr0: f | 0x2000_0000_0000_0000 | 2 << 56,
+            pfr1: f,
+            pfr2: f,
+            zfr0: f,
+            dfr0: f,
+            isar0: f,
+            isar1: f,
+            isar2: f,
+            mmfr0: f,
+            mmfr1: f,
+            mmfr2: f,
+            pmcr_n: 6,
+        }
+    }
+
+    #[test]
+    fn what_is_trapped_is_hidden() {
+        let id = everything();
+        let guest = Guest { sve: false, pa_range: 2 };
+        let pfr0 = read(&id, guest, PFR0);
+        for (low, name) in
+            [(8, "EL2"), (12, "EL3"), (28, "RAS"), (32, "SVE"), (40, "MPAM"), (44, "AMU")]
+        {
+            assert_eq!(field(pfr0, low), 0, "{name}");
+        }
+        assert_eq!(field(pfr0, 56), 1, "CSV2 without SCXTNUM");
+        let pfr1 = read(&id, guest, PFR1);
+        for (low, name) in
+            [(8, "MTE"), (12, "RAS_frac"), (24, "SME"), (44, "GCS"), (32, "CSV2_frac")]
+        {
+            assert_eq!(field(pfr1, low), 0, "{name}");
+        }
+        let dfr0 = read(&id, guest, IdRegister { crm: 5, op2: 0 });
+        assert_eq!(dfr0, 6, "no PMU, SPE, trace");
+        assert_eq!(field(read(&id, guest, IdRegister { crm: 7, op2: 0 }), 0), 2);
+        assert_eq!(field(read(&id, guest, IdRegister { crm: 6, op2: 1 }), 60), 0, "LS64");
+        assert_eq!(field(read(&id, guest, IdRegister { crm: 7, op2: 1 }), 8), 0, "VH");
+    }
+
+    #[test]
+    fn sve_is_shown_to_those_who_have_it() {
+        let id = everything();
+        let zfr0 = IdRegister { crm: 4, op2: 4 };
+        for sve in [false, true] {
+            let guest = Guest { sve, pa_range: 2 };
+            assert_eq!(field(read(&id, guest, PFR0), 32) != 0, sve);
+            assert_eq!(read(&id, guest, zfr0) != 0, sve);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_guest_is_never_shown_more_than_the_machine_has(
+            crm in 1u8..8, op2 in 0u8..8, sve: bool, pfr0: u64, pfr1: u64, isar1: u64, isar2: u64,
+            mmfr1: u64, mmfr2: u64,
+        ) {
+            let id = IdRegisters { pfr0, pfr1, isar1, isar2, mmfr1, mmfr2, ..Default::default() };
+            let shown = read(&id, Guest { sve, pa_range: 0 }, IdRegister { crm, op2 });
+            let machine = match (crm, op2) {
+                // CSV2 may be lowered within its field; EL0 and EL1 are always there.
+                (4, 0) => pfr0 | 0x11 | 0xf << 56,
+                (4, 1) => pfr1,
+                (5, 0) => 6,
+                (6, 1) => isar1,
+                (6, 2) => isar2,
+                (7, 1) => mmfr1,
+                (7, 2) => mmfr2,
+                _ => 0,
+            };
+            prop_assert_eq!(shown & !machine, 0);
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Memory: who owns each page ([`pages`]).
+
+pub mod pages;

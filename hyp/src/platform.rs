@@ -1,0 +1,307 @@
+//! What the device tree says of the machine, and what hyp says in the device tree it hands on.
+//!
+//! Reading and editing are pure functions over the blob, tested on any machine.
+
+#![forbid(unsafe_code)]
+
+use crate::memory::pages::MAX_BANKS;
+use arrayvec::{ArrayString, ArrayVec};
+use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::fdt_mut::FdtMut;
+use dtoolkit::standard::NodeStandard;
+use dtoolkit::{Node, Property};
+use thiserror::Error;
+use umbra_shared::PAGE_SIZE;
+use umbra_shared::package::COMMAND_LINE_BYTES;
+
+/// CPUs that hyp manages.
+pub const MAX_CPUS: usize = 64;
+
+/// Ranges that a device tree may reserve.
+const MAX_RESERVED: usize = 32;
+
+/// A range of physical addresses, start inclusive, end exclusive.
+pub type Range = (u64, u64);
+
+/// How firmware is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conduit {
+    /// HVC: firmware would have to be at EL2, where hyp is.
+    Hvc,
+    /// SMC.
+    Smc,
+}
+
+/// Why hyp can't run on the machine that a device tree describes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum PlatformError {
+    #[error("the device tree is damaged")]
+    BadTree,
+    #[error("the device tree has no /memory")]
+    NoMemory,
+    #[error("the device tree describes no GICv3 (arm,gic-v3); QEMU: -M virt,gic-version=3")]
+    NoGic,
+    #[error("the device tree has no /psci (or none that is called with smc)")]
+    NoPsci,
+    #[error("the device tree lists no CPUs, or more than {MAX_CPUS}")]
+    BadCpus,
+    #[error("more than {MAX_BANKS} banks of memory")]
+    TooManyBanks,
+    #[error("more than {MAX_RESERVED} reserved ranges")]
+    TooManyReserved,
+    #[error("no room for the edited device tree")]
+    NoRoom,
+    #[error("the device tree has no /chosen to tell the host its initrd and command line in")]
+    NoChosen,
+}
+
+/// The machine.
+#[derive(Clone, Debug)]
+pub struct Platform {
+    /// RAM, whole pages.
+    pub banks: ArrayVec<Range, MAX_BANKS>,
+    /// What of it is spoken for.
+    pub reserved: ArrayVec<Range, MAX_RESERVED>,
+    /// MPIDR_EL1 affinities in device-tree order.
+    pub cpus: ArrayVec<u64, MAX_CPUS>,
+    /// The console: a PL011's address.
+    pub uart: Option<u64>,
+    /// The kernel command line in the tree.
+    pub command_line: ArrayString<COMMAND_LINE_BYTES>,
+}
+
+/// The console's address: all that can be told before anything else is checked.
+pub fn console(fdt: &Fdt<'_>) -> Option<u64> {
+    let named = fdt
+        .chosen()
+        .and_then(|chosen| {
+            let path = chosen.stdout_path().ok().flatten()?;
+            ArrayString::<128>::from(path).ok()
+        })
+        .and_then(|path| {
+            let path = path.split(':').next().unwrap_or("");
+            fdt.find_node(path).filter(|node| node.is_compatible("arm,pl011"))
+        });
+    let node = named.or_else(|| find_compatible(fdt.root(), "arm,pl011"))?;
+    node.reg().ok()??.next()?.address().ok()
+}
+
+/// Depth-first search. Buses are taken to map one to one, as simple-bus with empty ranges does.
+fn find_compatible<'a>(node: FdtNode<'a>, compatible: &str) -> Option<FdtNode<'a>> {
+    if node.is_compatible(compatible) {
+        return Some(node);
+    }
+    node.children().find_map(|child| find_compatible(child, compatible))
+}
+
+fn pages_of((start, end): Range) -> Range {
+    let page = PAGE_SIZE as u64;
+    (start.div_ceil(page) * page, end / page * page)
+}
+
+impl Platform {
+    /// Reads the tree.
+    ///
+    /// # Errors
+    ///
+    /// What is missing from it.
+    pub fn read(fdt: &Fdt<'_>) -> Result<Self, PlatformError> {
+        let mut banks = ArrayVec::new();
+        let mut reserved = ArrayVec::new();
+        for node in fdt.root().children() {
+            let is = |name| node.name_without_address() == name;
+            if is("memory") {
+                for range in ranges(node)? {
+                    let bank = pages_of(range?);
+                    if bank.0 < bank.1 {
+                        banks.try_push(bank).map_err(|_| PlatformError::TooManyBanks)?;
+                    }
+                }
+            } else if is("reserved-memory") {
+                for child in node.children() {
+                    for range in ranges(child)? {
+                        reserved.try_push(range?).map_err(|_| PlatformError::TooManyReserved)?;
+                    }
+                }
+            }
+        }
+        if banks.is_empty() {
+            return Err(PlatformError::NoMemory);
+        }
+        banks.sort_unstable();
+        if banks.windows(2).any(|pair| pair[0].1 > pair[1].0) {
+            return Err(PlatformError::BadTree);
+        }
+        for r in fdt.memory_reservations() {
+            let end = r.address().checked_add(r.size()).ok_or(PlatformError::BadTree)?;
+            reserved.try_push((r.address(), end)).map_err(|_| PlatformError::TooManyReserved)?;
+        }
+        find_compatible(fdt.root(), "arm,gic-v3").ok_or(PlatformError::NoGic)?;
+        if conduit(fdt) != Some(Conduit::Smc) {
+            return Err(PlatformError::NoPsci);
+        }
+        let mut cpus = ArrayVec::new();
+        for cpu in fdt.cpus().map_err(|_| PlatformError::BadCpus)?.cpus() {
+            let property = cpu.property("reg").ok_or(PlatformError::BadCpus)?;
+            let id = match property.value() {
+                [a, b, c, d] => u64::from(u32::from_be_bytes([*a, *b, *c, *d])),
+                bytes => u64::from_be_bytes(bytes.try_into().map_err(|_| PlatformError::BadCpus)?),
+            };
+            cpus.try_push(id).map_err(|_| PlatformError::BadCpus)?;
+        }
+        if cpus.is_empty() {
+            return Err(PlatformError::BadCpus);
+        }
+        let command_line = fdt
+            .chosen()
+            .and_then(|chosen| {
+                chosen.bootargs().ok().flatten().and_then(|args| ArrayString::from(args).ok())
+            })
+            .unwrap_or_default();
+        Ok(Self { banks, reserved, cpus, uart: console(fdt), command_line })
+    }
+
+    /// A place for `bytes` in the bank that holds `near`: the highest that touches neither a reserved
+    /// range nor one of `taken`.
+    pub fn place(&self, near: u64, bytes: u64, align: u64, taken: &[Range]) -> Option<Range> {
+        let &(bank_start, bank_end) =
+            self.banks.iter().find(|bank| (bank.0..bank.1).contains(&near))?;
+        let mut end = bank_end;
+        loop {
+            let start = end.checked_sub(bytes)? / align * align;
+            if start < bank_start {
+                return None;
+            }
+            let range = (start, start + bytes);
+            match self
+                .reserved
+                .iter()
+                .chain(taken)
+                .filter(|other| overlaps(range, **other))
+                .map(|other| other.0)
+                .min()
+            {
+                None => return Some(range),
+                // Below whatever is in the way; always lower than before.
+                Some(obstacle) => end = obstacle.min(range.1 - 1),
+            }
+        }
+    }
+}
+
+const fn overlaps(a: Range, b: Range) -> bool {
+    a.0 < b.1 && b.0 < a.1
+}
+
+fn ranges<'a>(
+    node: FdtNode<'a>,
+) -> Result<impl Iterator<Item = Result<Range, PlatformError>> + 'a, PlatformError> {
+    let regs = node.reg().map_err(|_| PlatformError::BadTree)?;
+    Ok(regs.into_iter().flatten().map(|reg| {
+        let start = reg.address::<u64>().map_err(|_| PlatformError::BadTree)?;
+        let size = reg.size::<u64>().map_err(|_| PlatformError::BadTree)?;
+        Ok((start, start.checked_add(size).ok_or(PlatformError::BadTree)?))
+    }))
+}
+
+/// How PSCI is called, if there is PSCI.
+pub fn conduit(fdt: &Fdt<'_>) -> Option<Conduit> {
+    let psci = fdt.root().children().find(|node| {
+        ["arm,psci", "arm,psci-0.2", "arm,psci-1.0"].iter().any(|c| node.is_compatible(c))
+    })?;
+    match psci.property("method")?.value_as::<&str>().ok()? {
+        "smc" => Some(Conduit::Smc),
+        "hvc" => Some(Conduit::Hvc),
+        _ => None,
+    }
+}
+
+/// What the host is told.
+#[derive(Clone, Copy, Debug)]
+pub struct HostBoot<'a> {
+    /// Memory that is not the host's: it disappears from /memory.
+    pub hyp: &'a [Range],
+    /// The initrd, if there is one.
+    pub initrd: Option<Range>,
+    /// The command line; empty: the one in the tree stays.
+    pub command_line: &'a str,
+}
+
+/// Copies `dtb` into `room` and edits it there for the host. Returns the bytes it takes.
+///
+/// # Errors
+///
+/// If the tree can't say what it has to.
+pub fn hand_over(dtb: &[u8], room: &mut [u8], boot: &HostBoot<'_>) -> Result<usize, PlatformError> {
+    room.get_mut(..dtb.len()).ok_or(PlatformError::NoRoom)?.copy_from_slice(dtb);
+    let mut fdt = FdtMut::from_slice(room).map_err(|_| PlatformError::BadTree)?;
+    for n in 0.. {
+        let Some((name, value)) = memory_without(&fdt.as_read_only(), n, boot.hyp)? else { break };
+        let mut root = fdt.root_mut();
+        let mut node = root.child_mut(&name).ok_or(PlatformError::BadTree)?;
+        let mut reg = node.property_mut("reg").ok_or(PlatformError::BadTree)?;
+        reg.set_value(value.as_slice()).map_err(|_| PlatformError::NoRoom)?;
+    }
+    if boot.initrd.is_some() || !boot.command_line.is_empty() {
+        let mut root = fdt.root_mut();
+        let mut chosen = root.child_mut("chosen").ok_or(PlatformError::NoChosen)?;
+        if let Some((start, end)) = boot.initrd {
+            for (name, value) in [("linux,initrd-start", start), ("linux,initrd-end", end)] {
+                chosen.remove_property(name);
+                chosen.add_property(name, value).map_err(|_| PlatformError::NoRoom)?;
+            }
+        }
+        if !boot.command_line.is_empty() {
+            chosen.remove_property("bootargs");
+            chosen
+                .add_property("bootargs", boot.command_line)
+                .map_err(|_| PlatformError::NoRoom)?;
+        }
+    }
+    Ok(fdt.as_read_only().data().len())
+}
+
+type RegBytes = ArrayVec<u8, 512>;
+
+/// The `n`th memory node: its name, and its reg less `hyp`.
+fn memory_without(
+    fdt: &Fdt<'_>,
+    n: usize,
+    hyp: &[Range],
+) -> Result<Option<(ArrayString<64>, RegBytes)>, PlatformError> {
+    let Some(node) =
+        fdt.root().children().filter(|node| node.name_without_address() == "memory").nth(n)
+    else {
+        return Ok(None);
+    };
+    let cells = |name| {
+        fdt.root().property(name).and_then(|p| p.value_as::<u32>().ok()).unwrap_or(2) as usize
+    };
+    let (address_cells, size_cells) = (cells("#address-cells"), cells("#size-cells"));
+    let mut value = RegBytes::new();
+    for range in ranges(node)? {
+        let mut rest = ArrayVec::<Range, 8>::new();
+        rest.push(range?);
+        for &hole in hyp {
+            let mut next = ArrayVec::<Range, 8>::new();
+            for part in rest {
+                for piece in [(part.0, part.1.min(hole.0)), (part.0.max(hole.1), part.1)] {
+                    if piece.0 < piece.1 {
+                        next.try_push(piece).map_err(|_| PlatformError::NoRoom)?;
+                    }
+                }
+            }
+            rest = next;
+        }
+        for (start, end) in rest {
+            for (number, cells) in [(start, address_cells), (end - start, size_cells)] {
+                let bytes = number.to_be_bytes();
+                let bytes = bytes.get(8 - 4 * cells..).ok_or(PlatformError::BadTree)?;
+                value.try_extend_from_slice(bytes).map_err(|_| PlatformError::NoRoom)?;
+            }
+        }
+    }
+    let name = ArrayString::from(node.name()).map_err(|_| PlatformError::BadTree)?;
+    Ok(Some((name, value)))
+}

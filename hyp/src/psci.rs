@@ -1,0 +1,334 @@
+//! PSCI between the host and firmware.
+//!
+//! The host's SMCs trap (HCR_EL2.TSC) because firmware would start CPUs at EL2, at an address of the
+//! host's choosing. What hyp lets through is an allow-list; everything else is NOT_SUPPORTED.
+//!
+//! Hyp has brought every CPU up before the host runs and holds it at EL2, so for firmware they are
+//! ON. To the host they are OFF until it turns them on; that picture is kept here, as a state per CPU
+//! that only changes by compare-and-exchange, so that two CPU_ON racing for one CPU give one SUCCESS
+//! and one ON_PENDING or ALREADY_ON.
+//!
+//! ```text
+//!   Held --CPU_ON--> Pending --the CPU enters the host--> On --CPU_OFF--> Off (really off)
+//!   Off --CPU_ON--> Pending: through firmware, at hyp's entry
+//! ```
+
+#![forbid(unsafe_code)]
+
+use arm_psci::{ErrorCode, Function, FunctionId};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+/// A CPU's power state as the host may know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Power {
+    /// Off, for firmware too; hyp has not seen it yet or it went through CPU_OFF.
+    Off = 0,
+    /// Waiting at EL2; off for the host.
+    Held = 1,
+    /// On its way to the host.
+    Pending = 2,
+    /// The host runs there.
+    On = 3,
+}
+
+/// One CPU's power state, and where it is to enter the host.
+#[derive(Debug)]
+pub struct PowerCell {
+    state: AtomicU8,
+    entry: AtomicU64,
+    context: AtomicU64,
+}
+
+/// Where a CPU enters the host: EL1, MMU off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostEntry {
+    /// PC.
+    pub pc: u64,
+    /// x0.
+    pub context: u64,
+}
+
+impl PowerCell {
+    /// A CPU in this state.
+    #[must_use]
+    pub const fn new(state: Power) -> Self {
+        Self {
+            state: AtomicU8::new(state as u8),
+            entry: AtomicU64::new(0),
+            context: AtomicU64::new(0),
+        }
+    }
+
+    /// The state now.
+    pub fn state(&self) -> Power {
+        match self.state.load(Ordering::Acquire) {
+            1 => Power::Held,
+            2 => Power::Pending,
+            3 => Power::On,
+            _ => Power::Off,
+        }
+    }
+
+    /// Sets the state. Only for the CPU itself, or for the boot CPU before the host runs.
+    pub fn set(&self, state: Power) {
+        self.state.store(state as u8, Ordering::Release);
+    }
+
+    /// CPU_ON: claims the CPU for `entry`. Says whether firmware must be asked to start it.
+    ///
+    /// # Errors
+    ///
+    /// ALREADY_ON, ON_PENDING.
+    pub fn claim(&self, entry: HostEntry) -> Result<Start, ErrorCode> {
+        loop {
+            let now = self.state();
+            let start = match now {
+                Power::On => return Err(ErrorCode::AlreadyOn),
+                Power::Pending => return Err(ErrorCode::OnPending),
+                Power::Held => Start::Release,
+                Power::Off => Start::Firmware,
+            };
+            // 0xff keeps others out (it reads as Off nowhere: `claim` retries on failure) while the
+            // entry is written.
+            if self
+                .state
+                .compare_exchange(now as u8, CLAIMED, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok()
+            {
+                self.entry.store(entry.pc, Ordering::Relaxed);
+                self.context.store(entry.context, Ordering::Relaxed);
+                self.state.store(Power::Pending as u8, Ordering::Release);
+                return Ok(start);
+            }
+            if self.state.load(Ordering::Relaxed) == CLAIMED {
+                return Err(ErrorCode::OnPending);
+            }
+        }
+    }
+
+    /// A CPU about to suspend with its state lost resumes at `entry`. Only for the CPU itself.
+    pub fn resume_at(&self, entry: HostEntry) {
+        self.entry.store(entry.pc, Ordering::Relaxed);
+        self.context.store(entry.context, Ordering::Relaxed);
+        self.set(Power::Pending);
+    }
+
+    /// The claimed CPU is here: where it goes. `None` if nobody claimed it.
+    pub fn take_entry(&self) -> Option<HostEntry> {
+        (self.state() == Power::Pending).then(|| HostEntry {
+            pc: self.entry.load(Ordering::Relaxed),
+            context: self.context.load(Ordering::Relaxed),
+        })
+    }
+}
+
+const CLAIMED: u8 = 0xff;
+
+/// How a claimed CPU gets going.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// It is held at EL2 and sees the claim.
+    Release,
+    /// Through firmware.
+    Firmware,
+}
+
+/// What hyp does with a PSCI call of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Answer this in w0/x0.
+    Answer(i64),
+    /// Pass it to firmware as it is and answer what firmware answers.
+    Forward,
+    /// CPU_ON of the CPU with this affinity.
+    CpuOn {
+        /// MPIDR affinity
+        target: u64,
+        /// where it is to start
+        entry: HostEntry,
+    },
+    /// CPU_OFF of the calling CPU.
+    CpuOff,
+    /// CPU_SUSPEND; `entry` only for a power-down state.
+    CpuSuspend {
+        /// the power state as passed
+        state: u32,
+        /// where it resumes after a power-down
+        entry: Option<HostEntry>,
+    },
+    /// AFFINITY_INFO at level 0 of the CPU with this affinity.
+    AffinityInfo {
+        /// MPIDR affinity
+        target: u64,
+    },
+    /// PSCI_FEATURES of this function: NOT_SUPPORTED here, or what firmware says.
+    Features {
+        /// the function asked about
+        function: u32,
+    },
+}
+
+const fn answer(code: ErrorCode) -> Action {
+    Action::Answer(code as i32 as i64)
+}
+
+/// Whether a function ID is PSCI's: SMCCC standard secure service calls 0x00..=0x1f, of either width.
+pub const fn is_psci(function: u32) -> bool {
+    matches!(function & 0xbfff_ffff, 0x8400_0000..=0x8400_001f)
+}
+
+/// Functions hyp answers or forwards; what is not here does not exist for the host.
+fn allowed(id: FunctionId) -> bool {
+    matches!(
+        id,
+        FunctionId::PsciVersion
+            | FunctionId::CpuSuspend32
+            | FunctionId::CpuSuspend64
+            | FunctionId::CpuOff
+            | FunctionId::CpuOn32
+            | FunctionId::CpuOn64
+            | FunctionId::AffinityInfo32
+            | FunctionId::AffinityInfo64
+            | FunctionId::MigrateInfoType
+            | FunctionId::SystemOff
+            | FunctionId::SystemReset
+            | FunctionId::SystemReset232
+            | FunctionId::SystemReset264
+            | FunctionId::PsciFeatures
+    )
+}
+
+/// Decides. `regs` are the host's x0-x3.
+pub fn decide(regs: [u64; 4]) -> Action {
+    let function = regs[0] as u32;
+    let Ok(id) = FunctionId::try_from(function) else {
+        return answer(ErrorCode::NotSupported);
+    };
+    if !allowed(id) {
+        return answer(ErrorCode::NotSupported);
+    }
+    // Asking about a function needs the raw number: arm-psci refuses numbers it doesn't know, and
+    // SMCCC_VERSION is asked about through PSCI too.
+    if id == FunctionId::PsciFeatures {
+        return Action::Features { function: regs[1] as u32 };
+    }
+    match Function::try_from(&regs) {
+        Ok(Function::CpuOn { target_cpu, entry }) => Action::CpuOn {
+            target: u64::from(target_cpu),
+            entry: HostEntry { pc: entry.entry_point_address(), context: entry.context_id() },
+        },
+        Ok(Function::CpuOff) => Action::CpuOff,
+        Ok(Function::CpuSuspend { state, entry }) => Action::CpuSuspend {
+            state: u32::from(state),
+            entry: matches!(state, arm_psci::PowerState::PowerDown(_)).then(|| HostEntry {
+                pc: entry.entry_point_address(),
+                context: entry.context_id(),
+            }),
+        },
+        Ok(Function::AffinityInfo { mpidr, lowest_affinity_level: 0 }) => {
+            Action::AffinityInfo { target: u64::from(mpidr) }
+        }
+        // PSCI 1.0 lets an implementation support level 0 only.
+        Ok(Function::AffinityInfo { .. }) | Err(_) => answer(ErrorCode::InvalidParameters),
+        Ok(_) => Action::Forward,
+    }
+}
+
+/// Whether the host is told that a function exists; then firmware's own answer counts.
+pub fn may_exist(function: u32) -> bool {
+    // SMCCC_VERSION: hyp implements it for the host.
+    function == SMCCC_VERSION || FunctionId::try_from(function).is_ok_and(allowed)
+}
+
+/// SMCCC_VERSION.
+pub const SMCCC_VERSION: u32 = 0x8000_0000;
+/// SMCCC_ARCH_FEATURES.
+pub const SMCCC_ARCH_FEATURES: u32 = 0x8000_0001;
+
+/// AFFINITY_INFO's answer for a CPU in this state.
+pub const fn affinity_info(power: Power) -> i64 {
+    match power {
+        Power::On => 0,
+        Power::Off | Power::Held => 1,
+        Power::Pending => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENTRY: HostEntry = HostEntry { pc: 0x4020_0000, context: 7 };
+
+    #[test]
+    fn cpu_on_twice_starts_once() {
+        let cell = PowerCell::new(Power::Held);
+        assert_eq!(cell.take_entry(), None);
+        assert_eq!(cell.claim(ENTRY), Ok(Start::Release));
+        assert_eq!(cell.claim(ENTRY), Err(ErrorCode::OnPending));
+        assert_eq!(affinity_info(cell.state()), 2);
+        assert_eq!(cell.take_entry(), Some(ENTRY));
+        cell.set(Power::On);
+        assert_eq!(cell.claim(ENTRY), Err(ErrorCode::AlreadyOn));
+        cell.set(Power::Off);
+        assert_eq!(cell.claim(ENTRY), Ok(Start::Firmware));
+    }
+
+    #[test]
+    fn racing_claims_have_one_winner() {
+        for _ in 0..200 {
+            let cell = PowerCell::new(Power::Held);
+            let wins = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4)
+                    .map(|n| {
+                        scope.spawn({
+                            let cell = &cell;
+                            move || {
+                                cell.claim(HostEntry { pc: n * 0x1000, context: n })
+                                    .is_ok()
+                                    .then_some(n)
+                            }
+                        })
+                    })
+                    .collect();
+                threads.into_iter().filter_map(|t| t.join().unwrap()).collect::<Vec<_>>()
+            });
+            assert_eq!(wins.len(), 1);
+            let entry = cell.take_entry().unwrap();
+            assert_eq!((entry.pc, entry.context), (wins[0] * 0x1000, wins[0]));
+        }
+    }
+
+    #[test]
+    fn the_rest_is_not_supported() {
+        let not_supported = Action::Answer(-1);
+        for f in [0x8400_000e_u64, 0x8400_0005, 0x8400_0013, 0x8400_001f, 0xc400_0012_0000] {
+            assert_eq!(decide([f, 0, 0, 0]), not_supported, "{f:#x}");
+        }
+        assert_eq!(decide([0x8400_0000, 0, 0, 0]), Action::Forward);
+        assert_eq!(decide([0x8400_0008, 0, 0, 0]), Action::Forward);
+        assert_eq!(decide([0x8400_0002, 0, 0, 0]), Action::CpuOff);
+        assert_eq!(
+            decide([0xc400_0003, 1, 0x4020_0000, 7]),
+            Action::CpuOn { target: 1, entry: ENTRY }
+        );
+        assert_eq!(decide([0xc400_0004, 2, 0, 0]), Action::AffinityInfo { target: 2 });
+        assert_eq!(decide([0xc400_0004, 2, 1, 0]), Action::Answer(-2));
+        assert_eq!(
+            decide([0xc400_0001, 1 << 30, 0x4020_0000, 7]),
+            Action::CpuSuspend { state: 1 << 30, entry: Some(ENTRY) }
+        );
+        assert_eq!(
+            decide([0xc400_0001, 1, 0x4020_0000, 7]),
+            Action::CpuSuspend { state: 1, entry: None }
+        );
+        assert!(!may_exist(0x8400_000e) && may_exist(0xc400_0003));
+    }
+
+    #[test]
+    fn psci_range() {
+        assert!(is_psci(0x8400_0000) && is_psci(0xc400_001f));
+        assert!(!is_psci(0x8400_0050) && !is_psci(0x8600_ff01) && !is_psci(0x8000_0000));
+    }
+}

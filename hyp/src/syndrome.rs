@@ -1,0 +1,249 @@
+//! Decoding what trapped (ESR_EL2) and computing what a lower EL's exception entry looks like.
+//!
+//! Pure: the hardware side reads and writes the registers.
+
+#![forbid(unsafe_code)]
+
+/// ESR_ELx.EC values that hyp knows (Arm ARM D24.2.40).
+pub mod ec {
+    /// WFI, WFE and kin.
+    pub const WFX: u64 = 0x01;
+    /// Advanced SIMD and floating-point.
+    pub const FP: u64 = 0x07;
+    /// HVC from AArch64.
+    pub const HVC64: u64 = 0x16;
+    /// SMC from AArch64.
+    pub const SMC64: u64 = 0x17;
+    /// MSR, MRS, system instructions.
+    pub const SYSREG: u64 = 0x18;
+    /// SVE.
+    pub const SVE: u64 = 0x19;
+    /// SME.
+    pub const SME: u64 = 0x1d;
+    /// Instruction abort from a lower EL.
+    pub const INSTRUCTION_ABORT: u64 = 0x20;
+    /// Data abort from a lower EL.
+    pub const DATA_ABORT: u64 = 0x24;
+}
+
+/// The exception class.
+pub const fn class(esr: u64) -> u64 {
+    esr >> 26 & 0x3f
+}
+
+/// The syndrome of a data or instruction abort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Abort(u64);
+
+impl Abort {
+    /// Wraps ESR_EL2.
+    pub const fn new(esr: u64) -> Self {
+        Self(esr)
+    }
+
+    /// A translation fault, at any level.
+    pub const fn is_translation(self) -> bool {
+        self.0 & 0x3c == 0x04
+    }
+
+    /// A translation, access flag or permission fault, or an address size fault: what stage 2 causes.
+    pub const fn is_stage2(self) -> bool {
+        self.0 & 0x3f < 0x10
+    }
+
+    /// The access, if ISS says all that is needed to emulate it.
+    pub const fn access(self) -> Option<Access> {
+        let valid = self.0 >> 24 & 1 == 1;
+        let cache_maintenance = self.0 >> 8 & 1 == 1;
+        let table_walk = self.0 >> 7 & 1 == 1;
+        if !valid || cache_maintenance || table_walk {
+            return None;
+        }
+        Some(Access {
+            size_log2: self.0 >> 22 & 3,
+            sign: self.0 >> 21 & 1 == 1,
+            register: (self.0 >> 16 & 0x1f) as u8,
+            wide: self.0 >> 15 & 1 == 1,
+            write: self.0 >> 6 & 1 == 1,
+        })
+    }
+}
+
+/// A load or store of one register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// log2 of the bytes.
+    pub size_log2: u64,
+    /// A load sign-extends.
+    pub sign: bool,
+    /// Xt; 31 is XZR.
+    pub register: u8,
+    /// A load extends to 64 bits, not 32.
+    pub wide: bool,
+    /// It is a store.
+    pub write: bool,
+}
+
+/// What a load of `bytes` bytes puts into its register.
+pub const fn extend(data: u64, bytes: u8, sign: bool, wide: bool) -> u64 {
+    let bits = 8 * bytes as u32;
+    let shift = 64 - bits;
+    let value =
+        if sign { ((data << shift) as i64 >> shift) as u64 } else { data << shift >> shift };
+    if wide { value } else { value & 0xffff_ffff }
+}
+
+/// The IPA of a stage-2 fault: HPFAR_EL2.FIPA and the offset in FAR_EL2.
+pub const fn fault_ipa(hpfar: u64, far: u64) -> u64 {
+    (hpfar & 0xfff_ffff_fff0) << 8 | far & 0xfff
+}
+
+/// A trapped MSR, MRS or system instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SysReg {
+    /// Op0.
+    pub op0: u8,
+    /// Op1.
+    pub op1: u8,
+    /// CRn.
+    pub crn: u8,
+    /// CRm.
+    pub crm: u8,
+    /// Op2.
+    pub op2: u8,
+    /// Xt; 31 is XZR.
+    pub register: u8,
+    /// MRS.
+    pub read: bool,
+}
+
+impl SysReg {
+    /// Decodes ISS.
+    pub const fn new(esr: u64) -> Self {
+        Self {
+            op0: (esr >> 20 & 3) as u8,
+            op1: (esr >> 14 & 7) as u8,
+            crn: (esr >> 10 & 0xf) as u8,
+            crm: (esr >> 1 & 0xf) as u8,
+            op2: (esr >> 17 & 7) as u8,
+            register: (esr >> 5 & 0x1f) as u8,
+            read: esr & 1 == 1,
+        }
+    }
+}
+
+/// ESR_EL1 for UNDEFINED: EC 0, IL.
+pub const ESR_UNDEFINED: u64 = 1 << 25;
+
+/// ESR_EL1 for a synchronous external abort on an access that trapped with `esr`.
+pub const fn esr_external_abort(esr: u64, from_el0: bool) -> u64 {
+    let instruction = class(esr) == ec::INSTRUCTION_ABORT;
+    let class = match (instruction, from_el0) {
+        (true, true) => 0x20,
+        (true, false) => 0x21,
+        (false, true) => 0x24,
+        (false, false) => 0x25,
+    };
+    let write = if instruction { 0 } else { esr & 1 << 6 };
+    // IL as it was; DFSC/IFSC 0b010000.
+    class << 26 | esr & 1 << 25 | write | 0x10
+}
+
+/// PSTATE fields in SPSR format.
+pub mod pstate {
+    /// Exception level and stack pointer: M\[3:0\], and M\[4] for AArch32.
+    pub const MODE: u64 = 0x1f;
+    /// EL1 with SP_EL1.
+    pub const EL1H: u64 = 5;
+    /// D, A, I, F.
+    pub const DAIF: u64 = 0xf << 6;
+    /// Branch target type.
+    pub const BTYPE: u64 = 3 << 10;
+    /// Software step.
+    pub const SS: u64 = 1 << 21;
+    const SSBS: u64 = 1 << 12;
+    const PAN: u64 = 1 << 22;
+    const DIT: u64 = 1 << 24;
+    const TCO: u64 = 1 << 25;
+    const NZCV: u64 = 0xf << 28;
+    const SCTLR_SPAN: u64 = 1 << 23;
+    const SCTLR_DSSBS: u64 = 1 << 44;
+
+    /// PSTATE after an exception to EL1 (Arm ARM D1.3.1, AArch64.TakeException).
+    pub const fn on_exception(old: u64, sctlr_el1: u64) -> u64 {
+        let pan = if sctlr_el1 & SCTLR_SPAN == 0 { PAN } else { old & PAN };
+        let ssbs = if sctlr_el1 & SCTLR_DSSBS != 0 { SSBS } else { 0 };
+        // TCO is set where there is MTE and RES0 otherwise; a guest has no MTE, the host may.
+        old & (NZCV | DIT | TCO) | pan | ssbs | DAIF | EL1H
+    }
+
+    /// PSTATE behind an instruction that was emulated.
+    pub const fn after_instruction(old: u64) -> u64 {
+        old & !(BTYPE | SS)
+    }
+}
+
+/// Where EL1 takes a synchronous exception from a context with this PSTATE.
+pub const fn vector(vbar_el1: u64, old_pstate: u64) -> u64 {
+    let offset = match old_pstate & pstate::MODE {
+        0b00101 => 0x200,
+        0b00100 => 0x000,
+        mode if mode & 0x10 != 0 => 0x600,
+        _ => 0x400,
+    };
+    (vbar_el1 & !0x7ff) + offset
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn loads_extend_as_the_instruction_says() {
+        assert_eq!(extend(0xffff_ff80, 1, false, true), 0x80);
+        assert_eq!(extend(0x80, 1, true, true), 0xffff_ffff_ffff_ff80);
+        assert_eq!(extend(0x80, 1, true, false), 0xffff_ff80);
+        assert_eq!(extend(u64::MAX, 8, true, true), u64::MAX);
+        assert_eq!(extend(u64::MAX, 8, false, true), u64::MAX);
+        assert_eq!(extend(u64::MAX, 4, false, true), 0xffff_ffff);
+    }
+
+    #[test]
+    fn what_cannot_be_emulated_is_not() {
+        let load = 0x24 << 26 | 1 << 25 | 1 << 24 | 2 << 22 | 5 << 16 | 0x06;
+        let access = Abort::new(load).access().unwrap();
+        assert_eq!((access.size_log2, access.register, access.write), (2, 5, false));
+        assert!(Abort::new(load).is_translation());
+        assert_eq!(Abort::new(load & !(1 << 24)).access(), None);
+        assert_eq!(Abort::new(load | 1 << 8).access(), None);
+        assert_eq!(Abort::new(load | 1 << 7).access(), None);
+        assert!(!Abort::new(0x24 << 26 | 0x10).is_stage2());
+    }
+
+    #[test]
+    fn exception_entry() {
+        assert_eq!(vector(0x8000_0800, 0x3c5), 0x8000_0a00);
+        assert_eq!(vector(0x8000_0000, 0x3c4), 0x8000_0000);
+        assert_eq!(vector(0x8000_0000, 0), 0x8000_0400);
+        assert_eq!(vector(0x8000_0000, 0x10), 0x8000_0600);
+        // Flags stay, BTYPE and SS go, interrupts are masked, PAN is set unless SPAN.
+        let old = 0xf << 28 | 1 << 21 | 3 << 10;
+        assert_eq!(pstate::on_exception(old, 0), 0xf << 28 | 1 << 22 | 0x3c5);
+        assert_eq!(pstate::on_exception(old, 1 << 23), 0xf << 28 | 0x3c5);
+        assert_eq!(fault_ipa(0x8_0000_0, 0xffff_1abc), 0x8000_0abc);
+    }
+
+    proptest! {
+        #[test]
+        fn sysreg_fields(esr: u64) {
+            let r = SysReg::new(esr);
+            prop_assert!(r.op0 < 4 && r.op1 < 8 && r.op2 < 8 && r.crn < 16 && r.crm < 16 && r.register < 32);
+        }
+
+        #[test]
+        fn an_exception_always_enters_el1h_masked(old: u64, sctlr: u64) {
+            prop_assert_eq!(pstate::on_exception(old, sctlr) & (pstate::MODE | pstate::DAIF), 0x3c5);
+        }
+    }
+}
