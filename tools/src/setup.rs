@@ -1,0 +1,21 @@
+//! Setting a machine up: everything that building and running needs, found or installed.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::packages::SetupLock;
+use crate::qemu::Qemu;
+use crate::toolchain::Toolchain;
+
+/// What building for the target needs.
+pub fn toolchain() -> Result<Toolchain> {
+    let _lock = SetupLock::take()?;
+    Toolchain::set_up()
+}
+
+/// What running needs; `chosen` is a QEMU that was asked for by name.
+pub fn qemu(chosen: Option<&Path>) -> Result<Qemu> {
+    let _lock = SetupLock::take()?;
+    Qemu::set_up(chosen)
+}
