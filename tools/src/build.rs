@@ -1,6 +1,7 @@
 //! Building the bare-metal binaries and the images made of them.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -30,6 +31,19 @@ pub const GUEST: Binary = Binary { package: "umbra-guest", features: "" };
 /// The EL1 kernel that runs the on-target tests.
 pub const PAYLOAD: Binary = Binary { package: "umbra-payload", features: "" };
 
+/// All of them.
+pub const BINARIES: &[Binary] = &[HYP, HOST, GUEST, PAYLOAD];
+
+impl Binary {
+    /// Adds the arguments that make cargo work on this binary.
+    pub fn select(&self, command: &mut Command) {
+        command.args(["--release", "--package", self.package]).args(["--bin", self.package]);
+        if !self.features.is_empty() {
+            command.args(["--features", self.features]);
+        }
+    }
+}
+
 /// An image and the programs in it.
 #[derive(Clone, Debug)]
 pub struct Built {
@@ -57,10 +71,7 @@ impl Built {
 /// Compiles one binary and returns its ELF.
 pub fn binary(toolchain: &Toolchain, binary: Binary) -> Result<PathBuf> {
     let mut command = toolchain.cargo("build");
-    command.args(["--release", "--package", binary.package]).args(["--bin", binary.package]);
-    if !binary.features.is_empty() {
-        command.args(["--features", binary.features]);
-    }
+    binary.select(&mut command);
     process::run(&mut command).with_context(|| format!("could not build {}", binary.package))?;
     Ok(workspace::bare_metal_dir().join(TARGET).join("release").join(binary.package))
 }

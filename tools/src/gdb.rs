@@ -1,5 +1,6 @@
 //! `xtask gdb`: the machine, paused before its first instruction, and a debugger's way in.
 
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -51,9 +52,11 @@ pub fn debug(request: &Request) -> Result<bool> {
         // The debugger has the terminal; the console goes to a file beside the image.
         let console = built.image.with_extension("console");
         machine.stdin(std::process::Stdio::null()).stdout(std::fs::File::create(&console)?);
+        // Ctrl-C stops the program in the debugger: it must end neither us nor the machine.
+        process::leave_interrupts_to_child();
+        machine.process_group(0);
         let _machine = Running::start(&mut machine)?;
         println!("console: {}", build::shown(&console));
-        // Ctrl-C is the debugger's while it runs: it must not end us.
         let debugger = Running::start(&mut debugger)
             .with_context(|| format!("install the package {DEBUGGER}"))?;
         let child = Arc::clone(debugger.child());

@@ -7,11 +7,12 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use umbra_tools::boot;
+use umbra_tools::check;
 use umbra_tools::doctor;
 use umbra_tools::gdb;
 use umbra_tools::image;
 use umbra_tools::qemu::{Bounds, Machine};
-use umbra_tools::{build, setup};
+use umbra_tools::{build, setup, test};
 
 /// Sets up, builds, boots, tests and checks Umbra.
 #[derive(Parser)]
@@ -29,12 +30,18 @@ enum Verb {
     ///
     /// The exit status is 0 only if the machine verified everything and powered off by itself.
     Boot(BootArgs),
+    /// Run all tests: unit and property tests here, on-target tests on QEMU. Installs what is
+    /// missing.
+    Test(TestArgs),
     /// Pack hyp and a host payload of yours into one bootable file.
     Image(ImageArgs),
     /// Boot the demonstration paused, and say how a debugger gets in.
     Gdb(GdbArgs),
     /// Build the bare-metal binaries and pack the demonstration and test images.
     Build,
+    /// Check formatting, lints, documentation, and that hyp's image has FP/SIMD/SVE instructions
+    /// only where they belong.
+    Check,
 }
 
 #[derive(Args)]
@@ -76,6 +83,16 @@ struct BootArgs {
     /// Boot this packed file (see `image`) instead of building the demonstration.
     #[arg(long, value_name = "FILE", conflicts_with = "cmdline")]
     image: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct TestArgs {
+    /// The QEMU to use.
+    #[arg(long, value_name = "PATH")]
+    qemu: Option<PathBuf>,
+    /// Arguments for `cargo test`: a filter, or `-p PACKAGE`, `--test target`, `-- --nocapture`.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
 }
 
 #[derive(Args)]
@@ -133,6 +150,7 @@ fn run(verb: Verb) -> Result<bool> {
             command_line: args.machine.cmdline,
             image: args.image,
         }),
+        Verb::Test(args) => test::test(args.qemu.as_deref(), &args.arguments),
         Verb::Image(args) => {
             let toolchain = setup::toolchain()?;
             let hyp = build::binary(&toolchain, build::HYP)?;
@@ -160,5 +178,6 @@ fn run(verb: Verb) -> Result<bool> {
             }
             Ok(true)
         }
+        Verb::Check => check::check(),
     }
 }

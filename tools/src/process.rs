@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use anyhow::{Context, Result, bail};
@@ -42,6 +43,14 @@ impl Drop for Running {
     }
 }
 
+/// From here on Ctrl-C belongs to a child that has the terminal, such as a debugger: this process
+/// waits for that child to end.
+pub fn leave_interrupts_to_child() {
+    INTERRUPTS_LEFT.store(true, Ordering::Relaxed);
+}
+
+static INTERRUPTS_LEFT: AtomicBool = AtomicBool::new(false);
+
 fn running() -> std::sync::MutexGuard<'static, Vec<Arc<SharedChild>>> {
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -58,6 +67,9 @@ fn install_handler() {
     static INSTALL: Once = Once::new();
     INSTALL.call_once(|| {
         let result = ctrlc::set_handler(|| {
+            if INTERRUPTS_LEFT.load(Ordering::Relaxed) {
+                return;
+            }
             // The lock stays held: nobody starts another child between here and the exit.
             let children = running();
             children.iter().for_each(|child| stop(child));

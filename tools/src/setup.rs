@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::packages::SetupLock;
 use crate::qemu::Qemu;
-use crate::toolchain::Toolchain;
+use crate::toolchain::{self, Toolchain};
 
 /// What building for the target needs.
 pub fn toolchain() -> Result<Toolchain> {
@@ -18,4 +18,10 @@ pub fn toolchain() -> Result<Toolchain> {
 pub fn qemu(chosen: Option<&Path>) -> Result<Qemu> {
     let _lock = SetupLock::take()?;
     Qemu::set_up(chosen)
+}
+
+/// What `xtask check` needs: rustfmt and clippy.
+pub fn components() -> Result<()> {
+    let _lock = SetupLock::take()?;
+    toolchain::set_up_components()
 }

@@ -313,6 +313,42 @@ fn install_compiler() -> Result<()> {
     process::run(&mut command).with_context(|| Missing::Compiler.advice())
 }
 
+/// Installs rustfmt and clippy if cargo doesn't have them.
+pub fn set_up_components() -> Result<()> {
+    let missing: Vec<_> = [("fmt", "rustfmt"), ("clippy", "clippy")]
+        .into_iter()
+        .filter(|(verb, _)| process::stdout(cargo().args([verb, "--version"])).is_err())
+        .map(|(_, component)| component)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    // rustup names the toolchain it runs; a distribution's cargo takes the distribution's.
+    if env::var_os("RUSTUP_TOOLCHAIN").is_some() {
+        let mut command = Command::new("rustup");
+        command.current_dir(workspace::root());
+        command.args(["component", "add"]).args(&missing);
+        eprintln!("setting up: {}", process::line(&command));
+        command.stdout(std::io::stderr());
+        return process::run(&mut command);
+    }
+    let Some(apt) = Apt::find() else {
+        bail!("install {} for your cargo", missing.join(" and "));
+    };
+    apt.ensure_lists()?;
+    let web = process::stdout(Command::new("dpkg-query").args(["-W", "cargo-web"])).is_ok();
+    let packages: Vec<_> = missing
+        .into_iter()
+        .map(|component| match (component, web) {
+            ("rustfmt", true) => "rustfmt-web",
+            ("rustfmt", false) => "rustfmt",
+            (_, true) => "rust-web-clippy",
+            (_, false) => "rust-clippy",
+        })
+        .collect();
+    apt.install(&packages)
+}
+
 /// The oldest release that builds this workspace: its `rust-version`.
 fn minimum() -> (u32, u32) {
     parse_version(env!("CARGO_PKG_RUST_VERSION")).unwrap_or_default()
