@@ -181,3 +181,23 @@ fn run(verb: Verb) -> Result<bool> {
         Verb::Check => check::check(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_for_cargo_test_pass_through() {
+        let cli = Cli::parse_from(["xtask", "test", "max::r04", "--", "--nocapture"]);
+        let Verb::Test(args) = cli.verb else {
+            panic!("not the verb that was asked for");
+        };
+        assert_eq!(args.arguments, ["max::r04", "--", "--nocapture"]);
+    }
+}

@@ -54,12 +54,10 @@ impl Apt {
             .unwrap_or_default()
     }
 
-    /// Fetches the package lists if this machine has none (as in a fresh container).
-    pub fn ensure_lists(&self) -> Result<()> {
-        let known = fs::read_dir("/var/lib/apt/lists").is_ok_and(|entries| {
-            entries.flatten().any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
-        });
-        if known || !self.may_install() {
+    /// Fetches the package lists if they don't know `package`: a fresh container has none, and old
+    /// ones lack what is new.
+    pub fn ensure_known(&self, package: &str) -> Result<()> {
+        if self.candidate(package).is_some() || !self.may_install() {
             return Ok(());
         }
         self.update()
@@ -127,27 +125,19 @@ impl Apt {
         folder: &Path,
         finish: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<()> {
-        let mut list = Command::new("apt-get");
-        list.args(["install", "-y", "--no-install-recommends", "--print-uris"])
-            .args(["-o", "Debug::NoLocking=1"])
-            .args(packages);
-        let archives = parse_archives(&process::stdout(&mut list)?);
-        if archives.is_empty() {
-            bail!("apt names no archive for {}", packages.join(" "));
-        }
         let partial = folder.with_extension("partial");
         remove(&partial)?;
         let (debs, root) = (partial.join("debs"), partial.join("root"));
         fs::create_dir_all(&debs)?;
         fs::create_dir_all(&root)?;
-        let mut download = Command::new("apt-get");
-        download
-            .current_dir(&debs)
-            .args(["-q", "-o", "APT::Sandbox::User=root", "download"])
-            .args(archives)
-            .stdout(std::io::stderr());
-        eprintln!("setting up: {}", process::line(&download));
-        process::run(&mut download)?;
+        if let Err(error) = download(packages, &debs) {
+            if !self.may_install() {
+                return Err(error);
+            }
+            eprintln!("{error:#}; trying again with fresh package lists");
+            self.update()?;
+            download(packages, &debs)?;
+        }
         for deb in fs::read_dir(&debs)? {
             let mut extract = Command::new("dpkg-deb");
             process::run(extract.arg("-x").arg(deb?.path()).arg(&root))?;
@@ -158,6 +148,26 @@ impl Apt {
         fs::rename(&partial, folder)
             .with_context(|| format!("could not create {}", folder.display()))
     }
+}
+
+/// Fetches the archives of `packages`, and of what they need beyond what is installed.
+fn download(packages: &[&str], folder: &Path) -> Result<()> {
+    let mut list = Command::new("apt-get");
+    list.args(["install", "-y", "--no-install-recommends", "--print-uris"])
+        .args(["-o", "Debug::NoLocking=1"])
+        .args(packages);
+    let archives = parse_archives(&process::stdout(&mut list)?);
+    if archives.is_empty() {
+        bail!("apt names no archive for {}", packages.join(" "));
+    }
+    let mut download = Command::new("apt-get");
+    download
+        .current_dir(folder)
+        .args(["-q", "-o", "APT::Sandbox::User=root", "download"])
+        .args(archives)
+        .stdout(std::io::stderr());
+    eprintln!("setting up: {}", process::line(&download));
+    process::run(&mut download)
 }
 
 fn remove(folder: &Path) -> Result<()> {

@@ -154,7 +154,7 @@ impl Qemu {
         let Some(apt) = Apt::find() else {
             bail!("{}", Self::advice());
         };
-        apt.ensure_lists()?;
+        apt.ensure_known(PACKAGE)?;
         if apt.may_install() && apt.can_install(&[PACKAGE]) {
             apt.install(&[PACKAGE])?;
         } else {

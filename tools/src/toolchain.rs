@@ -118,7 +118,7 @@ impl Toolchain {
             let Some(apt) = Apt::find() else {
                 bail!("{}", Missing::Linker.advice());
             };
-            apt.ensure_lists()?;
+            apt.ensure_known("lld")?;
             apt.install(&["lld"])?;
         }
         Self::find().map_err(|missing| anyhow::anyhow!("{}", missing.advice()))
@@ -294,7 +294,9 @@ fn distribution_packages(apt: &Apt) -> Option<Vec<String>> {
 
 fn install_compiler() -> Result<()> {
     if let Some(apt) = Apt::find() {
-        apt.ensure_lists()?;
+        if distribution_packages(&apt).is_none() {
+            apt.ensure_known("rust-web-src")?;
+        }
         if let Some(packages) = distribution_packages(&apt) {
             let packages: Vec<_> = packages.iter().map(String::as_str).collect();
             if apt.may_install() && apt.can_install(&packages) {
@@ -335,7 +337,7 @@ pub fn set_up_components() -> Result<()> {
     let Some(apt) = Apt::find() else {
         bail!("install {} for your cargo", missing.join(" and "));
     };
-    apt.ensure_lists()?;
+    apt.ensure_known("rustfmt")?;
     let web = process::stdout(Command::new("dpkg-query").args(["-W", "cargo-web"])).is_ok();
     let packages: Vec<_> = missing
         .into_iter()
