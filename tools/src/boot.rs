@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -93,8 +94,12 @@ impl Screen {
     fn new(symbols: Symbols, verbose: bool) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {elapsed} {msg}");
+        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {elapsed}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        if terminal {
+            // The elapsed time is shown between two lines of the machine's, too.
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
         Self { symbols, verbose, bar, tenths: (!terminal).then_some(0), tail: VecDeque::new() }
     }
 
