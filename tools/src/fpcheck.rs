@@ -335,7 +335,7 @@ mod tests {
             (0xd53b_4220, "mrs x0, daif"),
             (0xd51b_4200, "msr nzcv, x0"),
             (0xd503_42df, "msr daifset, #2"),
-            (0xd503_41bf, "msr ssbs, #1"),
+            (0xd503_413f, "msr ssbs, #1"),
             (0xd53c_1200, "mrs x0, zcr_el2"),
             (0xd51c_1140, "msr cptr_el2, x0"),
             (0xd53b_d040, "mrs x0, tpidr_el0"),

@@ -1,7 +1,6 @@
 //! Running other programs: with a clear error when they fail, and without leaving any behind.
 
 use std::ffi::OsStr;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -94,10 +93,10 @@ fn tie_to_parent(command: &mut Command) {
     let hook = move || {
         set_parent_process_death_signal(Some(Signal::KILL))?;
         // The parent may have died before the request was made.
-        if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::other("the parent is gone")) }
+        if getppid() == Some(parent) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
     };
     // SAFETY: between fork and exec only async-signal-safe functions may run; the hook makes two
-    // system calls, and allocates nothing unless it fails with the parent already dead.
+    // system calls, and allocates nothing.
     unsafe {
         command.pre_exec(hook);
     }

@@ -67,7 +67,7 @@ impl Report {
         self.verdict.as_ref()
     }
 
-    /// The tables and the verdict line. `ended` is why the run failed although the machine may say
+    /// The tables and the verdict line. `failure` is why the run failed although the machine may say
     /// otherwise: it did not power off, say.
     pub fn render(&self, failure: Option<&str>) -> String {
         let mut out = String::new();
