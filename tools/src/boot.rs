@@ -1,0 +1,151 @@
+//! `xtask boot`: the demonstration, from nothing to its table.
+
+use std::collections::VecDeque;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::build::{self, Built};
+use crate::console::{Line, parse};
+use crate::qemu::{Bounds, Machine, Qemu};
+use crate::report::Report;
+use crate::setup;
+use crate::symbols::Symbols;
+
+/// Lines of the console that a failure shows.
+const TAIL_LINES: usize = 60;
+
+/// What `xtask boot` is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// The machine.
+    pub machine: Machine,
+    /// How long it may take.
+    pub bounds: Bounds,
+    /// Show the console.
+    pub verbose: bool,
+    /// A QEMU by name.
+    pub qemu: Option<PathBuf>,
+    /// The command line of hyp and host.
+    pub command_line: String,
+    /// Boot this image instead of building the demonstration.
+    pub image: Option<PathBuf>,
+}
+
+/// Builds and runs the demonstration; whether it went well.
+pub fn boot(request: &Request) -> Result<bool> {
+    let qemu = setup::qemu(request.qemu.as_deref())?;
+    let (image, symbols) = match &request.image {
+        Some(image) => (image.clone(), Symbols::default()),
+        None => {
+            let built: Built = build::demo(&setup::toolchain()?, &request.command_line)?;
+            let symbols = built.symbols();
+            (built.image, symbols)
+        }
+    };
+    eprintln!(
+        "booting {} on QEMU {}.{} ({} × {}{})",
+        build::shown(&image),
+        qemu.version.0,
+        qemu.version.1,
+        request.machine.smp,
+        request.machine.cpu,
+        if request.machine.icount { ", icount" } else { "" }
+    );
+    run(&qemu, &image, symbols, request)
+}
+
+fn run(qemu: &Qemu, image: &Path, symbols: Symbols, request: &Request) -> Result<bool> {
+    let mut screen = Screen::new(symbols, request.verbose);
+    let mut report = Report::default();
+    let end = qemu.run(&request.machine, image, request.bounds, &mut |line| {
+        let parsed = parse(line);
+        report.take(&parsed);
+        screen.take(line, &parsed);
+    })?;
+    screen.finish();
+    let failure = end.failure().or_else(|| match report.verdict() {
+        Some(Ok(())) => None,
+        Some(Err(why)) => Some(why.clone()),
+        None => Some("the machine powered off without a verdict".to_owned()),
+    });
+    if failure.is_some() && !request.verbose {
+        eprintln!("the end of the console:");
+        screen.print_tail();
+    }
+    println!("{}", report.render(failure.as_deref()).trim_end());
+    Ok(failure.is_none())
+}
+
+/// What the person sees while the machine runs.
+struct Screen {
+    symbols: Symbols,
+    verbose: bool,
+    bar: ProgressBar,
+    /// On something that is no terminal: tenths of the progress that were printed.
+    tenths: Option<u64>,
+    tail: VecDeque<String>,
+}
+
+impl Screen {
+    fn new(symbols: Symbols, verbose: bool) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {elapsed}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        if terminal {
+            // The elapsed time is shown between two lines of the machine's, too.
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+        Self { symbols, verbose, bar, tenths: (!terminal).then_some(0), tail: VecDeque::new() }
+    }
+
+    fn take(&mut self, line: &str, parsed: &Line<'_>) {
+        match parsed {
+            Line::Progress(done, total) => self.progress(*done, *total),
+            Line::Row(..) => {}
+            _ => self.text(line),
+        }
+    }
+
+    fn text(&mut self, line: &str) {
+        let shown = self.symbols.show(line);
+        if self.verbose {
+            self.bar.suspend(|| println!("{shown}"));
+        } else {
+            if self.tail.len() == TAIL_LINES {
+                self.tail.pop_front();
+            }
+            self.tail.push_back(shown);
+        }
+    }
+
+    fn progress(&mut self, done: u64, total: u64) {
+        match &mut self.tenths {
+            None => {
+                self.bar.set_length(total);
+                self.bar.set_position(done);
+            }
+            Some(shown) => {
+                let tenths = (done * 10).checked_div(total).unwrap_or(0);
+                if tenths > *shown {
+                    *shown = tenths;
+                    eprintln!("{done}/{total}");
+                }
+            }
+        }
+    }
+
+    fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn print_tail(&self) {
+        for line in &self.tail {
+            eprintln!("{line}");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Building the bare-metal binaries and the images made of them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::console::Space;
+use crate::elf;
+use crate::image::{self, Parts};
+use crate::symbols::Symbols;
+use crate::toolchain::Toolchain;
+use crate::workspace::{self, TARGET};
+use crate::{cpio, process};
+
+/// A binary for the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Binary {
+    /// Its package, and its name.
+    pub package: &'static str,
+    /// The feature that turns it on: without it the package builds on a development machine.
+    pub features: &'static str,
+}
+
+/// EL2.
+pub const HYP: Binary = Binary { package: "umbra-hyp", features: "image" };
+/// The demonstration's EL1 kernel.
+pub const HOST: Binary = Binary { package: "umbra-host", features: "kernel" };
+/// What runs in the virtual machines.
+pub const GUEST: Binary = Binary { package: "umbra-guest", features: "" };
+/// The EL1 kernel that runs the on-target tests.
+pub const PAYLOAD: Binary = Binary { package: "umbra-payload", features: "" };
+
+/// All of them.
+pub const BINARIES: &[Binary] = &[HYP, HOST, GUEST, PAYLOAD];
+
+impl Binary {
+    /// Adds the arguments that make cargo work on this binary.
+    pub fn select(&self, command: &mut Command) {
+        command.args(["--release", "--package", self.package]).args(["--bin", self.package]);
+        if !self.features.is_empty() {
+            command.args(["--features", self.features]);
+        }
+    }
+}
+
+/// An image and the programs in it.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The packed file.
+    pub image: PathBuf,
+    /// hyp's ELF.
+    pub hyp: PathBuf,
+    /// The host payload's.
+    pub host: PathBuf,
+    /// The guest payload's.
+    pub guest: PathBuf,
+}
+
+impl Built {
+    /// Symbols for addresses on this image's console.
+    pub fn symbols(&self) -> Symbols {
+        Symbols::new([
+            (Space::Hyp, self.hyp.clone()),
+            (Space::Host, self.host.clone()),
+            (Space::Guest, self.guest.clone()),
+        ])
+    }
+}
+
+/// Compiles one binary and returns its ELF.
+pub fn binary(toolchain: &Toolchain, binary: Binary) -> Result<PathBuf> {
+    let mut command = toolchain.cargo("build");
+    binary.select(&mut command);
+    process::run(&mut command).with_context(|| format!("could not build {}", binary.package))?;
+    Ok(workspace::bare_metal_dir().join(TARGET).join("release").join(binary.package))
+}
+
+/// The demonstration.
+pub fn demo(toolchain: &Toolchain, command_line: &str) -> Result<Built> {
+    pack(toolchain, HOST, "demo", command_line)
+}
+
+/// The on-target tests.
+pub fn tests(toolchain: &Toolchain) -> Result<Built> {
+    pack(toolchain, PAYLOAD, "tests", "")
+}
+
+/// hyp with `host` above it, and the guest payload in the initrd.
+fn pack(toolchain: &Toolchain, host: Binary, name: &str, command_line: &str) -> Result<Built> {
+    eprintln!("building for {TARGET} with {toolchain}");
+    let built = Built {
+        image: workspace::image_dir().join(format!("{name}.img")),
+        hyp: binary(toolchain, HYP)?,
+        host: binary(toolchain, host)?,
+        guest: binary(toolchain, GUEST)?,
+    };
+    pack_built(&built, command_line)?;
+    Ok(built)
+}
+
+fn pack_built(built: &Built, command_line: &str) -> Result<()> {
+    let guest = elf::flatten_file(&built.guest)?;
+    let package = image::pack(&Parts {
+        hyp: &elf::flatten_file(&built.hyp)?,
+        host: &image::read_host(&built.host)?,
+        initrd: &cpio::archive(&[("guest", &with_bss(guest))]),
+        command_line,
+    })?;
+    image::write_whole(&built.image, &package)
+}
+
+/// A guest payload is copied to its memory as it lies in the archive, so its .bss is in there too.
+fn with_bss(flat: elf::Flat) -> Vec<u8> {
+    let mut bytes = flat.bytes;
+    bytes.resize(flat.memory_bytes as usize, 0);
+    bytes
+}
+
+/// The file as one would name it in the checkout.
+pub fn shown(path: &Path) -> String {
+    let root = workspace::root();
+    path.strip_prefix(&root).unwrap_or(path).display().to_string()
+}

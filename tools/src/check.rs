@@ -1,0 +1,92 @@
+//! `xtask check`: formatting, lints, documentation, and I5 on the built images.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::build;
+use crate::fpcheck;
+use crate::process;
+use crate::setup;
+use crate::toolchain::{Toolchain, cargo};
+
+/// Runs every check, also after one failed; whether all passed.
+pub fn check() -> Result<bool> {
+    let toolchain = setup::toolchain()?;
+    setup::components()?;
+    let mut failed = Vec::new();
+    let mut step = |name: &'static str, result: Result<()>| match result {
+        Ok(()) => eprintln!("ok: {name}"),
+        Err(error) => {
+            eprintln!("FAILED: {name}: {error:#}");
+            failed.push(name);
+        }
+    };
+    step("formatting", run(cargo().args(["fmt", "--all", "--check"])));
+    step("lints on this machine", {
+        let mut command = cargo();
+        command.args(["clippy", "--all-targets", "--", "-D", "warnings"]);
+        run(&mut command)
+    });
+    step("documentation", {
+        let mut command = cargo();
+        command.args(["doc", "--no-deps"]);
+        run(command.env("RUSTDOCFLAGS", "-D warnings"))
+    });
+    step("lints on the target", lint_target(&toolchain));
+    step("I5: FP/SIMD/SVE instructions", instructions(&toolchain));
+    if failed.is_empty() {
+        return Ok(true);
+    }
+    eprintln!("failed: {}", failed.join(", "));
+    Ok(false)
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    eprintln!("checking: {}", process::line(command));
+    process::run(command)
+}
+
+/// The bare-metal binaries: clippy where it can, otherwise the compiler's own lints.
+fn lint_target(toolchain: &Toolchain) -> Result<()> {
+    for binary in build::BINARIES {
+        let mut command;
+        if toolchain.active {
+            command = toolchain.cargo("clippy");
+            binary.select(&mut command);
+            command.args(["--", "-D", "warnings"]);
+        } else {
+            command = toolchain.cargo("build");
+            binary.select(&mut command);
+            // Denied by cargo and not by a compiler flag, so that no other crate is built anew.
+            // The configuration is unstable in the releases that we support.
+            command
+                .arg("-Zwarnings")
+                .env("RUSTC_BOOTSTRAP", "1")
+                .env("CARGO_BUILD_WARNINGS", "deny");
+        }
+        run(&mut command)?;
+    }
+    if !toolchain.active {
+        eprintln!(
+            "note: clippy can't use the core of {}, which is not the active toolchain's: on the \
+             target only the compiler's lints are checked",
+            toolchain.rustc
+        );
+    }
+    Ok(())
+}
+
+fn instructions(toolchain: &Toolchain) -> Result<()> {
+    let hyp = build::binary(toolchain, build::HYP)?;
+    let summary = fpcheck::check_hyp(&hyp)?;
+    eprintln!(
+        "hyp: {} instructions, {} of them FP/SIMD/SVE, all in {:?} routines",
+        summary.instructions,
+        summary.allowed,
+        fpcheck::HYP_ALLOWED
+    );
+    let host = build::binary(toolchain, build::HOST)?;
+    fpcheck::check_host(&host)?;
+    Ok(())
+}

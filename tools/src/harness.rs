@@ -1,0 +1,243 @@
+//! The on-target tests as `cargo test` sees them.
+//!
+//! One machine per [`Configuration`] boots the test payload and runs all of its tests; every pair
+//! of configuration and test then shows as one test with a name, a result and its own part of the
+//! console. The names come from the machine: it lists its tests before it runs the first, so a
+//! machine that dies takes no test with it unseen. The test during which it died fails, those that
+//! never ran fail, and so does `CONFIGURATION::boot`, which stands for the machine as a whole: it
+//! came up, ran what it listed, found itself well and powered off.
+
+use std::collections::VecDeque;
+use std::env;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use crate::build::Built;
+use crate::fpcheck;
+use crate::process;
+use crate::qemu::{Bounds, Machine, Qemu};
+use crate::transcript::{Outcome, Transcript};
+
+/// Machines that run at the same time: each keeps several of this machine's CPUs busy.
+const MACHINES_AT_ONCE: usize = 2;
+
+const BOUNDS: Bounds =
+    Bounds { total: Duration::from_secs(400), silence: Duration::from_secs(120) };
+
+/// A machine that the tests run on.
+#[derive(Clone, Copy, Debug)]
+pub struct Configuration {
+    /// What its tests' names begin with.
+    pub name: &'static str,
+    /// QEMU's `-cpu`.
+    pub cpu: &'static str,
+    /// Number of CPUs.
+    pub smp: u32,
+}
+
+/// All of them: every VL the emulator has, none, and CPUs of several generations.
+pub const CONFIGURATIONS: &[Configuration] = &[
+    configuration("max", "max", 4),
+    configuration("max-1cpu", "max", 1),
+    configuration("vq1", "max,sve-max-vq=1", 4),
+    configuration("vq2", "max,sve-max-vq=2", 4),
+    configuration("vq4", "max,sve-max-vq=4", 4),
+    configuration("no-sve", "max,sve=off,sme=off", 4),
+    configuration("cortex-a57", "cortex-a57", 4),
+    configuration("a64fx", "a64fx", 4),
+    configuration("neoverse-n1", "neoverse-n1", 4),
+];
+
+const fn configuration(name: &'static str, cpu: &'static str, smp: u32) -> Configuration {
+    Configuration { name, cpu, smp }
+}
+
+/// What `xtask test` hands to the harness, through the environment: cargo stands between them.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The test image and its programs.
+    pub tests: Built,
+    /// The demonstration's host kernel, for I5.
+    pub demo_host: PathBuf,
+    /// The QEMU to use.
+    pub qemu: PathBuf,
+}
+
+const PACKAGE: &str = "UMBRA_TARGET_PACKAGE";
+const HYP: &str = "UMBRA_TARGET_HYP";
+const HOST: &str = "UMBRA_TARGET_HOST";
+const GUEST: &str = "UMBRA_TARGET_GUEST";
+const DEMO_HOST: &str = "UMBRA_TARGET_DEMO_HOST";
+const QEMU: &str = "UMBRA_QEMU";
+
+impl Settings {
+    /// Puts the settings into the environment of `command`.
+    pub fn export(&self, command: &mut Command) {
+        command
+            .env(PACKAGE, &self.tests.image)
+            .env(HYP, &self.tests.hyp)
+            .env(HOST, &self.tests.host)
+            .env(GUEST, &self.tests.guest)
+            .env(DEMO_HOST, &self.demo_host)
+            .env(QEMU, &self.qemu);
+    }
+
+    /// Settings from the environment; `None` if this is a plain `cargo test`.
+    pub fn from_environment() -> Result<Option<Self>> {
+        if env::var_os(PACKAGE).is_none() {
+            return Ok(None);
+        }
+        let get = |name: &str| {
+            let value = env::var_os(name).with_context(|| format!("{name} is not set"))?;
+            anyhow::Ok(PathBuf::from(value))
+        };
+        Ok(Some(Self {
+            tests: Built {
+                image: get(PACKAGE)?,
+                hyp: get(HYP)?,
+                host: get(HOST)?,
+                guest: get(GUEST)?,
+            },
+            demo_host: get(DEMO_HOST)?,
+            qemu: get(QEMU)?,
+        }))
+    }
+}
+
+/// The whole of a test binary's `main`.
+pub fn main() -> ExitCode {
+    process::end_with_parent();
+    let arguments = Arguments::from_args();
+    let trials = match Settings::from_environment() {
+        Ok(Some(settings)) => trials(&settings, arguments.filter.as_deref()),
+        Ok(None) => {
+            println!("on-target tests need a machine: run `cargo xtask test`");
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error),
+    };
+    match trials {
+        Ok(trials) => libtest_mimic::run(&arguments, trials).exit_code(),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Boots the machines, and turns what they said into tests.
+fn trials(settings: &Settings, filter: Option<&str>) -> Result<Vec<Trial>> {
+    let qemu = Qemu::find(Some(&settings.qemu))?.context("no QEMU")?;
+    let wanted = CONFIGURATIONS.iter().filter(|configuration| wants(filter, configuration.name));
+    let queue = Mutex::new(wanted.copied().collect::<VecDeque<_>>());
+    let next = || {
+        let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.pop_front()
+    };
+    let outcomes = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..MACHINES_AT_ONCE {
+            scope.spawn(|| {
+                while let Some(configuration) = next() {
+                    let found = run(&qemu, settings, &configuration);
+                    outcomes
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push((configuration.name, found));
+                }
+            });
+        }
+    });
+    let mut trials = image_trials(settings);
+    for (name, found) in outcomes.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        for (test, outcome) in found {
+            trials.push(trial(format!("{name}::{test}"), outcome));
+        }
+    }
+    trials.sort_by(|a, b| a.name().cmp(b.name()));
+    Ok(trials)
+}
+
+/// Whether any test of this configuration can pass the filter. A filter without `::` may match a
+/// test's name on any machine.
+fn wants(filter: Option<&str>, name: &str) -> bool {
+    filter
+        .and_then(|filter| filter.split_once("::"))
+        .is_none_or(|(machine, _)| name.ends_with(machine) || !is_machine(machine))
+}
+
+/// What stands before `::` may also be a module in a test's own name.
+fn is_machine(text: &str) -> bool {
+    text == IMAGE || CONFIGURATIONS.iter().any(|configuration| configuration.name.ends_with(text))
+}
+
+/// What the names of the checks of the built images begin with.
+const IMAGE: &str = "image";
+
+/// Boots one machine to its end.
+fn run(qemu: &Qemu, settings: &Settings, configuration: &Configuration) -> Vec<(String, Outcome)> {
+    let machine =
+        Machine { cpu: configuration.cpu.to_owned(), smp: configuration.smp, ..Machine::default() };
+    let start = Instant::now();
+    eprintln!("booting {} ({})", configuration.name, machine.cpu);
+    let mut symbols = settings.tests.symbols();
+    let mut transcript = Transcript::default();
+    let end = qemu.run(&machine, &settings.tests.image, BOUNDS, &mut |line| {
+        transcript.take(line, |line| symbols.show(line));
+    });
+    let failure = match end {
+        Ok(end) => end.failure(),
+        Err(error) => Some(format!("{error:#}")),
+    };
+    let seconds = start.elapsed().as_secs_f32();
+    eprintln!("{} ended after {seconds:.1} s", configuration.name);
+    transcript.into_outcomes(failure)
+}
+
+fn trial(name: String, outcome: Outcome) -> Trial {
+    Trial::ignorable_test(name, move || match outcome {
+        Outcome::Ok => Ok(Completion::Completed),
+        Outcome::Skipped(why) => Ok(Completion::ignored_with(why)),
+        Outcome::Failed(output) => Err(Failed::from(output)),
+    })
+}
+
+/// I5 on the images that were built.
+fn image_trials(settings: &Settings) -> Vec<Trial> {
+    let (hyp, host) = (settings.tests.hyp.clone(), settings.demo_host.clone());
+    let check = |result: Result<fpcheck::Summary>| match result {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Failed::from(format!("{error:#}"))),
+    };
+    vec![
+        Trial::test(format!("{IMAGE}::i5_r27_hyp_uses_fp_only_in_its_routines"), move || {
+            check(fpcheck::check_hyp(&hyp))
+        }),
+        Trial::test(format!("{IMAGE}::i5_host_library_has_no_fp_code"), move || {
+            check(fpcheck::check_host(&host))
+        }),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_boots_only_the_machines_it_names() {
+        assert!(wants(None, "max"));
+        assert!(wants(Some("r04"), "max"));
+        assert!(wants(Some("max::r04"), "max"));
+        assert!(!wants(Some("max::r04"), "max-1cpu"));
+        assert!(!wants(Some("no-sve::"), "max"));
+        assert!(!wants(Some("image::i5"), "max"));
+        // A module of the payload, not a machine.
+        assert!(wants(Some("fp::lazy"), "max"));
+    }
+}

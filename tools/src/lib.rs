@@ -1,0 +1,31 @@
+//! Everything a person does with Umbra on a development machine, as a library: the `xtask` binary
+//! is its command line, and the on-target test harness in `tests/` is its other user.
+//!
+//! The modules follow a file on its way to a running machine: [`toolchain`] and [`packages`] find
+//! (or install) what is needed, [`build`] compiles the bare-metal binaries, [`image`] packs them
+//! into one bootable file, [`qemu`] runs it and [`console`] understands what it says, with
+//! [`symbols`] turning code addresses into source lines. [`boot`], [`harness`], [`gdb`] and
+//! [`check`] are what people ask for by name; [`fpcheck`] is the check of invariant I5 on the
+//! built image.
+
+pub mod boot;
+pub mod build;
+pub mod check;
+pub mod console;
+pub mod cpio;
+pub mod doctor;
+pub mod elf;
+pub mod fpcheck;
+pub mod gdb;
+pub mod harness;
+pub mod image;
+pub mod packages;
+pub mod process;
+pub mod qemu;
+pub mod report;
+pub mod setup;
+pub mod symbols;
+pub mod test;
+pub mod toolchain;
+pub mod transcript;
+pub mod workspace;

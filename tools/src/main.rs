@@ -1,0 +1,203 @@
+//! The command line of `cargo xtask`; the work is in the library.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use umbra_tools::boot;
+use umbra_tools::check;
+use umbra_tools::doctor;
+use umbra_tools::gdb;
+use umbra_tools::image;
+use umbra_tools::qemu::{Bounds, Machine};
+use umbra_tools::{build, setup, test};
+
+/// Sets up, builds, boots, tests and checks Umbra.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Report which tools are there, which are missing and what to install. Changes nothing.
+    Doctor,
+    /// Boot the demonstration on QEMU and show its table. Installs what is missing.
+    ///
+    /// The exit status is 0 only if the machine verified everything and powered off by itself.
+    Boot(BootArgs),
+    /// Run all tests: unit and property tests here, on-target tests on QEMU. Installs what is
+    /// missing.
+    Test(TestArgs),
+    /// Pack hyp and a host payload of yours into one bootable file.
+    Image(ImageArgs),
+    /// Boot the demonstration paused, and say how a debugger gets in.
+    Gdb(GdbArgs),
+    /// Build the bare-metal binaries and pack the demonstration and test images.
+    Build,
+    /// Check formatting, lints, documentation, and that hyp's image has FP/SIMD/SVE instructions
+    /// only where they belong.
+    Check,
+}
+
+#[derive(Args)]
+struct MachineArgs {
+    /// Number of CPUs.
+    #[arg(long, default_value_t = 4)]
+    smp: u32,
+    /// QEMU's name of the CPU, with properties: max,sve-max-vq=2 for example.
+    #[arg(long, default_value = "max")]
+    cpu: String,
+    /// Run deterministically, one instruction per nanosecond of virtual time; with this the
+    /// demonstration also measures executed instructions.
+    #[arg(long)]
+    icount: bool,
+    /// The QEMU to use.
+    #[arg(long, value_name = "PATH")]
+    qemu: Option<PathBuf>,
+    /// Command line of hyp (words that begin with `umbra.`) and host.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    cmdline: String,
+}
+
+impl MachineArgs {
+    fn machine(&self) -> Machine {
+        Machine { cpu: self.cpu.clone(), smp: self.smp, icount: self.icount, gdb_port: None }
+    }
+}
+
+#[derive(Args)]
+struct BootArgs {
+    #[command(flatten)]
+    machine: MachineArgs,
+    /// Show the machine's console.
+    #[arg(long, short)]
+    verbose: bool,
+    /// Seconds after which the machine is killed.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    timeout: u64,
+    /// Boot this packed file (see `image`) instead of building the demonstration.
+    #[arg(long, value_name = "FILE", conflicts_with = "cmdline")]
+    image: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct TestArgs {
+    /// The QEMU to use.
+    #[arg(long, value_name = "PATH")]
+    qemu: Option<PathBuf>,
+    /// Arguments for `cargo test`: a filter, or `-p PACKAGE`, `--test target`, `-- --nocapture`.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+#[derive(Args)]
+struct ImageArgs {
+    /// The host payload: an arm64 Image (such as Linux), or an ELF file that begins with its
+    /// header.
+    #[arg(long, value_name = "FILE")]
+    host: PathBuf,
+    /// The host's initrd.
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Command line of hyp (words that begin with `umbra.`) and host.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    cmdline: String,
+    /// Where the packed file goes.
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+#[derive(Args)]
+struct GdbArgs {
+    #[command(flatten)]
+    machine: MachineArgs,
+    /// Port on which the debugger connects.
+    #[arg(long, default_value_t = 1234)]
+    port: u16,
+    /// Debug the on-target tests instead of the demonstration.
+    #[arg(long)]
+    tests: bool,
+    /// Start gdb-multiarch here, and end the machine with it.
+    #[arg(long)]
+    start: bool,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().verb) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Does what was asked for; whether it went well.
+fn run(verb: Verb) -> Result<bool> {
+    match verb {
+        Verb::Doctor => doctor::report(),
+        Verb::Boot(args) => boot::boot(&boot::Request {
+            machine: args.machine.machine(),
+            bounds: Bounds { total: Duration::from_secs(args.timeout), ..Bounds::default() },
+            verbose: args.verbose,
+            qemu: args.machine.qemu,
+            command_line: args.machine.cmdline,
+            image: args.image,
+        }),
+        Verb::Test(args) => test::test(args.qemu.as_deref(), &args.arguments),
+        Verb::Image(args) => {
+            let toolchain = setup::toolchain()?;
+            let hyp = build::binary(&toolchain, build::HYP)?;
+            let request = image::Request {
+                host: args.host,
+                initrd: args.initrd,
+                command_line: args.cmdline,
+                output: args.output,
+            };
+            image::pack_files(&hyp, &request)?;
+            println!("{}", request.output.display());
+            Ok(true)
+        }
+        Verb::Gdb(args) => gdb::debug(&gdb::Request {
+            machine: Machine { gdb_port: Some(args.port), ..args.machine.machine() },
+            qemu: args.machine.qemu,
+            command_line: args.machine.cmdline,
+            tests: args.tests,
+            start: args.start,
+        }),
+        Verb::Build => {
+            let toolchain = setup::toolchain()?;
+            for built in [build::demo(&toolchain, "")?, build::tests(&toolchain)?] {
+                println!("{}", build::shown(&built.image));
+            }
+            Ok(true)
+        }
+        Verb::Check => check::check(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_for_cargo_test_pass_through() {
+        let cli = Cli::parse_from(["xtask", "test", "max::r04", "--", "--nocapture"]);
+        let Verb::Test(args) = cli.verb else {
+            panic!("not the verb that was asked for");
+        };
+        assert_eq!(args.arguments, ["max::r04", "--", "--nocapture"]);
+    }
+}

@@ -1,0 +1,32 @@
+//! `xtask test`: everything, by cargo's own test runner, so that it ends with cargo's summary.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::build;
+use crate::harness::Settings;
+use crate::process;
+use crate::setup;
+use crate::toolchain::cargo;
+
+/// Sets up, builds the on-target tests, and runs `cargo test` with `arguments`; whether all passed.
+pub fn test(qemu: Option<&Path>, arguments: &[String]) -> Result<bool> {
+    let qemu = setup::qemu(qemu)?;
+    let toolchain = setup::toolchain()?;
+    let settings = Settings {
+        tests: build::tests(&toolchain)?,
+        demo_host: build::binary(&toolchain, build::HOST)?,
+        qemu: qemu.path,
+    };
+    let mut command = cargo();
+    command.args(["test", "--no-fail-fast"]).args(arguments);
+    settings.export(&mut command);
+    match process::run(&mut command) {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            eprintln!("{error:#}");
+            Ok(false)
+        }
+    }
+}
