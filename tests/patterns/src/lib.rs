@@ -1,0 +1,2 @@
+//! Patterns.
+#![no_std]
