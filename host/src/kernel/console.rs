@@ -25,8 +25,8 @@ impl Log for Console {
 
     fn log(&self, record: &Record) {
         let args = record.args();
-        let machine_readable = args.as_str().is_some_and(|s| s.starts_with('@'))
-            || record.target().starts_with('@');
+        let machine_readable =
+            args.as_str().is_some_and(|s| s.starts_with('@')) || record.target().starts_with('@');
         if machine_readable {
             print(format_args!("{args}\n"));
         } else {

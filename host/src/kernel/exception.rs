@@ -69,9 +69,8 @@ struct Undefined {
     seen: AtomicUsize,
 }
 
-static UNDEFINED: [Undefined; MAX_CPUS] = [const {
-    Undefined { expected: AtomicBool::new(false), seen: AtomicUsize::new(0) }
-}; MAX_CPUS];
+static UNDEFINED: [Undefined; MAX_CPUS] =
+    [const { Undefined { expected: AtomicBool::new(false), seen: AtomicUsize::new(0) } }; MAX_CPUS];
 
 /// Runs `f` and says how many of its instructions were UNDEFINED on this CPU; each was skipped.
 pub fn count_undefined(f: impl FnOnce()) -> usize {

@@ -93,7 +93,8 @@ pub(super) fn handle() {
         TAKEN[smp::cpu()].fetch_add(1, Ordering::Relaxed);
         if intid == VIRTUAL_TIMER {
             super::timer::interrupt();
-        } else if intid != MAINTENANCE && intid != HYP_TIMER
+        } else if intid != MAINTENANCE
+            && intid != HYP_TIMER
             && let Some(handler) = HANDLER.get()
         {
             handler(intid);

@@ -91,10 +91,7 @@ pub(super) fn boot_tree(pa: u64) -> Result<Fdt<'static>, Error> {
 }
 
 /// Calls `f` for every node, parents first, until it returns something.
-fn find<'a, T>(
-    node: FdtNode<'a>,
-    f: &mut impl FnMut(&FdtNode<'a>) -> Option<T>,
-) -> Option<T> {
+fn find<'a, T>(node: FdtNode<'a>, f: &mut impl FnMut(&FdtNode<'a>) -> Option<T>) -> Option<T> {
     f(&node).or_else(|| node.children().find_map(|child| find(child, f)))
 }
 
@@ -219,15 +216,14 @@ impl Machine {
 
     /// The value of `name=value` on the command line.
     pub fn argument(&self, name: &str) -> Option<&'static str> {
-        self.bootargs
-            .split_ascii_whitespace()
-            .find_map(|w| w.strip_prefix(name)?.strip_prefix('='))
+        self.bootargs.split_ascii_whitespace().find_map(|w| w.strip_prefix(name)?.strip_prefix('='))
     }
 }
 
 fn copy_bootargs(value: &[u8]) -> &'static str {
     static COPY: super::sync::Once<ArrayVec<u8, 1024>> = super::sync::Once::new();
-    let copy = COPY.call_once(|| value.iter().copied().take_while(|&b| b != 0).take(1024).collect());
+    let copy =
+        COPY.call_once(|| value.iter().copied().take_while(|&b| b != 0).take(1024).collect());
     core::str::from_utf8(copy).unwrap_or("")
 }
 
@@ -236,12 +232,14 @@ fn cpus(tree: &Fdt) -> Result<ArrayVec<u64, MAX_CPUS>, Error> {
     let boot = sysreg::affinity();
     let all = || {
         let cpus = tree.find_node("/cpus");
-        cpus.into_iter().flat_map(|node| node.children().filter_map(|cpu| {
-            if cpu.name_without_address() != "cpu" {
-                return None;
-            }
-            cpu.reg().ok()??.next()?.address::<u64>().ok()
-        }))
+        cpus.into_iter().flat_map(|node| {
+            node.children().filter_map(|cpu| {
+                if cpu.name_without_address() != "cpu" {
+                    return None;
+                }
+                cpu.reg().ok()??.next()?.address::<u64>().ok()
+            })
+        })
     };
     if !all().any(|affinity| affinity == boot) {
         return Err(Error::NoCpus);

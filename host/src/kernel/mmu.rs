@@ -52,10 +52,8 @@ pub const BOOT_BLOCK: u64 =
 const NORMAL: El1Attributes = El1Attributes::ATTRIBUTE_INDEX_0
     .union(El1Attributes::INNER_SHAREABLE)
     .union(El1Attributes::ACCESSED);
-const TEXT: El1Attributes = NORMAL
-    .union(El1Attributes::VALID)
-    .union(El1Attributes::UXN)
-    .union(El1Attributes::READ_ONLY);
+const TEXT: El1Attributes =
+    NORMAL.union(El1Attributes::VALID).union(El1Attributes::UXN).union(El1Attributes::READ_ONLY);
 const DATA: El1Attributes =
     NORMAL.union(El1Attributes::VALID).union(El1Attributes::UXN).union(El1Attributes::PXN);
 const RODATA: El1Attributes = DATA.union(El1Attributes::READ_ONLY);

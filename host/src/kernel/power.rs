@@ -1,10 +1,6 @@
 //! PSCI: CPUs on and off, machine off.
 
-use super::{
-    machine::Conduit,
-    sync::Once,
-    sysreg,
-};
+use super::{machine::Conduit, sync::Once, sysreg};
 use smccc::{Hvc, Smc, psci};
 
 static CONDUIT: Once<Conduit> = Once::new();
