@@ -74,6 +74,8 @@ pub trait ExitHandler {
     fn interrupt(&mut self) -> ControlFlow<Self::Stop> {
         ControlFlow::Continue(())
     }
+    /// The guest's virtual timer has fired; its interrupt goes in with the next entry.
+    fn virtual_timer(&mut self) {}
     /// The guest executed HVC with these x0-x5.
     fn hvc(&mut self, x: &[u64; 6]) -> ControlFlow<Self::Stop, Answer>;
     /// The guest accessed a device; `data` is that of a write.
@@ -248,7 +250,7 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
         self.vcpu
     }
 
-    /// Answers the HVC at which the handler broke off.
+    /// Answers the HVC at which the handler broke off; without, it is answered with zeroes.
     pub fn answer(&mut self, x: Answer) {
         if self.vcpu.open == Open::Hvc {
             self.vcpu.answer = x;
@@ -311,6 +313,9 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
     #[inline]
     fn dispatch<E: ExitHandler>(&mut self, exit: &Exit, handler: &mut E) -> ControlFlow<E::Stop> {
         let [a, b, ..] = exit.data;
+        if self.vcpu.vtimer && self.vcpu.in_flight.is_none() {
+            handler.virtual_timer();
+        }
         match exit.info.reason() {
             Some(Reason::Hvc) => self.vcpu.answer = handler.hvc(&exit.data)?,
             Some(Reason::Irq) => handler.interrupt()?,

@@ -114,6 +114,9 @@ impl ExitHandler for Vmm {
             _ => MmioAnswer::Read(address * 2),
         })
     }
+    fn virtual_timer(&mut self) {
+        self.log.push("timer");
+    }
     fn wfi(&mut self) -> ControlFlow<u64> {
         self.log.push("wfi");
         ControlFlow::Continue(())
@@ -226,6 +229,7 @@ fn the_timer_goes_in_once_and_its_line_is_masked_while_in_flight() {
     // Around the entries 1, 2 and 3, and no others.
     let masks: Vec<_> = run.host.timer_masks.iter().map(|m| m.0).collect();
     assert_eq!(masks, [true, false, true, false, true, false]);
+    assert_eq!(run.log.iter().filter(|&&event| event == "timer").count(), 1);
 }
 
 #[test]
@@ -253,7 +257,7 @@ fn a_refused_run_loses_no_interrupt_and_no_answer() {
 fn wfi_with_an_interrupt_waiting_does_not_wait() {
     let exits = [exit(Reason::Wfi, 0, [0; 2]), exit(Reason::Wfi, ExitInfo::VTIMER, [0; 2]), done()];
     let run = run(&[], OURS, &exits);
-    assert_eq!(run.log, ["wfi", "hvc"]);
+    assert_eq!(run.log, ["wfi", "timer", "hvc"]);
 }
 
 #[test]

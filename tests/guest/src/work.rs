@@ -3,7 +3,7 @@
 use crate::{TIMER_INTERRUPTS, fail, hvc, off};
 use core::{arch::asm, cell::UnsafeCell, sync::atomic::Ordering};
 use umbra_patterns::{
-    pattern::Mismatch,
+    pattern::{Kept, Mismatch},
     protocol::{Argument, ECHO, Failure, MAX_VCPUS, REPORT, STOP, counter},
     regs::{Bench, Width, rdvl, set_vl},
     tag::Tag,
@@ -82,7 +82,7 @@ impl Worker {
         let tag = self.next_tag();
         self.bench.fill(tag, width);
         self.exit();
-        let result = self.bench.check(tag, width, &[tag]);
+        let result = self.bench.check(tag, width, Kept::All, &[tag]);
         self.verified(result);
     }
 
@@ -93,7 +93,7 @@ impl Worker {
         let low = self.select(low, clamp);
         self.exit();
         self.select(clamp, clamp);
-        let result = self.bench.check_regrown(tag, low, &[tag]);
+        let result = self.bench.check(tag, Width::Sve, Kept::UpTo(low), &[tag]);
         self.verified(result);
     }
 

@@ -194,31 +194,74 @@ pub fn compare_status(register: Register, expected: u32, found: u32) -> Result<(
     compare_register(register, &expected, &found, &[])
 }
 
-/// After the VL went from `layout` down to `low` and up again: the low part must be as it was. Of the
-/// rest, each byte is what it was or zero, as the implementation likes (Arm ARM B1.4.2), and never
-/// anything else. `expected` is changed to what is acceptable.
-pub fn compare_regrown(
+/// How much of a register file must still be there; of the rest, each byte is what it was or zero, and
+/// never anything else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// All of it.
+    All,
+    /// The low parts that this VL reaches: after a smaller VL, the implementation may keep or zero the
+    /// rest (Arm ARM B1.4.2).
+    UpTo(Vq),
+    /// V0-V31, FPSR and FPCR: its owner said that no more is live.
+    Fpsimd,
+    /// Nothing: its owner gave it up.
+    Nothing,
+}
+
+impl Kept {
+    /// Bytes of each Z and of each P (and FFR) that must be there.
+    const fn bytes(self) -> (usize, usize) {
+        match self {
+            Self::All => (usize::MAX, usize::MAX),
+            Self::UpTo(vq) => (vq.vl_bytes(), vq.vl_bytes() / 8),
+            Self::Fpsimd => (16, 0),
+            Self::Nothing => (0, 0),
+        }
+    }
+}
+
+/// Compares images of which not all must be there. `expected` is changed to what is acceptable.
+pub fn compare_kept(
     layout: Layout,
-    low: Vq,
+    kept: Kept,
     expected: &mut [u8],
     found: &[u8],
     known: &[Tag],
 ) -> Result<(), Mismatch> {
+    let (z, p) = kept.bytes();
     let mut accept = |at: usize, bytes: usize, kept: usize| {
-        for n in at + kept..at + bytes {
+        for n in at + kept.min(bytes)..at + bytes {
             if found[n] == 0 {
                 expected[n] = 0;
             }
         }
     };
     for n in 0..32 {
-        accept(layout.z(n), layout.z_bytes(), low.vl_bytes());
+        accept(layout.z(n), layout.z_bytes(), z);
     }
     for n in 0..16 {
-        accept(layout.p(n), layout.p_bytes(), low.vl_bytes() / 8);
+        accept(layout.p(n), layout.p_bytes(), p);
     }
-    accept(layout.ffr(), layout.p_bytes(), low.vl_bytes() / 8);
+    accept(layout.ffr(), layout.p_bytes(), p);
     compare(layout, expected, found, known)
+}
+
+/// The same for V0-V31.
+pub fn compare_fpsimd_kept(
+    kept: Kept,
+    expected: &mut [u8; FPSIMD_BYTES],
+    found: &[u8; FPSIMD_BYTES],
+    known: &[Tag],
+) -> Result<(), Mismatch> {
+    if kept == Kept::Nothing {
+        for (e, f) in expected.iter_mut().zip(found) {
+            if *f == 0 {
+                *e = 0;
+            }
+        }
+    }
+    compare_fpsimd(expected, found, known)
 }
 
 #[cfg(test)]
@@ -329,7 +372,8 @@ mod tests {
     fn regrown_upper_parts_are_kept_or_zero() {
         let layout = Layout::new(vq(4));
         let (e, low) = (image(TAG, layout), vq(2));
-        let check = |f: &[u8]| compare_regrown(layout, low, &mut e.clone(), f, &[TAG, OTHER]);
+        let check =
+            |f: &[u8]| compare_kept(layout, Kept::UpTo(low), &mut e.clone(), f, &[TAG, OTHER]);
         assert_eq!(check(&e), Ok(()));
         let mut f = e.clone();
         f[layout.z(1) + 40] = 0;
@@ -342,6 +386,33 @@ mod tests {
         f[layout.z(9) + 32..layout.z(10)]
             .copy_from_slice(&image(OTHER, layout)[layout.z(9) + 32..layout.z(10)]);
         assert!(matches!(check(&f).unwrap_err().whose, Found::Known(o) if o.tag == OTHER));
+    }
+
+    #[test]
+    fn what_is_given_up_may_vanish_but_not_change() {
+        let layout = Layout::new(vq(2));
+        let e = image(TAG, layout);
+        let check = |kept, f: &[u8]| compare_kept(layout, kept, &mut e.clone(), f, &[TAG, OTHER]);
+        let zero = vec![0; e.len()];
+        assert_eq!(check(Kept::Nothing, &zero), Ok(()));
+        assert_eq!(check(Kept::Fpsimd, &zero).unwrap_err().register, Register::Z(0));
+        let mut v_only = zero.clone();
+        for n in 0..32 {
+            v_only[layout.z(n)..layout.z(n) + 16]
+                .copy_from_slice(&e[layout.z(n)..layout.z(n) + 16]);
+        }
+        assert_eq!(check(Kept::Fpsimd, &v_only), Ok(()));
+        assert!(check(Kept::All, &v_only).is_err());
+        let theirs = image(OTHER, layout);
+        for kept in [Kept::Nothing, Kept::Fpsimd, Kept::UpTo(vq(1)), Kept::All] {
+            assert!(check(kept, &theirs).is_err());
+        }
+        let (mut v, mut w) = ([0; FPSIMD_BYTES], [0; FPSIMD_BYTES]);
+        expected_fpsimd(TAG, &mut v);
+        assert_eq!(compare_fpsimd_kept(Kept::Nothing, &mut v.clone(), &[0; 512], &[]), Ok(()));
+        assert!(compare_fpsimd_kept(Kept::Fpsimd, &mut v.clone(), &[0; 512], &[]).is_err());
+        expected_fpsimd(OTHER, &mut w);
+        assert!(compare_fpsimd_kept(Kept::Nothing, &mut v, &w, &[]).is_err());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use crate::{
     pattern::{
-        MAX_IMAGE_BYTES, Mismatch, compare, compare_fpsimd, compare_regrown, compare_status,
+        Kept, MAX_IMAGE_BYTES, Mismatch, compare_fpsimd_kept, compare_kept, compare_status,
         expected, expected_fpsimd, fpcr, fpsr,
     },
     tag::{Register, Tag},
@@ -191,29 +191,27 @@ impl Bench {
     }
 
     /// Checks the registers against what [`Bench::fill`] put there at this VL.
-    pub fn check(&mut self, tag: Tag, width: Width, known: &[Tag]) -> Result<(), Mismatch> {
-        check_status(tag)?;
+    pub fn check(
+        &mut self,
+        tag: Tag,
+        width: Width,
+        kept: Kept,
+        known: &[Tag],
+    ) -> Result<(), Mismatch> {
+        check_status(tag, kept)?;
         match width {
             Width::Sve => {
                 let layout = Layout::new(dump(&mut self.found.0));
                 expected(tag, layout, &mut self.expected.0);
-                compare(layout, &self.expected.0, &self.found.0, known)
+                compare_kept(layout, kept, &mut self.expected.0, &self.found.0, known)
             }
             Width::Fpsimd => {
                 let (e, f) = (fpsimd_part(&mut self.expected), fpsimd_part(&mut self.found));
                 expected_fpsimd(tag, e);
                 dump_fpsimd(f);
-                compare_fpsimd(e, f, known)
+                compare_fpsimd_kept(kept, e, f, known)
             }
         }
-    }
-
-    /// Checks the registers after they were filled at this VL and the VL was `low` since.
-    pub fn check_regrown(&mut self, tag: Tag, low: Vq, known: &[Tag]) -> Result<(), Mismatch> {
-        check_status(tag)?;
-        let layout = Layout::new(dump(&mut self.found.0));
-        expected(tag, layout, &mut self.expected.0);
-        compare_regrown(layout, low, &mut self.expected.0, &self.found.0, known)
     }
 
     /// The registers as the last check found them.
@@ -222,8 +220,14 @@ impl Bench {
     }
 }
 
-fn check_status(tag: Tag) -> Result<(), Mismatch> {
+fn check_status(tag: Tag, kept: Kept) -> Result<(), Mismatch> {
     let (found_fpsr, found_fpcr) = status();
-    compare_status(Register::Fpsr, fpsr(tag), found_fpsr)?;
-    compare_status(Register::Fpcr, fpcr(tag), found_fpcr)
+    for (register, expected, found) in
+        [(Register::Fpsr, fpsr(tag), found_fpsr), (Register::Fpcr, fpcr(tag), found_fpcr)]
+    {
+        if kept != Kept::Nothing || found != 0 {
+            compare_status(register, expected, found)?;
+        }
+    }
+    Ok(())
 }
