@@ -1,6 +1,6 @@
 //! Hypercalls.
 //!
-//! [`Hypervisor`] is the one seam between this crate and the machine: [`Hvc`] makes the calls, tests
+//! [`Hypervisor`] is the one seam between this crate and the machine: `Hvc` (on AArch64) makes the calls, tests
 //! put a fake in its place. Ordinary calls go through the typed [`Call`]; VCPU_RUN has a path of its
 //! own, because it is the one that has to be fast.
 

@@ -284,6 +284,7 @@ impl<const RANGES: usize> Vm<RANGES> {
 
     /// Takes the VM down: every page is reclaimed and goes back to the supplier. All its vCPUs have
     /// to be handed in, for their flag-shadow pages go too.
+    #[allow(clippy::result_large_err, reason = "there is no heap to put it on")]
     pub fn destroy<H: Hypervisor, S: PageSupplier>(
         mut self,
         hyp: &H,
