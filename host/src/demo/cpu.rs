@@ -12,6 +12,7 @@ use super::{
     report, stopped,
 };
 use core::sync::atomic::{AtomicUsize, Ordering};
+use spin::relax::RelaxStrategy;
 use umbra_host::{
     emit,
     fp::TaskFp,
@@ -83,6 +84,8 @@ impl TaskFp for Host<'_> {
     }
 
     fn set_foreign_fpstate(&mut self) {
+        // Called only if this host did not say FOREIGN itself: hyp dropped what it should have kept.
+        report(Trouble::Dropped(self.cpu));
         self.foreign = true;
     }
 }
@@ -179,7 +182,7 @@ pub fn work(cpu: usize) {
             // Both VMs' vCPUs wander, in opposite directions.
             let step = if vm == 0 { round } else { plan.cpus - round % plan.cpus };
             let vcpu = (cpu + step) % plan.cpus;
-            if !slice(plan, &mut host, vm, vcpu, round + 1 == ROUNDS) {
+            if !slice(plan, &mut host, vm, vcpu, round) {
                 return;
             }
             progress(plan);
@@ -198,14 +201,26 @@ fn progress(plan: &Plan) {
 }
 
 /// Runs a vCPU for its share of iterations. False: stop.
-fn slice(plan: &Plan, host: &mut Host, vm: usize, vcpu: usize, last: bool) -> bool {
-    // It may still be on the CPU where it was in the last round.
-    let mut slot = plan.slots[vm][vcpu].lock();
+fn slice(plan: &Plan, host: &mut Host, vm: usize, vcpu: usize, round: usize) -> bool {
+    // It may still be on the CPU where it was in the last round, or not even there yet.
+    let mut slot = loop {
+        let slot = plan.slots[vm][vcpu].lock();
+        if slot.rounds == round {
+            break slot;
+        }
+        drop(slot);
+        if stopped() {
+            return false;
+        }
+        sync::Yield::relax();
+    };
     let Some(mut this) = slot.vcpu.take() else { return false };
+    slot.rounds += 1;
     if slot.cpu.is_some_and(|cpu| cpu != host.cpu) {
         slot.migrations += 1;
     }
     slot.cpu = Some(host.cpu);
+    let last = round + 1 == ROUNDS;
     let result = run(host, &mut slot, &mut this, vm, vcpu, last);
     slot.vcpu = Some(this);
     if let Err(trouble) = result {

@@ -31,6 +31,8 @@ pub struct Slot {
     pub hvc: u64,
     pub mmio: u64,
     pub timer: u64,
+    /// Rounds it has been run in.
+    pub rounds: usize,
     /// It has turned itself off.
     pub off: bool,
     /// The counter device: what it holds for this vCPU.
@@ -47,6 +49,7 @@ impl Slot {
             hvc: 0,
             mmio: 0,
             timer: 0,
+            rounds: 0,
             off: false,
             sums: (0, 0),
         }

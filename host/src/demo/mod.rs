@@ -40,6 +40,8 @@ enum Trouble {
     Broken { vm: usize, vcpu: usize, esr: u64 },
     Nothing { vm: usize, vcpu: usize, address: u64 },
     Stuck { vm: usize, vcpu: usize },
+    NotOff { vm: usize, vcpu: usize },
+    Dropped(usize),
     Host { cpu: usize, mismatch: Mismatch },
     HostVl { cpu: usize, expected: usize, found: usize },
     Ticks(usize),
@@ -66,6 +68,8 @@ impl fmt::Display for Trouble {
                 write!(f, "VM {vm} vCPU {vcpu} accessed {address:#x}")
             }
             Self::Stuck { vm, vcpu } => write!(f, "VM {vm} vCPU {vcpu} makes no progress"),
+            Self::NotOff { vm, vcpu } => write!(f, "VM {vm} vCPU {vcpu} did not finish"),
+            Self::Dropped(cpu) => write!(f, "hyp dropped the live registers of CPU {cpu}"),
             Self::Host { cpu, mismatch } => write!(f, "host on CPU {cpu}: {mismatch}"),
             Self::HostVl { cpu, expected, found } => {
                 write!(f, "host on CPU {cpu}: its VL was {expected}, now {found}")
@@ -243,6 +247,9 @@ fn counters(machine: &Machine, plan: &Plan) -> Result<(), Trouble> {
                 slot.mmio,
                 slot.timer,
             );
+            if !slot.off && !stopped() {
+                return Err(Trouble::NotOff { vm, vcpu });
+            }
         }
     }
     Ok(())
