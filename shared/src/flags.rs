@@ -88,11 +88,16 @@ impl FlagShadowPage {
     /// An all-zero page.
     #[must_use]
     pub const fn new() -> Self {
-        const ZERO: AtomicU64 = AtomicU64::new(0);
         Self {
-            host: Line { word: ZERO, reserved: [ZERO; LINE_BYTES / 8 - 1] },
-            hyp: Line { word: ZERO, reserved: [ZERO; LINE_BYTES / 8 - 1] },
-            reserved: [ZERO; (PAGE_SIZE - 2 * LINE_BYTES) / 8],
+            host: Line {
+                word: AtomicU64::new(0),
+                reserved: [const { AtomicU64::new(0) }; LINE_BYTES / 8 - 1],
+            },
+            hyp: Line {
+                word: AtomicU64::new(0),
+                reserved: [const { AtomicU64::new(0) }; LINE_BYTES / 8 - 1],
+            },
+            reserved: [const { AtomicU64::new(0) }; (PAGE_SIZE - 2 * LINE_BYTES) / 8],
         }
     }
 

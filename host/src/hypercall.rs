@@ -1,0 +1,244 @@
+//! Hypercalls.
+//!
+//! [`Hypervisor`] is the one seam between this crate and the machine: `Hvc` (on AArch64) makes the calls, tests
+//! put a fake in its place. Ordinary calls go through the typed [`Call`]; VCPU_RUN has a path of its
+//! own, because it is the one that has to be fast.
+
+use umbra_shared::{
+    call::{
+        Call, Counter, Features, NO_PAGE, UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig,
+        VcpuIndex, VmConfig, VmHandle,
+    },
+    error::Error,
+    exit::{ExitInfo, RunFlags},
+    vl::VqSet,
+};
+
+/// x1-x8 after a call.
+pub type Results = [u64; 8];
+
+/// What VCPU_RUN returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// x1
+    pub info: ExitInfo,
+    /// x2-x7, by reason ([`umbra_shared::exit`]).
+    pub data: [u64; 6],
+}
+
+/// What VERSION says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// [`INTERFACE_VERSION`](umbra_shared::call::INTERFACE_VERSION) of the hyp.
+    pub interface: u32,
+    /// What the machine and hyp offer.
+    pub features: Features,
+}
+
+/// What VL_INFO says of a CPU, or of what all CPUs have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VlInfo {
+    /// The vector lengths.
+    pub vqs: VqSet,
+    /// Bytes of a host image.
+    pub image_bytes: u64,
+    /// CPUs of the machine.
+    pub cpus: u64,
+    /// MPIDR_EL1 affinity.
+    pub affinity: u64,
+    /// Whether it is online at hyp.
+    pub online: bool,
+}
+
+/// Umbra's hyp, or something that behaves like it.
+pub trait Hypervisor {
+    /// Makes a call other than VCPU_RUN.
+    fn call(&self, call: &Call) -> Result<Results, Error>;
+
+    /// VCPU_RUN: x1, x2-x5. Interrupts are masked.
+    fn vcpu_run(&self, flags: RunFlags, answer: [u64; 4]) -> Result<Exit, Error>;
+
+    /// Interface version and features.
+    fn version(&self) -> Result<Version, Error> {
+        let r = self.call(&Call::Version)?;
+        Ok(Version { interface: r[0] as u32, features: Features::from_bits_truncate(r[1]) })
+    }
+
+    /// Vector lengths of a CPU; `None`: of all CPUs.
+    fn vl_info(&self, cpu: Option<u64>) -> Result<VlInfo, Error> {
+        let r = self.call(&Call::VlInfo { cpu })?;
+        Ok(VlInfo {
+            vqs: VqSet::from_bits(r[0] as u16),
+            image_bytes: r[1],
+            cpus: r[2],
+            affinity: r[3],
+            online: r[4] != 0,
+        })
+    }
+
+    /// All counters of a CPU, as [`Counter`] numbers them.
+    fn stats(&self, cpu: u64) -> Result<[u64; Counter::ALL.len()], Error> {
+        let mut all = [0; Counter::ALL.len()];
+        for (n, eight) in all.chunks_mut(8).enumerate() {
+            let r = self.call(&Call::Stats { cpu, first: n as u64 * 8 })?;
+            eight.copy_from_slice(&r[..eight.len()]);
+        }
+        Ok(all)
+    }
+
+    /// The first host page at or above `from` that hyp has mapped.
+    fn next_shared_page(&self, from: u64) -> Result<Option<u64>, Error> {
+        let r = self.call(&Call::NextSharedPage { from: UntrustedPa(from) })?;
+        Ok((r[0] != NO_PAGE).then_some(r[0]))
+    }
+
+    /// Shares a page with hyp as a flag-shadow page.
+    fn share_flag_page(&self, page: u64) -> Result<(), Error> {
+        self.call(&Call::ShareFlagPage { page: UntrustedPa(page) }).map(drop)
+    }
+
+    /// Ends that.
+    fn unshare_flag_page(&self, page: u64) -> Result<(), Error> {
+        self.call(&Call::UnshareFlagPage { page: UntrustedPa(page) }).map(drop)
+    }
+
+    /// Creates a VM of donated pages.
+    fn vm_create(&self, first: u64, count: u64, config: VmConfig) -> Result<VmHandle, Error> {
+        let call = Call::VmCreate { pages: pages(first, count), config };
+        self.call(&call).map(|r| VmHandle(r[0]))
+    }
+
+    /// Donates pages for stage-2 tables.
+    fn vm_topup(&self, vm: VmHandle, first: u64, count: u64) -> Result<(), Error> {
+        self.call(&Call::VmTopup { vm, pages: pages(first, count) }).map(drop)
+    }
+
+    /// Puts a page of memory in place.
+    fn vm_map(&self, vm: VmHandle, page: u64, ipa: u64) -> Result<(), Error> {
+        let call = Call::VmMap { vm, page: UntrustedPa(page), ipa: UntrustedIpa(ipa) };
+        self.call(&call).map(drop)
+    }
+
+    /// Begins a VM's teardown.
+    fn vm_destroy(&self, vm: VmHandle) -> Result<(), Error> {
+        self.call(&Call::VmDestroy { vm }).map(drop)
+    }
+
+    /// Takes a page of a dying VM back; returns how many are still out.
+    fn vm_reclaim(&self, vm: VmHandle, page: u64) -> Result<u64, Error> {
+        self.call(&Call::VmReclaim { vm, page: UntrustedPa(page) }).map(|r| r[0])
+    }
+
+    /// Creates a vCPU of donated pages.
+    fn vcpu_create(&self, config: VcpuConfig) -> Result<VcpuIndex, Error> {
+        self.call(&Call::VcpuCreate(config)).map(|r| VcpuIndex(r[0]))
+    }
+
+    /// Binds a vCPU to this CPU.
+    fn vcpu_load(&self, vm: VmHandle, vcpu: VcpuIndex) -> Result<(), Error> {
+        self.call(&Call::VcpuLoad { vm, vcpu }).map(drop)
+    }
+
+    /// Unbinds the loaded vCPU.
+    fn vcpu_put(&self) -> Result<(), Error> {
+        self.call(&Call::VcpuPut).map(drop)
+    }
+}
+
+fn pages(first: u64, count: u64) -> UntrustedPages {
+    UntrustedPages { start: UntrustedPa(first), count }
+}
+
+#[cfg(target_arch = "aarch64")]
+pub use hvc::Hvc;
+
+#[cfg(target_arch = "aarch64")]
+mod hvc {
+    use super::{Exit, Hypervisor, Results};
+    use core::arch::asm;
+    use umbra_shared::{
+        call::{Call, Function, VENDOR_UID, VENDOR_UID_FUNCTION},
+        error::{Error, check},
+        exit::{ExitInfo, RunFlags},
+    };
+
+    /// The hypervisor below, called with HVC #0.
+    #[derive(Clone, Copy, Debug, Default)]
+    pub struct Hvc;
+
+    impl Hvc {
+        /// Whether it is Umbra: the vendor UID says so. Something below must answer HVC at all; on a
+        /// machine without EL2 the instruction is UNDEFINED, which the caller has to be ready for.
+        pub fn is_umbra() -> bool {
+            let [w0, w1, w2, w3] = VENDOR_UID.map(u64::from);
+            let (x0, r) = hvc(VENDOR_UID_FUNCTION, [0; 7]);
+            [x0, r[0], r[1], r[2]].map(|x| x & 0xffff_ffff) == [w0, w1, w2, w3]
+        }
+
+        /// A call as registers, for those who want to try what [`Call`] can't express.
+        pub fn raw(x0: u64, args: [u64; 7]) -> (u64, Results) {
+            hvc(x0, args)
+        }
+    }
+
+    fn hvc(function: u64, args: [u64; 7]) -> (u64, Results) {
+        let x0: u64;
+        let mut r = [0; 8];
+        // SAFETY: SMCCC: x0-x17 are clobbered, everything else is preserved. Hyp writes no memory of
+        // ours but what the call names, and the pages that calls name are never behind references.
+        unsafe {
+            asm!(
+                "hvc #0",
+                inout("x0") function => x0,
+                inout("x1") args[0] => r[0],
+                inout("x2") args[1] => r[1],
+                inout("x3") args[2] => r[2],
+                inout("x4") args[3] => r[3],
+                inout("x5") args[4] => r[4],
+                inout("x6") args[5] => r[5],
+                inout("x7") args[6] => r[6],
+                out("x8") r[7],
+                out("x9") _, out("x10") _, out("x11") _, out("x12") _, out("x13") _,
+                out("x14") _, out("x15") _, out("x16") _, out("x17") _,
+                options(nostack),
+            );
+        }
+        (x0, r)
+    }
+
+    impl Hypervisor for Hvc {
+        fn call(&self, call: &Call) -> Result<Results, Error> {
+            let (function, args) = call.encode();
+            let (x0, results) = hvc(function, args);
+            check(x0).map(|()| results)
+        }
+
+        #[inline]
+        fn vcpu_run(&self, flags: RunFlags, answer: [u64; 4]) -> Result<Exit, Error> {
+            let (x0, info): (u64, u64);
+            let mut data = [0; 6];
+            // SAFETY: as in `hvc`.
+            unsafe {
+                asm!(
+                    "hvc #0",
+                    inout("x0") Function::VcpuRun.id() => x0,
+                    inout("x1") flags.bits() => info,
+                    inout("x2") answer[0] => data[0],
+                    inout("x3") answer[1] => data[1],
+                    inout("x4") answer[2] => data[2],
+                    inout("x5") answer[3] => data[3],
+                    out("x6") data[4],
+                    out("x7") data[5],
+                    out("x8") _, out("x9") _, out("x10") _, out("x11") _, out("x12") _,
+                    out("x13") _, out("x14") _, out("x15") _, out("x16") _, out("x17") _,
+                    options(nostack),
+                );
+            }
+            if x0 == 0 {
+                Ok(Exit { info: ExitInfo::from_register(info), data })
+            } else {
+                Err(check(x0).err().unwrap_or(Error::NotSupported))
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The EL1 side of Umbra, for any operating system to embed.
+//!
+//! An OS that runs as Umbra's host brings vCPUs to life with four modules:
+//!
+//! - [`hypercall`]: the calls themselves, behind the [`Hypervisor`](hypercall::Hypervisor) trait;
+//! - [`vm`]: VMs built from the OS's pages, and every page back at the end;
+//! - [`vcpu`]: load, run, put, with exits dispatched to the OS's handlers and virtual interrupts;
+//! - [`fp`]: what the OS says of its tasks' FP registers as it enters a guest.
+//!
+//! [`psci`] decodes the PSCI calls that guests make.
+//!
+//! The library holds no FP code, keeps no global state, allocates nothing and needs no alloc crate.
+//! What it needs of the OS comes through traits:
+//!
+//! ```
+//! use core::ops::ControlFlow;
+//! use umbra_host::{
+//!     fp::TaskFp,
+//!     hypercall::Hypervisor,
+//!     vcpu::{Answer, ExitHandler, HostCpu, MmioAnswer},
+//!     vm::{PageSupplier, VcpuSettings, Vm},
+//! };
+//! use umbra_shared::{call::{Policy, VmConfig}, exit::MmioAccess, error::Error};
+//!
+//! /// The OS's view of the CPU it runs on and of the task that is its VMM.
+//! struct Os {
+//!     foreign: bool,
+//! }
+//!
+//! impl TaskFp for Os {
+//!     fn foreign_fpstate(&self) -> bool {
+//!         self.foreign // test_thread_flag(TIF_FOREIGN_FPSTATE)
+//!     }
+//!     fn sve_discarded(&self) -> bool {
+//!         false // in_syscall(regs) && !test_thread_flag(TIF_SME)
+//!     }
+//!     fn set_foreign_fpstate(&mut self) {
+//!         self.foreign = true;
+//!     }
+//! }
+//!
+//! impl HostCpu for Os {
+//!     fn mask_interrupts(&mut self) { /* local_irq_disable() */ }
+//!     fn unmask_interrupts(&mut self) { /* local_irq_enable() */ }
+//!     fn mask_virtual_timer(&mut self, _masked: bool) { /* GICR_I{C,S}ENABLER0 */ }
+//! }
+//!
+//! /// The devices of the VM.
+//! struct Machine {
+//!     counter: u64,
+//! }
+//!
+//! impl ExitHandler for Machine {
+//!     type Stop = &'static str;
+//!
+//!     fn hvc(&mut self, x: &[u64; 6]) -> ControlFlow<Self::Stop, Answer> {
+//!         if x[0] == 1 { ControlFlow::Break("guest is done") } else { ControlFlow::Continue([0; 4]) }
+//!     }
+//!     fn mmio(
+//!         &mut self,
+//!         _address: u64,
+//!         access: MmioAccess,
+//!         data: u64,
+//!     ) -> ControlFlow<Self::Stop, MmioAnswer> {
+//!         if access.write {
+//!             self.counter += data;
+//!             ControlFlow::Continue(MmioAnswer::Written)
+//!         } else {
+//!             ControlFlow::Continue(MmioAnswer::Read(self.counter))
+//!         }
+//!     }
+//!     fn broken(&mut self, _esr: u64) -> Self::Stop {
+//!         "guest is broken"
+//!     }
+//!     fn fault(&mut self, _address: u64) -> ControlFlow<Self::Stop> {
+//!         ControlFlow::Break("nothing there")
+//!     }
+//! }
+//!
+//! /// Builds a VM whose memory is `pages` pages at `memory`, runs it, and takes it down again.
+//! fn run_guest<H: Hypervisor, S: PageSupplier>(
+//!     hyp: &H,
+//!     supplier: &mut S,
+//!     memory: u64,
+//!     pages: u64,
+//! ) -> Result<&'static str, umbra_host::vm::BuildError> {
+//!     let config = VmConfig { policy: Policy::Lazy, protected: true };
+//!     let mut vm = Vm::<16>::create(hyp, supplier, config)?;
+//!     let mut os = Os { foreign: false };
+//!     let outcome = (|| {
+//!         vm.map(hyp, supplier, memory, pages, 0x8000_0000)?;
+//!         let settings = VcpuSettings { vq: None, entry: 0x8000_0000, argument: 0 };
+//!         vm.create_vcpu(hyp, supplier, settings)
+//!     })();
+//!     let (vcpu, outcome) = match outcome {
+//!         Err(error) => (None, Err(error)),
+//!         Ok(mut vcpu) => {
+//!             let stop = (|| {
+//!                 let mut loaded = vcpu.load(hyp, &mut os)?;
+//!                 let stop = loaded.run(&mut os, &mut Machine { counter: 0 })?;
+//!                 loaded.put(&mut os)?;
+//!                 Ok::<_, Error>(stop)
+//!             })();
+//!             (Some(vcpu), stop.map_err(Into::into))
+//!         }
+//!     };
+//!     // Whatever went wrong, the pages come back.
+//!     vm.destroy(hyp, supplier, vcpu).map_err(|failure| failure.error)?;
+//!     outcome
+//! }
+//! ```
+
+#![cfg_attr(not(test), no_std)]
+
+pub mod fp;
+pub mod hypercall;
+#[cfg(all(feature = "kernel", target_arch = "aarch64"))]
+pub mod kernel;
+pub mod psci;
+pub mod vcpu;
+pub mod vm;

@@ -1,0 +1,277 @@
+//! The run loop against a scripted hyp.
+
+use super::*;
+use crate::hypercall::Results;
+use std::{cell::RefCell, collections::VecDeque, vec::Vec};
+use umbra_shared::{
+    call::Call,
+    flags::{FlagShadowPage, HostFlags, HypFlags},
+};
+
+/// What VCPU_RUN was given, beside what the host looked like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    flags: RunFlags,
+    answer: [u64; 4],
+    hint: HostFlags,
+}
+
+struct Script {
+    page: &'static FlagShadowPage,
+    exits: RefCell<VecDeque<Result<Exit, Error>>>,
+    word: HypFlags,
+    entries: RefCell<Vec<Entry>>,
+    loaded: RefCell<bool>,
+}
+
+impl Hypervisor for Script {
+    fn call(&self, call: &Call) -> Result<Results, Error> {
+        *self.loaded.borrow_mut() = match call {
+            Call::VcpuLoad { .. } => true,
+            Call::VcpuPut => false,
+            Call::ShareFlagPage { .. } => false,
+            other => panic!("{other:?}"),
+        };
+        Ok([0; 8])
+    }
+
+    fn vcpu_run(&self, flags: RunFlags, answer: [u64; 4]) -> Result<Exit, Error> {
+        assert!(*self.loaded.borrow());
+        let hint = self.page.snapshot_hint().decode();
+        self.entries.borrow_mut().push(Entry { flags, answer, hint });
+        self.page.publish(self.word);
+        self.exits.borrow_mut().pop_front().expect("the script has an exit")
+    }
+}
+
+#[derive(Default)]
+struct Host {
+    foreign: bool,
+    masked: bool,
+    timer_masked: bool,
+    /// For each change of the mask: whether interrupts were masked.
+    timer_masks: Vec<(bool, bool)>,
+}
+
+impl TaskFp for Host {
+    fn foreign_fpstate(&self) -> bool {
+        assert!(self.masked || !self.timer_masked);
+        self.foreign
+    }
+    fn sve_discarded(&self) -> bool {
+        false
+    }
+    fn set_foreign_fpstate(&mut self) {
+        assert!(self.masked);
+        self.foreign = true;
+    }
+}
+
+impl HostCpu for Host {
+    fn mask_interrupts(&mut self) {
+        assert!(!self.masked);
+        self.masked = true;
+    }
+    fn unmask_interrupts(&mut self) {
+        assert!(self.masked && !self.timer_masked);
+        self.masked = false;
+    }
+    fn mask_virtual_timer(&mut self, masked: bool) {
+        assert!(self.masked);
+        self.timer_masked = masked;
+        self.timer_masks.push((masked, self.masked));
+    }
+}
+
+/// Counts, answers, and stops at HVC 99.
+#[derive(Default)]
+struct Vmm {
+    log: Vec<&'static str>,
+}
+
+impl ExitHandler for Vmm {
+    type Stop = u64;
+    fn interrupt(&mut self) -> ControlFlow<u64> {
+        self.log.push("irq");
+        ControlFlow::Continue(())
+    }
+    fn hvc(&mut self, x: &[u64; 6]) -> ControlFlow<u64, Answer> {
+        self.log.push("hvc");
+        if x[0] == 99 {
+            return ControlFlow::Break(99);
+        }
+        ControlFlow::Continue([x[0] + 1, x[1], x[2], x[3]])
+    }
+    fn mmio(&mut self, address: u64, a: MmioAccess, data: u64) -> ControlFlow<u64, MmioAnswer> {
+        self.log.push("mmio");
+        ControlFlow::Continue(match address {
+            0 => MmioAnswer::Abort,
+            1 => MmioAnswer::Retry,
+            _ if a.write => {
+                assert_eq!(data, 5);
+                MmioAnswer::Written
+            }
+            _ => MmioAnswer::Read(address * 2),
+        })
+    }
+    fn virtual_timer(&mut self) {
+        self.log.push("timer");
+    }
+    fn wfi(&mut self) -> ControlFlow<u64> {
+        self.log.push("wfi");
+        ControlFlow::Continue(())
+    }
+    fn fault(&mut self, address: u64) -> ControlFlow<u64> {
+        ControlFlow::Break(address)
+    }
+    fn broken(&mut self, esr: u64) -> u64 {
+        esr
+    }
+}
+
+fn exit(reason: Reason, flags: u64, data: [u64; 2]) -> Result<Exit, Error> {
+    let info = ExitInfo::new(reason, flags);
+    Ok(Exit { info, data: [data[0], data[1], 0, 0, 0, 0] })
+}
+
+fn done() -> Result<Exit, Error> {
+    exit(Reason::Hvc, 0, [99, 0])
+}
+
+struct Run {
+    entries: Vec<Entry>,
+    log: Vec<&'static str>,
+    host: Host,
+    result: Result<u64, Error>,
+    vcpu: Vcpu,
+}
+
+fn run(inject: &[u16], word: HypFlags, exits: &[Result<Exit, Error>]) -> Run {
+    let page: &'static FlagShadowPage = Box::leak(Box::new(FlagShadowPage::new()));
+    let hyp = Script {
+        page,
+        exits: RefCell::new(exits.iter().copied().collect()),
+        word,
+        entries: RefCell::default(),
+        loaded: RefCell::default(),
+    };
+    let fp = VcpuFp::vcpu_run_map_fp(&hyp, page, 0x1000).unwrap();
+    let mut vcpu = Vcpu::new(VmHandle(1), VcpuIndex(0), fp, None);
+    for &intid in inject {
+        assert!(vcpu.inject(intid));
+    }
+    let mut host = Host::default();
+    let mut vmm = Vmm::default();
+    let mut loaded = vcpu.load(&hyp, &mut host).unwrap();
+    let result = loaded.run(&mut host, &mut vmm);
+    loaded.put(&mut host).unwrap();
+    assert!(!*hyp.loaded.borrow() && !host.masked && !host.timer_masked);
+    assert!(hyp.exits.borrow().is_empty(), "exits left");
+    Run { entries: hyp.entries.take(), log: vmm.log, host, result, vcpu }
+}
+
+const OURS: HypFlags = HypFlags::HOST_FP_PRESERVED;
+
+#[test]
+fn answers_finish_what_the_exit_left_open_once() {
+    let read = Ok(Exit { info: ExitInfo::mmio(2, false, 0), data: [40, 0, 0, 0, 0, 0] });
+    let write = Ok(Exit { info: ExitInfo::mmio(2, true, 0), data: [40, 5, 0, 0, 0, 0] });
+    let exits = [exit(Reason::Hvc, 0, [3, 7]), read, write, exit(Reason::Irq, 0, [0; 2]), done()];
+    let run = run(&[], OURS, &exits);
+    assert_eq!(run.result, Ok(99));
+    let answers: Vec<_> = run.entries.iter().map(|e| e.answer).collect();
+    assert_eq!(answers, [[0; 4], [4, 7, 0, 0], [80, 0, 0, 0], [0; 4], [0; 4]]);
+    assert!(run.entries.iter().all(|e| e.flags.is_empty()));
+    assert_eq!(run.log, ["hvc", "mmio", "mmio", "irq", "hvc"]);
+}
+
+#[test]
+fn aborts_and_retries_are_said_once() {
+    let at =
+        |address| Ok(Exit { info: ExitInfo::mmio(3, false, 0), data: [address, 0, 0, 0, 0, 0] });
+    let run = run(&[], OURS, &[at(0), at(1), done()]);
+    let flags: Vec<_> = run.entries.iter().map(|e| e.flags).collect();
+    assert_eq!(flags, [RunFlags::empty(), RunFlags::ABORT, RunFlags::RETRY]);
+}
+
+#[test]
+fn one_interrupt_at_a_time_lowest_first() {
+    let flight = ExitInfo::VIRQ_IN_FLIGHT;
+    let exits = [
+        exit(Reason::Irq, flight, [0; 2]),
+        exit(Reason::Irq, flight, [0; 2]),
+        exit(Reason::Irq, 0, [0; 2]),
+        exit(Reason::Irq, 0, [0; 2]),
+        done(),
+    ];
+    let run = run(&[1019, 33], OURS, &exits);
+    let flags: Vec<_> = run.entries.iter().map(|e| e.flags).collect();
+    let none = RunFlags::empty();
+    assert_eq!(flags, [RunFlags::inject(33), none, none, RunFlags::inject(1019), none]);
+    assert!(run.host.timer_masks.is_empty());
+    assert!(!run.vcpu.has_interrupt());
+}
+
+#[test]
+fn the_timer_goes_in_once_and_its_line_is_masked_while_in_flight() {
+    let (timer, flight) = (ExitInfo::VTIMER, ExitInfo::VIRQ_IN_FLIGHT);
+    let exits = [
+        exit(Reason::Irq, timer, [0; 2]),
+        exit(Reason::Hvc, timer | flight, [0; 2]),
+        exit(Reason::Hvc, flight, [0; 2]),
+        exit(Reason::Hvc, 0, [0; 2]),
+        done(),
+    ];
+    let run = run(&[], OURS, &exits);
+    let flags: Vec<_> = run.entries.iter().map(|e| e.flags).collect();
+    let none = RunFlags::empty();
+    assert_eq!(flags, [none, RunFlags::inject(27), none, none, none]);
+    // Around the entries 1, 2 and 3, and no others.
+    let masks: Vec<_> = run.host.timer_masks.iter().map(|m| m.0).collect();
+    assert_eq!(masks, [true, false, true, false, true, false]);
+    assert_eq!(run.log.iter().filter(|&&event| event == "timer").count(), 1);
+}
+
+#[test]
+fn a_level_that_is_still_up_after_completion_goes_in_again() {
+    let timer = ExitInfo::VTIMER;
+    let exits = [exit(Reason::Irq, timer, [0; 2]), exit(Reason::Irq, timer, [0; 2]), done()];
+    let run = run(&[], OURS, &exits);
+    let injected = run.entries.iter().filter(|e| e.flags == RunFlags::inject(27)).count();
+    assert_eq!(injected, 2);
+}
+
+#[test]
+fn a_refused_run_loses_no_interrupt_and_no_answer() {
+    let exits = [exit(Reason::Hvc, 0, [3, 7]), Err(Error::SvcrLive)];
+    let run = run(&[], OURS, &exits);
+    assert_eq!(run.result, Err(Error::SvcrLive));
+    assert_eq!(run.vcpu.answer, [4, 7, 0, 0]);
+    let mut vcpu = run.vcpu;
+    vcpu.inject(40);
+    assert_eq!(vcpu.choose(), Some(40));
+    assert!(!vcpu.inject(1020));
+}
+
+#[test]
+fn wfi_with_an_interrupt_waiting_does_not_wait() {
+    let exits = [exit(Reason::Wfi, 0, [0; 2]), exit(Reason::Wfi, ExitInfo::VTIMER, [0; 2]), done()];
+    let run = run(&[], OURS, &exits);
+    assert_eq!(run.log, ["wfi", "timer", "hvc"]);
+}
+
+#[test]
+fn a_task_whose_registers_are_gone_learns_it() {
+    let run = run(&[], HypFlags::GUEST_FP_LOADED, &[exit(Reason::Irq, 0, [0; 2]), done()]);
+    assert!(run.host.foreign);
+    assert_eq!(run.entries[0].hint, HostFlags::empty());
+    assert_eq!(run.entries[1].hint, HostFlags::FOREIGN_FPSTATE);
+}
+
+#[test]
+fn broken_and_unknown_reasons_stop() {
+    assert_eq!(run(&[], OURS, &[exit(Reason::Broken, 0, [0x42, 0])]).result, Ok(0x42));
+    let unknown = Ok(Exit { info: ExitInfo::from_register(0xff), data: [7, 0, 0, 0, 0, 0] });
+    assert_eq!(run(&[], OURS, &[unknown]).result, Ok(7));
+    assert_eq!(run(&[], OURS, &[exit(Reason::Fault, 0, [0x1000, 0])]).result, Ok(0x1000));
+}

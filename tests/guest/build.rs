@@ -1,0 +1,9 @@
+//! Links the guest at its guest-physical address.
+
+fn main() {
+    println!("cargo:rerun-if-changed=guest.ld");
+    if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("none") {
+        let dir = std::env::var("CARGO_MANIFEST_DIR").expect("set by cargo");
+        println!("cargo:rustc-link-arg-bins=-T{dir}/guest.ld");
+    }
+}

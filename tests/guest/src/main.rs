@@ -1,0 +1,146 @@
+//! The test guest: fills every FP/SVE register with its own tagged patterns, exits in all ways it
+//! knows, and looks whether each byte is still there.
+//!
+//! One image serves all vCPUs of a VM ([`umbra_patterns::protocol`]). It runs at EL1 with the MMU off,
+//! so its memory is Device: every access aligned, no exclusives, and so no atomics that need them;
+//! each vCPU writes to its own part only.
+//!
+//! One iteration is: select a VL (all values of ZCR_EL1.LEN in turn, those above the clamp included, for
+//! they must give exactly the clamp), fill, exit, check. Every turn through the VLs ends with a shrink:
+//! fill at the largest VL, select a smaller one, exit, select the largest again, check.
+
+#![no_std]
+#![no_main]
+
+mod work;
+
+use core::{
+    arch::{asm, global_asm},
+    sync::atomic::{AtomicU64, Ordering},
+};
+use umbra_patterns::protocol::{Argument, Failure, MAX_VCPUS, Mode};
+
+global_asm!(
+    include_str!("guest.S"),
+    MAX_VCPUS = const MAX_VCPUS,
+    STACK_BYTES = const 16384,
+    main = sym main,
+    irq = sym irq,
+    exception = sym exception,
+);
+
+unsafe extern "C" {
+    fn umbra_guest_bench_none(function: u64) -> !;
+    fn umbra_guest_bench_fpsimd(function: u64) -> !;
+    fn umbra_guest_bench_sve(function: u64) -> !;
+}
+
+/// PSCI CPU_OFF.
+const CPU_OFF: u64 = 0x8400_0002;
+/// INTID of the virtual timer.
+const TIMER: u64 = 27;
+
+/// Timer interrupts each vCPU has handled. Plain loads and stores only.
+static TIMER_INTERRUPTS: [AtomicU64; MAX_VCPUS] = [const { AtomicU64::new(0) }; MAX_VCPUS];
+
+/// HVC #0 with x0-x5; returns x0.
+fn hvc(x: [u64; 6]) -> u64 {
+    let x0;
+    // SAFETY: SMCCC: x0-x17 are clobbered. The host writes no memory of ours.
+    unsafe {
+        asm!(
+            "hvc #0",
+            inout("x0") x[0] => x0,
+            inout("x1") x[1] => _, inout("x2") x[2] => _, inout("x3") x[3] => _,
+            inout("x4") x[4] => _, inout("x5") x[5] => _,
+            out("x6") _, out("x7") _, out("x8") _, out("x9") _, out("x10") _, out("x11") _,
+            out("x12") _, out("x13") _, out("x14") _, out("x15") _, out("x16") _, out("x17") _,
+            options(nostack),
+        );
+    }
+    x0
+}
+
+fn off() -> ! {
+    loop {
+        hvc([CPU_OFF, 0, 0, 0, 0, 0]);
+    }
+}
+
+fn fail(failure: Failure) -> ! {
+    let [a, b, c, d, e] = failure.encode();
+    loop {
+        hvc([umbra_patterns::protocol::FAIL, a, b, c, d, e]);
+    }
+}
+
+fn vcpu() -> usize {
+    let vcpu: u64;
+    // SAFETY: reads the number that the entry code put there.
+    unsafe { asm!("mrs {}, tpidr_el1", out(reg) vcpu, options(nomem, nostack)) };
+    vcpu as usize
+}
+
+extern "C" fn main(argument: u64) -> ! {
+    use umbra_patterns::protocol::BENCH;
+    let Some(argument) = Argument::decode(argument) else {
+        fail(Failure::Garbled(argument));
+    };
+    umbra_patterns::regs::enable();
+    match argument.mode {
+        Mode::Verify => {
+            enable_interrupts();
+            work::run(&argument)
+        }
+        // SAFETY: loops that use no memory.
+        Mode::BenchNone => unsafe { umbra_guest_bench_none(BENCH) },
+        // SAFETY: as above.
+        Mode::BenchFpsimd => unsafe { umbra_guest_bench_fpsimd(BENCH) },
+        // SAFETY: as above; the host asks for this only of vCPUs with SVE.
+        Mode::BenchSve => unsafe { umbra_guest_bench_sve(BENCH) },
+    }
+}
+
+fn enable_interrupts() {
+    // SAFETY: system registers of the virtual CPU interface; the vectors are in place. SRE, all
+    // priorities, group 1.
+    unsafe {
+        asm!(
+            "msr S3_0_C12_C12_5, {one}", // ICC_SRE_EL1
+            "isb",
+            "msr S3_0_C4_C6_0, {all}", // ICC_PMR_EL1
+            "msr S3_0_C12_C12_7, {one}", // ICC_IGRPEN1_EL1
+            "isb",
+            "msr daifclr, #2",
+            one = in(reg) 1u64,
+            all = in(reg) 0xffu64,
+            options(nostack),
+        );
+    }
+}
+
+extern "C" fn irq() {
+    let intid: u64;
+    // SAFETY: ICC_IAR1_EL1 acknowledges.
+    unsafe { asm!("mrs {}, S3_0_C12_C12_0", "dsb sy", out(reg) intid, options(nostack)) };
+    if intid == TIMER {
+        // The line must be down before the interrupt is completed.
+        // SAFETY: CNTV_CTL_EL0 = 0 stops the timer.
+        unsafe { asm!("msr cntv_ctl_el0, xzr", "isb", options(nostack)) };
+        let count = &TIMER_INTERRUPTS[vcpu()];
+        count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+    if intid < 1020 {
+        // SAFETY: ICC_EOIR1_EL1 completes what was acknowledged.
+        unsafe { asm!("msr S3_0_C12_C12_1, {}", "isb", in(reg) intid, options(nostack)) };
+    }
+}
+
+extern "C" fn exception(esr: u64, elr: u64, far: u64) -> ! {
+    fail(Failure::Exception { esr, elr, far })
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    fail(Failure::Garbled(u64::from_le_bytes(*b"panicked")))
+}

@@ -1,0 +1,240 @@
+//! What the test guest (`tests/guest`) and its host say to each other.
+//!
+//! The guest is one image for all its vCPUs, linked at [`BASE`]; the second 8 bytes of the file hold the
+//! bytes of memory it needs. x0 at the start is an [`Argument`]. It calls the host with HVC, x0 being
+//! one of the function IDs below (SMCCC: fast calls, SMC64, OEM service range), and it uses the counter
+//! device at [`DEVICE`].
+
+use crate::{pattern::Mismatch, tag::Register};
+use core::fmt;
+use umbra_shared::vl::Vq;
+
+/// Where the guest's memory begins (guest-physical).
+pub const BASE: u64 = 0x8000_0000;
+
+/// The counter device: per vCPU one 8-byte and one 4-byte counter ([`counter`]). A write adds, a read
+/// returns the sum.
+pub const DEVICE: u64 = 0x0a00_0000;
+
+/// Bytes of the counter device.
+pub const DEVICE_BYTES: u64 = 0x1000;
+
+/// The most vCPUs the guest image has stacks for.
+pub const MAX_VCPUS: usize = 8;
+
+/// The address of a vCPU's counter of 8 or 4 bytes.
+pub const fn counter(vcpu: u64, bytes: u64) -> u64 {
+    DEVICE + vcpu * 16 + if bytes == 8 { 0 } else { 8 }
+}
+
+/// x1: verified iterations → x0: [`CONTINUE`] or [`STOP`].
+pub const REPORT: u64 = 0xc300_0001;
+/// x1-x5: a [`Failure`]. No return.
+pub const FAIL: u64 = 0xc300_0002;
+/// x1 → x0 = x1 + 1.
+pub const ECHO: u64 = 0xc300_0003;
+/// Nothing: what the benchmark measures.
+pub const BENCH: u64 = 0xc300_0004;
+
+/// Go on.
+pub const CONTINUE: u64 = 0;
+/// Turn yourself off (PSCI CPU_OFF).
+pub const STOP: u64 = 1;
+
+/// What the vCPU does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mode {
+    /// Patterns, exits, checks.
+    Verify = 0,
+    /// [`BENCH`] calls, no FP.
+    BenchNone = 1,
+    /// [`BENCH`] calls, one Advanced SIMD instruction each.
+    BenchFpsimd = 2,
+    /// [`BENCH`] calls, one SVE instruction each.
+    BenchSve = 3,
+}
+
+/// x0 at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Argument {
+    /// Index of the vCPU.
+    pub vcpu: u8,
+    /// Owner of its tags.
+    pub owner: u16,
+    /// Its largest VL; `None`: no SVE.
+    pub vq: Option<Vq>,
+    /// What to do.
+    pub mode: Mode,
+}
+
+impl Argument {
+    /// The register.
+    pub const fn encode(self) -> u64 {
+        let vl = match self.vq {
+            Some(vq) => vq.vl_bytes() as u64,
+            None => 0,
+        };
+        self.vcpu as u64 | (self.owner as u64) << 8 | vl << 24 | (self.mode as u64) << 40
+    }
+
+    /// Reads the register.
+    pub const fn decode(x0: u64) -> Option<Self> {
+        let mode = match x0 >> 40 {
+            0 => Mode::Verify,
+            1 => Mode::BenchNone,
+            2 => Mode::BenchFpsimd,
+            3 => Mode::BenchSve,
+            _ => return None,
+        };
+        let vq = match x0 >> 24 & 0xffff {
+            0 => None,
+            vl => match Vq::from_vl(vl) {
+                Some(vq) => Some(vq),
+                None => return None,
+            },
+        };
+        Some(Self { vcpu: x0 as u8, owner: (x0 >> 8) as u16, vq, mode })
+    }
+}
+
+/// Why a guest gives up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// A register doesn't hold what it should.
+    Register {
+        /// which
+        register: Register,
+        /// at which byte
+        byte: u32,
+        /// the 8 bytes as they should be
+        expected: u64,
+        /// and as they are
+        found: u64,
+        /// the VL in force, bytes
+        vl: u64,
+    },
+    /// A LEN gave a VL it must not give.
+    VectorLength {
+        /// asked for, bytes
+        asked: u64,
+        /// given, bytes
+        given: u64,
+    },
+    /// ECHO answered wrong.
+    Echo(u64),
+    /// The counter device answered wrong.
+    Mmio {
+        /// the sum as the guest has it
+        expected: u64,
+        /// as the device has it
+        found: u64,
+    },
+    /// The timer's interrupt did not come.
+    Timer,
+    /// An exception nobody expected.
+    Exception {
+        /// ESR_EL1
+        esr: u64,
+        /// ELR_EL1
+        elr: u64,
+        /// FAR_EL1
+        far: u64,
+    },
+    /// Registers that are no failure.
+    Garbled(u64),
+}
+
+impl From<Mismatch> for Failure {
+    fn from(m: Mismatch) -> Self {
+        Self::Register {
+            register: m.register,
+            byte: m.byte as u32,
+            expected: m.expected,
+            found: m.found,
+            vl: 0,
+        }
+    }
+}
+
+impl Failure {
+    /// x1-x5 of [`FAIL`].
+    pub const fn encode(self) -> [u64; 5] {
+        match self {
+            Self::Register { register, byte, expected, found, vl } => {
+                [1, register.number() as u64 | (byte as u64) << 32, expected, found, vl]
+            }
+            Self::VectorLength { asked, given } => [2, asked, given, 0, 0],
+            Self::Echo(found) => [3, found, 0, 0, 0],
+            Self::Mmio { expected, found } => [4, expected, found, 0, 0],
+            Self::Timer => [5, 0, 0, 0, 0],
+            Self::Exception { esr, elr, far } => [6, esr, elr, far, 0],
+            Self::Garbled(code) => [0, code, 0, 0, 0],
+        }
+    }
+
+    /// Reads x1-x5.
+    pub const fn decode(x: [u64; 5]) -> Self {
+        match x[0] {
+            0 => Self::Garbled(x[1]),
+            1 => match Register::from_number(x[1] as u8) {
+                Some(register) => Self::Register {
+                    register,
+                    byte: (x[1] >> 32) as u32,
+                    expected: x[2],
+                    found: x[3],
+                    vl: x[4],
+                },
+                None => Self::Garbled(1),
+            },
+            2 => Self::VectorLength { asked: x[1], given: x[2] },
+            3 => Self::Echo(x[1]),
+            4 => Self::Mmio { expected: x[1], found: x[2] },
+            5 => Self::Timer,
+            6 => Self::Exception { esr: x[1], elr: x[2], far: x[3] },
+            code => Self::Garbled(code),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Register { register, byte, expected, found, vl } => write!(
+                f,
+                "{register} byte {byte} at VL {vl}: expected {expected:#018x}, found {found:#018x}"
+            ),
+            Self::VectorLength { asked, given } => write!(f, "asked for VL {asked}, got {given}"),
+            Self::Echo(found) => write!(f, "hypercall answered {found:#x}"),
+            Self::Mmio { expected, found } => {
+                write!(f, "device counter is {found:#x}, expected {expected:#x}")
+            }
+            Self::Timer => f.write_str("the timer interrupt did not come"),
+            Self::Exception { esr, elr, far } => {
+                write!(f, "exception: ESR {esr:#x} ELR {elr:#x} FAR {far:#x}")
+            }
+            Self::Garbled(code) => write!(f, "unknown failure {code}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn arguments_survive(vcpu: u8, owner: u16, n in 0u64..17, mode in 0usize..4) {
+            let modes = [Mode::Verify, Mode::BenchNone, Mode::BenchFpsimd, Mode::BenchSve];
+            let argument = Argument { vcpu, owner, vq: Vq::new(n), mode: modes[mode] };
+            prop_assert_eq!(Argument::decode(argument.encode()), Some(argument));
+        }
+
+        #[test]
+        fn failures_survive(x: [u64; 5], kind in 0u64..8) {
+            let failure = Failure::decode([kind, x[1], x[2], x[3], x[4]]);
+            prop_assert_eq!(Failure::decode(failure.encode()), failure);
+        }
+    }
+}

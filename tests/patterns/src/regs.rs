@@ -1,0 +1,233 @@
+//! The registers themselves.
+//!
+//! On a soft-float target the compiler leaves V, Z, P, FFR, FPSR and FPCR alone: what these routines put
+//! there stays until other code of this module, another context or a hypervisor changes it. That is
+//! also why they need not be `unsafe`: no Rust code depends on what the registers hold.
+
+use crate::{
+    pattern::{
+        Kept, MAX_IMAGE_BYTES, Mismatch, compare_fpsimd_kept, compare_kept, compare_status,
+        expected, expected_fpsimd, fpcr, fpsr,
+    },
+    tag::{Register, Tag},
+};
+use core::arch::{asm, global_asm};
+use umbra_shared::{
+    sve::{FPSIMD_BYTES, Layout},
+    vl::Vq,
+};
+
+#[cfg(target_feature = "neon")]
+compile_error!("patterns live in the FP registers: build for a soft-float target");
+
+global_asm!(include_str!("regs.S"));
+
+unsafe extern "C" {
+    fn umbra_pattern_load_sve(image: *const u8);
+    fn umbra_pattern_dump_sve(image: *mut u8);
+    fn umbra_pattern_load_fpsimd(image: *const u8);
+    fn umbra_pattern_dump_fpsimd(image: *mut u8);
+}
+
+/// How much of the register file is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    /// V0-V31, FPSR and FPCR.
+    Fpsimd,
+    /// Z0-Z31, P0-P15, FFR, FPSR and FPCR.
+    Sve,
+}
+
+/// Whether the CPU has SVE (ID_AA64PFR0_EL1.SVE).
+pub fn has_sve() -> bool {
+    let value: u64;
+    // SAFETY: reading an ID register.
+    unsafe { asm!("mrs {}, id_aa64pfr0_el1", out(reg) value, options(nomem, nostack)) };
+    value >> 32 & 0xf != 0
+}
+
+/// Opens FP and, if the CPU has it, SVE at EL1 (CPACR_EL1.FPEN, ZEN).
+pub fn enable() {
+    const FPEN: u64 = 0b11 << 20;
+    const ZEN: u64 = 0b11 << 16;
+    let value = FPEN | if has_sve() { ZEN } else { 0 };
+    // SAFETY: it only opens registers that the compiler doesn't use.
+    unsafe { asm!("msr cpacr_el1, {}", "isb", in(reg) value, options(nostack)) };
+}
+
+/// The VL in force.
+pub fn rdvl() -> Vq {
+    let bytes: u64;
+    // SAFETY: reads the VL. The caller has SVE, or takes the UNDEFINED exception it asked for.
+    unsafe {
+        asm!(
+            ".arch_extension sve",
+            "rdvl {}, #1",
+            ".arch_extension nosve",
+            out(reg) bytes,
+            options(nostack)
+        );
+    }
+    // The architecture has no other values; one quadword if it did.
+    Vq::from_vl(bytes).unwrap_or(Vq::MIN)
+}
+
+/// Asks for a VL (ZCR_EL1.LEN) and says which one it is. A smaller one leaves the upper parts of the
+/// registers out of reach, a larger one makes them zero or what they were.
+pub fn set_vl(vq: Vq) -> Vq {
+    // SAFETY: ZCR_EL1 changes nothing but the VL.
+    unsafe { asm!("msr S3_0_C1_C2_0, {}", "isb", in(reg) vq.len_field(), options(nostack)) };
+    rdvl()
+}
+
+/// ZCR_EL1.
+pub fn zcr() -> u64 {
+    let value: u64;
+    // SAFETY: reads ZCR_EL1.
+    unsafe { asm!("mrs {}, S3_0_C1_C2_0", out(reg) value, options(nostack)) };
+    value
+}
+
+/// FPSR and FPCR.
+pub fn status() -> (u32, u32) {
+    let (fpsr, fpcr): (u64, u64);
+    // SAFETY: reads them.
+    unsafe {
+        asm!(
+            ".arch_extension fp",
+            "mrs {}, fpsr",
+            "mrs {}, fpcr",
+            out(reg) fpsr,
+            out(reg) fpcr,
+            options(nostack)
+        );
+    }
+    (fpsr as u32, fpcr as u32)
+}
+
+/// Sets FPSR and FPCR.
+pub fn set_status(fpsr: u32, fpcr: u32) {
+    // SAFETY: no compiled code does floating-point arithmetic.
+    unsafe {
+        asm!(
+            ".arch_extension fp",
+            "msr fpsr, {:x}",
+            "msr fpcr, {:x}",
+            in(reg) u64::from(fpsr),
+            in(reg) u64::from(fpcr),
+            options(nostack)
+        );
+    }
+}
+
+/// Copies the register file at the VL in force into `out`, and says what VL that is.
+pub fn dump(out: &mut [u8]) -> Vq {
+    let vq = rdvl();
+    assert!(out.len() >= Layout::new(vq).image_bytes());
+    // SAFETY: the routine writes one image at the VL in force, and there is room for it.
+    unsafe { umbra_pattern_dump_sve(out.as_mut_ptr()) };
+    vq
+}
+
+/// Fills the register file from an image at the VL in force.
+pub fn load(image: &[u8]) {
+    assert!(image.len() >= Layout::new(rdvl()).image_bytes());
+    // SAFETY: the routine reads one image at the VL in force.
+    unsafe { umbra_pattern_load_sve(image.as_ptr()) };
+}
+
+/// Copies V0-V31.
+pub fn dump_fpsimd(out: &mut [u8; FPSIMD_BYTES]) {
+    // SAFETY: the routine writes 512 bytes.
+    unsafe { umbra_pattern_dump_fpsimd(out.as_mut_ptr()) };
+}
+
+/// Fills V0-V31; the upper parts of Z become zero.
+pub fn load_fpsimd(image: &[u8; FPSIMD_BYTES]) {
+    // SAFETY: the routine reads 512 bytes.
+    unsafe { umbra_pattern_load_fpsimd(image.as_ptr()) };
+}
+
+#[repr(C, align(16))]
+struct Image([u8; MAX_IMAGE_BYTES]);
+
+/// Room to fill and to check the registers: what they should hold, and what they do.
+#[repr(C)]
+pub struct Bench {
+    expected: Image,
+    found: Image,
+}
+
+impl Default for Bench {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn fpsimd_part(image: &mut Image) -> &mut [u8; FPSIMD_BYTES] {
+    image.0.first_chunk_mut().expect("an image is larger")
+}
+
+impl Bench {
+    /// Zeroed.
+    pub const fn new() -> Self {
+        Self { expected: Image([0; MAX_IMAGE_BYTES]), found: Image([0; MAX_IMAGE_BYTES]) }
+    }
+
+    /// Fills the registers.
+    pub fn fill(&mut self, tag: Tag, width: Width) {
+        match width {
+            Width::Sve => {
+                expected(tag, Layout::new(rdvl()), &mut self.expected.0);
+                load(&self.expected.0);
+            }
+            Width::Fpsimd => {
+                let v = fpsimd_part(&mut self.expected);
+                expected_fpsimd(tag, v);
+                load_fpsimd(v);
+            }
+        }
+        set_status(fpsr(tag), fpcr(tag));
+    }
+
+    /// Checks the registers against what [`Bench::fill`] put there at this VL.
+    pub fn check(
+        &mut self,
+        tag: Tag,
+        width: Width,
+        kept: Kept,
+        known: &[Tag],
+    ) -> Result<(), Mismatch> {
+        check_status(tag, kept)?;
+        match width {
+            Width::Sve => {
+                let layout = Layout::new(dump(&mut self.found.0));
+                expected(tag, layout, &mut self.expected.0);
+                compare_kept(layout, kept, &mut self.expected.0, &self.found.0, known)
+            }
+            Width::Fpsimd => {
+                let (e, f) = (fpsimd_part(&mut self.expected), fpsimd_part(&mut self.found));
+                expected_fpsimd(tag, e);
+                dump_fpsimd(f);
+                compare_fpsimd_kept(kept, e, f, known)
+            }
+        }
+    }
+
+    /// The registers as the last check found them.
+    pub fn found(&self) -> &[u8] {
+        &self.found.0
+    }
+}
+
+fn check_status(tag: Tag, kept: Kept) -> Result<(), Mismatch> {
+    let (found_fpsr, found_fpcr) = status();
+    for (register, expected, found) in
+        [(Register::Fpsr, fpsr(tag), found_fpsr), (Register::Fpcr, fpcr(tag), found_fpcr)]
+    {
+        if kept != Kept::Nothing || found != 0 {
+            compare_status(register, expected, found)?;
+        }
+    }
+    Ok(())
+}
