@@ -27,9 +27,9 @@ pub const HYP: Binary = Binary { package: "umbra-hyp", features: "image" };
 /// The demonstration's EL1 kernel.
 pub const HOST: Binary = Binary { package: "umbra-host", features: "kernel" };
 /// What runs in the virtual machines.
-pub const GUEST: Binary = Binary { package: "umbra-guest", features: "" };
+pub const GUEST: Binary = Binary { package: "umbra-guest", features: "payload" };
 /// The EL1 kernel that runs the on-target tests.
-pub const PAYLOAD: Binary = Binary { package: "umbra-payload", features: "" };
+pub const PAYLOAD: Binary = Binary { package: "umbra-payload", features: "payload" };
 
 /// All of them.
 pub const BINARIES: &[Binary] = &[HYP, HOST, GUEST, PAYLOAD];

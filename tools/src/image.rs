@@ -136,7 +136,9 @@ pub fn pack(parts: &Parts<'_>) -> Result<Vec<u8>> {
     let host_offset = hyp_bytes;
     let host_end = (host_offset + parts.host.memory_bytes).next_multiple_of(page);
     let initrd_bytes = parts.initrd.len() as u64;
-    let package_bytes = (host_end + initrd_bytes).next_multiple_of(page);
+    let file_bytes = (host_end + initrd_bytes).next_multiple_of(page);
+    let dtb_offset = file_bytes.next_multiple_of(PAYLOAD_ALIGN);
+    let package_bytes = dtb_offset + PAYLOAD_ALIGN;
 
     let mut header = PackageHeader {
         magic: PACKAGE_MAGIC,
@@ -146,6 +148,7 @@ pub fn pack(parts: &Parts<'_>) -> Result<Vec<u8>> {
         host_bytes: parts.host.memory_bytes,
         initrd_offset: if initrd_bytes == 0 { 0 } else { host_end },
         initrd_bytes,
+        dtb_offset,
         command_line_bytes: command_line.len() as u64,
         command_line: [0; COMMAND_LINE_BYTES],
     };
@@ -161,7 +164,7 @@ pub fn pack(parts: &Parts<'_>) -> Result<Vec<u8>> {
     // Without the host's .bss in the file, the memory behind a loaded package may hold anything.
     package.resize(host_end as usize, 0);
     package.extend_from_slice(parts.initrd);
-    package.resize(package_bytes as usize, 0);
+    package.resize(file_bytes as usize, 0);
     Ok(package)
 }
 
@@ -197,9 +200,11 @@ mod tests {
         let (outer, rest) = ImageHeader::read_from_prefix(&package).unwrap();
         let (header, _) = PackageHeader::read_from_prefix(rest).unwrap();
         assert_eq!(outer.magic, IMAGE_MAGIC);
-        assert_eq!(outer.image_size, package.len() as u64);
+        assert_eq!(outer.image_size, header.package_bytes);
         assert_eq!(header.magic, PACKAGE_MAGIC);
-        assert_eq!(header.package_bytes, package.len() as u64);
+        // Room for the device tree lies in memory, behind the file.
+        assert_eq!(header.dtb_offset, (package.len() as u64).next_multiple_of(2 << 20));
+        assert_eq!(header.package_bytes, header.dtb_offset + (2 << 20));
         assert_eq!(header.hyp_bytes, 4 << 20);
         assert_eq!(header.host_offset, 4 << 20);
         assert_eq!(header.host_bytes, 0x5001);
@@ -223,7 +228,8 @@ mod tests {
         let package = packed(&hyp(0x1000), image(0x1000, 0x1000), b"", "").unwrap();
         let header = PackageHeader::read_from_prefix(&package[PACKAGE_HEADER_OFFSET..]).unwrap().0;
         assert_eq!((header.initrd_offset, header.initrd_bytes), (0, 0));
-        assert_eq!(header.package_bytes, (2 << 20) + 0x1000);
+        assert_eq!(package.len(), (2 << 20) + 0x1000);
+        assert_eq!(header.dtb_offset, 4 << 20);
     }
 
     #[test]

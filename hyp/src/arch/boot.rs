@@ -329,9 +329,7 @@ fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
     }
     let shape = Stage2Shape::new(features.pa_bits);
     tables.mark_active();
-    for page in (dtb_room.0..dtb_room.1).step_by(PAGE_SIZE) {
-        tables.unmap_page(linear(page));
-    }
+    tables.unmap(linear(dtb_room.0), PAYLOAD_ALIGN as usize);
     let stage2 = host_stage2(platform, &hyp_ranges, shape);
 
     // SAFETY: fresh from the pool, mapped, aligned to a page, large enough for one entry per page; zeroed

@@ -107,7 +107,7 @@ impl Memory {
             State::Vm(_) => {
                 wipe(page);
                 clean_invalidate(linear(page.pa()));
-                self.hyp.unmap_page(linear(page.pa()));
+                self.hyp.unmap(linear(page.pa()), PAGE_SIZE);
                 self.give_to_host(page);
             }
             State::Guest(_) => {
@@ -141,7 +141,7 @@ impl Memory {
     /// As [`Pages::unshare_flag_page`].
     pub fn unshare_flag_page(&mut self, page: Page) -> Result<(), Error> {
         self.pages.unshare_flag_page(page)?;
-        self.hyp.unmap_page(linear(page.pa()));
+        self.hyp.unmap(linear(page.pa()), PAGE_SIZE);
         Ok(())
     }
 
@@ -189,7 +189,7 @@ impl Memory {
         let va = linear(page.pa());
         self.hyp.map(va, page.pa(), PAGE_SIZE, Use::ReadWrite);
         f(va);
-        self.hyp.unmap_page(va);
+        self.hyp.unmap(va, PAGE_SIZE);
     }
 }
 

@@ -166,11 +166,15 @@ impl HypTables {
             .expect("a hyp mapping in its own place");
     }
 
-    /// Unmaps a page, complete with TLB maintenance.
-    pub fn unmap_page(&mut self, va: usize) {
+    /// Unmaps what [`Self::map`] mapped, complete with TLB maintenance.
+    ///
+    /// # Panics
+    ///
+    /// If `bytes` is a part of a block, which would be a bug of hyp.
+    pub fn unmap(&mut self, va: usize, bytes: usize) {
         self.0
             .map_range(
-                &MemoryRegion::new(va, va + PAGE_SIZE),
+                &MemoryRegion::new(va, va + bytes),
                 PhysicalAddress(0),
                 El23Attributes::empty(),
                 Constraints::empty(),
