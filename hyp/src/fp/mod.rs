@@ -4,5 +4,9 @@
 pub mod engine;
 #[cfg(target_os = "none")]
 pub mod hw;
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod tests;
 
 pub use engine::{Access, CpuFp, FpHw, GuestTrap, HostImage, Live, TrapClass, VcpuFp};
