@@ -58,7 +58,7 @@ fn vl(common: VqSet, vm: usize, vcpu: usize) -> Option<Vq> {
     if count == 0 {
         return None;
     }
-    let nth = if (vm + vcpu).is_multiple_of(2) { count - 1 } else { (vm + vcpu) / 2 % count };
+    let nth = if (vm + vcpu).is_multiple_of(2) { count - 1 } else { 7 * (vm + vcpu) % count };
     common.iter().nth(nth)
 }
 

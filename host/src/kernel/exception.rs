@@ -10,8 +10,8 @@ use core::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-/// A stack is this many bytes: 32 KiB.
-pub const STACK_SHIFT: u32 = 15;
+/// A stack is this many bytes: 64 KiB.
+pub const STACK_SHIFT: u32 = 16;
 const EMERGENCY_BYTES: usize = 8192;
 
 #[repr(C, align(16))]
