@@ -19,17 +19,17 @@ pub struct Binary {
     /// Its package, and its name.
     pub package: &'static str,
     /// The feature that turns it on: without it the package builds on a development machine.
-    pub features: &'static str,
+    pub feature: &'static str,
 }
 
 /// EL2.
-pub const HYP: Binary = Binary { package: "umbra-hyp", features: "image" };
+pub const HYP: Binary = Binary { package: "umbra-hyp", feature: "image" };
 /// The demonstration's EL1 kernel.
-pub const HOST: Binary = Binary { package: "umbra-host", features: "kernel" };
+pub const HOST: Binary = Binary { package: "umbra-host", feature: "kernel" };
 /// What runs in the virtual machines.
-pub const GUEST: Binary = Binary { package: "umbra-guest", features: "payload" };
+pub const GUEST: Binary = Binary { package: "umbra-guest", feature: "payload" };
 /// The EL1 kernel that runs the on-target tests.
-pub const PAYLOAD: Binary = Binary { package: "umbra-payload", features: "payload" };
+pub const PAYLOAD: Binary = Binary { package: "umbra-payload", feature: "payload" };
 
 /// All of them.
 pub const BINARIES: &[Binary] = &[HYP, HOST, GUEST, PAYLOAD];
@@ -37,10 +37,12 @@ pub const BINARIES: &[Binary] = &[HYP, HOST, GUEST, PAYLOAD];
 impl Binary {
     /// Adds the arguments that make cargo work on this binary.
     pub fn select(&self, command: &mut Command) {
-        command.args(["--release", "--package", self.package]).args(["--bin", self.package]);
-        if !self.features.is_empty() {
-            command.args(["--features", self.features]);
-        }
+        command.args(["--release", "--package", self.package]).args([
+            "--bin",
+            self.package,
+            "--features",
+            self.feature,
+        ]);
     }
 }
 
