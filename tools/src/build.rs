@@ -78,6 +78,18 @@ pub fn binary(toolchain: &Toolchain, binary: Binary) -> Result<PathBuf> {
     Ok(workspace::bare_metal_dir().join(TARGET).join("release").join(binary.package))
 }
 
+/// Compiles the host library, as another OS would embed it, and returns its `rlib`. The release
+/// profile leaves code generation to the final link; here there is none, so it is asked for.
+pub fn host_library(toolchain: &Toolchain) -> Result<PathBuf> {
+    let mut command = toolchain.cargo("rustc");
+    command
+        .args(["--release", "--package", HOST.package, "--lib"])
+        .args(["--", "-Clinker-plugin-lto=no"]);
+    process::run(&mut command).context("could not build the host library")?;
+    let folder = workspace::bare_metal_dir().join(TARGET).join("release");
+    Ok(folder.join(format!("lib{}.rlib", HOST.package.replace('-', "_"))))
+}
+
 /// The demonstration.
 pub fn demo(toolchain: &Toolchain, command_line: &str) -> Result<Built> {
     pack(toolchain, HOST, "demo", command_line)
