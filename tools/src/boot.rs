@@ -70,7 +70,7 @@ fn run(qemu: &Qemu, image: &Path, symbols: Symbols, request: &Request) -> Result
     let failure = end.failure().or_else(|| match report.verdict() {
         Some(Ok(())) => None,
         Some(Err(why)) => Some(why.clone()),
-        None => Some("the machine powered off without a verdict".to_owned()),
+        None => Some("the machine ended without a verdict".to_owned()),
     });
     if failure.is_some() && !request.verbose {
         eprintln!("the end of the console:");

@@ -19,17 +19,17 @@ pub struct Binary {
     /// Its package, and its name.
     pub package: &'static str,
     /// The feature that turns it on: without it the package builds on a development machine.
-    pub features: &'static str,
+    pub feature: &'static str,
 }
 
 /// EL2.
-pub const HYP: Binary = Binary { package: "umbra-hyp", features: "image" };
+pub const HYP: Binary = Binary { package: "umbra-hyp", feature: "image" };
 /// The demonstration's EL1 kernel.
-pub const HOST: Binary = Binary { package: "umbra-host", features: "kernel" };
+pub const HOST: Binary = Binary { package: "umbra-host", feature: "kernel" };
 /// What runs in the virtual machines.
-pub const GUEST: Binary = Binary { package: "umbra-guest", features: "payload" };
+pub const GUEST: Binary = Binary { package: "umbra-guest", feature: "payload" };
 /// The EL1 kernel that runs the on-target tests.
-pub const PAYLOAD: Binary = Binary { package: "umbra-payload", features: "payload" };
+pub const PAYLOAD: Binary = Binary { package: "umbra-payload", feature: "payload" };
 
 /// All of them.
 pub const BINARIES: &[Binary] = &[HYP, HOST, GUEST, PAYLOAD];
@@ -37,10 +37,12 @@ pub const BINARIES: &[Binary] = &[HYP, HOST, GUEST, PAYLOAD];
 impl Binary {
     /// Adds the arguments that make cargo work on this binary.
     pub fn select(&self, command: &mut Command) {
-        command.args(["--release", "--package", self.package]).args(["--bin", self.package]);
-        if !self.features.is_empty() {
-            command.args(["--features", self.features]);
-        }
+        command.args(["--release", "--package", self.package]).args([
+            "--bin",
+            self.package,
+            "--features",
+            self.feature,
+        ]);
     }
 }
 
@@ -74,6 +76,18 @@ pub fn binary(toolchain: &Toolchain, binary: Binary) -> Result<PathBuf> {
     binary.select(&mut command);
     process::run(&mut command).with_context(|| format!("could not build {}", binary.package))?;
     Ok(workspace::bare_metal_dir().join(TARGET).join("release").join(binary.package))
+}
+
+/// Compiles the host library, as another OS would embed it, and returns its `rlib`. The release
+/// profile leaves code generation to the final link; here there is none, so it is asked for.
+pub fn host_library(toolchain: &Toolchain) -> Result<PathBuf> {
+    let mut command = toolchain.cargo("rustc");
+    command
+        .args(["--release", "--package", HOST.package, "--lib"])
+        .args(["--", "-Clinker-plugin-lto=no"]);
+    process::run(&mut command).context("could not build the host library")?;
+    let folder = workspace::bare_metal_dir().join(TARGET).join("release");
+    Ok(folder.join(format!("lib{}.rlib", HOST.package.replace('-', "_"))))
 }
 
 /// The demonstration.

@@ -6,6 +6,7 @@
 //! @progress DONE TOTAL
 //! @cpu key=value ...              one row of the CPU table; likewise @vcpu and @bench
 //! @verdict ok | @verdict failed: WHY
+//! @fatal WHY                      as a failed verdict, from a program that can't go on
 //! @tests N                        how many on-target tests there are; then, for each,
 //! @test NAME listed
 //! @test NAME begin
@@ -107,6 +108,7 @@ fn parse_command(line: &str) -> Option<Line<'_>> {
             Some(("failed", why)) => Err(why.trim().to_owned()),
             _ => return None,
         }),
+        "fatal" => Line::Verdict(Err(rest.to_owned())),
         "tests" => Line::Tests(rest.parse().ok()?),
         "test" => {
             let (name, event) = rest.split_once(' ')?;
@@ -174,6 +176,10 @@ mod tests {
         assert_eq!(
             parse("@verdict failed: vCPU 3: Z7 differs"),
             Line::Verdict(Err("vCPU 3: Z7 differs".to_owned()))
+        );
+        assert_eq!(
+            parse("@fatal cpu 0 stack overflow: FAR 0x10"),
+            Line::Verdict(Err("cpu 0 stack overflow: FAR 0x10".to_owned()))
         );
         assert_eq!(parse("@tests 40"), Line::Tests(40));
         assert_eq!(parse("@test a::b listed"), Line::Test("a::b", Event::Listed));

@@ -19,10 +19,6 @@ use object::{Object, ObjectSection, ObjectSymbol, SectionFlags, SectionKind, Sym
 /// Names of the routines in hyp that move register files begin so.
 pub const HYP_ALLOWED: &[&str] = &["umbra_fp_"];
 
-/// Names of the routines in a host kernel that write and check patterns begin so; the host library
-/// itself has none.
-pub const HOST_ALLOWED: &[&str] = &["umbra_pattern_"];
-
 /// Why an instruction counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -161,9 +157,32 @@ pub fn check_hyp(path: &Path) -> Result<Summary> {
     Ok(summary)
 }
 
-/// Checks a host kernel: only the patterns it writes and checks, nothing from the host library.
-pub fn check_host(path: &Path) -> Result<Summary> {
-    check_file(path, HOST_ALLOWED)?.into_result()
+/// Checks a library (an `rlib`): nothing at all is allowed in it.
+pub fn check_library(path: &Path) -> Result<Summary> {
+    let data = std::fs::read(path).with_context(|| format!("could not read {}", path.display()))?;
+    check_archive(&data).and_then(Summary::into_result).with_context(|| path.display().to_string())
+}
+
+fn check_archive(data: &[u8]) -> Result<Summary> {
+    let archive = object::read::archive::ArchiveFile::parse(data)?;
+    let mut total = Summary::default();
+    for member in archive.members() {
+        let member = member?;
+        // The compiler's metadata is wrapped like an object file, but holds no code.
+        if !member.name().ends_with(b".o") {
+            continue;
+        }
+        let summary = check(member.data(data)?, &[]).with_context(|| {
+            let name = String::from_utf8_lossy(member.name());
+            format!("{name}: not machine code?")
+        })?;
+        total.instructions += summary.instructions;
+        total.findings.extend(summary.findings);
+    }
+    if total.instructions == 0 {
+        bail!("no code");
+    }
+    Ok(total)
 }
 
 /// Checks an ELF file. Symbols that begin with one of `allowed` may use those instructions.
@@ -410,5 +429,14 @@ mod tests {
         let summary = section(&[NOP, FMOV, FMOV], &symbols);
         assert_eq!((summary.instructions, summary.findings.len()), (2, 1));
         assert_eq!(summary.findings[0].address, 0x1008);
+    }
+
+    #[test]
+    fn a_library_without_machine_code_is_no_proof() {
+        let error = |data: &[u8]| format!("{:#}", check_archive(data).unwrap_err());
+        assert!(error(b"!<arch>\n").contains("no code"));
+        let bitcode =
+            b"!<arch>\nx.o/            0           0     0     644     4         `\nBC\xc0\xde";
+        assert!(error(bitcode).contains("not machine code"));
     }
 }

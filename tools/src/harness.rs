@@ -63,8 +63,8 @@ const fn configuration(name: &'static str, cpu: &'static str, smp: u32) -> Confi
 pub struct Settings {
     /// The test image and its programs.
     pub tests: Built,
-    /// The demonstration's host kernel, for I5.
-    pub demo_host: PathBuf,
+    /// The host library, for I5.
+    pub host_library: PathBuf,
     /// The QEMU to use.
     pub qemu: PathBuf,
 }
@@ -73,7 +73,7 @@ const PACKAGE: &str = "UMBRA_TARGET_PACKAGE";
 const HYP: &str = "UMBRA_TARGET_HYP";
 const HOST: &str = "UMBRA_TARGET_HOST";
 const GUEST: &str = "UMBRA_TARGET_GUEST";
-const DEMO_HOST: &str = "UMBRA_TARGET_DEMO_HOST";
+const HOST_LIBRARY: &str = "UMBRA_TARGET_HOST_LIBRARY";
 const QEMU: &str = "UMBRA_QEMU";
 
 impl Settings {
@@ -84,7 +84,7 @@ impl Settings {
             .env(HYP, &self.tests.hyp)
             .env(HOST, &self.tests.host)
             .env(GUEST, &self.tests.guest)
-            .env(DEMO_HOST, &self.demo_host)
+            .env(HOST_LIBRARY, &self.host_library)
             .env(QEMU, &self.qemu);
     }
 
@@ -104,7 +104,7 @@ impl Settings {
                 host: get(HOST)?,
                 guest: get(GUEST)?,
             },
-            demo_host: get(DEMO_HOST)?,
+            host_library: get(HOST_LIBRARY)?,
             qemu: get(QEMU)?,
         }))
     }
@@ -210,7 +210,7 @@ fn trial(name: String, outcome: Outcome) -> Trial {
 
 /// I5 on the images that were built.
 fn image_trials(settings: &Settings) -> Vec<Trial> {
-    let (hyp, host) = (settings.tests.hyp.clone(), settings.demo_host.clone());
+    let (hyp, host) = (settings.tests.hyp.clone(), settings.host_library.clone());
     let check = |result: Result<fpcheck::Summary>| match result {
         Ok(_) => Ok(()),
         Err(error) => Err(Failed::from(format!("{error:#}"))),
@@ -220,7 +220,7 @@ fn image_trials(settings: &Settings) -> Vec<Trial> {
             check(fpcheck::check_hyp(&hyp))
         }),
         Trial::test(format!("{IMAGE}::i5_host_library_has_no_fp_code"), move || {
-            check(fpcheck::check_host(&host))
+            check(fpcheck::check_library(&host))
         }),
     ]
 }

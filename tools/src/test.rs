@@ -16,7 +16,7 @@ pub fn test(qemu: Option<&Path>, arguments: &[String]) -> Result<bool> {
     let toolchain = setup::toolchain()?;
     let settings = Settings {
         tests: build::tests(&toolchain)?,
-        demo_host: build::binary(&toolchain, build::HOST)?,
+        host_library: build::host_library(&toolchain)?,
         qemu: qemu.path,
     };
     let mut command = cargo();
