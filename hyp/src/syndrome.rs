@@ -231,7 +231,7 @@ mod tests {
         let old = 0xf << 28 | 1 << 21 | 3 << 10;
         assert_eq!(pstate::on_exception(old, 0), 0xf << 28 | 1 << 22 | 0x3c5);
         assert_eq!(pstate::on_exception(old, 1 << 23), 0xf << 28 | 0x3c5);
-        assert_eq!(fault_ipa(0x8_0000_0, 0xffff_1abc), 0x8000_0abc);
+        assert_eq!(fault_ipa(0x0080_0000, 0xffff_1abc), 0x8000_0abc);
     }
 
     proptest! {

@@ -174,10 +174,10 @@ impl Cpu {
         self.world.init_host();
         self.hw.set_access(Access::Full);
         self.hw.sync();
+        // Before any vector length is relied on: in streaming mode RDVL gives another.
+        self.hw.stop_streaming();
         if features.sme {
-            // Streaming mode and ZA off before any vector length is relied on; all of the SME VLs and
-            // FA64 for the host.
-            write_svcr(0);
+            // All of the SME vector lengths and FA64 for the host.
             write_smcr_el2(SMCR_FA64 | 0xf);
             isb();
         }

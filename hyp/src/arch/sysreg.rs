@@ -43,8 +43,6 @@ gap! {
     read_zcr_el1 write_zcr_el1 "s3_0_c1_c2_0";
     /// SMCR_EL2: SME vector length and FA64 for EL2 and below.
     read_smcr_el2 write_smcr_el2 "s3_4_c1_c2_6";
-    /// SVCR: PSTATE.SM and PSTATE.ZA.
-    read_svcr write_svcr "s3_3_c4_c2_2";
     /// TPIDR2_EL0 (FEAT_SME).
     read_tpidr2_el0 write_tpidr2_el0 "s3_3_c13_c0_5";
     /// VTTBR_EL2: stage-2 root and VMID.

@@ -13,6 +13,7 @@ core::arch::global_asm!(include_str!("regs.S"));
 // SAFETY: the symbols are the routines of regs.S, written for these signatures. Their callers must
 // have opened FP, and must own the memory they pass.
 unsafe extern "C" {
+    fn umbra_fp_stop_streaming();
     fn umbra_fp_rdvl() -> u64;
     fn umbra_fp_save_sve(image: *mut u8, status: *mut u64);
     fn umbra_fp_load_sve(image: *const u8, status: *const u64);
@@ -86,6 +87,14 @@ impl Cpu {
     /// The hardware of a CPU with these features.
     pub const fn new(has_sve: bool, has_sme: bool) -> Self {
         Self { has_sve, has_sme, base: 0, current: 0 }
+    }
+
+    /// Leaves streaming mode and gives up ZA, on a CPU that comes up: what was there is nobody's.
+    pub fn stop_streaming(&mut self) {
+        if self.has_sme {
+            // SAFETY: the CPU has SME, and the caller has opened it.
+            unsafe { umbra_fp_stop_streaming() };
+        }
     }
 
     /// Sets the traps of the world that is about to run, other than FP's (TTA, TAM, TCPAC). Written

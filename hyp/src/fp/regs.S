@@ -21,6 +21,14 @@
 
 .text
 
+// PSTATE.SM = 0, PSTATE.ZA = 0 (SVCR by its encoding: assemblers may not know SME). Zeroes Z, P and FFR
+// if streaming mode was on.
+.global umbra_fp_stop_streaming
+umbra_fp_stop_streaming:
+    msr     s3_3_c4_c2_2, xzr
+    isb
+    ret
+
 // () -> VL in bytes
 .global umbra_fp_rdvl
 umbra_fp_rdvl:

@@ -170,11 +170,10 @@ impl SimCpu {
     }
 
     fn require(&self, what: Access) {
-        let open = match (what, self.access) {
-            (_, Access::Full) | (Access::Fpsimd, Access::Fpsimd | Access::Sve) => true,
-            (Access::Sve, Access::Sve) => true,
-            _ => false,
-        };
+        let open = matches!(
+            (what, self.access),
+            (_, Access::Full) | (Access::Fpsimd, Access::Fpsimd) | (_, Access::Sve)
+        ) && (what != Access::Full || self.access == Access::Full);
         assert!(open, "EL2 trapped on itself: needs {what:?}, has {:?}", self.access);
     }
 
