@@ -127,11 +127,14 @@ impl Pending {
         }
     }
 
-    /// The lowest.
+    /// The lowest. Usually there is none, and every entry asks.
+    #[inline]
     fn first(&self) -> Option<u16> {
-        if self.count == 0 {
-            return None;
-        }
+        if self.count == 0 { None } else { self.search() }
+    }
+
+    #[cold]
+    fn search(&self) -> Option<u16> {
         let word = self.bits.iter().position(|&w| w != 0)?;
         Some(word as u16 * 64 + self.bits[word].trailing_zeros() as u16)
     }
