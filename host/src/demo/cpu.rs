@@ -150,7 +150,9 @@ impl Host<'_> {
             Live::Fpsimd => Kept::Fpsimd,
             Live::Nothing => Kept::Nothing,
         };
-        if let Err(mismatch) = self.bench.check(self.tag, self.width, kept, &KNOWN) {
+        let mut known = KNOWN;
+        known[self.cpu] = self.tag;
+        if let Err(mismatch) = self.bench.check(self.tag, self.width, kept, &known) {
             report(Trouble::Host { cpu: self.cpu, mismatch });
         }
         if kept != Kept::All {
