@@ -52,6 +52,8 @@ pub struct CpuFeatures {
     pub fgt2: bool,
     /// FEAT_MPAM.
     pub mpam: bool,
+    /// FEAT_AMUv1: activity monitors, and with FEAT_FGT their trap register.
+    pub amu: bool,
     /// The GIC's system registers.
     pub gic_sysregs: bool,
     /// PMCR_EL0.N: event counters, for MDCR_EL2.HPMN.
@@ -78,6 +80,7 @@ impl CpuFeatures {
             fgt: field(id.mmfr0, 56) != 0,
             fgt2: field(id.mmfr0, 56) >= 2,
             mpam: field(id.pfr0, 40) != 0 || field(id.pfr1, 16) != 0,
+            amu: field(id.pfr0, 44) != 0,
             gic_sysregs: field(id.pfr0, 24) != 0,
             pmu_counters: if pmu == 0 || pmu == 0xf { 0 } else { id.pmcr_n },
             pa_bits: match field(id.mmfr0, 0) {

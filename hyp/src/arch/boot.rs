@@ -519,8 +519,13 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
         let resets = RESETS.get().borrow(token);
         resets.replace(resets.get() + 1) == 0
     });
-    cpu.bring_up();
     let finish = FINISH.lock().take();
+    if let Some(uart) = finish.as_ref().and_then(|finish| finish.uart) {
+        // Its window in the boot tables is gone: before anything can go wrong here.
+        // SAFETY: mapped there by the final tables.
+        unsafe { console::init(console::FINAL_ADDRESS + (uart % PAGE_SIZE as u64) as usize) };
+    }
+    cpu.bring_up();
     if let Some(finish) = finish {
         finish_boot(cpu, finish);
     }
@@ -538,10 +543,6 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
 
 /// On the final tables, on the boot CPU.
 fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
-    if let Some(uart) = finish.uart {
-        // SAFETY: mapped there by the final tables.
-        unsafe { console::init(console::FINAL_ADDRESS + (uart % PAGE_SIZE as u64) as usize) };
-    }
     start_others(cpu.index, finish.cpus);
     let sets = || SHARED[..finish.cpus].iter().filter(|s| s.online()).map(|s| s.vqs());
     let largest = sets().filter_map(VqSet::max).max();

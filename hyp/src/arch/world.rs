@@ -265,6 +265,7 @@ pub struct World {
     fgt: bool,
     fgt2: bool,
     mpam: bool,
+    amu: bool,
     mpidr: u64,
 }
 
@@ -304,6 +305,7 @@ impl World {
             fgt: f.fgt,
             fgt2: f.fgt2,
             mpam: f.mpam,
+            amu: f.amu,
             mpidr,
         }
     }
@@ -317,7 +319,7 @@ impl World {
         write_cnthp_ctl_el2(0);
         write_ich_hcr_el2(0);
         write_vpidr_el2(sys::read_midr_el1().bits());
-        if self.fgt {
+        if self.fgt && self.amu {
             write_hafgrtr_el2(0);
         }
         isb();
