@@ -41,7 +41,10 @@ pub fn boot(request: &Request) -> Result<bool> {
     let (image, symbols) = match &request.image {
         Some(image) => (image.clone(), Symbols::default()),
         None => {
-            let built: Built = build::demo(&setup::toolchain()?, &request.command_line)?;
+            // With counted instructions the demonstration also measures.
+            let bench = if request.machine.icount { " bench" } else { "" };
+            let command_line = format!("{}{bench}", request.command_line);
+            let built: Built = build::demo(&setup::toolchain()?, command_line.trim_start())?;
             let symbols = built.symbols();
             (built.image, symbols)
         }

@@ -31,16 +31,23 @@ extern "C" fn umbra_host_sync(frame: &mut HostFrame) {
     // SAFETY: the outermost function of this exception.
     let cpu = unsafe { Cpu::current() };
     let esr = sys::read_esr_el2().bits();
-    match syndrome::class(esr) {
-        ec::HVC64 => {
-            if Function::from_id(frame.x[0]) == Some(Function::VcpuRun) {
-                frame.elr = sys::read_elr_el2().bits();
-                frame.spsr = sys::read_spsr_el2().bits();
-                run::run(cpu, frame);
-            } else {
-                calls::handle(cpu, frame);
-            }
+    // What happens at every exit of a guest comes before everything else.
+    if syndrome::class(esr) == ec::HVC64 {
+        if Function::from_id(frame.x[0]) == Some(Function::VcpuRun) {
+            frame.elr = sys::read_elr_el2().bits();
+            frame.spsr = sys::read_spsr_el2().bits();
+            run::run(cpu, frame);
+        } else {
+            calls::handle(cpu, frame);
         }
+    } else {
+        rare(cpu, frame, esr);
+    }
+}
+
+#[inline(never)]
+fn rare(cpu: &mut Cpu, frame: &mut HostFrame, esr: u64) {
+    match syndrome::class(esr) {
         ec::SMC64 => {
             // Trapped before it executed (HCR_EL2.TSC).
             step_over();
@@ -102,6 +109,7 @@ fn abort(cpu: &mut Cpu, esr: u64) {
 }
 
 /// An exception in the host's EL1.
+#[cold]
 fn inject(esr: u64, far: Option<u64>) {
     let old = sys::read_spsr_el2().bits();
     write_elr_el1(sys::read_elr_el2().bits());

@@ -130,10 +130,10 @@ pub trait FpHw {
 /// `Nobody` before another can be loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Live {
-    /// The host's.
-    Host,
     /// That of the vCPU loaded on this CPU.
     Guest,
+    /// The host's.
+    Host,
     /// Nobody's: whatever is there must not be seen, and need not be kept.
     Nobody,
 }
