@@ -54,6 +54,16 @@ pub struct CpuFeatures {
     pub mpam: bool,
     /// FEAT_AMUv1: activity monitors, and with FEAT_FGT their trap register.
     pub amu: bool,
+    /// FEAT_RAS: DISR_EL1, which is VDISR_EL2 for a guest.
+    pub ras: bool,
+    /// FEAT_SME2: ZT0.
+    pub sme2: bool,
+    /// FEAT_TRF: TRFCR_EL1.
+    pub trace_filter: bool,
+    /// FEAT_BRBE: branch records.
+    pub brbe: bool,
+    /// FEAT_PMUv3p1 or later: MDCR_EL2.HPMD.
+    pub pmu_hpmd: bool,
     /// The GIC's system registers.
     pub gic_sysregs: bool,
     /// PMCR_EL0.N: event counters, for MDCR_EL2.HPMN.
@@ -80,6 +90,11 @@ impl CpuFeatures {
             fgt: field(id.mmfr0, 56) != 0,
             fgt2: field(id.mmfr0, 56) >= 2,
             mpam: field(id.pfr0, 40) != 0 || field(id.pfr1, 16) != 0,
+            ras: field(id.pfr0, 28) != 0,
+            sme2: field(id.pfr1, 24) >= 2,
+            trace_filter: field(id.dfr0, 40) != 0,
+            brbe: field(id.dfr0, 52) != 0,
+            pmu_hpmd: (4..0xf).contains(&pmu),
             amu: field(id.pfr0, 44) != 0,
             gic_sysregs: field(id.pfr0, 24) != 0,
             pmu_counters: if pmu == 0 || pmu == 0xf { 0 } else { id.pmcr_n },

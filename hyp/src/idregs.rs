@@ -52,17 +52,18 @@ pub fn read(id: &IdRegisters, guest: Guest, register: IdRegister) -> u64 {
         (4, 4) if guest.sve => id.zfr0,
         // ID_AA64DFR0_EL1: the architecture needs a debug version; nothing else is there.
         (5, 0) => 6,
-        // ID_AA64ISAR0_EL1: instructions without state.
-        (6, 0) => id.isar0,
+        // ID_AA64ISAR0_EL1: instructions without state. Not TME.
+        (6, 0) => id.isar0 & !(0xf << 24),
         // ID_AA64ISAR1_EL1: not LS64 (ACCDATA_EL1).
         (6, 1) => id.isar1 & !(0xf << 60),
-        // ID_AA64ISAR2_EL1: WFxT, RPRES, GPA3, APA3, MOPS, BC, PAC_frac, CLRBHB, RPRFM, CSSC.
-        (6, 2) => keep(id.isar2, &[0, 4, 8, 12, 16, 20, 24, 28, 48, 52]),
+        // ID_AA64ISAR2_EL1: RPRES, GPA3, APA3, MOPS, BC, PAC_frac, CLRBHB, RPRFM, CSSC.
+        // Not WFxT: an exit doesn't carry the deadline.
+        (6, 2) => keep(id.isar2, &[4, 8, 12, 16, 20, 24, 28, 48, 52]),
         // ID_AA64MMFR0_EL1: not ECV, FGT, ExS.
         (7, 0) => keep(id.mmfr0, &[4, 8, 12, 16, 20, 24, 28, 32, 36, 40]) | guest.pa_range,
         // ID_AA64MMFR1_EL1: HAFDBS, VMIDBits, HPDS, PAN, SpecSEI, XNX, ETS, AFP, nTLBPA, CMOW.
-        // Not VH, LO, TWED, HCX, TIDCP1.
-        (7, 1) => keep(id.mmfr1, &[0, 4, 12, 20, 24, 28, 36, 44, 48, 56]),
+        // Not VH, LO, TWED, HCX, TIDCP1; HAFDBS without HAFT, which needs TCR2_EL1.
+        (7, 1) => field(id.mmfr1, 0).min(2) | keep(id.mmfr1, &[4, 12, 20, 24, 28, 36, 44, 48, 56]),
         // ID_AA64MMFR2_EL1: not NV, FWB, EVT.
         (7, 2) => keep(id.mmfr2, &[0, 4, 8, 12, 16, 20, 28, 32, 36, 48, 52, 60]),
         // The AArch32 registers, and what is to come.
@@ -146,7 +147,8 @@ mod tests {
                 (5, 0) => 6,
                 (6, 1) => isar1,
                 (6, 2) => isar2,
-                (7, 1) => mmfr1,
+                // HAFDBS may be lowered within its field.
+                (7, 1) => mmfr1 | 0xf,
                 (7, 2) => mmfr2,
                 _ => 0,
             };

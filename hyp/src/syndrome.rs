@@ -177,6 +177,16 @@ pub mod pstate {
         old & (NZCV | DIT | TCO) | pan | ssbs | DAIF | EL1H
     }
 
+    /// EL0, in either execution state.
+    pub const fn is_el0(pstate: u64) -> bool {
+        pstate & 0xf == 0
+    }
+
+    /// AArch32 state.
+    pub const fn is_aarch32(pstate: u64) -> bool {
+        pstate & 0x10 != 0
+    }
+
     /// PSTATE behind an instruction that was emulated.
     pub const fn after_instruction(old: u64) -> u64 {
         old & !(BTYPE | SS)

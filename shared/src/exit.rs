@@ -26,7 +26,8 @@ bitflags! {
         /// Make the interrupt in [`RunFlags::INTID`] pending for the guest, unless one is in
         /// flight already (then the call is refused with BUSY).
         const VIRQ = 1 << 0;
-        /// Instead of finishing the open MMIO access, give the guest a synchronous external abort.
+        /// Instead of finishing the open MMIO access, or of trying a [`Reason::Fault`] again, give the
+        /// guest a synchronous external abort.
         const ABORT = 1 << 1;
         /// Don't finish the open MMIO access: execute the instruction again (the host has mapped
         /// memory there).

@@ -27,6 +27,16 @@
     dsb     sy
 .endm
 
+// With the MMU on: a place for exceptions of our own, before anything can cause one. No per-CPU data
+// yet, and SP_EL2 is the stack pointer. Clobbers x5.
+.macro  early_vectors
+    ldr     x5, =umbra_host_vectors
+    msr     vbar_el2, x5
+    msr     tpidr_el2, xzr
+    msr     spsel, #1
+    isb
+.endm
+
 .section .head, "ax"
 .global umbra_image_start
 umbra_image_start:
@@ -143,6 +153,7 @@ primary_entry:
     isb
     msr     sctlr_el2, x6
     isb
+    early_vectors
     mov     x2, #0                      // at EL2, as it should be
     b       5f
 4:  // EL1, or EL2 with E2H stuck at 1.
@@ -197,6 +208,7 @@ umbra_secondary_entry:
     isb
     msr     sctlr_el2, x6
     isb
+    early_vectors
     mov     sp, x3
     mov     x29, xzr
     mov     x30, xzr

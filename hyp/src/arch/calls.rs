@@ -35,7 +35,11 @@ pub fn handle(cpu: &mut Cpu, frame: &mut HostFrame) {
             Ok(results) => (0, results),
             Err(error) => (error.code(), explain(error, call)),
         },
-        Err(error) => (error.code(), NOTHING),
+        Err(error) => {
+            // Not one of ours, or not meant: a caller of something else counts on its registers.
+            frame.x[0] = error.code() as u64;
+            return;
+        }
     };
     frame.x[0] = code as u64;
     frame.x[1..9].copy_from_slice(&results);

@@ -1,5 +1,6 @@
 //! The console: a PL011, which the host uses as well. Hyp writes while it boots, and when it dies.
 
+use super::sysreg::{read_cntpct_el0, sys};
 use super::{Lock, layout::DEVICE_BASE};
 use arm_pl011_uart::{PL011Registers, Uart, UniqueMmioPointer};
 use core::fmt::Write;
@@ -8,6 +9,9 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use log::{LevelFilter, Log, Metadata, Record};
 
 struct Console;
+
+/// Slower than this is not slow but stopped: a hundredth of what 9600 baud would do.
+const BYTES_PER_SECOND: u64 = 10;
 
 static UART: Lock<Option<Uart<'static>>> = Lock::new(None);
 /// Where the UART is mapped now; zero: nowhere.
@@ -52,8 +56,15 @@ impl Write for Lines<'_> {
 }
 
 impl Lines<'_> {
+    /// The host has the device too and may have stopped it: what doesn't fit in time is dropped.
     fn byte(&mut self, byte: u8) {
-        while self.0.is_tx_fifo_full() {}
+        let limit = sys::read_cntfrq_el0().bits() / BYTES_PER_SECOND;
+        let since = read_cntpct_el0();
+        while self.0.is_tx_fifo_full() {
+            if read_cntpct_el0().wrapping_sub(since) > limit {
+                return;
+            }
+        }
         self.0.write_word(byte);
     }
 }

@@ -177,8 +177,9 @@ impl Cpu {
         // Before any vector length is relied on: in streaming mode RDVL gives another.
         self.hw.stop_streaming();
         if features.sme {
-            // All of the SME vector lengths and FA64 for the host.
-            write_smcr_el2(SMCR_FA64 | 0xf);
+            // All of the SME vector lengths, FA64 and ZT0 for the host.
+            let zt0 = if features.sme2 { SMCR_EZT0 } else { 0 };
+            write_smcr_el2(SMCR_FA64 | zt0 | 0xf);
             isb();
         }
         let mut set = VqSet::EMPTY;
@@ -201,23 +202,16 @@ impl Cpu {
         let here = self.shared.vqs();
         let limit =
             if machine.options.host_vl_common { machine.common.max()? } else { machine.largest? };
-        let allowed = here.effective(limit);
-        if let (Some(max), Some(allowed)) = (here.max(), allowed)
-            && allowed < max
-        {
-            log::info!(
-                "CPU {}: VL {} bytes, host held to {}",
-                self.index,
-                max.vl_bytes(),
-                allowed.vl_bytes()
-            );
-        }
-        allowed
+        here.effective(limit)
     }
 
     /// Begins the host's life on this CPU: EL1 in its reset state.
     pub fn start_host(&mut self, entry: HostEntry) -> ! {
         let host_vq = self.host_vq();
+        if host_vq.is_none() {
+            // SVE of which the host may use no length, because other CPUs have none: closed for good.
+            self.hw.hide_sve();
+        }
         self.fp.reset(&mut self.hw, host_vq);
         self.loaded = None;
         super::world::switch_el1(&self.world, &mut self.host, &El1Context::reset());
@@ -232,8 +226,9 @@ impl Cpu {
             sys::write_spsr_el2(sys::SpsrEl2::from_bits_retain(PSTATE_EL1H_MASKED));
         }
         isb();
+        // What a TLB holds after reset is anything, for every VMID.
         // SAFETY: dropping translations is always sound.
-        unsafe { asm!("tlbi vmalls12e1", "ic iallu", "dsb nsh", "isb", options(nostack)) };
+        unsafe { asm!("tlbi alle1", "ic iallu", "dsb nsh", "isb", options(nostack)) };
         self.shared.power.set(Power::On);
         // SAFETY: everything is set up; the stack is not needed any more.
         unsafe { umbra_enter_host_fresh(entry.context, self.stack_top) }
@@ -247,6 +242,8 @@ unsafe extern "C" {
 
 /// SMCR_EL2.FA64, RES0 where the CPU lacks it.
 const SMCR_FA64: u64 = 1 << 31;
+/// SMCR_EL2.EZT0, with FEAT_SME2.
+const SMCR_EZT0: u64 = 1 << 30;
 /// Aff3 and Aff2..Aff0.
 pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
 

@@ -9,7 +9,7 @@ use super::cpu::Cpu;
 use super::layout::{STACK_BYTES, STACKS_BASE};
 use crate::arch::sysreg::sys::{read_elr_el2, read_esr_el2, read_far_el2, read_spsr_el2};
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 /// X0-X30 as `fatal_common` stores them.
 #[derive(Debug)]
@@ -18,14 +18,19 @@ pub struct FatalFrame {
     x: [u64; 32],
 }
 
-/// Only the first CPU to die speaks.
-static DYING: AtomicBool = AtomicBool::new(false);
+/// Which CPU is dying, plus two (-1 is a CPU that doesn't know its number yet); zero: none. Only the
+/// first speaks.
+static DYING: AtomicI64 = AtomicI64::new(0);
 
 fn begin() {
-    if DYING.swap(true, Ordering::Relaxed) {
-        loop {
+    let me = cpu_index() + 2;
+    match DYING.compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => {}
+        // It died again over its last words: those must wait, the reset must not.
+        Err(dying) if dying == me => reset(),
+        Err(_) => loop {
             super::cpu::wait_for_event();
-        }
+        },
     }
 }
 
@@ -47,6 +52,10 @@ pub fn reset_through_hvc() {
 
 fn end() -> ! {
     emergency(format_args!("umbra: resetting the machine\n"));
+    reset()
+}
+
+fn reset() -> ! {
     // Either call returns only if firmware refuses; then there is nothing left but to wait.
     let _ = if HVC.load(Ordering::Relaxed) {
         smccc::psci::system_reset::<smccc::Hvc>()
@@ -67,7 +76,7 @@ fn backtrace(mut frame: u64) {
             return;
         }
         // SAFETY: an aligned address in the stack region that the frame chain led to; if the chain
-        // is broken so badly that this faults, the nested exception ends silently in `begin`.
+        // is broken so badly that this faults, the nested exception resets the machine in `begin`.
         let [next, pc] = unsafe { (frame as *const [u64; 2]).read() };
         if pc == 0 {
             return;

@@ -44,7 +44,7 @@ pub fn synchronous(vcpu: &mut Vcpu, id: &IdRegisters, esr: u64) -> Option<Exit> 
         }
         ec::SYSREG => system_register(vcpu, id, SysReg::new(esr)),
         ec::DATA_ABORT => Some(data_abort(vcpu, esr)),
-        ec::INSTRUCTION_ABORT => Some(fault(esr)),
+        ec::INSTRUCTION_ABORT => Some(fault(vcpu, esr)),
         _ => {
             undefined(vcpu);
             None
@@ -67,10 +67,10 @@ pub fn undefined(vcpu: &mut Vcpu) {
     vcpu.regs.pstate = pstate::on_exception(vcpu.regs.pstate, read_sctlr_el1());
 }
 
-/// An external abort for an MMIO access that the host refused; EL1 is in memory.
-pub fn external_abort(vcpu: &mut Vcpu, far: u64, write: bool) {
-    let from_el0 = vcpu.regs.pstate & pstate::MODE == 0;
-    let esr = ec::DATA_ABORT << 26 | 1 << 25 | if write { 1 << 6 } else { 0 };
+/// An external abort for an access that the host refused, which had trapped with `esr`; EL1 is in
+/// memory.
+pub fn external_abort(vcpu: &mut Vcpu, esr: u64, far: u64) {
+    let from_el0 = pstate::is_el0(vcpu.regs.pstate);
     let el1 = &mut vcpu.el1.regs;
     el1.elr_el1 = vcpu.regs.pc;
     el1.spsr_el1 = vcpu.regs.pstate;
@@ -84,8 +84,9 @@ fn ipa() -> u64 {
     syndrome::fault_ipa(read_hpfar_el2(), sys::read_far_el2().bits())
 }
 
-fn fault(esr: u64) -> Exit {
+fn fault(vcpu: &mut Vcpu, esr: u64) -> Exit {
     if Abort::new(esr).is_stage2() {
+        vcpu.open = Open::Fault { esr, far: sys::read_far_el2().bits() };
         Exit::new(Reason::Fault, [ipa(), 0, 0, 0, 0, 0])
     } else {
         Exit::new(Reason::Broken, [esr, 0, 0, 0, 0, 0])
@@ -95,12 +96,12 @@ fn fault(esr: u64) -> Exit {
 fn data_abort(vcpu: &mut Vcpu, esr: u64) -> Exit {
     let abort = Abort::new(esr);
     let Some(access) = abort.access().filter(|_| abort.is_translation()) else {
-        return fault(esr);
+        return fault(vcpu, esr);
     };
     let bytes = 1u8 << access.size_log2;
     let far = sys::read_far_el2().bits();
     let data = if access.write {
-        vcpu.open = Open::Write { far };
+        vcpu.open = Open::Write { esr, far };
         syndrome::extend(read_register(vcpu, access.register), bytes, false, true)
     } else {
         vcpu.open = Open::Read {
@@ -108,6 +109,7 @@ fn data_abort(vcpu: &mut Vcpu, esr: u64) -> Exit {
             bytes,
             sign: access.sign,
             wide: access.wide,
+            esr,
             far,
         };
         0
@@ -163,6 +165,9 @@ fn system_register(vcpu: &mut Vcpu, id: &IdRegisters, r: SysReg) -> Option<Exit>
         }
         // ICC_ASGI1R_EL1, ICC_SGI0R_EL1: there is no other security state and no group 0.
         (3, 0, 12, 11, 6 | 7) if !r.read => 0,
+        // DC ISW, CSW, CISW (TSW): set and way mean nothing to a guest. Its memory was cleaned when it
+        // got it, and nobody else writes it through another attribute.
+        (1, 0, 7, 6 | 10 | 14, 2) => 0,
         // Debug: nothing is there; reads as zero, writes ignored.
         (2, ..) => 0,
         _ => {

@@ -8,8 +8,7 @@
 //! | [`IMAGE_BASE`] | the image, by section permissions |
 //! | [`STACKS_BASE`] | stacks, each below a hole of its own size |
 //! | [`DEVICE_BASE`] | the console |
-//! | [`WINDOW_BASE`] | one page per CPU for a host page taken over, wiped or copied from |
-//! | [`LINEAR_BASE`] | physical memory at its address plus this: hyp's own, donated and shared pages, nothing else |
+//! | [`LINEAR_BASE`] | physical memory at its address plus this: hyp's own, donated and shared pages; a guest's page for as long as it is wiped or cleaned; nothing else |
 
 /// Where the image is linked (image.ld).
 pub const IMAGE_BASE: usize = 0x4000_0000_0000;
@@ -17,8 +16,6 @@ pub const IMAGE_BASE: usize = 0x4000_0000_0000;
 pub const STACKS_BASE: usize = 0x4100_0000_0000;
 /// Device registers that hyp uses itself.
 pub const DEVICE_BASE: usize = 0x4200_0000_0000;
-/// Per-CPU transient windows.
-pub const WINDOW_BASE: usize = 0x4300_0000_0000;
 /// Physical memory, page by page as it becomes hyp's.
 pub const LINEAR_BASE: usize = 0x8000_0000_0000;
 

@@ -94,6 +94,9 @@ impl Memory {
             self.take_from_host(page);
         }
         self.with_mapped(page, |va| clean_invalidate(va));
+        // The host may have executed something else at this physical address.
+        // SAFETY: dropping instructions from caches is always sound.
+        unsafe { asm!("ic ialluis", "dsb ish", "isb", options(nostack)) };
         Ok(())
     }
 

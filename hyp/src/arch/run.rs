@@ -2,12 +2,13 @@
 
 use super::cpu::{Cpu, machine};
 use super::guest::{self, Exit};
+use super::sysreg::read_isr_el1;
 use super::trap::HostFrame;
 use super::vm::Open;
 use super::world;
 use crate::arch::sysreg::sys;
 use crate::fp::{GuestTrap, TrapClass};
-use crate::syndrome::{self, ec};
+use crate::syndrome::{self, ec, pstate};
 use umbra_shared::call::Counter;
 use umbra_shared::error::Error;
 use umbra_shared::exit::{ExitInfo, Reason, RunFlags};
@@ -81,12 +82,18 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame) -> Result<(), Error> {
             // An SError while the guest ran: it is blamed on the guest, which can't go on.
             break Exit::new(Reason::Broken, [esr, 0, 0, 0, 0, 0]);
         }
+        // Guests are AArch64 at EL1 and are shown no AArch32 at EL0: nothing here steps over T32.
+        if pstate::is_aarch32(vcpu.regs.pstate) {
+            break Exit::new(Reason::Broken, [esr, 0, 0, 0, 0, 0]);
+        }
         let class = match syndrome::class(esr) {
             ec::FP => TrapClass::Fpsimd,
             ec::SVE => TrapClass::Sve,
             ec::SME => TrapClass::Sme,
             _ => match guest::synchronous(vcpu, &machine().id, esr) {
                 Some(exit) => break exit,
+                // However often a guest does what is answered here, the host's interrupts get through.
+                None if read_isr_el1() != 0 => break Exit::new(Reason::Irq, [0; 6]),
                 None => continue,
             },
         };
@@ -128,14 +135,15 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame) -> Result<(), Error> {
 fn complete(vcpu: &mut super::vm::Vcpu, flags: RunFlags, x: &[u64; 18]) {
     match vcpu.open {
         Open::Hvc => vcpu.regs.x[..4].copy_from_slice(&x[2..6]),
-        Open::Read { far, .. } | Open::Write { far } if flags.contains(RunFlags::ABORT) => {
-            let write = matches!(vcpu.open, Open::Write { .. });
-            guest::external_abort(vcpu, far, write);
+        Open::Read { esr, far, .. } | Open::Write { esr, far } | Open::Fault { esr, far }
+            if flags.contains(RunFlags::ABORT) =>
+        {
+            guest::external_abort(vcpu, esr, far);
         }
         Open::Read { .. } | Open::Write { .. } if flags.contains(RunFlags::RETRY) => {}
         Open::Read { .. } => guest::complete_read(vcpu, x[2]),
         Open::Write { .. } => guest::complete_write(vcpu),
-        Open::Nothing | Open::Broken { .. } => {}
+        Open::Nothing | Open::Fault { .. } | Open::Broken { .. } => {}
     }
     vcpu.open = Open::Nothing;
 }

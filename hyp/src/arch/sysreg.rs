@@ -47,6 +47,18 @@ gap! {
     read_tpidr2_el0 write_tpidr2_el0 "s3_3_c13_c0_5";
     /// VTTBR_EL2: stage-2 root and VMID.
     read_vttbr_el2 write_vttbr_el2 "vttbr_el2";
+    /// VDISR_EL2 (FEAT_RAS): DISR_EL1 for a guest.
+    read_vdisr_el2 write_vdisr_el2 "s3_4_c12_c1_1";
+    /// VSESR_EL2 (FEAT_RAS): syndrome of a virtual SError.
+    read_vsesr_el2 write_vsesr_el2 "s3_4_c5_c2_3";
+    /// TRFCR_EL1 (FEAT_TRF): which ELs a trace sees.
+    read_trfcr_el1 write_trfcr_el1 "s3_0_c1_c2_1";
+    /// BRBCR_EL1 (FEAT_BRBE): which ELs' branches are recorded.
+    read_brbcr_el1 write_brbcr_el1 "s2_1_c9_c0_0";
+    /// ICH_VTR_EL2: list registers and priority bits.
+    read_ich_vtr_el2 _write_ich_vtr_el2 "s3_4_c12_c11_1";
+    /// ISR_EL1: physical interrupts pending.
+    read_isr_el1 _write_isr_el1 "isr_el1";
     /// ICH_LR0_EL2: the one list register in use.
     read_ich_lr0_el2 write_ich_lr0_el2 "s3_4_c12_c12_0";
     /// ICH_VMCR_EL2: the guest's ICC_PMR, BPR, IGRPEN, EOImode.

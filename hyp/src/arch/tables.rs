@@ -341,9 +341,13 @@ impl Stage2 {
         if in_block {
             let start = pa & !(BLOCK_BYTES - 1);
             self.invalidate_range(start, start + BLOCK_BYTES);
+            // What was invalid is in no TLB, so making the pages needs no maintenance for each.
             let pages = Constraints::NO_BLOCK_MAPPINGS | Constraints::NO_CONTIGUOUS_HINT;
+            self.0.mark_inactive();
             self.map_identity(start, pa, NORMAL, pages);
             self.map_identity(pa + PAGE_SIZE as u64, start + BLOCK_BYTES, NORMAL, pages);
+            self.0.mark_active();
+            super::sysreg::dsb_ish();
         } else {
             self.invalidate_range(pa, pa + PAGE_SIZE as u64);
         }

@@ -102,7 +102,7 @@ fn abort(cpu: &mut Cpu, esr: u64) {
         HostFault::Retry => cpu.shared.stats.add(Counter::Stage2Retries, 1),
         HostFault::Abort => {
             cpu.shared.stats.add(Counter::HostAborts, 1);
-            let from_el0 = sys::read_spsr_el2().bits() & pstate::MODE == 0;
+            let from_el0 = pstate::is_el0(sys::read_spsr_el2().bits());
             inject(syndrome::esr_external_abort(esr, from_el0), Some(far));
         }
     }

@@ -54,11 +54,22 @@ pub enum Open {
         sign: bool,
         /// to 64 bits
         wide: bool,
+        /// ESR_EL2, for an abort
+        esr: u64,
         /// guest address, for an abort
         far: u64,
     },
     /// A store: nothing to write, but the instruction is still to be stepped over.
     Write {
+        /// ESR_EL2, for an abort
+        esr: u64,
+        /// guest address, for an abort
+        far: u64,
+    },
+    /// An access to nothing: tried again, unless the host aborts it.
+    Fault {
+        /// ESR_EL2, for an abort
+        esr: u64,
         /// guest address, for an abort
         far: u64,
     },

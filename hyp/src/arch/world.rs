@@ -10,6 +10,7 @@
 //! | SP_EL0, SP_EL1, ELR_EL1, SPSR_EL1, SCTLR, CPACR, TTBR0, TTBR1, TCR, MAIR, AMAIR, VBAR, ESR, FAR, AFSR0, AFSR1, CONTEXTIDR, PAR, TPIDR_EL1, TPIDR_EL0, TPIDRRO_EL0, CNTKCTL, CSSELR, MDSCR | [`El1Regs`] | `umbra_switch_el1` |
 //! | APIAKey, APIBKey, APDAKey, APDBKey, APGAKey (FEAT_PAuth) | [`PauthKeys`] | `umbra_switch_pauth` |
 //! | TPIDR2_EL0 (FEAT_SME) | [`El1Context`] | [`switch_el1`] |
+//! | TRFCR_EL1 (FEAT_TRF), BRBCR_EL1 (FEAT_BRBE): the host's; zero while a guest runs, so that no trace shows what it does | [`El1Context`] | [`switch_el1`] |
 //! | CNTV_CTL_EL0, CNTV_CVAL_EL0, CNTVOFF_EL2 | [`Timer`] | [`enter_timer`], [`leave_timer`] |
 //! | ICC_PMR, ICC_BPRn, ICC_IGRPENn, ICC_CTLR.EOImode, ICC_APnRn, ICC_IAR/EOIR/HPPIR/RPR | the virtual CPU interface ([`VirtualGic`]), while HCR_EL2.{IMO,FMO} are set; the host has the physical one | [`VirtualGic::enter`] |
 //! | V0-V31, FPSR, FPCR, Z, P, FFR, ZCR_EL1 | the FP engine | [`crate::fp`] |
@@ -38,8 +39,8 @@
 //! **Constant** (the same for everybody, read-only to EL1): MIDR_EL1, CTR_EL0, CLIDR_EL1, CCSIDR_EL1,
 //! DCZID_EL0, CNTFRQ_EL0, CNTPCT_EL0, RNDR, RNDRRS, ISR_EL1.
 //!
-//! DISR_EL1 is VDISR_EL2 for a guest (HCR_EL2.AMO) and zero: RAS is hidden and no virtual SError is
-//! injected.
+//! DISR_EL1 is VDISR_EL2 for a guest (HCR_EL2.AMO), which it can write although RAS is hidden: zero at
+//! each entry, so that it carries nothing from one guest to another.
 //!
 //! EL2's own controls, per world:
 //!
@@ -47,7 +48,7 @@
 //! |---|---|---|
 //! | HCR_EL2 | RW, VM, TSC, API, APK, and ATA, EnSCXT, FIEN as implemented | [`HCR_GUEST`], API, APK |
 //! | CPTR_EL2 | FP by the engine, nothing else trapped | FP by the engine, TTA, TAM |
-//! | MDCR_EL2 | HPMN | HPMN, TDA, TDOSA, TDRA, TPM, TPMCR, TPMS, TTRF |
+//! | MDCR_EL2 | HPMN, HPMD | HPMN, HPMD, TDA, TDOSA, TDRA, TPM, TPMCR, TPMS, TTRF |
 //! | CNTHCTL_EL2 | EL1PCTEN, EL1PCEN | EL1PCTEN |
 //! | CNTHP_CTL_EL2 | off | armed with the host's CNTV deadline, so that its tick is not lost |
 //! | ICC_SRE_EL2 | SRE, DFB, DIB, Enable | SRE, DFB, DIB |
@@ -144,6 +145,8 @@ pub struct El1Context {
     pub regs: El1Regs,
     pauth: PauthKeys,
     tpidr2_el0: u64,
+    trfcr_el1: u64,
+    brbcr_el1: u64,
 }
 
 impl El1Context {
@@ -244,6 +247,12 @@ const CNTHCTL_GUEST: u64 = 1;
 const SRE_HOST: u64 = 0xf;
 const SRE_GUEST: u64 = 0x7;
 
+/// HFGITR2_EL2: nDCCIVAPS; the other bit traps if set.
+const HFGI2_HOST: u64 = 1 << 1;
+
+/// MDCR_EL2.HPMD: the host's counters don't count hyp.
+const MDCR_HPMD: u64 = 1 << 17;
+
 /// Bits 63:50 of HFGRTR_EL2 and HFGWTR_EL2 except 51: "n" bits, 1 = no trap.
 const HFG_HOST: u64 = 0xfff4 << 48;
 /// HFGITR_EL2's n-bits: BRBIALL, BRBINJ, GCS*.
@@ -266,6 +275,9 @@ pub struct World {
     fgt2: bool,
     mpam: bool,
     amu: bool,
+    ras: bool,
+    trace_filter: bool,
+    brbe: bool,
     mpidr: u64,
 }
 
@@ -282,7 +294,7 @@ impl World {
                 | if f.csv2_2 { HCR_ENSCXT } else { 0 }
                 | if f.ras_fault_injection { HCR_FIEN } else { 0 },
             hcr_guest: HCR_GUEST | pauth,
-            mdcr_host: f.pmu_counters,
+            mdcr_host: f.pmu_counters | if f.pmu_hpmd { MDCR_HPMD } else { 0 },
             // Open what exists; a bit for what doesn't exist is RES0 and ignored.
             hcrx_host: (HcrxEl2::ENAS0
                 | HcrxEl2::ENALS
@@ -306,6 +318,9 @@ impl World {
             fgt2: f.fgt2,
             mpam: f.mpam,
             amu: f.amu,
+            ras: f.ras,
+            trace_filter: f.trace_filter,
+            brbe: f.brbe,
             mpidr,
         }
     }
@@ -317,7 +332,13 @@ impl World {
         write_hstr_el2(0);
         write_cntvoff_el2(0);
         write_cnthp_ctl_el2(0);
+        isb();
         write_ich_hcr_el2(0);
+        clear_virtual_interface();
+        if self.ras {
+            write_vdisr_el2(0);
+            write_vsesr_el2(0);
+        }
         write_vpidr_el2(sys::read_midr_el1().bits());
         if self.fgt && self.amu {
             write_hafgrtr_el2(0);
@@ -358,6 +379,9 @@ impl World {
     /// Controls that not every CPU has.
     #[inline]
     fn optional_controls(&self, host: bool) {
+        if self.ras && !host {
+            write_vdisr_el2(0);
+        }
         if self.hcx {
             write_hcrx_el2(if host { self.hcrx_host } else { self.hcrx_guest });
         }
@@ -379,10 +403,10 @@ impl World {
         write_hdfgrtr_el2(if_host(HDFG_HOST));
         write_hdfgwtr_el2(if_host(HDFG_HOST));
         if self.fgt2 {
-            // All bits of these are n-bits.
+            // All bits of these but one are n-bits.
             write_hfgrtr2_el2(if_host(u64::MAX));
             write_hfgwtr2_el2(if_host(u64::MAX));
-            write_hfgitr2_el2(if_host(u64::MAX));
+            write_hfgitr2_el2(if_host(HFGI2_HOST));
             write_hdfgrtr2_el2(if_host(u64::MAX));
             write_hdfgwtr2_el2(if_host(u64::MAX));
         }
@@ -406,6 +430,14 @@ pub fn switch_el1(world: &World, save: &mut El1Context, load: &El1Context) {
     if world.sme {
         save.tpidr2_el0 = read_tpidr2_el0();
         write_tpidr2_el0(load.tpidr2_el0);
+    }
+    if world.trace_filter {
+        save.trfcr_el1 = read_trfcr_el1();
+        write_trfcr_el1(load.trfcr_el1);
+    }
+    if world.brbe {
+        save.brbcr_el1 = read_brbcr_el1();
+        write_brbcr_el1(load.brbcr_el1);
     }
 }
 
@@ -481,6 +513,37 @@ impl VirtualGic {
             self.lr0 = 0;
         }
     }
+}
+
+/// The most priority bits with which all active priorities fit AP0R0 and AP1R0, which are switched.
+const MAX_PREBITS: u64 = 5;
+
+/// Whether the GIC's virtual CPU interface has no more state than hyp switches.
+pub fn virtual_interface_fits() -> bool {
+    (read_ich_vtr_el2() >> 26 & 7) < MAX_PREBITS
+}
+
+/// What the virtual CPU interface holds after reset is anything: a list register left over would
+/// interrupt a guest.
+fn clear_virtual_interface() {
+    macro_rules! clear {
+        ($count:expr; $($n:literal $register:literal)*) => {
+            $(if $count > $n {
+                // SAFETY: an implemented list register, with the interface off.
+                unsafe { core::arch::asm!(concat!("msr ", $register, ", xzr"), options(nostack)) };
+            })*
+        };
+    }
+    let list_registers = (read_ich_vtr_el2() & 0x1f) + 1;
+    clear!(list_registers;
+        0 "s3_4_c12_c12_0" 1 "s3_4_c12_c12_1" 2 "s3_4_c12_c12_2" 3 "s3_4_c12_c12_3"
+        4 "s3_4_c12_c12_4" 5 "s3_4_c12_c12_5" 6 "s3_4_c12_c12_6" 7 "s3_4_c12_c12_7"
+        8 "s3_4_c12_c13_0" 9 "s3_4_c12_c13_1" 10 "s3_4_c12_c13_2" 11 "s3_4_c12_c13_3"
+        12 "s3_4_c12_c13_4" 13 "s3_4_c12_c13_5" 14 "s3_4_c12_c13_6" 15 "s3_4_c12_c13_7"
+    );
+    write_ich_ap0r0_el2(0);
+    write_ich_ap1r0_el2(0);
+    write_ich_vmcr_el2(0);
 }
 
 #[inline]

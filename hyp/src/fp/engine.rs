@@ -60,7 +60,7 @@ use umbra_shared::sve::FPSIMD_BYTES;
 use umbra_shared::vl::Vq;
 
 /// To whom FP, SVE and SME are open on this CPU (CPTR_EL2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
     /// Nobody: TFP, TZ and TSM trap.
     Closed,
@@ -150,7 +150,7 @@ pub enum HostImage {
 }
 
 /// The FP part of a vCPU.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct VcpuFp<I> {
     image: I,
     /// The clamp; `None`: no SVE.
@@ -185,6 +185,25 @@ impl<I> VcpuFp<I> {
     }
 }
 
+/// For the exhaustive check, which fills memory that must not matter with what would be noticed.
+#[cfg(test)]
+impl<I> VcpuFp<I> {
+    pub(super) fn image_mut(&mut self) -> &mut I {
+        &mut self.image
+    }
+}
+
+#[cfg(test)]
+impl<I> CpuFp<I> {
+    pub(super) fn buffer_mut(&mut self) -> &mut I {
+        &mut self.buffer
+    }
+
+    pub(super) fn hint_mut(&mut self) -> &mut HostFlags {
+        &mut self.hint
+    }
+}
+
 const fn image_bytes(vq: Option<Vq>) -> u64 {
     match vq {
         Some(vq) => umbra_shared::sve::Layout::new(vq).image_bytes() as u64,
@@ -213,7 +232,7 @@ pub enum TrapClass {
 }
 
 /// The FP state of one CPU, private to hyp.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CpuFp<I> {
     live: Live,
     host_image: HostImage,

@@ -89,6 +89,11 @@ impl Cpu {
         Self { has_sve, has_sme, base: 0, current: 0 }
     }
 
+    /// Treats the CPU as one without SVE.
+    pub fn hide_sve(&mut self) {
+        self.has_sve = false;
+    }
+
     /// Leaves streaming mode and gives up ZA, on a CPU that comes up: what was there is nobody's.
     pub fn stop_streaming(&mut self) {
         if self.has_sme {

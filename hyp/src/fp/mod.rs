@@ -2,6 +2,8 @@
 //! with the assembly in `regs.S`), and a simulated machine as its hardware for tests (`sim`).
 
 pub mod engine;
+#[cfg(test)]
+mod exhaustive;
 #[cfg(target_os = "none")]
 pub mod hw;
 #[cfg(test)]
