@@ -83,7 +83,10 @@ pub fn vm(config: VmConfig) -> VmHandle {
 pub fn destroy(vm: VmHandle) -> u64 {
     match Hvc.vm_destroy(vm) {
         Ok(()) | Err(Error::Dying) => {}
-        Err(Error::BadVm) => return 0,
+        Err(Error::BadVm) => {
+            LEDGER.lock().vms.retain(|&mut other| other != vm);
+            return 0;
+        }
         Err(error) => panic!("VM_DESTROY: {error}"),
     }
     let all = LEDGER.lock().pages.clone();
@@ -111,7 +114,7 @@ pub fn each(first: u64, count: u64) -> impl Iterator<Item = u64> {
 
 /// The end of a test: everything back, and proof of it. `free` pages were free before the test.
 pub fn settle(free: usize) {
-    let vms = LEDGER.lock().vms.clone();
+    let vms = core::mem::take(&mut LEDGER.lock().vms);
     for vm in vms {
         assert_eq!(destroy(vm), 0, "pages of VM {:#x} do not come back", vm.0);
     }

@@ -19,6 +19,7 @@ mod ledger;
 mod puppet;
 mod runner;
 mod suite;
+mod window;
 mod workers;
 
 use umbra_host::kernel::machine::Machine;

@@ -503,10 +503,9 @@ impl Puppet {
     pub fn find(&self, generation: u32, kept: Kept) -> Result<(), Mismatch> {
         let tag = self.tag(generation);
         let [fpsr, fpcr, ..] = self.call(Routine::Status, [0; 3]);
-        for (register, expected, found) in [
-            (Register::Fpsr, pattern::fpsr(tag), fpsr),
-            (Register::Fpcr, pattern::fpcr(tag), fpcr),
-        ] {
+        for (register, expected, found) in
+            [(Register::Fpsr, pattern::fpsr(tag), fpsr), (Register::Fpcr, pattern::fpcr(tag), fpcr)]
+        {
             pattern::compare_status(register, expected, found as u32)?;
         }
         let (to, expected) = (self.area() + OTHER_IMAGE, self.area() + IMAGE);

@@ -66,7 +66,8 @@ struct Messages(UnsafeCell<[Message; MAX_CPUS]>);
 // SAFETY: each CPU uses its own element only.
 unsafe impl Sync for Messages {}
 
-static MESSAGES: Messages = Messages(UnsafeCell::new([const { ArrayString::new_const() }; MAX_CPUS]));
+static MESSAGES: Messages =
+    Messages(UnsafeCell::new([const { ArrayString::new_const() }; MAX_CPUS]));
 
 fn message(cpu: usize) -> *mut Message {
     // Without a reference to the whole array, which other CPUs use too.
