@@ -37,6 +37,7 @@ umbra_puppet_exec:
     mov     x22, x1
     mov     x0, x3
     mov     x1, x20
+    mov     x5, #0                          // an HVC of the instruction's own is not ours
     blr     x22
     mov     x30, x21
     ret

@@ -56,7 +56,8 @@ macro_rules! routines {
         }
 
         impl Routine {
-            fn address(self) -> u64 {
+            /// Where it is in the guest.
+            pub fn address(self) -> u64 {
                 let start = &raw const umbra_puppet_start as u64;
                 BASE - start + match self {
                     $(Self::$name => &raw const $symbol as u64,)*
