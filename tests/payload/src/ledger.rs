@@ -22,7 +22,7 @@ pub const POOL_PAGES: u64 = 8;
 struct Ledger {
     /// `[first, first + count)` pages.
     pages: ArrayVec<(u64, u64), 512>,
-    vms: ArrayVec<VmHandle, 80>,
+    vms: ArrayVec<VmHandle, 512>,
 }
 
 static LEDGER: Lock<Ledger> =
@@ -56,6 +56,22 @@ pub fn give_back(first: u64) {
 pub fn enter(vm: VmHandle) {
     let entered = LEDGER.lock().vms.try_push(vm).is_ok();
     assert!(entered, "the ledger is full");
+}
+
+/// Enters a VM if there is room; else the pages that it is made of say so in the end.
+pub fn enter_if_room(vm: VmHandle) {
+    let mut ledger = LEDGER.lock();
+    if !ledger.vms.contains(&vm) {
+        let _ = ledger.vms.try_push(vm);
+    }
+}
+
+/// Takes all VMs down.
+pub fn destroy_all() {
+    let vms = core::mem::take(&mut LEDGER.lock().vms);
+    for vm in vms {
+        assert_eq!(destroy(vm), 0, "pages of VM {:#x} do not come back", vm.0);
+    }
 }
 
 /// Creates a VM.
@@ -114,10 +130,7 @@ pub fn each(first: u64, count: u64) -> impl Iterator<Item = u64> {
 
 /// The end of a test: everything back, and proof of it. `free` pages were free before the test.
 pub fn settle(free: usize) {
-    let vms = core::mem::take(&mut LEDGER.lock().vms);
-    for vm in vms {
-        assert_eq!(destroy(vm), 0, "pages of VM {:#x} do not come back", vm.0);
-    }
+    destroy_all();
     let mut all = core::mem::take(&mut LEDGER.lock().pages);
     all.sort_unstable_by_key(|&(first, _)| Reverse(first));
     let mut lost = None;

@@ -130,7 +130,7 @@ pub struct Machine {
     /// Physical address of its memory.
     pub memory: u64,
     protected: bool,
-    /// Tag of all its images, if it is protected.
+    /// Tag of its prepared image.
     tag: Tag,
 }
 
@@ -200,9 +200,9 @@ fn bytes(pa: u64, count: usize) -> &'static mut [u8] {
 }
 
 impl Machine {
-    /// A VM with the code in place. `tag` is what a protected guest's images are filled with.
+    /// A VM with the code in place.
     pub fn new(config: VmConfig) -> Self {
-        Self::with_tag(config, Tag { owner: GUEST_OWNER, generation: 1 })
+        Self::with_images(config, Tag::default(), None)
     }
 
     /// A lazy, normal one.
@@ -215,14 +215,26 @@ impl Machine {
         Self::new(VmConfig { policy, protected: false })
     }
 
-    /// A protected one whose vCPUs fill their registers with `tag`; its generation is not changed.
-    pub fn with_tag(config: VmConfig, tag: Tag) -> Self {
+    /// One in whose first vCPU's image there is the register file of `tag` from the beginning, for
+    /// [`Puppet::fill_prepared`].
+    pub fn with_images(config: VmConfig, tag: Tag, vq: Option<Vq>) -> Self {
         let memory = ledger::take(MEMORY_PAGES);
         let code = &raw const umbra_puppet_start;
         let code_bytes = &raw const umbra_puppet_end as usize - code as usize;
         assert!(code_bytes <= CODE_PAGES as usize * PAGE_SIZE);
         // SAFETY: the code lies between the two symbols, and the pages are this test's.
         unsafe { mmu::linear::<u8>(memory).copy_from_nonoverlapping(code, code_bytes) };
+        let image = memory + CODE_PAGES * PAGE + IMAGE;
+        match vq {
+            Some(vq) => {
+                let layout = Layout::new(vq);
+                pattern::expected(tag, layout, bytes(image, layout.image_bytes()));
+            }
+            None => {
+                let image = bytes(image, FPSIMD_BYTES).first_chunk_mut().expect("as large");
+                pattern::expected_fpsimd(tag, image);
+            }
+        }
         let vm = ledger::vm(config);
         let machine = Self { vm, memory, protected: config.protected, tag };
         machine.map();
@@ -448,10 +460,42 @@ impl Puppet {
 
     /// The tag of its registers.
     pub fn tag(&self, generation: u32) -> Tag {
-        if self.machine.protected {
-            return self.machine.tag;
-        }
         Tag { owner: self.owner, generation }
+    }
+
+    /// Fills its registers with what was prepared ([`Machine::with_images`]).
+    #[track_caller]
+    pub fn fill_prepared(&self) {
+        let (at, tag) = (self.area() + IMAGE, self.machine.tag);
+        if self.vq.is_some() {
+            assert_eq!(Some(self.set_len(15)), self.vq);
+            self.call(Routine::FillSve, [at, 0, 0]);
+        } else {
+            self.call(Routine::FillFpsimd, [at, 0, 0]);
+        }
+        let (fpsr, fpcr) = (pattern::fpsr(tag), pattern::fpcr(tag));
+        self.call(Routine::SetStatus, [fpsr.into(), fpcr.into(), 0]);
+    }
+
+    /// They are still so; the guest compares.
+    #[track_caller]
+    pub fn check_prepared(&self) {
+        let (at, to, tag) = (self.area() + IMAGE, self.area() + OTHER_IMAGE, self.machine.tag);
+        let [fpsr, fpcr, ..] = self.call(Routine::Status, [0; 3]);
+        let expected = (pattern::fpsr(tag).into(), pattern::fpcr(tag).into());
+        assert_eq!((fpsr, fpcr), expected, "guest: FPSR, FPCR");
+        let count = match self.vq {
+            Some(vq) => {
+                self.call(Routine::DumpSve, [to, 0, 0]);
+                Layout::new(vq).image_bytes()
+            }
+            None => {
+                self.call(Routine::DumpFpsimd, [to, 0, 0]);
+                FPSIMD_BYTES
+            }
+        };
+        let same = self.call(Routine::Compare, [at, to, count as u64])[0];
+        assert_eq!(same, count as u64, "guest: first byte of its image that differs");
     }
 
     /// Selects its largest VL and fills its registers.

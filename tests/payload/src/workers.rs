@@ -8,7 +8,7 @@ use crate::{
 };
 use arm_gic::{IntId, gicv3::GicCpuInterface, gicv3::SgiTarget, gicv3::SgiTargetGroup};
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use umbra_host::kernel::{MAX_CPUS, gic, machine::Machine, smp, sync::Lock, sysreg, timer};
+use umbra_host::kernel::{MAX_CPUS, gic, machine::Machine, power, smp, sync::Lock, sysreg, timer};
 use umbra_patterns::regs;
 
 /// Seconds that work on another CPU may take.
@@ -24,11 +24,15 @@ struct Job<'a>(Work<'a>);
 
 static JOBS: [AtomicPtr<Job>; MAX_CPUS] =
     [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
+/// No job but the order to go off.
+const OFF: *const Job<'static> = core::ptr::without_provenance(1);
+
 static FAILURES: [Lock<Option<Message>>; MAX_CPUS] = [const { Lock::new(None) }; MAX_CPUS];
 static READY: AtomicUsize = AtomicUsize::new(0);
 
 /// Starts them all.
 pub fn start(machine: &Machine) {
+    gic::enable(WAKE, true);
     if let Err(cpu) = smp::start(machine, work) {
         panic!("CPU {cpu} did not come up");
     }
@@ -53,6 +57,11 @@ pub fn work(cpu: usize) {
             continue;
         }
         sysreg::restore_interrupts(daif);
+        if core::ptr::eq(job, OFF) {
+            JOBS[cpu].store(core::ptr::null_mut(), Ordering::Release);
+            let refused = power::cpu_off();
+            panic!("CPU_OFF came back: {refused:?}");
+        }
         // SAFETY: whoever put it there waits until the pointer is null again.
         let work = unsafe { (*job).0 };
         if let Err(message) = catch(|| work(cpu)) {
@@ -95,6 +104,23 @@ fn wait(cpus: core::ops::Range<usize>) {
 
 fn failure(cpus: core::ops::Range<usize>) -> Option<Message> {
     cpus.filter_map(|cpu| FAILURES[cpu].lock().take()).next()
+}
+
+/// Tells a CPU to turn itself off (PSCI CPU_OFF).
+pub fn off(cpu: usize) {
+    JOBS[cpu].store(OFF.cast_mut(), Ordering::Release);
+    wake(cpu);
+}
+
+/// Turns a CPU on again (CPU_ON) and waits until it works. It comes in as it came the first time.
+pub fn on_again(cpu: usize) {
+    let ready = READY.load(Ordering::Acquire);
+    let on = power::cpu_on(context().machine.cpus[cpu], smp::entry(), cpu as u64);
+    assert!(on.is_ok(), "CPU_ON: {on:?}");
+    assert!(
+        timer::wait_until(PATIENCE, || READY.load(Ordering::Acquire) > ready),
+        "CPU {cpu} does not come back"
+    );
 }
 
 /// Runs `f` on a CPU and waits for it. Its panic is ours.

@@ -31,6 +31,9 @@ tests![
     a_call_after_a_refused_one_works,
 ];
 
+/// A device, no memory.
+pub const MMIO: u64 = 0x0900_0000;
+
 /// The page is the host's alone: it can read and write it, share it and get it back.
 #[track_caller]
 pub fn assert_ours(page: u64) {
@@ -66,7 +69,7 @@ fn bad_addresses() -> [(u64, Error); 8] {
         (page + 1, Error::Unaligned),
         (page + 8, Error::Unaligned),
         (u64::MAX, Error::Unaligned),
-        (0x0900_0000, Error::NotMemory),
+        (MMIO, Error::NotMemory),
         (ram.next_multiple_of(1 << 30) + (64 << 30), Error::NotMemory),
         (1 << 52, Error::NotMemory),
         (u64::MAX & !0xfff, Error::NotMemory),
