@@ -158,6 +158,22 @@ pub fn probe_read(pa: u64) -> Result<u64, Fault> {
     probe(mmu::linear::<u64>(pa), &raw const umbra_probe_load, 0)
 }
 
+/// Reads 8 bytes at a virtual address, wherever that leads.
+pub fn probe_read_virtual(va: u64) -> Result<u64, Fault> {
+    let address = core::ptr::with_exposed_provenance_mut(va as usize);
+    probe(address, &raw const umbra_probe_load, 0)
+}
+
+/// Writes 8 bytes at a virtual address, which hyp may refuse.
+///
+/// # Safety
+///
+/// If memory of the kernel's is there, it must not be in use.
+pub unsafe fn probe_write_virtual(va: u64, value: u64) -> Result<(), Fault> {
+    let address = core::ptr::with_exposed_provenance_mut(va as usize);
+    probe(address, &raw const umbra_probe_store, value).map(|_| ())
+}
+
 /// Writes 8 bytes of RAM at a physical address, which hyp may refuse.
 ///
 /// # Safety

@@ -37,7 +37,7 @@ pub fn online() -> usize {
 /// CPU included, which has not started `work`. A CPU that doesn't come up is an error with its number.
 pub fn start(machine: &Machine, work: Work) -> Result<usize, usize> {
     WORK.call_once(|| work);
-    let entry = mmu::image_pa(&raw const umbra_secondary as usize);
+    let entry = entry();
     for (cpu, &affinity) in machine.cpus.iter().enumerate().skip(1) {
         if let Err(error) = power::cpu_on(affinity, entry, cpu as u64) {
             log::error!("CPU {cpu} ({affinity:#x}): CPU_ON: {error}");
@@ -48,6 +48,11 @@ pub fn start(machine: &Machine, work: Work) -> Result<usize, usize> {
         }
     }
     Ok(machine.cpus.len())
+}
+
+/// The physical address at which a CPU comes up; its context is its number.
+pub fn entry() -> u64 {
+    mmu::image_pa(&raw const umbra_secondary as usize)
 }
 
 /// Whether `cpu` has finished its work.

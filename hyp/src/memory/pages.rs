@@ -146,7 +146,8 @@ impl<'a> Pages<'a> {
     /// Every page at or above an address, ascending.
     pub fn all_from(&self, pa: u64) -> impl Iterator<Item = Page> + '_ {
         self.banks.iter().flat_map(move |bank| {
-            let from = pa.max(bank.start).next_multiple_of(PAGE_SIZE as u64);
+            // Clamped first: rounding an address near the end of the address space up would wrap.
+            let from = pa.clamp(bank.start, bank.end).next_multiple_of(PAGE_SIZE as u64);
             (from..bank.end).step_by(PAGE_SIZE).map(move |pa| Page {
                 pa,
                 index: bank.first + ((pa - bank.start) as usize) / PAGE_SIZE,
@@ -338,6 +339,21 @@ mod tests {
             assert_eq!(pages.lookup_range(pa, n), Err(Error::NotMemory), "{pa:#x} {n}");
         }
         assert_eq!(pages.lookup_range(0x8000_0000, 4).map(PageRange::count), Ok(4));
+    }
+
+    #[test]
+    fn pages_from_any_address_on() {
+        let mut entries = vec![State::Host; count(BANKS)];
+        let pages = table(&mut entries);
+        let first = |pa| pages.all_from(pa).next().map(Page::pa);
+        assert_eq!(pages.all_from(0).count(), 36);
+        assert_eq!(first(0), Some(0x4000_0000));
+        assert_eq!(first(0x4000_0001), Some(0x4000_1000));
+        assert_eq!(first(0x4001_f001), Some(0x8000_0000));
+        assert_eq!(first(0x8000_3000), Some(0x8000_3000));
+        for pa in [0x8000_3001, 0x8000_4000, u64::MAX - 4095, u64::MAX - 1, u64::MAX] {
+            assert_eq!(first(pa), None, "{pa:#x}");
+        }
     }
 
     #[test]

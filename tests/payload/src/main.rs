@@ -1,0 +1,36 @@
+//! The on-target tests: an EL1 kernel that boots above hyp as any host does, runs every test it has,
+//! and says how each ended (`tools/src/console.rs` reads it).
+//!
+//! A test is a function that panics if something is wrong and returns [`Skip`](runner::Skip) if the machine can't do
+//! what it is about. [`runner`] runs one after the other; when a test is over, however it ended, the
+//! books of [`ledger`] are settled: every vCPU put, every VM destroyed, every page back with the host
+//! and readable. A test that leaves something behind at hyp has failed.
+//!
+//! Most tests script a *puppet* ([`puppet`]): a guest that executes one instruction or routine at a
+//! time as the host tells it, so that a test reads from top to bottom although two worlds take part.
+
+#![no_std]
+#![no_main]
+
+mod context;
+mod host;
+mod instruction;
+mod ledger;
+mod puppet;
+mod runner;
+mod suite;
+mod window;
+mod workers;
+
+use umbra_host::kernel::machine::Machine;
+
+umbra_host::kernel_main!(main);
+
+fn main(machine: &'static Machine) -> ! {
+    runner::main(machine, suite::ALL)
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo) -> ! {
+    runner::panicked(info)
+}

@@ -1,0 +1,202 @@
+// The puppet: a guest that does one thing at a time, as the host tells it through its HVCs.
+//
+// Its loop makes an HVC; the host answers with x0 = the address of a routine below and x1-x3 =
+// arguments; what the routine leaves in x0-x4 the host finds at the next HVC. x5 tells why it called:
+// PUPPET_DONE, PUPPET_EXCEPTION (x0-x3 = ESR, ELR, SPSR, FAR) or PUPPET_IRQ (x0 = ICC_IAR1_EL1).
+// Everything is position-independent and runs with the MMU off: all accesses are aligned.
+
+.section .rodata.puppet, "a", %progbits
+.balign 4096
+.global umbra_puppet_start
+umbra_puppet_start:
+    adr     x1, umbra_puppet_vectors
+    msr     vbar_el1, x1
+    mov     x1, #(3 << 20)                  // CPACR_EL1.FPEN
+    orr     x1, x1, #(3 << 16)              // .ZEN
+    msr     cpacr_el1, x1
+    isb
+puppet_loop:
+    mov     x5, #{DONE}
+    hvc     #0
+    blr     x0
+    b       puppet_loop
+
+// x1 = an area that nothing else uses, x2 = an instruction. Executes it with x0 = x3 and x1 = x20.
+.global umbra_puppet_exec
+umbra_puppet_exec:
+    str     w2, [x1]
+    mov     w4, #0x03c0                     // RET
+    movk    w4, #0xd65f, lsl #16
+    str     w4, [x1, #4]
+    dc      cvau, x1
+    dsb     ish
+    ic      ivau, x1
+    dsb     ish
+    isb
+    mov     x21, x30
+    mov     x22, x1
+    mov     x0, x3
+    mov     x1, x20
+    mov     x5, #0                          // an HVC of the instruction's own is not ours
+    blr     x22
+    mov     x30, x21
+    ret
+
+// x1 = what x1 is when the next instruction is executed.
+.global umbra_puppet_address
+umbra_puppet_address:
+    mov     x20, x1
+    ret
+
+.arch_extension sve
+// x1 = image. Returns the VL.
+.global umbra_puppet_fill_sve
+umbra_puppet_fill_sve:
+    addvl   x2, x1, #31
+    addvl   x2, x2, #1
+    ldr     p0, [x2, #16, mul vl]
+    wrffr   p0.b
+.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    ldr     p\n, [x2, #\n, mul vl]
+.endr
+.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    ldr     z\n, [x1, #\n, mul vl]
+.endr
+    rdvl    x0, #1
+    ret
+
+// x1 = buffer. Returns the VL.
+.global umbra_puppet_dump_sve
+umbra_puppet_dump_sve:
+    addvl   x2, x1, #31
+    addvl   x2, x2, #1
+.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    str     z\n, [x1, #\n, mul vl]
+.endr
+.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    str     p\n, [x2, #\n, mul vl]
+.endr
+    rdffr   p0.b
+    str     p0, [x2, #16, mul vl]
+    ldr     p0, [x2]
+    rdvl    x0, #1
+    ret
+
+// x1 = ZCR_EL1. Returns the VL.
+.global umbra_puppet_set_zcr
+umbra_puppet_set_zcr:
+    msr     s3_0_c1_c2_0, x1
+    isb
+.global umbra_puppet_rdvl
+umbra_puppet_rdvl:
+    rdvl    x0, #1
+    ret
+.arch_extension nosve
+
+.arch_extension fp
+.arch_extension simd
+// x1 = image of V0-V31.
+.global umbra_puppet_fill_fpsimd
+umbra_puppet_fill_fpsimd:
+.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    ldr     q\n, [x1, #(16 * \n)]
+.endr
+    ret
+
+// x1 = buffer.
+.global umbra_puppet_dump_fpsimd
+umbra_puppet_dump_fpsimd:
+.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    str     q\n, [x1, #(16 * \n)]
+.endr
+    ret
+
+// x1 = FPSR, x2 = FPCR.
+.global umbra_puppet_set_status
+umbra_puppet_set_status:
+    msr     fpsr, x1
+    msr     fpcr, x2
+    ret
+
+// Returns FPSR, FPCR.
+.global umbra_puppet_status
+umbra_puppet_status:
+    mrs     x0, fpsr
+    mrs     x1, fpcr
+    ret
+
+// x1, x2 = areas, x3 = bytes. Returns the first offset at which they differ, or x3.
+.global umbra_puppet_compare
+umbra_puppet_compare:
+    mov     x0, #0
+1:  cmp     x0, x3
+    b.hs    2f
+    ldrb    w4, [x1, x0]
+    ldrb    w6, [x2, x0]
+    cmp     w4, w6
+    b.ne    2f
+    add     x0, x0, #1
+    b       1b
+2:  ret
+
+// x1 = 31 words. Fills x0-x30 with 0x6757_0000_0000_0000 + n, waits (WFI), stores x0-x30.
+.global umbra_puppet_registers
+umbra_puppet_registers:
+    mov     x19, x30
+    str     x19, [x1, #(8 * 31)]
+    mov     sp, x1
+.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30
+    mov     x\n, #\n
+    movk    x\n, #0x6757, lsl #48
+.endr
+    wfi
+.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30
+    str     x\n, [sp, #(8 * \n)]
+.endr
+    ldr     x30, [sp, #(8 * 31)]
+    ret
+
+// Counts at [x1], for ever.
+.global umbra_puppet_spin
+umbra_puppet_spin:
+    mov     x2, #0
+3:  add     x2, x2, #1
+    str     x2, [x1]
+    b       3b
+
+puppet_exception:
+    mrs     x0, esr_el1
+    mrs     x1, elr_el1
+    mrs     x2, spsr_el1
+    mrs     x3, far_el1
+    mov     x5, #{EXCEPTION}
+    hvc     #0
+    blr     x0
+    b       puppet_loop
+puppet_irq:
+    mrs     x0, s3_0_c12_c12_0              // ICC_IAR1_EL1
+    mrs     x1, elr_el1
+    mrs     x2, spsr_el1
+    mov     x5, #{IRQ}
+    hvc     #0
+    blr     x0
+    b       puppet_loop
+
+.balign 0x800
+umbra_puppet_vectors:
+    .rept 4
+    .balign 0x80
+    b       puppet_exception
+    .endr
+    .balign 0x80
+    b       puppet_exception
+    .balign 0x80
+    b       puppet_irq
+    .rept 10
+    .balign 0x80
+    b       puppet_exception
+    .endr
+    .balign 0x80
+.global umbra_puppet_end
+umbra_puppet_end:
+.text

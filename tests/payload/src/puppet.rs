@@ -1,0 +1,630 @@
+//! A guest on strings: it executes one routine or instruction at a time, as the test tells it.
+//!
+//! A [`Machine`] is a VM with the puppet's code (`puppet.S`) in its memory; a [`Puppet`] is one of its
+//! vCPUs. Both are only names: what they stand for is in the books of the [`ledger`]. Each
+//! vCPU has an area of its own in the guest's memory for instructions and for images of its registers.
+//! A normal VM's memory stays readable and writable for the host; what a protected guest is to load
+//! must be in place before the memory is the guest's, and what it stores it has to compare itself.
+
+use crate::{
+    host::{GUEST_OWNER, KNOWN},
+    instruction::SysReg,
+    ledger::{self, PAGE},
+};
+use core::{arch::global_asm, fmt};
+use umbra_host::{
+    hypercall::{Exit, Hvc, Hypervisor},
+    kernel::{mmu, sysreg},
+};
+use umbra_patterns::{
+    pattern::{self, Kept, Mismatch},
+    tag::{Register, Tag},
+};
+use umbra_shared::{
+    PAGE_SIZE,
+    call::{
+        Policy, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle, vcpu_pages,
+    },
+    error::Error,
+    exit::{Reason, RunFlags},
+    flags::{FlagShadowPage, HostFlags},
+    sve::{FPSIMD_BYTES, Layout},
+    vl::Vq,
+};
+
+const DONE: u64 = 0x600d;
+const EXCEPTION: u64 = 0xbad;
+const IRQ: u64 = 0x199;
+
+global_asm!(
+    include_str!("puppet.S"),
+    DONE = const DONE,
+    EXCEPTION = const EXCEPTION,
+    IRQ = const IRQ,
+);
+
+macro_rules! routines {
+    ($($(#[$doc:meta])* $name:ident = $symbol:ident;)*) => {
+        unsafe extern "C" {
+            $(static $symbol: u8;)*
+        }
+
+        /// What the puppet can do.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Routine {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Routine {
+            /// Where it is in the guest.
+            pub fn address(self) -> u64 {
+                let start = &raw const umbra_puppet_start as u64;
+                BASE - start + match self {
+                    $(Self::$name => &raw const $symbol as u64,)*
+                }
+            }
+        }
+    };
+}
+
+routines! {
+    /// Execute an instruction.
+    Exec = umbra_puppet_exec;
+    /// Set what x1 is then.
+    Address = umbra_puppet_address;
+    /// Load Z, P, FFR.
+    FillSve = umbra_puppet_fill_sve;
+    /// Store them.
+    DumpSve = umbra_puppet_dump_sve;
+    /// Set ZCR_EL1; returns the VL.
+    SetZcr = umbra_puppet_set_zcr;
+    /// Returns the VL.
+    Rdvl = umbra_puppet_rdvl;
+    /// Load V.
+    FillFpsimd = umbra_puppet_fill_fpsimd;
+    /// Store V.
+    DumpFpsimd = umbra_puppet_dump_fpsimd;
+    /// Set FPSR, FPCR.
+    SetStatus = umbra_puppet_set_status;
+    /// Returns them.
+    Status = umbra_puppet_status;
+    /// Compare memory.
+    Compare = umbra_puppet_compare;
+    /// Tag x0-x30, wait, store them.
+    Registers = umbra_puppet_registers;
+    /// Count for ever.
+    Spin = umbra_puppet_spin;
+}
+
+unsafe extern "C" {
+    static umbra_puppet_start: u8;
+    static umbra_puppet_end: u8;
+    static umbra_puppet_vectors: u8;
+}
+
+/// Where the guest's memory begins.
+pub const BASE: u64 = 0x8000_0000;
+/// Pages of code.
+const CODE_PAGES: u64 = 4;
+/// Pages of an area: instructions; scratch; two images.
+const AREA_PAGES: u64 = 8;
+/// vCPUs that have an area.
+pub const MAX_PUPPETS: u64 = 3;
+/// All memory.
+pub const MEMORY_PAGES: u64 = CODE_PAGES + AREA_PAGES * MAX_PUPPETS;
+/// A guest address where nothing is.
+pub const NOWHERE: u64 = 0x0a00_0000;
+
+/// Offsets in an area.
+const SCRATCH: u64 = PAGE;
+const IMAGE: u64 = 2 * PAGE;
+const OTHER_IMAGE: u64 = 5 * PAGE;
+
+/// Interrupts that a routine may be interrupted by before a test gives up on it.
+const MOST_INTERRUPTS: usize = 100_000;
+
+/// A VM with the puppet in its memory.
+#[derive(Clone, Copy)]
+pub struct Machine {
+    pub vm: VmHandle,
+    /// Physical address of its memory.
+    pub memory: u64,
+    protected: bool,
+    /// Tag of its prepared image.
+    tag: Tag,
+}
+
+/// One of its vCPUs.
+#[derive(Clone, Copy)]
+pub struct Puppet {
+    pub machine: Machine,
+    pub index: VcpuIndex,
+    pub vq: Option<Vq>,
+    /// Its flag-shadow page.
+    pub flags: &'static FlagShadowPage,
+    pub flag_page: u64,
+    /// Owner of its tags.
+    owner: u16,
+}
+
+/// How an entry ended, as the puppet means it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A routine returned: x0-x4.
+    Done([u64; 5]),
+    /// The guest took an exception.
+    Exception(Exception),
+    /// The guest took an interrupt.
+    Interrupt {
+        /// ICC_IAR1_EL1
+        intid: u64,
+    },
+    /// Something else.
+    Exit(Exit),
+}
+
+/// What the guest found at its vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exception {
+    pub esr: u64,
+    pub elr: u64,
+    pub spsr: u64,
+    pub far: u64,
+}
+
+impl Exception {
+    /// ESR_EL1.EC
+    pub fn class(&self) -> u64 {
+        self.esr >> 26 & 0x3f
+    }
+
+    /// Whether it is UNDEFINED.
+    pub fn is_undefined(&self) -> bool {
+        self.esr == 1 << 25
+    }
+}
+
+/// A flag-shadow page, shared.
+pub fn flag_page() -> (u64, &'static FlagShadowPage) {
+    let pa = ledger::take(1);
+    Hvc.share_flag_page(pa).expect("SHARE_FLAG_PAGE");
+    // SAFETY: a page of this test's, zeroed, that nobody uses otherwise until the test is over.
+    (pa, unsafe { &*mmu::linear::<FlagShadowPage>(pa) })
+}
+
+/// The bytes of pages that the host can reach.
+fn bytes(pa: u64, count: usize) -> &'static mut [u8] {
+    // SAFETY: pages of this test's; the test is over before they are anybody else's, and no guest
+    // runs while it looks.
+    unsafe { core::slice::from_raw_parts_mut(mmu::linear::<u8>(pa), count) }
+}
+
+impl Machine {
+    /// A VM with the code in place.
+    pub fn new(config: VmConfig) -> Self {
+        Self::with_images(config, Tag::default(), None)
+    }
+
+    /// A lazy, normal one.
+    pub fn normal() -> Self {
+        Self::new(VmConfig::default())
+    }
+
+    /// One with this policy.
+    pub fn with_policy(policy: Policy) -> Self {
+        Self::new(VmConfig { policy, protected: false })
+    }
+
+    /// One in whose first vCPU's image there is the register file of `tag` from the beginning, for
+    /// [`Puppet::fill_prepared`].
+    pub fn with_images(config: VmConfig, tag: Tag, vq: Option<Vq>) -> Self {
+        let memory = ledger::take(MEMORY_PAGES);
+        let code = &raw const umbra_puppet_start;
+        let code_bytes = &raw const umbra_puppet_end as usize - code as usize;
+        assert!(code_bytes <= CODE_PAGES as usize * PAGE_SIZE);
+        // SAFETY: the code lies between the two symbols, and the pages are this test's.
+        unsafe { mmu::linear::<u8>(memory).copy_from_nonoverlapping(code, code_bytes) };
+        let image = memory + CODE_PAGES * PAGE + IMAGE;
+        match vq {
+            Some(vq) => {
+                let layout = Layout::new(vq);
+                pattern::expected(tag, layout, bytes(image, layout.image_bytes()));
+            }
+            None => {
+                let image = bytes(image, FPSIMD_BYTES).first_chunk_mut().expect("as large");
+                pattern::expected_fpsimd(tag, image);
+            }
+        }
+        let vm = ledger::vm(config);
+        let machine = Self { vm, memory, protected: config.protected, tag };
+        machine.map();
+        machine
+    }
+
+    fn map(&self) {
+        for (n, page) in ledger::each(self.memory, MEMORY_PAGES).enumerate() {
+            Hvc.vm_map(self.vm, page, BASE + n as u64 * PAGE).expect("VM_MAP");
+        }
+    }
+
+    /// Creates the next vCPU.
+    pub fn vcpu(&self, vq: Option<Vq>) -> Puppet {
+        match self.try_vcpu(vq) {
+            Ok(puppet) => puppet,
+            Err(error) => panic!("VCPU_CREATE: {error}"),
+        }
+    }
+
+    /// Creates the next vCPU, if hyp lets it.
+    pub fn try_vcpu(&self, vq: Option<Vq>) -> Result<Puppet, Error> {
+        let (flag_page, flags) = flag_page();
+        let count = vcpu_pages(vq);
+        let index = Hvc.vcpu_create(VcpuConfig {
+            vm: self.vm,
+            pages: UntrustedPages { start: UntrustedPa(ledger::take(count)), count },
+            flag_page: UntrustedPa(flag_page),
+            vl_bytes: vq.map_or(0, |vq| vq.vl_bytes() as u64),
+            entry: BASE,
+            argument: 0,
+        })?;
+        assert!(index.0 < MAX_PUPPETS, "the guest's memory has no area for this vCPU");
+        let owner = GUEST_OWNER + (self.vm.0 & 3) as u16 * 4 + index.0 as u16;
+        Ok(Puppet { machine: *self, index, vq, flags, flag_page, owner })
+    }
+
+    /// A vCPU, loaded on this CPU and in its loop.
+    pub fn started(&self, vq: Option<Vq>) -> Puppet {
+        let puppet = self.vcpu(vq);
+        puppet.load();
+        puppet.start();
+        puppet
+    }
+}
+
+impl Puppet {
+    fn area(&self) -> u64 {
+        BASE + (CODE_PAGES + self.index.0 * AREA_PAGES) * PAGE
+    }
+
+    /// Guest address of a page for anything.
+    pub fn scratch(&self) -> u64 {
+        self.area() + SCRATCH
+    }
+
+    /// The physical address of that of a guest.
+    pub fn physical(&self, ipa: u64) -> u64 {
+        ipa - BASE + self.machine.memory
+    }
+
+    /// Guest memory as the host sees it.
+    pub fn memory(&self, ipa: u64, count: usize) -> &'static mut [u8] {
+        assert!(!self.machine.protected, "the host can't reach a protected guest's memory");
+        let slice = bytes(self.physical(ipa), count);
+        // The guest reads and writes it with its caches off: what is cached here is written back
+        // before the guest looks, and what the guest wrote is not hidden by older lines.
+        sysreg::clean_to_poc(slice.as_ptr() as usize, count);
+        slice
+    }
+
+    /// VCPU_LOAD on this CPU.
+    #[track_caller]
+    pub fn load(&self) {
+        if let Err(error) = Hvc.vcpu_load(self.machine.vm, self.index) {
+            panic!("VCPU_LOAD: {error}");
+        }
+    }
+
+    /// VCPU_PUT.
+    #[track_caller]
+    pub fn put(&self) {
+        if let Err(error) = Hvc.vcpu_put() {
+            panic!("VCPU_PUT: {error}");
+        }
+    }
+
+    /// Loads it, does something, and puts it.
+    pub fn loaded<R>(&self, f: impl FnOnce(&Self) -> R) -> R {
+        self.load();
+        let result = f(self);
+        self.put();
+        result
+    }
+
+    /// What the host says of its registers from now on.
+    pub fn hint(&self, flags: HostFlags) {
+        self.flags.flush(flags);
+    }
+
+    /// One VCPU_RUN, with interrupts masked; what is pending is taken afterwards.
+    pub fn try_enter(&self, flags: RunFlags, answer: [u64; 4]) -> Result<Exit, Error> {
+        let daif = sysreg::mask_interrupts();
+        let result = Hvc.vcpu_run(flags, answer);
+        sysreg::restore_interrupts(daif);
+        result
+    }
+
+    /// One entry.
+    #[track_caller]
+    pub fn enter(&self, flags: RunFlags, answer: [u64; 4]) -> Event {
+        match self.try_enter(flags, answer) {
+            Ok(exit) => Event::new(exit),
+            Err(error) => panic!("VCPU_RUN: {error}"),
+        }
+    }
+
+    /// Enters until something happens that is no interrupt of the host's.
+    #[track_caller]
+    pub fn resume(&self, flags: RunFlags, answer: [u64; 4]) -> Event {
+        let mut event = self.enter(flags, answer);
+        for _ in 0..MOST_INTERRUPTS {
+            match event {
+                Event::Exit(exit) if exit.info.reason() == Some(Reason::Irq) => {
+                    event = self.enter(RunFlags::empty(), [0; 4]);
+                }
+                event => return event,
+            }
+        }
+        panic!("the guest makes no progress")
+    }
+
+    /// From its entry point to its loop.
+    #[track_caller]
+    pub fn start(&self) {
+        match self.resume(RunFlags::empty(), [0; 4]) {
+            Event::Done(_) => {}
+            event => panic!("the guest did not start: {event:x?}"),
+        }
+    }
+
+    /// Begins a routine.
+    #[track_caller]
+    pub fn begin(&self, routine: Routine, args: [u64; 3]) -> Event {
+        self.resume(RunFlags::empty(), [routine.address(), args[0], args[1], args[2]])
+    }
+
+    /// Runs a routine to its end.
+    #[track_caller]
+    pub fn call(&self, routine: Routine, args: [u64; 3]) -> [u64; 5] {
+        match self.begin(routine, args) {
+            Event::Done(x) => x,
+            event => panic!("guest in {routine:?}: {event:x?}"),
+        }
+    }
+
+    /// Executes an instruction whatever comes of it. x0 = `value`; x1 as set by [`Puppet::at`].
+    #[track_caller]
+    pub fn attempt(&self, instruction: u32, value: u64) -> Event {
+        self.begin(Routine::Exec, [self.area(), u64::from(instruction), value])
+    }
+
+    /// Executes an instruction and returns x0.
+    #[track_caller]
+    pub fn exec(&self, instruction: u32, value: u64) -> u64 {
+        match self.attempt(instruction, value) {
+            Event::Done(x) => x[0],
+            event => panic!("guest executing {instruction:#010x}: {event:x?}"),
+        }
+    }
+
+    /// Executes an instruction that must be UNDEFINED.
+    #[track_caller]
+    pub fn undefined(&self, instruction: u32) -> Exception {
+        match self.attempt(instruction, 0) {
+            Event::Exception(e) if e.is_undefined() => e,
+            event => panic!("guest executing {instruction:#010x}: not UNDEFINED but {event:x?}"),
+        }
+    }
+
+    /// Guest address of the instruction that [`Puppet::exec`] executes.
+    pub fn instruction_address(&self) -> u64 {
+        self.area()
+    }
+
+    /// Sets x1 for the instructions to come.
+    #[track_caller]
+    pub fn at(&self, address: u64) -> &Self {
+        self.call(Routine::Address, [address, 0, 0]);
+        self
+    }
+
+    /// MRS.
+    #[track_caller]
+    pub fn read(&self, register: SysReg) -> u64 {
+        self.exec(register.mrs(), 0)
+    }
+
+    /// MSR.
+    #[track_caller]
+    pub fn write(&self, register: SysReg, value: u64) {
+        self.exec(register.msr(), value);
+    }
+
+    /// Where its exceptions go.
+    pub fn vectors() -> u64 {
+        let start = &raw const umbra_puppet_start as u64;
+        &raw const umbra_puppet_vectors as u64 - start + BASE
+    }
+
+    /// ZCR_EL1.LEN; returns the VL that it gave.
+    #[track_caller]
+    pub fn set_len(&self, len: u64) -> Vq {
+        let vl = self.call(Routine::SetZcr, [len, 0, 0])[0];
+        Vq::from_vl(vl).expect("a vector length")
+    }
+
+    /// The VL in force.
+    #[track_caller]
+    pub fn rdvl(&self) -> Vq {
+        Vq::from_vl(self.call(Routine::Rdvl, [0; 3])[0]).expect("a vector length")
+    }
+
+    /// The tag of its registers.
+    pub fn tag(&self, generation: u32) -> Tag {
+        Tag { owner: self.owner, generation }
+    }
+
+    /// Fills its registers with what was prepared ([`Machine::with_images`]).
+    #[track_caller]
+    pub fn fill_prepared(&self) {
+        let (at, tag) = (self.area() + IMAGE, self.machine.tag);
+        if self.vq.is_some() {
+            assert_eq!(Some(self.set_len(15)), self.vq);
+            self.call(Routine::FillSve, [at, 0, 0]);
+        } else {
+            self.call(Routine::FillFpsimd, [at, 0, 0]);
+        }
+        let (fpsr, fpcr) = (pattern::fpsr(tag), pattern::fpcr(tag));
+        self.call(Routine::SetStatus, [fpsr.into(), fpcr.into(), 0]);
+    }
+
+    /// They are still so; the guest compares.
+    #[track_caller]
+    pub fn check_prepared(&self) {
+        let (at, to, tag) = (self.area() + IMAGE, self.area() + OTHER_IMAGE, self.machine.tag);
+        let [fpsr, fpcr, ..] = self.call(Routine::Status, [0; 3]);
+        let expected = (pattern::fpsr(tag).into(), pattern::fpcr(tag).into());
+        assert_eq!((fpsr, fpcr), expected, "guest: FPSR, FPCR");
+        let count = match self.vq {
+            Some(vq) => {
+                self.call(Routine::DumpSve, [to, 0, 0]);
+                Layout::new(vq).image_bytes()
+            }
+            None => {
+                self.call(Routine::DumpFpsimd, [to, 0, 0]);
+                FPSIMD_BYTES
+            }
+        };
+        let same = self.call(Routine::Compare, [at, to, count as u64])[0];
+        assert_eq!(same, count as u64, "guest: first byte of its image that differs");
+    }
+
+    /// Selects its largest VL and fills its registers.
+    #[track_caller]
+    pub fn fill(&self, generation: u32) {
+        if self.vq.is_some() {
+            self.set_len(15);
+        }
+        self.fill_here(generation);
+    }
+
+    /// Fills its registers at the VL in force.
+    #[track_caller]
+    pub fn fill_here(&self, generation: u32) {
+        assert!(!self.machine.protected, "a protected guest's images can't be written");
+        let tag = self.tag(generation);
+        let at = self.area() + IMAGE;
+        if self.vq.is_some() {
+            let layout = Layout::new(self.rdvl());
+            let image = self.memory(at, layout.image_bytes());
+            pattern::expected(tag, layout, image);
+            sysreg::clean_to_poc(image.as_ptr() as usize, image.len());
+            self.call(Routine::FillSve, [at, 0, 0]);
+        } else {
+            let image = self.memory(at, FPSIMD_BYTES);
+            pattern::expected_fpsimd(tag, image.first_chunk_mut().expect("as large"));
+            sysreg::clean_to_poc(image.as_ptr() as usize, image.len());
+            self.call(Routine::FillFpsimd, [at, 0, 0]);
+        }
+        let (fpsr, fpcr) = (pattern::fpsr(tag), pattern::fpcr(tag));
+        self.call(Routine::SetStatus, [fpsr.into(), fpcr.into(), 0]);
+    }
+
+    /// Its registers are as [`Puppet::fill`] left them.
+    #[track_caller]
+    pub fn check(&self, generation: u32) {
+        self.check_kept(generation, Kept::All);
+    }
+
+    /// So much of them is.
+    #[track_caller]
+    pub fn check_kept(&self, generation: u32, kept: Kept) {
+        if let Err(mismatch) = self.find(generation, kept) {
+            panic!("guest: {mismatch}");
+        }
+    }
+
+    /// What is not as it should be.
+    #[track_caller]
+    pub fn find(&self, generation: u32, kept: Kept) -> Result<(), Mismatch> {
+        let tag = self.tag(generation);
+        let [fpsr, fpcr, ..] = self.call(Routine::Status, [0; 3]);
+        for (register, expected, found) in
+            [(Register::Fpsr, pattern::fpsr(tag), fpsr), (Register::Fpcr, pattern::fpcr(tag), fpcr)]
+        {
+            pattern::compare_status(register, expected, found as u32)?;
+        }
+        let (to, expected) = (self.area() + OTHER_IMAGE, self.area() + IMAGE);
+        if self.vq.is_some() {
+            let layout = Layout::new(self.rdvl());
+            self.memory(to, layout.image_bytes());
+            self.call(Routine::DumpSve, [to, 0, 0]);
+            let found = self.memory(to, layout.image_bytes());
+            let expected = self.memory(expected, layout.image_bytes());
+            pattern::expected(tag, layout, expected);
+            pattern::compare_kept(layout, kept, expected, found, &KNOWN)
+        } else {
+            self.memory(to, FPSIMD_BYTES);
+            self.call(Routine::DumpFpsimd, [to, 0, 0]);
+            let found = self.memory(to, FPSIMD_BYTES).first_chunk().expect("as large");
+            let mut expected = [0; FPSIMD_BYTES];
+            pattern::expected_fpsimd(tag, &mut expected);
+            pattern::compare_fpsimd_kept(kept, &mut expected, found, &KNOWN)
+        }
+    }
+
+    /// Its registers hold zeroes, FPSR and FPCR included: the reset state. For all of its VL.
+    #[track_caller]
+    pub fn check_reset(&self) {
+        let [fpsr, fpcr, ..] = self.call(Routine::Status, [0; 3]);
+        assert_eq!((fpsr, fpcr), (0, 0), "FPSR, FPCR after reset");
+        let to = self.area() + OTHER_IMAGE;
+        let count = match self.vq {
+            Some(vq) => {
+                assert_eq!(self.set_len(15), vq);
+                let count = Layout::new(vq).image_bytes();
+                self.memory(to, count).fill(0xee);
+                self.memory(to, count);
+                self.call(Routine::DumpSve, [to, 0, 0]);
+                count
+            }
+            None => {
+                self.memory(to, FPSIMD_BYTES).fill(0xee);
+                self.memory(to, FPSIMD_BYTES);
+                self.call(Routine::DumpFpsimd, [to, 0, 0]);
+                FPSIMD_BYTES
+            }
+        };
+        let found = self.memory(to, count);
+        let stray = found.iter().position(|&byte| byte != 0);
+        assert_eq!(stray, None, "byte of the image that is not zero after reset");
+    }
+}
+
+impl Event {
+    fn new(exit: Exit) -> Self {
+        let [x0, x1, x2, x3, x4, x5] = exit.data;
+        match (exit.info.reason(), x5) {
+            (Some(Reason::Hvc), DONE) => Self::Done([x0, x1, x2, x3, x4]),
+            (Some(Reason::Hvc), EXCEPTION) => {
+                Self::Exception(Exception { esr: x0, elr: x1, spsr: x2, far: x3 })
+            }
+            (Some(Reason::Hvc), IRQ) => Self::Interrupt { intid: x0 },
+            _ => Self::Exit(exit),
+        }
+    }
+
+    /// It is an exit for this reason.
+    #[track_caller]
+    pub fn exit(self, reason: Reason) -> Exit {
+        match self {
+            Self::Exit(exit) if exit.info.reason() == Some(reason) => exit,
+            event => panic!("expected an exit {reason:?}, not {event:x?}"),
+        }
+    }
+}
+
+impl fmt::Debug for Puppet {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "vCPU {} of VM {:#x}", self.index.0, self.machine.vm.0)
+    }
+}

@@ -1,0 +1,420 @@
+//! When FP traps and when registers move, by hyp's counters; and what the host's hints do to that.
+
+use super::POLICIES;
+use crate::{
+    context::{Counters, context, need_sme, need_sve},
+    host, instruction as insn,
+    puppet::{Machine, Puppet, Routine},
+    runner::Skip,
+    tests, workers,
+};
+use core::arch::asm;
+use umbra_host::kernel::sysreg;
+use umbra_patterns::{pattern::Kept, regs};
+use umbra_shared::{
+    call::{Counter, Policy},
+    error::Error,
+    exit::RunFlags,
+    flags::{FlagShadowPage, HostFlags, HypFlags},
+    vl::Vq,
+};
+
+tests![
+    r10_a_guest_without_fp_costs_nothing,
+    r10_lazy_moves_once_in_each_direction,
+    r10_eager_brings_the_host_back_at_exit,
+    r10_scrub_takes_the_guest_out_at_exit,
+    r17_hints_do_not_make_a_vcpu_what_it_is_not,
+    foreign_avoids_the_save,
+    discarded_saves_fpsimd_and_zeroes_the_rest,
+    reserved_bits_of_the_hint_mean_nothing,
+    lying_hints_harm_no_guest,
+    hints_that_change_while_a_guest_runs,
+    hyps_word_tells_the_truth,
+    i4_no_guest_exceeds_its_clamp,
+    zcr_takes_any_value,
+    r11_streaming_host_is_refused,
+    sme_of_the_host_works_while_no_guest_is_live,
+];
+
+use Counter::{
+    GuestFpTraps, GuestLoads, GuestSaves, HostFpTraps, HostLoads, HostSavesAvoided,
+    HostSavesFpsimd, HostSavesFull,
+};
+
+/// What moves registers.
+const MOVES: [Counter; 5] = [GuestFpTraps, HostFpTraps, GuestLoads, GuestSaves, HostLoads];
+
+fn guest(policy: Policy) -> Puppet {
+    let guest = Machine::with_policy(policy).started(context().largest());
+    guest.hint(HostFlags::empty());
+    guest
+}
+
+fn saves() -> Counter {
+    if context().sve() { HostSavesFull } else { HostSavesFpsimd }
+}
+
+fn r10_a_guest_without_fp_costs_nothing() -> Result<(), Skip> {
+    for policy in POLICIES {
+        let guest = guest(policy);
+        host::fill(1);
+        let before = Counters::now();
+        for n in 0..16 {
+            guest.exec(insn::NOP, n);
+            host::check(1);
+        }
+        guest.put();
+        guest.load();
+        host::check(1);
+        assert_eq!(before.deltas(MOVES), [0; 5], "{policy:?}: traps, loads and saves");
+        guest.put();
+    }
+    Ok(())
+}
+
+fn r10_lazy_moves_once_in_each_direction() -> Result<(), Skip> {
+    let guest = guest(Policy::Lazy);
+    host::make_live();
+    let start = Counters::now();
+    guest.exec(insn::FP, 0);
+    assert_eq!(start.deltas(MOVES), [1, 0, 1, 0, 0], "the guest's first FP instruction");
+    assert_eq!(start.since(saves()), 1);
+    for n in 0..8 {
+        guest.exec(insn::FP, n);
+        guest.exec(insn::NOP, n);
+    }
+    assert_eq!(start.deltas(MOVES), [1, 0, 1, 0, 0], "exits while the guest is live");
+    host::make_live();
+    assert_eq!(start.deltas(MOVES), [1, 1, 1, 1, 1], "the host's first FP instruction");
+    host::make_live();
+    guest.exec(insn::NOP, 0);
+    host::make_live();
+    assert_eq!(start.deltas(MOVES), [1, 1, 1, 1, 1], "and those after it");
+    guest.exec(insn::FP, 0);
+    guest.put();
+    assert_eq!(start.deltas(MOVES), [2, 1, 2, 2, 1], "put saves what is live");
+    guest.load();
+    guest.exec(insn::NOP, 0);
+    guest.put();
+    assert_eq!(start.deltas(MOVES), [2, 1, 2, 2, 1], "and nothing else");
+    host::make_live();
+    assert_eq!(start.deltas(MOVES), [2, 2, 2, 2, 2]);
+    Ok(())
+}
+
+fn r10_eager_brings_the_host_back_at_exit() -> Result<(), Skip> {
+    let guest = guest(Policy::Eager);
+    host::make_live();
+    let start = Counters::now();
+    guest.exec(insn::FP, 0);
+    assert_eq!(start.deltas(MOVES), [1, 0, 1, 1, 1]);
+    host::make_live();
+    assert_eq!(start.deltas(MOVES), [1, 0, 1, 1, 1], "the host does not trap");
+    guest.exec(insn::NOP, 0);
+    assert_eq!(start.deltas(MOVES), [1, 0, 1, 1, 1], "nothing was live at this exit");
+    guest.put();
+    Ok(())
+}
+
+fn r10_scrub_takes_the_guest_out_at_exit() -> Result<(), Skip> {
+    let guest = guest(Policy::Scrub);
+    host::make_live();
+    let start = Counters::now();
+    guest.exec(insn::FP, 0);
+    assert_eq!(start.deltas(MOVES), [1, 0, 1, 1, 0]);
+    assert!(!guest.flags.sync().contains(HypFlags::GUEST_FP_LOADED));
+    guest.exec(insn::FP, 0);
+    assert_eq!(start.deltas(MOVES), [2, 0, 2, 2, 0], "it comes back");
+    host::make_live();
+    assert_eq!(start.deltas(MOVES), [2, 1, 2, 2, 1]);
+    guest.put();
+    Ok(())
+}
+
+fn r17_hints_do_not_make_a_vcpu_what_it_is_not() -> Result<(), Skip> {
+    need_sve()?;
+    let machine = Machine::normal();
+    for (vq, hints) in [(None, HostFlags::all()), (context().largest(), HostFlags::SVE_DISCARDED)] {
+        let guest = machine.started(vq);
+        guest.fill(1);
+        guest.hint(hints);
+        host::make_live();
+        if vq.is_none() {
+            guest.undefined(insn::SVE);
+        } else {
+            guest.exec(insn::SVE, 0);
+            guest.fill(1);
+        }
+        host::make_live();
+        guest.check(1);
+        guest.put();
+    }
+    Ok(())
+}
+
+fn foreign_avoids_the_save() -> Result<(), Skip> {
+    for policy in POLICIES {
+        let guest = guest(policy);
+        guest.hint(HostFlags::FOREIGN_FPSTATE);
+        host::full_vl();
+        host::fill(1);
+        let before = Counters::now();
+        guest.exec(insn::FP, 0);
+        let counters = [HostSavesAvoided, HostSavesFull, HostSavesFpsimd];
+        assert_eq!(before.deltas(counters), [1, 0, 0], "{policy:?}");
+        host::check_kept(1, Kept::Nothing);
+        let (fpsr, fpcr) = regs::status();
+        assert_eq!((fpsr, fpcr), (0, 0), "the reset state");
+        guest.put();
+    }
+    Ok(())
+}
+
+fn discarded_saves_fpsimd_and_zeroes_the_rest() -> Result<(), Skip> {
+    need_sve()?;
+    for policy in POLICIES {
+        let guest = guest(policy);
+        guest.hint(HostFlags::SVE_DISCARDED);
+        for vq in context().vqs[0].iter() {
+            regs::set_vl(vq);
+            host::fill(1);
+            let before = Counters::now();
+            guest.fill(2);
+            assert_eq!(before.since(HostSavesFull), 0, "{policy:?}");
+            assert!(before.since(HostSavesFpsimd) > 0, "{policy:?}");
+            assert_eq!(regs::rdvl(), vq, "ZCR_EL1 is kept whatever the hint says");
+            host::check_kept(1, Kept::Fpsimd);
+            host::full_vl();
+            let mut image = [0; umbra_patterns::pattern::MAX_IMAGE_BYTES];
+            let full = regs::dump(&mut image);
+            let layout = umbra_shared::sve::Layout::new(full);
+            for n in 0..32 {
+                let z = &image[layout.z(n) + 16..layout.z(n) + layout.z_bytes()];
+                assert!(z.iter().all(|&b| b == 0), "Z{n} above bit 127");
+            }
+            assert!(image[layout.p(0)..layout.image_bytes()].iter().all(|&b| b == 0), "P, FFR");
+        }
+        guest.put();
+    }
+    Ok(())
+}
+
+fn reserved_bits_of_the_hint_mean_nothing() -> Result<(), Skip> {
+    let guest = guest(Policy::Lazy);
+    for bit in 2..64 {
+        guest.hint(HostFlags::from_bits_retain(1 << bit));
+        host::fill(bit);
+        guest.fill(bit);
+        host::check(bit);
+        guest.check(bit);
+    }
+    host::make_live();
+    guest.hint(HostFlags::from_bits_retain(!HostFlags::all().bits()));
+    host::fill(1);
+    guest.exec(insn::FP, 0);
+    host::check(1);
+    Ok(())
+}
+
+fn lying_hints_harm_no_guest() -> Result<(), Skip> {
+    for policy in POLICIES {
+        let guest = guest(policy);
+        for word in 0..4 {
+            for then in 0..4 {
+                guest.hint(HostFlags::from_bits_retain(word));
+                host::fill(1);
+                guest.fill(2);
+                guest.hint(HostFlags::from_bits_retain(then));
+                guest.check(2);
+                // Whatever the host finds is its own or nothing.
+                host::check_kept(1, Kept::Nothing);
+                guest.check(2);
+                guest.put();
+                host::check_kept(1, Kept::Nothing);
+                guest.load();
+                guest.check(2);
+            }
+        }
+        guest.put();
+    }
+    Ok(())
+}
+
+fn hints_that_change_while_a_guest_runs() -> Result<(), Skip> {
+    crate::context::need_cpus(2)?;
+    use core::sync::atomic::{AtomicBool, Ordering};
+    let machine = Machine::normal();
+    let guest = machine.vcpu(context().largest());
+    let flags: &FlagShadowPage = guest.flags;
+    let stop = AtomicBool::new(false);
+    workers::on_all(|cpu| match cpu {
+        0 => {
+            guest.loaded(|guest| guest.start());
+            guest.load();
+            for _ in 0..24 {
+                host::fill(1);
+                guest.fill(2);
+                host::check_kept(1, Kept::Nothing);
+                guest.check(2);
+            }
+            guest.put();
+            stop.store(true, Ordering::Release);
+        }
+        1 => {
+            let mut word = 0u64;
+            while !stop.load(Ordering::Acquire) {
+                word = word.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+                flags.flush(HostFlags::from_bits_retain(word >> 20));
+            }
+        }
+        _ => {}
+    });
+    Ok(())
+}
+
+fn hyps_word_tells_the_truth() -> Result<(), Skip> {
+    let guest = guest(Policy::Lazy);
+    let (loaded, preserved) = (HypFlags::GUEST_FP_LOADED, HypFlags::HOST_FP_PRESERVED);
+    host::make_live();
+    guest.exec(insn::NOP, 0);
+    assert_eq!(guest.flags.sync(), preserved, "nobody has displaced the host");
+    guest.exec(insn::FP, 0);
+    assert_eq!(guest.flags.sync(), loaded | preserved);
+    host::make_live();
+    assert_eq!(guest.flags.sync(), preserved, "after a trap of the host");
+    guest.hint(HostFlags::FOREIGN_FPSTATE);
+    guest.exec(insn::FP, 0);
+    assert_eq!(guest.flags.sync(), loaded, "nothing of the host is kept");
+    guest.put();
+    assert_eq!(guest.flags.sync(), HypFlags::empty());
+    guest.load();
+    guest.exec(insn::NOP, 0);
+    assert_eq!(guest.flags.sync(), HypFlags::empty());
+    host::make_live();
+    guest.exec(insn::NOP, 0);
+    assert_eq!(guest.flags.sync(), preserved);
+    // What the host writes there is not read back.
+    Ok(())
+}
+
+fn i4_no_guest_exceeds_its_clamp() -> Result<(), Skip> {
+    need_sve()?;
+    for vq in context().common.iter() {
+        let machine = Machine::normal();
+        let guest = machine.vcpu(Some(vq));
+        for cpu in 0..context().cpus {
+            workers::on(cpu, || {
+                host::make_live();
+                guest.load();
+                if cpu == 0 {
+                    guest.start();
+                }
+                for len in (0..16).chain([0x1ff, u64::MAX]) {
+                    let asked = Vq::from_len(len).min(vq);
+                    let given = guest.set_len(len);
+                    assert_eq!(Some(given), context().vqs[cpu].effective(asked), "LEN {len:#x}");
+                    assert!(given <= vq, "clamp {vq}, given {given}");
+                }
+                assert_eq!(guest.set_len(15), vq, "the clamp itself");
+                guest.put();
+            });
+        }
+        crate::ledger::destroy(machine.vm);
+    }
+    Ok(())
+}
+
+fn zcr_takes_any_value() -> Result<(), Skip> {
+    need_sve()?;
+    let guest = guest(Policy::Lazy);
+    for len in 0..16 {
+        guest.call(Routine::SetZcr, [len, 0, 0]);
+        host::make_live();
+        assert_eq!(guest.read(insn::sysreg::ZCR) & 0xf, len, "ZCR_EL1.LEN across a switch");
+    }
+    Ok(())
+}
+
+fn svcr() -> u64 {
+    let svcr: u64;
+    // SAFETY: reads SVCR.
+    unsafe { asm!("mrs {}, s3_3_c4_c2_2", out(reg) svcr, options(nostack)) };
+    svcr
+}
+
+/// Opens SME in CPACR_EL1 while `f` runs.
+fn with_sme(f: impl FnOnce()) {
+    let cpacr: u64;
+    // SAFETY: opens registers that no compiled code uses.
+    unsafe {
+        asm!("mrs {}, cpacr_el1", out(reg) cpacr, options(nostack));
+        asm!("msr cpacr_el1, {}", "isb", in(reg) cpacr | 3 << 24, options(nostack));
+    }
+    f();
+    // SAFETY: SMSTOP, and CPACR_EL1 as it was.
+    unsafe {
+        asm!(".inst 0xd503467f", "msr cpacr_el1, {}", "isb", in(reg) cpacr, options(nostack));
+    }
+}
+
+fn r11_streaming_host_is_refused() -> Result<(), Skip> {
+    need_sme()?;
+    for policy in POLICIES {
+        let guest = guest(policy);
+        guest.fill(1);
+        host::fill(1);
+        with_sme(|| {
+            for (mode, name) in [(1, "SM"), (2, "ZA"), (3, "SM and ZA")] {
+                let daif = sysreg::mask_interrupts();
+                // SAFETY: the compiler uses no register that a mode change clears.
+                unsafe { asm!("msr s3_3_c4_c2_2, {}", in(reg) mode, options(nostack)) };
+                let result = guest.try_enter(RunFlags::empty(), [0; 4]).err();
+                let after = svcr();
+                // SAFETY: as above: SMSTOP.
+                unsafe { asm!("msr s3_3_c4_c2_2, xzr", options(nostack)) };
+                sysreg::restore_interrupts(daif);
+                assert_eq!(result, Some(Error::SvcrLive), "{name}");
+                assert_eq!(after, mode, "{name}: state intact");
+            }
+        });
+        host::fill(2);
+        guest.check(1);
+        host::check(2);
+        guest.put();
+    }
+    Ok(())
+}
+
+fn sme_of_the_host_works_while_no_guest_is_live() -> Result<(), Skip> {
+    need_sme()?;
+    let guest = guest(Policy::Lazy);
+    guest.fill(1);
+    host::fill(3);
+    guest.exec(insn::FP, 0);
+    // The guest is live: the first SME access of the host traps and finds SVCR clear and its state.
+    with_sme(|| {
+        let traps = host::traps(|| assert_eq!(svcr(), 0));
+        assert_eq!(traps, 1);
+        let traps = host::traps(|| assert_eq!(svcr(), 0));
+        assert_eq!(traps, 0);
+        host::check(3);
+        // And SMSTART after it wipes the host's registers, nobody else's.
+        // SAFETY: as above.
+        unsafe {
+            asm!("msr s3_3_c4_c2_2, {}", in(reg) 1u64, options(nostack));
+            asm!("msr s3_3_c4_c2_2, xzr", options(nostack));
+        }
+    });
+    guest.fill(1);
+    // SMSTART with the guest live, as the very first access.
+    with_sme(|| {
+        // SAFETY: as above.
+        unsafe {
+            asm!("msr s3_3_c4_c2_2, {}", in(reg) 1u64, options(nostack));
+            asm!("msr s3_3_c4_c2_2, xzr", options(nostack));
+        }
+    });
+    guest.check(1);
+    Ok(())
+}

@@ -1,0 +1,238 @@
+//! What a guest must not find: registers that trap, and what the ID registers say of them.
+
+use crate::{
+    context::{context, need_sve},
+    instruction::{self as insn, SysReg, reg, sysreg},
+    puppet::{Event, Machine, Puppet},
+    runner::Skip,
+    tests,
+};
+
+tests![
+    hidden_registers_are_undefined,
+    streaming_priority_is_hidden_or_zero,
+    debug_registers_read_as_zero,
+    id_registers_hide_what_is_hidden,
+    sve_shows_in_the_id_registers_of_those_who_have_it,
+    mpidr_is_the_vcpus,
+    undefined_has_the_right_syndrome,
+    sme_is_undefined,
+    r26_sve_without_sve_is_undefined,
+    smc_is_not_supported,
+];
+
+/// Registers that the machine may have and a guest must not, by the trap that hides them.
+const HIDDEN: &[(&str, SysReg)] = &[
+    ("CNTP_CTL_EL0", reg(3, 3, 14, 2, 1)),
+    ("CNTP_CVAL_EL0", reg(3, 3, 14, 2, 2)),
+    ("CNTP_TVAL_EL0", reg(3, 3, 14, 2, 0)),
+    ("PMCR_EL0", reg(3, 3, 9, 12, 0)),
+    ("PMCNTENSET_EL0", reg(3, 3, 9, 12, 1)),
+    ("PMCCNTR_EL0", reg(3, 3, 9, 13, 0)),
+    ("PMUSERENR_EL0", reg(3, 3, 9, 14, 0)),
+    ("PMINTENSET_EL1", reg(3, 0, 9, 14, 1)),
+    ("PMCCFILTR_EL0", reg(3, 3, 14, 15, 7)),
+    ("PMEVCNTR0_EL0", reg(3, 3, 14, 8, 0)),
+    ("PMSCR_EL1", reg(3, 0, 9, 9, 0)),
+    ("PMBLIMITR_EL1", reg(3, 0, 9, 10, 0)),
+    ("TRBLIMITR_EL1", reg(3, 0, 9, 11, 0)),
+    ("TRFCR_EL1", reg(3, 0, 1, 2, 1)),
+    ("LORC_EL1", reg(3, 0, 10, 4, 3)),
+    ("LORSA_EL1", reg(3, 0, 10, 4, 0)),
+    ("ERRSELR_EL1", reg(3, 0, 5, 3, 1)),
+    ("ERRIDR_EL1", reg(3, 0, 5, 3, 0)),
+    ("ERXSTATUS_EL1", reg(3, 0, 5, 4, 2)),
+    ("SCXTNUM_EL1", reg(3, 0, 13, 0, 7)),
+    ("SCXTNUM_EL0", reg(3, 3, 13, 0, 7)),
+    ("GCR_EL1", reg(3, 0, 1, 0, 6)),
+    ("RGSR_EL1", reg(3, 0, 1, 0, 5)),
+    ("TFSR_EL1", reg(3, 0, 5, 6, 0)),
+    ("TFSRE0_EL1", reg(3, 0, 5, 6, 1)),
+    ("SMCR_EL1", reg(3, 0, 1, 2, 6)),
+    ("SVCR", reg(3, 3, 4, 2, 2)),
+    ("TCR2_EL1", reg(3, 0, 2, 0, 3)),
+    ("SCTLR2_EL1", reg(3, 0, 1, 0, 3)),
+    ("GCSPR_EL1", reg(3, 0, 2, 5, 1)),
+    ("FPMR", reg(3, 3, 4, 4, 2)),
+    ("PIR_EL1", reg(3, 0, 10, 2, 3)),
+    ("POR_EL1", reg(3, 0, 10, 2, 4)),
+    ("MAIR2_EL1", reg(3, 0, 10, 2, 1)),
+    ("AMCR_EL0", reg(3, 3, 13, 2, 0)),
+    ("AMEVCNTR00_EL0", reg(3, 3, 13, 4, 0)),
+    ("MPAM1_EL1", reg(3, 0, 10, 5, 0)),
+    ("MPAM0_EL1", reg(3, 0, 10, 5, 1)),
+    ("BRBCR_EL1", reg(2, 1, 9, 0, 0)),
+    ("ACCDATA_EL1", reg(3, 0, 13, 0, 5)),
+    ("an IMPLEMENTATION DEFINED register", reg(3, 0, 15, 2, 0)),
+    ("HCR_EL2", reg(3, 4, 1, 1, 0)),
+    ("CPTR_EL2", reg(3, 4, 1, 1, 2)),
+    ("ZCR_EL2", reg(3, 4, 1, 2, 0)),
+    ("VTTBR_EL2", reg(3, 4, 2, 1, 0)),
+    ("SCR_EL3", reg(3, 6, 1, 1, 0)),
+];
+
+/// Debug registers: MDCR_EL2.TDA, TDOSA, TDRA. What is trapped reads as zero.
+const DEBUG: &[(&str, SysReg, bool)] = &[
+    ("MDSCR_EL1", reg(2, 0, 0, 2, 2), true),
+    ("DBGBVR0_EL1", reg(2, 0, 0, 0, 4), true),
+    ("DBGBCR0_EL1", reg(2, 0, 0, 0, 5), true),
+    ("DBGWVR0_EL1", reg(2, 0, 0, 0, 6), true),
+    ("DBGWCR0_EL1", reg(2, 0, 0, 0, 7), true),
+    ("OSLSR_EL1", reg(2, 0, 1, 1, 4), false),
+    ("OSDLR_EL1", reg(2, 0, 1, 3, 4), true),
+    ("MDRAR_EL1", reg(2, 0, 1, 0, 0), false),
+];
+
+/// CPACR_EL1
+const CPACR: SysReg = reg(3, 0, 1, 0, 2);
+
+/// A guest that has opened all it can to itself: CPACR_EL1's FPEN, ZEN and, though it can't know of
+/// it, SMEN. What is still closed is closed by hyp.
+fn guest() -> Puppet {
+    let guest = Machine::normal().started(context().largest());
+    guest.write(CPACR, 3 << 24 | 3 << 20 | 3 << 16);
+    guest
+}
+
+fn hidden_registers_are_undefined() -> Result<(), Skip> {
+    let guest = guest();
+    for (name, register) in HIDDEN {
+        for word in [register.mrs(), register.msr()] {
+            match guest.attempt(word, 0) {
+                Event::Exception(e) if e.is_undefined() => {}
+                // A write to a read-only register, or a read of what is not there, is UNDEFINED as
+                // well; nothing else will do.
+                event => panic!("{name} ({word:#010x}) is there for a guest: {event:x?}"),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// SMPRI_EL1 has no trap but a fine-grained one; emulated machines without FEAT_FGT have a constant
+/// zero there.
+fn streaming_priority_is_hidden_or_zero() -> Result<(), Skip> {
+    let guest = guest();
+    let smpri = reg(3, 0, 1, 2, 4);
+    match guest.attempt(smpri.msr(), u64::MAX) {
+        Event::Exception(e) => assert!(e.is_undefined(), "{e:x?}"),
+        Event::Done(_) => assert_eq!(guest.read(smpri), 0, "SMPRI_EL1"),
+        event => panic!("SMPRI_EL1: {event:x?}"),
+    }
+    Ok(())
+}
+
+fn debug_registers_read_as_zero() -> Result<(), Skip> {
+    let guest = guest();
+    for &(name, register, writable) in DEBUG {
+        assert_eq!(guest.exec(register.mrs(), 0xdead), 0, "{name}");
+        if writable {
+            guest.write(register, u64::MAX);
+            assert_eq!(guest.exec(register.mrs(), 0xdead), 0, "{name} after a write");
+        }
+    }
+    Ok(())
+}
+
+/// ID_AA64\<..\>: CRm, Op2, the lowest bits of the fields that a guest must find zero.
+const HIDDEN_FIELDS: &[(&str, u32, u32, &[u32])] = &[
+    ("ID_AA64PFR0_EL1 (EL2, EL3, RAS, MPAM, AMU, RME)", 4, 0, &[8, 12, 28, 40, 44, 52]),
+    ("ID_AA64PFR1_EL1 (MTE, SME, CSV2_frac, NMI, GCS)", 4, 1, &[8, 12, 16, 24, 32, 36, 44]),
+    ("ID_AA64SMFR0_EL1", 4, 5, &[0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60]),
+    ("ID_AA64DFR0_EL1 (trace, PMU, SPE, TRBE, BRBE)", 5, 0, &[4, 8, 32, 36, 40, 44, 48, 52]),
+    ("ID_AA64MMFR0_EL1 (FGT, ECV)", 7, 0, &[56, 60]),
+    ("ID_AA64MMFR1_EL1 (VH, LO, HCX)", 7, 1, &[8, 16, 40]),
+    ("ID_AA64MMFR2_EL1 (NV)", 7, 2, &[24]),
+];
+
+fn id_registers_hide_what_is_hidden() -> Result<(), Skip> {
+    let guest = guest();
+    for &(name, crm, op2, fields) in HIDDEN_FIELDS {
+        let value = guest.read(reg(3, 0, 0, crm, op2));
+        for &low in fields {
+            assert_eq!(value >> low & 0xf, 0, "{name}: field at bit {low} of {value:#x}");
+        }
+    }
+    // The whole space is readable, AArch32's part of it included.
+    for crm in 1..8 {
+        for op2 in 0..8 {
+            let value = guest.read(reg(3, 0, 0, crm, op2));
+            assert!(crm > 3 || value == 0, "AArch32 ID register {crm},{op2}: {value:#x}");
+        }
+    }
+    Ok(())
+}
+
+fn sve_shows_in_the_id_registers_of_those_who_have_it() -> Result<(), Skip> {
+    need_sve()?;
+    for vq in [None, context().largest()] {
+        let guest = Machine::normal().started(vq);
+        assert_eq!(guest.read(reg(3, 0, 0, 4, 0)) >> 32 & 0xf != 0, vq.is_some());
+        if vq.is_none() {
+            assert_eq!(guest.read(reg(3, 0, 0, 4, 4)), 0, "ID_AA64ZFR0_EL1");
+        }
+        guest.put();
+    }
+    Ok(())
+}
+
+fn mpidr_is_the_vcpus() -> Result<(), Skip> {
+    let machine = Machine::normal();
+    for n in 0..3 {
+        let guest = machine.started(None);
+        assert_eq!(guest.read(sysreg::MPIDR) & 0xff_00ff_ffff, n);
+        guest.put();
+    }
+    Ok(())
+}
+
+fn undefined_has_the_right_syndrome() -> Result<(), Skip> {
+    let guest = guest();
+    let hidden = HIDDEN[0].1.mrs();
+    // By hyp (a trapped register) and by the CPU (an unallocated instruction): just the same.
+    for word in [hidden, 0] {
+        let e = guest.undefined(word);
+        assert_eq!(e.esr, 1 << 25, "ESR_EL1");
+        assert_eq!(e.elr, guest.instruction_address(), "ELR_EL1");
+        assert_eq!(e.spsr & 0x3df, 0x3c5, "SPSR_EL1: EL1h, masked");
+    }
+    // With interrupts unmasked before it, SPSR says so, and the handler runs masked again.
+    guest.exec(insn::UNMASK_IRQ, 0);
+    let e = guest.undefined(hidden);
+    assert_eq!(e.spsr & 0x3c0, 0x340, "SPSR_EL1: I clear");
+    assert_eq!(guest.read(reg(3, 3, 4, 2, 1)) & 0x3c0, 0x3c0, "DAIF in the handler");
+    Ok(())
+}
+
+fn sme_is_undefined() -> Result<(), Skip> {
+    let guest = guest();
+    for word in [insn::SMSTART_SM, insn::SMSTART_ZA, insn::SMSTOP] {
+        // Before and after its FP state is live.
+        guest.undefined(word);
+        guest.exec(insn::FP, 0);
+        guest.undefined(word);
+    }
+    Ok(())
+}
+
+fn r26_sve_without_sve_is_undefined() -> Result<(), Skip> {
+    let guest = Machine::normal().started(None);
+    for _ in 0..2 {
+        for word in [insn::SVE, insn::RDVL, sysreg::ZCR.mrs(), sysreg::ZCR.msr()] {
+            guest.undefined(word);
+        }
+        guest.exec(insn::FP, 0);
+    }
+    guest.fill(3);
+    guest.undefined(insn::SVE);
+    guest.check(3);
+    Ok(())
+}
+
+fn smc_is_not_supported() -> Result<(), Skip> {
+    let guest = guest();
+    for function in [0x8400_0000, 0x8400_0008, 0x8000_0000, 0xc400_0003, 0, u64::MAX] {
+        assert_eq!(guest.exec(insn::SMC, function), u64::MAX, "SMC {function:#x}");
+    }
+    Ok(())
+}

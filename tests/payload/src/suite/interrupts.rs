@@ -1,0 +1,279 @@
+//! Interrupts and time of guests, and the host's own while a guest runs.
+
+use crate::{
+    context::need_cpus,
+    host,
+    instruction::{self as insn, reg, sysreg},
+    puppet::{Event, Machine, Puppet, Routine},
+    runner::Skip,
+    tests, workers,
+};
+use core::sync::atomic::{AtomicBool, Ordering};
+use umbra_host::{
+    hypercall::{Exit, Hvc, Hypervisor},
+    kernel::{gic, smp, timer},
+};
+use umbra_shared::{
+    error::Error,
+    exit::{Reason, RunFlags},
+};
+
+tests![
+    an_injected_interrupt_is_taken_once,
+    one_interrupt_at_a_time,
+    completion_stops_the_guest,
+    every_intid_arrives,
+    sgi_is_the_hosts_to_deliver,
+    virtual_timer_fires,
+    guest_clock_begins_near_zero,
+    host_tick_is_not_lost_while_a_guest_spins,
+    host_timer_is_untouched_by_runs,
+    an_interrupt_from_another_cpu_stops_the_guest,
+];
+
+/// A guest that takes interrupts.
+fn guest() -> Puppet {
+    let guest = Machine::normal().started(None);
+    guest.write(sysreg::ICC_PMR, 0xf8);
+    guest.write(sysreg::ICC_IGRPEN1, 1);
+    guest
+}
+
+/// Enters with an interrupt; the guest has it masked, so its routine ends first.
+#[track_caller]
+fn inject(guest: &Puppet, intid: u16) -> Exit {
+    let mut exit = guest.attempt(insn::WFI, 0).exit(Reason::Wfi);
+    exit.data = [0; 6];
+    let exit = guest.try_enter(RunFlags::inject(intid), [0; 4]).expect("VCPU_RUN");
+    assert!(exit.info.virq_in_flight(), "in flight");
+    exit
+}
+
+/// Unmasks and takes the interrupt: its INTID.
+#[track_caller]
+fn take(guest: &Puppet) -> u64 {
+    match guest.attempt(insn::UNMASK_IRQ, 0) {
+        Event::Interrupt { intid } => intid,
+        event => panic!("no interrupt in the guest: {event:x?}"),
+    }
+}
+
+fn an_injected_interrupt_is_taken_once() -> Result<(), Skip> {
+    let guest = guest();
+    inject(&guest, 42);
+    assert_eq!(take(&guest), 42);
+    guest.write(sysreg::ICC_EOIR1, 42);
+    // Unmasked from here on: nothing more comes.
+    guest.exec(insn::UNMASK_IRQ, 0);
+    for n in 0..8 {
+        assert_eq!(guest.exec(insn::NOP, n), n);
+    }
+    // 1023: spurious.
+    assert_eq!(guest.read(reg(3, 0, 12, 12, 0)), 1023);
+    Ok(())
+}
+
+fn one_interrupt_at_a_time() -> Result<(), Skip> {
+    let guest = guest();
+    inject(&guest, 40);
+    let busy = |flags| guest.try_enter(flags, [0; 4]).err();
+    assert_eq!(busy(RunFlags::inject(41)), Some(Error::Busy), "pending");
+    assert_eq!(take(&guest), 40);
+    assert_eq!(busy(RunFlags::inject(41)), Some(Error::Busy), "active");
+    assert_eq!(busy(RunFlags::inject(40)), Some(Error::Busy), "the same");
+    guest.write(sysreg::ICC_EOIR1, 40);
+    inject(&guest, 41);
+    assert_eq!(take(&guest), 41);
+    // Put and load in between change nothing.
+    guest.put();
+    guest.load();
+    assert_eq!(busy(RunFlags::inject(41)), Some(Error::Busy), "active, loaded again");
+    guest.write(sysreg::ICC_EOIR1, 41);
+    Ok(())
+}
+
+fn completion_stops_the_guest() -> Result<(), Skip> {
+    let guest = guest();
+    inject(&guest, 50);
+    assert_eq!(take(&guest), 50);
+    // The EOI raises the maintenance interrupt, which stops the guest for the next injection.
+    let args = [guest.instruction_address(), sysreg::ICC_EOIR1.msr().into(), 50];
+    let mut event = guest.enter(RunFlags::empty(), exec(args));
+    let mut maintenance = false;
+    for _ in 0..100 {
+        match event {
+            Event::Exit(exit) if exit.info.reason() == Some(Reason::Irq) => {
+                maintenance |= !exit.info.virq_in_flight();
+                event = guest.enter(RunFlags::empty(), [0; 4]);
+            }
+            _ => break,
+        }
+    }
+    assert!(matches!(event, Event::Done(_)), "{event:x?}");
+    assert!(maintenance, "no exit for the completion");
+    Ok(())
+}
+
+/// The answer that makes the puppet execute an instruction, for a test that counts its own entries.
+fn exec(args: [u64; 3]) -> [u64; 4] {
+    [Routine::Exec.address(), args[0], args[1], args[2]]
+}
+
+fn every_intid_arrives() -> Result<(), Skip> {
+    let guest = guest();
+    for intid in [0, 1, 15, 16, 27, 31, 32, 33, 255, 256, 511, 987, 1019] {
+        inject(&guest, intid);
+        assert_eq!(take(&guest), u64::from(intid));
+        guest.write(sysreg::ICC_EOIR1, intid.into());
+    }
+    Ok(())
+}
+
+fn sgi_is_the_hosts_to_deliver() -> Result<(), Skip> {
+    let guest = guest();
+    let value = 7 << 24 | 0x5;
+    let exit = guest.attempt(sysreg::ICC_SGI1R.msr(), value).exit(Reason::Sgi);
+    assert_eq!(exit.data[0], value);
+    assert!(matches!(guest.resume(RunFlags::empty(), [0; 4]), Event::Done(_)));
+    // There is no group 0 and no other security state; ICC_SRE_EL1 is fixed.
+    guest.write(reg(3, 0, 12, 11, 7), value);
+    guest.write(reg(3, 0, 12, 11, 6), value);
+    assert_eq!(guest.read(reg(3, 0, 12, 12, 5)), 7, "ICC_SRE_EL1");
+    guest.write(reg(3, 0, 12, 12, 5), 0);
+    assert_eq!(guest.read(reg(3, 0, 12, 12, 5)), 7, "ICC_SRE_EL1 after a write");
+    Ok(())
+}
+
+fn virtual_timer_fires() -> Result<(), Skip> {
+    let guest = guest();
+    // The physical PPI would stop the guest again and again: masked, as a run loop does.
+    gic::enable(gic::VIRTUAL_TIMER, false);
+    guest.write(sysreg::CNTV_CTL, 0);
+    guest.write(sysreg::CNTV_CVAL, 0);
+    let exit = guest.attempt(insn::WFI, 0).exit(Reason::Wfi);
+    assert!(!exit.info.vtimer(), "off");
+    assert!(matches!(guest.resume(RunFlags::empty(), [0; 4]), Event::Done(_)));
+    guest.write(sysreg::CNTV_CTL, 1);
+    let exit = guest.attempt(insn::WFI, 0).exit(Reason::Wfi);
+    assert!(exit.info.vtimer(), "due");
+    assert!(matches!(guest.resume(RunFlags::empty(), [0; 4]), Event::Done(_)));
+    assert_eq!(guest.read(sysreg::CNTV_CTL) & 7, 5, "ISTATUS");
+    guest.write(sysreg::CNTV_CTL, 3);
+    let exit = guest.attempt(insn::WFI, 0).exit(Reason::Wfi);
+    assert!(!exit.info.vtimer(), "masked by the guest");
+    assert!(matches!(guest.resume(RunFlags::empty(), [0; 4]), Event::Done(_)));
+    guest.write(sysreg::CNTV_CTL, 0);
+    gic::enable(gic::VIRTUAL_TIMER, true);
+    // Enabled, it stops a guest that does nothing but count; the host's own timer is off.
+    let ticks = timer::ticks(smp::cpu());
+    let deadline = guest.read(sysreg::CNTVCT) + timer::frequency() / 100;
+    guest.write(sysreg::CNTV_CVAL, deadline);
+    guest.write(sysreg::CNTV_CTL, 1);
+    let spin = [Routine::Spin.address(), guest.scratch(), 0, 0];
+    let exit = loop {
+        let exit = guest.try_enter(RunFlags::empty(), spin).expect("VCPU_RUN");
+        assert_eq!(exit.info.reason(), Some(Reason::Irq));
+        if exit.info.vtimer() {
+            break exit;
+        }
+    };
+    assert!(exit.info.vtimer());
+    // It was the guest's line, not the host's: the host's handler found no tick of its own due.
+    assert!(timer::ticks(smp::cpu()) <= ticks + 1);
+    Ok(())
+}
+
+fn guest_clock_begins_near_zero() -> Result<(), Skip> {
+    let before = timer::now();
+    let machine = Machine::normal();
+    let guest = machine.started(None);
+    let first = guest.read(sysreg::CNTVCT);
+    let elapsed = timer::now() - before;
+    assert!(first <= elapsed, "guest clock {first}, the host has counted {elapsed}");
+    // It goes on while the guest doesn't, and a sibling has the same clock.
+    guest.put();
+    let sibling = machine.started(None);
+    let second = sibling.read(sysreg::CNTVCT);
+    assert!(second >= first && second <= timer::now() - before);
+    sibling.put();
+    Ok(())
+}
+
+fn host_tick_is_not_lost_while_a_guest_spins() -> Result<(), Skip> {
+    let guest = guest();
+    let cpu = smp::cpu();
+    let spin = [Routine::Spin.address(), guest.scratch(), 0, 0];
+    let before = timer::ticks(cpu);
+    timer::set_tick(timer::frequency() / 1000);
+    let exit = guest.try_enter(RunFlags::empty(), spin).expect("VCPU_RUN");
+    assert_eq!(exit.info.reason(), Some(Reason::Irq));
+    let mut entries = 1;
+    while timer::ticks(cpu) < before + 10 {
+        let exit = guest.try_enter(RunFlags::empty(), [0; 4]).expect("VCPU_RUN");
+        assert_eq!(exit.info.reason(), Some(Reason::Irq));
+        assert!(!exit.info.vtimer(), "the guest's timer is off");
+        entries += 1;
+        assert!(entries < 10_000, "the guest is stopped but no tick comes");
+    }
+    timer::set_tick(0);
+    let count = guest.memory(guest.scratch(), 8);
+    assert_ne!(count, [0; 8], "the guest has run");
+    Ok(())
+}
+
+fn host_timer_is_untouched_by_runs() -> Result<(), Skip> {
+    let guest = guest();
+    let daif = umbra_host::kernel::sysreg::mask_interrupts();
+    for (deadline, control) in [(u64::MAX - 5, 1), (77, 2), (u64::MAX, 0)] {
+        host::set_timer(deadline, control);
+        for _ in 0..4 {
+            guest.write(sysreg::CNTV_CVAL, 0x1234_5678_0000);
+            guest.write(sysreg::CNTV_CTL, 3);
+        }
+        let (found, ctl): (u64, u64);
+        // SAFETY: reads the timer's registers.
+        unsafe {
+            core::arch::asm!(
+                "mrs {}, cntv_cval_el0", "mrs {}, cntv_ctl_el0", out(reg) found, out(reg) ctl
+            );
+        }
+        assert_eq!((found, ctl & 3), (deadline, control));
+    }
+    host::release_interrupt(daif);
+    Ok(())
+}
+
+fn an_interrupt_from_another_cpu_stops_the_guest() -> Result<(), Skip> {
+    need_cpus(2)?;
+    let machine = Machine::normal();
+    let puppet = machine.vcpu(None);
+    let stopped = AtomicBool::new(false);
+    workers::on_all(|cpu| match cpu {
+        0 => {
+            let spin = [Routine::Spin.address(), puppet.scratch(), 0, 0];
+            puppet.load();
+            puppet.start();
+            // The timer is far away, so that a guest which nobody stops fails the test.
+            timer::set_tick(20 * timer::frequency());
+            let ticks = timer::ticks(0);
+            for n in 0..10 {
+                let answer = if n == 0 { spin } else { [0; 4] };
+                let exit = puppet.try_enter(RunFlags::empty(), answer).expect("VCPU_RUN");
+                assert_eq!(exit.info.reason(), Some(Reason::Irq));
+            }
+            assert_eq!(timer::ticks(0), ticks, "only the timer stopped the guest");
+            stopped.store(true, Ordering::Release);
+            puppet.put();
+        }
+        1 => {
+            let done = timer::wait_until(30, || {
+                workers::wake(0);
+                stopped.load(Ordering::Acquire)
+            });
+            assert!(done, "the guest is not stopped");
+        }
+        _ => {}
+    });
+    assert_eq!(Hvc.vcpu_put(), Err(Error::NotLoaded));
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! The tests, by area.
+
+mod exits;
+mod fp_smp;
+mod fp_switch;
+mod fp_traps;
+mod hidden;
+mod interrupts;
+mod lifecycle;
+mod memory;
+mod pages;
+mod registers;
+mod storm;
+mod version;
+
+use crate::runner::Named;
+use umbra_shared::call::Policy;
+
+/// All of them.
+const POLICIES: [Policy; 3] = [Policy::Lazy, Policy::Eager, Policy::Scrub];
+
+/// All of them, in the order in which they run.
+pub const ALL: &[&[Named]] = &[
+    version::TESTS,
+    pages::TESTS,
+    lifecycle::TESTS,
+    memory::TESTS,
+    registers::TESTS,
+    hidden::TESTS,
+    exits::TESTS,
+    interrupts::TESTS,
+    fp_switch::TESTS,
+    fp_traps::TESTS,
+    fp_smp::TESTS,
+    storm::TESTS,
+];

@@ -1,0 +1,166 @@
+//! The other CPUs: each waits for work, does it, and waits again.
+//!
+//! They wait in WFI, so that an emulated machine on few real CPUs doesn't spend them on waiting.
+
+use crate::{
+    context::context,
+    runner::{Message, catch},
+};
+use arm_gic::{IntId, gicv3::GicCpuInterface, gicv3::SgiTarget, gicv3::SgiTargetGroup};
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use umbra_host::kernel::{MAX_CPUS, gic, machine::Machine, power, smp, sync::Lock, sysreg, timer};
+use umbra_patterns::regs;
+
+/// Seconds that work on another CPU may take.
+const PATIENCE: u64 = 60;
+
+/// Wakes a worker.
+const WAKE: IntId = IntId::sgi(1);
+
+type Work<'a> = &'a (dyn Fn(usize) + Sync);
+
+/// A piece of work, on the stack of the CPU that wants it done.
+struct Job<'a>(Work<'a>);
+
+static JOBS: [AtomicPtr<Job>; MAX_CPUS] =
+    [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
+/// No job but the order to go off.
+const OFF: *const Job<'static> = core::ptr::without_provenance(1);
+
+static FAILURES: [Lock<Option<Message>>; MAX_CPUS] = [const { Lock::new(None) }; MAX_CPUS];
+static READY: AtomicUsize = AtomicUsize::new(0);
+
+/// Starts them all.
+pub fn start(machine: &Machine) {
+    gic::enable(WAKE, true);
+    if let Err(cpu) = smp::start(machine, work) {
+        panic!("CPU {cpu} did not come up");
+    }
+    let others = machine.cpus.len() - 1;
+    assert!(
+        timer::wait_until(PATIENCE, || READY.load(Ordering::Acquire) == others),
+        "a CPU does not get ready"
+    );
+}
+
+/// What a CPU does from its start on; also after CPU_OFF and CPU_ON.
+pub fn work(cpu: usize) {
+    regs::enable();
+    gic::enable(WAKE, true);
+    READY.fetch_add(1, Ordering::Release);
+    loop {
+        let daif = sysreg::mask_interrupts();
+        let job = JOBS[cpu].load(Ordering::Acquire);
+        if job.is_null() {
+            sysreg::wait_for_interrupt();
+            sysreg::restore_interrupts(daif);
+            continue;
+        }
+        sysreg::restore_interrupts(daif);
+        if core::ptr::eq(job, OFF) {
+            JOBS[cpu].store(core::ptr::null_mut(), Ordering::Release);
+            let refused = power::cpu_off();
+            panic!("CPU_OFF came back: {refused:?}");
+        }
+        // SAFETY: whoever put it there waits until the pointer is null again.
+        let work = unsafe { (*job).0 };
+        if let Err(message) = catch(|| work(cpu)) {
+            *FAILURES[cpu].lock() = Some(message);
+        }
+        JOBS[cpu].store(core::ptr::null_mut(), Ordering::Release);
+    }
+}
+
+fn give(cpu: usize, job: &Job) {
+    let job = (&raw const *job).cast_mut().cast::<Job<'static>>();
+    JOBS[cpu].store(job, Ordering::Release);
+    wake(cpu);
+}
+
+/// Interrupts a CPU.
+pub fn wake(cpu: usize) {
+    let affinity = context().machine.cpus[cpu];
+    let byte = |shift: u32| (affinity >> shift) as u8;
+    let target = SgiTarget::List {
+        affinity3: byte(32),
+        affinity2: byte(16),
+        affinity1: byte(8),
+        target_list: 1 << (affinity & 0xf),
+    };
+    let sent = GicCpuInterface::send_sgi(WAKE, target, SgiTargetGroup::CurrentGroup1);
+    assert!(sent.is_ok(), "SGI to {affinity:#x}");
+}
+
+/// Waits for the CPUs to finish. One that doesn't is beyond help.
+fn wait(cpus: core::ops::Range<usize>) {
+    let finished = timer::wait_until(PATIENCE, || {
+        cpus.clone().all(|cpu| JOBS[cpu].load(Ordering::Acquire).is_null())
+    });
+    if !finished {
+        log::error!("@fatal another CPU does not finish its part of the test");
+        umbra_host::kernel::power::off();
+    }
+}
+
+fn failure(cpus: core::ops::Range<usize>) -> Option<Message> {
+    cpus.filter_map(|cpu| FAILURES[cpu].lock().take()).next()
+}
+
+/// Tells a CPU to turn itself off (PSCI CPU_OFF).
+pub fn off(cpu: usize) {
+    JOBS[cpu].store(OFF.cast_mut(), Ordering::Release);
+    wake(cpu);
+}
+
+/// Turns a CPU on again (CPU_ON) and waits until it works. It comes in as it came the first time.
+pub fn on_again(cpu: usize) {
+    let ready = READY.load(Ordering::Acquire);
+    let on = power::cpu_on(context().machine.cpus[cpu], smp::entry(), cpu as u64);
+    assert!(on.is_ok(), "CPU_ON: {on:?}");
+    assert!(
+        timer::wait_until(PATIENCE, || READY.load(Ordering::Acquire) > ready),
+        "CPU {cpu} does not come back"
+    );
+}
+
+/// Runs `f` on a CPU and waits for it. Its panic is ours.
+pub fn on(cpu: usize, f: impl Fn() + Sync) {
+    if cpu == smp::cpu() {
+        return f();
+    }
+    let work = |_| f();
+    let job = Job(&work);
+    give(cpu, &job);
+    wait(cpu..cpu + 1);
+    if let Some(message) = failure(cpu..cpu + 1) {
+        panic!("{message}");
+    }
+}
+
+/// Runs `f` on all CPUs at the same time, this one included, and waits for all.
+pub fn on_all(f: impl Fn(usize) + Sync) {
+    let job = Job(&f);
+    let others = 1..context().cpus;
+    for cpu in others.clone() {
+        give(cpu, &job);
+    }
+    // Caught, for the others still work with what is on this stack.
+    let mine = catch(|| f(0));
+    wait(others.clone());
+    let theirs = failure(others);
+    if let Some(message) = mine.err().or(theirs) {
+        panic!("{message}");
+    }
+}
+
+/// After a test: no CPU works any more, none has a vCPU loaded.
+pub fn settle() -> Result<(), Message> {
+    use umbra_host::hypercall::{Hvc, Hypervisor};
+    catch(|| {
+        on_all(|_| {
+            timer::set_tick(0);
+            // NOT_LOADED is the rule.
+            let _ = Hvc.vcpu_put();
+        });
+    })
+}
