@@ -88,8 +88,17 @@ pub trait Hypervisor {
 
     /// The first host page at or above `from` that hyp has mapped.
     fn next_shared_page(&self, from: u64) -> Result<Option<u64>, Error> {
-        let r = self.call(&Call::NextSharedPage { from: UntrustedPa(from) })?;
-        Ok((r[0] != NO_PAGE).then_some(r[0]))
+        let mut from = from;
+        loop {
+            let r = self.call(&Call::NextSharedPage { from: UntrustedPa(from) })?;
+            if r[0] != NO_PAGE {
+                return Ok(Some(r[0]));
+            }
+            if r[1] == NO_PAGE {
+                return Ok(None);
+            }
+            from = r[1];
+        }
     }
 
     /// Shares a page with hyp as a flag-shadow page.

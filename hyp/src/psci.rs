@@ -11,6 +11,7 @@
 //! ```text
 //!   Held --CPU_ON--> Pending --the CPU enters the host--> On --CPU_OFF--> Off (really off)
 //!   Off --CPU_ON--> Pending: through firmware, at hyp's entry
+//!   On --CPU_SUSPEND--> Suspended --firmware resumes it at hyp's entry--> On
 //! ```
 
 #![forbid(unsafe_code)]
@@ -30,6 +31,8 @@ pub enum Power {
     Pending = 2,
     /// The host runs there.
     On = 3,
+    /// The host suspended it; to the host it is on.
+    Suspended = 4,
 }
 
 /// One CPU's power state, and where it is to enter the host.
@@ -63,10 +66,12 @@ impl PowerCell {
     /// The state now.
     pub fn state(&self) -> Power {
         match self.state.load(Ordering::Acquire) {
+            0 => Power::Off,
             1 => Power::Held,
-            2 => Power::Pending,
             3 => Power::On,
-            _ => Power::Off,
+            4 => Power::Suspended,
+            // Pending, or claimed and about to be.
+            _ => Power::Pending,
         }
     }
 
@@ -84,13 +89,12 @@ impl PowerCell {
         loop {
             let now = self.state();
             let start = match now {
-                Power::On => return Err(ErrorCode::AlreadyOn),
+                Power::On | Power::Suspended => return Err(ErrorCode::AlreadyOn),
                 Power::Pending => return Err(ErrorCode::OnPending),
                 Power::Held => Start::Release,
                 Power::Off => Start::Firmware,
             };
-            // 0xff keeps others out (it reads as Off nowhere: `claim` retries on failure) while the
-            // entry is written.
+            // CLAIMED keeps others out while the entry is written; to them it is Pending.
             if self
                 .state
                 .compare_exchange(now as u8, CLAIMED, Ordering::Acquire, Ordering::Relaxed)
@@ -101,22 +105,31 @@ impl PowerCell {
                 self.state.store(Power::Pending as u8, Ordering::Release);
                 return Ok(start);
             }
-            if self.state.load(Ordering::Relaxed) == CLAIMED {
-                return Err(ErrorCode::OnPending);
-            }
         }
     }
 
-    /// A CPU about to suspend with its state lost resumes at `entry`. Only for the CPU itself.
-    pub fn resume_at(&self, entry: HostEntry) {
+    /// Firmware would not start the CPU that was claimed: it is off again, unless it has come after all.
+    pub fn give_up_claim(&self) {
+        // If it is not pending any more, the CPU itself has said what it is.
+        let _ = self.state.compare_exchange(
+            Power::Pending as u8,
+            Power::Off as u8,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+    }
+
+    /// A CPU about to suspend resumes at `entry` if it loses its state. Only for the CPU itself, which is
+    /// on.
+    pub fn suspend(&self, entry: HostEntry) {
         self.entry.store(entry.pc, Ordering::Relaxed);
         self.context.store(entry.context, Ordering::Relaxed);
-        self.set(Power::Pending);
+        self.set(Power::Suspended);
     }
 
     /// The claimed CPU is here: where it goes. `None` if nobody claimed it.
     pub fn take_entry(&self) -> Option<HostEntry> {
-        (self.state() == Power::Pending).then(|| HostEntry {
+        matches!(self.state(), Power::Pending | Power::Suspended).then(|| HostEntry {
             pc: self.entry.load(Ordering::Relaxed),
             context: self.context.load(Ordering::Relaxed),
         })
@@ -150,12 +163,12 @@ pub enum Action {
     },
     /// CPU_OFF of the calling CPU.
     CpuOff,
-    /// CPU_SUSPEND; `entry` only for a power-down state.
+    /// CPU_SUSPEND.
     CpuSuspend {
-        /// the power state as passed
+        /// the power state as passed: its format is firmware's choice
         state: u32,
-        /// where it resumes after a power-down
-        entry: Option<HostEntry>,
+        /// where the host wants to resume after a power-down
+        entry: HostEntry,
     },
     /// AFFINITY_INFO at level 0 of the CPU with this affinity.
     AffinityInfo {
@@ -213,19 +226,25 @@ pub fn decide(regs: [u64; 4]) -> Action {
     if id == FunctionId::PsciFeatures {
         return Action::Features { function: regs[1] as u32 };
     }
+    // Not through arm-psci, which knows one of the two formats of a power state.
+    match id {
+        FunctionId::CpuSuspend32 => {
+            let entry =
+                HostEntry { pc: u64::from(regs[2] as u32), context: u64::from(regs[3] as u32) };
+            return Action::CpuSuspend { state: regs[1] as u32, entry };
+        }
+        FunctionId::CpuSuspend64 => {
+            let entry = HostEntry { pc: regs[2], context: regs[3] };
+            return Action::CpuSuspend { state: regs[1] as u32, entry };
+        }
+        _ => {}
+    }
     match Function::try_from(&regs) {
         Ok(Function::CpuOn { target_cpu, entry }) => Action::CpuOn {
             target: u64::from(target_cpu),
             entry: HostEntry { pc: entry.entry_point_address(), context: entry.context_id() },
         },
         Ok(Function::CpuOff) => Action::CpuOff,
-        Ok(Function::CpuSuspend { state, entry }) => Action::CpuSuspend {
-            state: u32::from(state),
-            entry: matches!(state, arm_psci::PowerState::PowerDown(_)).then(|| HostEntry {
-                pc: entry.entry_point_address(),
-                context: entry.context_id(),
-            }),
-        },
         Ok(Function::AffinityInfo { mpidr, lowest_affinity_level: 0 }) => {
             Action::AffinityInfo { target: u64::from(mpidr) }
         }
@@ -233,6 +252,14 @@ pub fn decide(regs: [u64; 4]) -> Action {
         Ok(Function::AffinityInfo { .. }) | Err(_) => answer(ErrorCode::InvalidParameters),
         Ok(_) => Action::Forward,
     }
+}
+
+/// Whether a CPU_SUSPEND to `state` loses the CPU's context. Which bit says so depends on the format
+/// that firmware reports in PSCI_FEATURES(CPU_SUSPEND), bit 1 (PSCI 1.1 §5.4.2, Linux
+/// `psci_power_state_loses_context`).
+pub const fn loses_context(state: u32, features: i64) -> bool {
+    let extended = features > 0 && features & 1 << 1 != 0;
+    state & if extended { 1 << 30 } else { 1 << 16 } != 0
 }
 
 /// Whether the host is told that a function exists; then firmware's own answer counts.
@@ -249,7 +276,7 @@ pub const SMCCC_ARCH_FEATURES: u32 = 0x8000_0001;
 /// AFFINITY_INFO's answer for a CPU in this state.
 pub const fn affinity_info(power: Power) -> i64 {
     match power {
-        Power::On => 0,
+        Power::On | Power::Suspended => 0,
         Power::Off | Power::Held => 1,
         Power::Pending => 2,
     }
@@ -273,6 +300,27 @@ mod tests {
         assert_eq!(cell.claim(ENTRY), Err(ErrorCode::AlreadyOn));
         cell.set(Power::Off);
         assert_eq!(cell.claim(ENTRY), Ok(Start::Firmware));
+    }
+
+    #[test]
+    fn a_suspended_cpu_is_on() {
+        let cell = PowerCell::new(Power::On);
+        cell.suspend(ENTRY);
+        assert_eq!(affinity_info(cell.state()), 0);
+        assert_eq!(cell.claim(ENTRY), Err(ErrorCode::AlreadyOn));
+        assert_eq!(cell.take_entry(), Some(ENTRY));
+    }
+
+    #[test]
+    fn a_claim_is_given_up_only_if_nobody_came() {
+        let cell = PowerCell::new(Power::Off);
+        cell.claim(ENTRY).unwrap();
+        cell.give_up_claim();
+        assert_eq!(cell.state(), Power::Off);
+        cell.claim(ENTRY).unwrap();
+        cell.set(Power::On);
+        cell.give_up_claim();
+        assert_eq!(cell.state(), Power::On);
     }
 
     #[test]
@@ -317,12 +365,16 @@ mod tests {
         assert_eq!(decide([0xc400_0004, 2, 1, 0]), Action::Answer(-2));
         assert_eq!(
             decide([0xc400_0001, 1 << 30, 0x4020_0000, 7]),
-            Action::CpuSuspend { state: 1 << 30, entry: Some(ENTRY) }
+            Action::CpuSuspend { state: 1 << 30, entry: ENTRY }
         );
         assert_eq!(
-            decide([0xc400_0001, 1, 0x4020_0000, 7]),
-            Action::CpuSuspend { state: 1, entry: None }
+            decide([0x8400_0001, 1 << 16, 0xdead_0000_4020_0000, 7]),
+            Action::CpuSuspend { state: 1 << 16, entry: ENTRY }
         );
+        // Firmware's answer -1 (no features) and 0 mean the original format.
+        assert!(loses_context(1 << 16, 0) && loses_context(1 << 16, -1));
+        assert!(!loses_context(1 << 30, 0) && !loses_context(1 << 16, 2));
+        assert!(loses_context(1 << 30, 2) && loses_context(1 << 30, 3));
         assert!(!may_exist(0x8400_000e) && may_exist(0xc400_0003));
     }
 

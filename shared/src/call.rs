@@ -158,8 +158,8 @@ functions! {
     VlInfo = 0x01;
     /// x1 CPU index, x2 first counter → x1-x8 eight counters from there ([`Counter`]).
     Stats = 0x02;
-    /// x1 address → x1 the first host page at or above it that hyp has mapped, or
-    /// [`NO_PAGE`].
+    /// x1 address → x1 the first host page at or above it that hyp has mapped, or [`NO_PAGE`] if there
+    /// is none below x2; x2 where to go on, [`NO_PAGE`] at the end of memory.
     NextSharedPage = 0x03;
     /// x1 page: share it with hyp as a flag-shadow page.
     ShareFlagPage = 0x10;

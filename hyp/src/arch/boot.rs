@@ -16,12 +16,11 @@ use super::layout::{DTB_WINDOW_L2, IMAGE_BASE, LINEAR_BASE, STACK_BYTES, stack_t
 use super::mem::{self, Memory, clean_invalidate_range};
 use super::sysreg::{isb, read_cntpct_el0};
 use super::tables::{HypTables, Stage2, Stage2Shape, Use, vttbr};
-use super::world::{El1Context, World};
+use super::world::virtual_interface_fits;
 use super::{Lock, layout};
 use crate::arch::sysreg::sys;
 use crate::cpufeatures::CpuFeatures;
-use crate::fp::CpuFp;
-use crate::fp::hw::{Cpu as FpCpu, Image};
+use crate::fp::hw::Image;
 use crate::memory::pages::{Pages, State, count};
 use crate::options::Options;
 use crate::platform::{
@@ -94,6 +93,8 @@ struct BootParams {
     index: AtomicU64,
     /// Where its `Cpu` is; read with the MMU on.
     cpu: AtomicU64,
+    /// Where its host image is; set before the host runs.
+    image: AtomicU64,
 }
 
 static BOOT_PARAMS: [BootParams; MAX_CPUS] = [const {
@@ -103,6 +104,7 @@ static BOOT_PARAMS: [BootParams; MAX_CPUS] = [const {
         stack_top: AtomicU64::new(0),
         index: AtomicU64::new(0),
         cpu: AtomicU64::new(0),
+        image: AtomicU64::new(0),
     }
 }; MAX_CPUS];
 
@@ -345,6 +347,9 @@ fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
             refuse(format_args!("the image is not in the memory that the device tree lists"));
         }
     }
+    for &(start, end) in &platform.reserved {
+        owners.reserve(start, end);
+    }
     let host_vttbr = vttbr(0, stage2.root());
     mem::init(Memory { pages: owners, hyp: tables, host: stage2 });
     FINISH.lock().replace(Finish {
@@ -442,20 +447,7 @@ fn make_cpu(tables: &mut HypTables, pool: &mut Pool, index: usize) {
     }
     let cpu = linear(pool.take(size_of::<Cpu>())) as *mut Cpu;
     // SAFETY: fresh from the pool, mapped by the boot tables and the final ones, aligned to a page.
-    unsafe {
-        cpu.write(Cpu {
-            emergency_stack: emergency as u64,
-            index,
-            stack_top: stack as u64,
-            world: World::default(),
-            hw: FpCpu::new(false, false),
-            fp: CpuFp::new(Image::empty()),
-            host: El1Context::default(),
-            host_vttbr: 0,
-            loaded: None,
-            shared: &SHARED[index],
-        });
-    }
+    unsafe { cpu.write(Cpu::new(index, stack as u64, emergency as u64)) };
     let params = &BOOT_PARAMS[index];
     let pa_size = (read_id_registers().mmfr0 & 0xf).min(5);
     params.ttbr.store(tables.root(), Ordering::Relaxed);
@@ -535,6 +527,9 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
     }
     loop {
         if let Some(entry) = cpu.shared.power.take_entry() {
+            if !cpu.has_image {
+                cpu.set_image(host_image(index as usize));
+            }
             cpu.start_host(entry);
         }
         wait_for_event();
@@ -543,24 +538,28 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
 
 /// On the final tables, on the boot CPU.
 fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
+    if !virtual_interface_fits() {
+        refuse(format_args!("the GIC has more active priority registers than hyp switches"));
+    }
     start_others(cpu.index, finish.cpus);
     let sets = || SHARED[..finish.cpus].iter().filter(|s| s.online()).map(|s| s.vqs());
     let largest = sets().filter_map(VqSet::max).max();
     let common = VqSet::common(sets());
     let image_bytes = host_image_bytes(largest);
-    for (n, params) in BOOT_PARAMS[..finish.cpus].iter().enumerate() {
+    for n in 0..finish.cpus {
         let pa = finish.images.take(image_bytes);
-        let base = NonNull::new(linear(pa) as *mut u8).expect("the linear map is not at 0");
-        let other = params.cpu.load(Ordering::Relaxed) as *mut Cpu;
-        // SAFETY: fresh from the pool, mapped, used by this CPU's engine alone.
-        let image = unsafe { Image::new(base, image_bytes) };
-        // SAFETY: other CPUs are held before they touch these two fields, which they do only after
-        // they have seen their power state change; this CPU's own reference is not used meanwhile.
-        unsafe {
-            (&raw mut (*other).fp).write(CpuFp::new(image));
-            (&raw mut (*other).host_vttbr).write(finish.host_vttbr);
-        }
+        BOOT_PARAMS[n].image.store(linear(pa) as u64, Ordering::Relaxed);
         SHARED[n].image_bytes.store(image_bytes as u64, Ordering::Relaxed);
+    }
+    for (n, shared) in SHARED[..finish.cpus].iter().enumerate().filter(|(_, s)| s.online()) {
+        let limit = if finish.options.host_vl_common { common.max() } else { largest };
+        let (max, held) = (shared.vqs().max(), limit.and_then(|vq| shared.vqs().effective(vq)));
+        if let (Some(max), Some(held)) = (max, held)
+            && held < max
+        {
+            let (max, held) = (max.vl_bytes(), held.vl_bytes());
+            log::info!("CPU {n}: VL {max} bytes, the host is held to {held}");
+        }
     }
     let describe = |set: VqSet| set.max().map_or(0, |vq| vq.vl_bytes());
     log::info!(
@@ -579,7 +578,17 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         stage2: finish.shape,
         host_vttbr: finish.host_vttbr,
     });
+    cpu.set_image(host_image(cpu.index));
     cpu.start_host(finish.host)
+}
+
+/// A CPU's host image, for the CPU itself, once.
+fn host_image(index: usize) -> Image {
+    let bytes = SHARED[index].image_bytes.load(Ordering::Relaxed) as usize;
+    let base = BOOT_PARAMS[index].image.load(Ordering::Relaxed) as usize;
+    let base = NonNull::new(base as *mut u8).expect("images are placed before the host runs");
+    // SAFETY: taken from the pool for this CPU in `finish_boot`, mapped, used by its engine alone.
+    unsafe { Image::new(base, bytes) }
 }
 
 /// Starts the other CPUs one after the other and waits for each to be held.

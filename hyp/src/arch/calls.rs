@@ -69,7 +69,10 @@ fn perform(cpu: &mut Cpu, call: Call) -> Result<Results, Error> {
         }
         Call::NextSharedPage { from } => {
             let memory = memory().lock();
-            Ok(one(memory.next_host_page_mapped(from.0).unwrap_or(NO_PAGE)))
+            let (found, rest) = memory.next_host_page_mapped(from.0);
+            let mut results = one(found.unwrap_or(NO_PAGE));
+            results[1] = rest.unwrap_or(NO_PAGE);
+            Ok(results)
         }
         Call::ShareFlagPage { page } => share(page).map(|()| NOTHING),
         Call::UnshareFlagPage { page } => unshare(page).map(|()| NOTHING),

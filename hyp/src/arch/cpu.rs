@@ -41,8 +41,10 @@ pub struct Cpu {
     pub fp: CpuFp<Image>,
     /// The host's EL1 while a guest runs.
     pub host: El1Context,
-    /// VTTBR_EL2 of the host.
+    /// VTTBR_EL2 of the host, beside what a run needs.
     pub host_vttbr: u64,
+    /// Whether `fp` has memory for the host's registers.
+    pub has_image: bool,
     /// The vCPU loaded here.
     pub loaded: Option<Loaded>,
     /// What others may look at.
@@ -137,6 +139,23 @@ unsafe impl Cores for CoreIndex {
 }
 
 impl Cpu {
+    /// CPU number `index`, with its stacks' tops.
+    pub fn new(index: usize, stack_top: u64, emergency_stack: u64) -> Self {
+        Self {
+            emergency_stack,
+            index,
+            stack_top,
+            world: World::default(),
+            hw: FpCpu::new(false, false),
+            fp: CpuFp::new(Image::empty()),
+            host: El1Context::default(),
+            host_vttbr: 0,
+            has_image: false,
+            loaded: None,
+            shared: &SHARED[index],
+        }
+    }
+
     /// This CPU's data.
     ///
     /// # Safety
@@ -195,6 +214,12 @@ impl Cpu {
         self.hw.set_access(Access::Closed);
     }
 
+    /// Gives the engine memory for the host's registers; once.
+    pub fn set_image(&mut self, image: Image) {
+        self.fp = CpuFp::new(image);
+        self.has_image = true;
+    }
+
     /// What the host may use on this CPU: all it has, or the common lengths; never more than its image
     /// can hold.
     pub fn host_vq(&self) -> Option<Vq> {
@@ -217,6 +242,7 @@ impl Cpu {
         super::world::switch_el1(&self.world, &mut self.host, &El1Context::reset());
         write_cntv_ctl_el0(0);
         write_cntv_cval_el0(0);
+        self.host_vttbr = machine().host_vttbr;
         write_vttbr_el2(self.host_vttbr);
         // SAFETY: stage 2 of the host is complete; VTCR_EL2 matches its root level.
         unsafe { sys::write_vtcr_el2(sys::VtcrEl2::from_bits_retain(machine().stage2.vtcr)) };

@@ -17,6 +17,9 @@ use umbra_shared::PAGE_SIZE;
 use umbra_shared::error::Error;
 use umbra_shared::flags::FlagShadowPage;
 
+/// Pages that one NEXT_SHARED_PAGE looks at: what bounds its time.
+const PAGES_LOOKED_AT: usize = 512;
+
 /// All that [`MEMORY`]'s lock guards.
 #[derive(Debug)]
 pub struct Memory {
@@ -160,14 +163,18 @@ impl Memory {
         Ok(unsafe { &*(linear(page.pa()) as *const FlagShadowPage) })
     }
 
-    /// The first host page at or above `from` that hyp has mapped, read from hyp's own tables.
-    pub fn next_host_page_mapped(&self, from: u64) -> Option<u64> {
-        self.pages
-            .all_from(from)
+    /// The first host page at or above `from` that hyp has mapped, read from hyp's own tables, among a
+    /// bounded number of pages; and where to go on looking, if there is more memory.
+    pub fn next_host_page_mapped(&self, from: u64) -> (Option<u64>, Option<u64>) {
+        let mut pages = self.pages.all_from(from);
+        let found = pages
+            .by_ref()
+            .take(PAGES_LOOKED_AT)
             .find(|&page| {
                 self.pages.state(page).host_has_access() && self.hyp.is_mapped(linear(page.pa()))
             })
-            .map(Page::pa)
+            .map(Page::pa);
+        (found, pages.next().map(Page::pa))
     }
 
     /// The host took a stage-2 fault at `pa`. With the lock held nobody is half-way through a change,

@@ -7,7 +7,7 @@ use super::vm;
 use crate::psci::{
     self, Action, HostEntry, Power, SMCCC_ARCH_FEATURES, SMCCC_VERSION, Start, affinity_info,
 };
-use arm_psci::ErrorCode;
+use arm_psci::{ErrorCode, FunctionId};
 use core::sync::atomic::Ordering;
 use smccc::smc64;
 
@@ -63,7 +63,7 @@ fn psci_call(cpu: &mut Cpu, regs: [u64; 4]) -> i64 {
         },
         Action::CpuOn { target, entry } => cpu_on(target, entry),
         Action::CpuOff => cpu_off(cpu),
-        Action::CpuSuspend { state, entry } => cpu_suspend(cpu, regs, state, entry),
+        Action::CpuSuspend { state, entry } => cpu_suspend(cpu, state, entry),
         Action::AffinityInfo { target } => match find(target) {
             Some(number) => match SHARED[number].power.state() {
                 // Really off, or on its way there: firmware knows.
@@ -91,7 +91,7 @@ fn cpu_on(target: u64, entry: HostEntry) -> i64 {
             0
         }
         Ok(Start::Firmware) => {
-            let id = arm_psci::FunctionId::CpuOn64 as u32;
+            let id = FunctionId::CpuOn64 as u32;
             let answer = firmware([
                 u64::from(id),
                 target,
@@ -99,7 +99,7 @@ fn cpu_on(target: u64, entry: HostEntry) -> i64 {
                 boot_params_address(number),
             ]);
             if answer != 0 {
-                power.set(Power::Off);
+                power.give_up_claim();
             }
             answer
         }
@@ -111,22 +111,27 @@ fn cpu_off(cpu: &mut Cpu) -> i64 {
     // There is nothing to put if no vCPU is loaded.
     let _ = vm::put(cpu);
     cpu.shared.power.set(Power::Off);
-    let answer = firmware([u64::from(arm_psci::FunctionId::CpuOff as u32), 0, 0, 0]);
+    let answer = firmware([u64::from(FunctionId::CpuOff as u32), 0, 0, 0]);
     cpu.shared.power.set(Power::On);
     answer
 }
 
-fn cpu_suspend(cpu: &mut Cpu, regs: [u64; 4], state: u32, entry: Option<HostEntry>) -> i64 {
-    let Some(entry) = entry else {
-        // Standby keeps everything.
-        return firmware(regs);
-    };
-    // There is nothing to put if no vCPU is loaded.
-    let _ = vm::put(cpu);
-    // Resuming is like being turned on: through hyp's entry to the host's.
-    cpu.shared.power.resume_at(entry);
+fn cpu_suspend(cpu: &mut Cpu, state: u32, entry: HostEntry) -> i64 {
+    let features = firmware([
+        u64::from(FunctionId::PsciFeatures as u32),
+        u64::from(FunctionId::CpuSuspend64 as u32),
+        0,
+        0,
+    ]);
+    if psci::loses_context(state, features) {
+        // There is nothing to put if no vCPU is loaded.
+        let _ = vm::put(cpu);
+    }
+    // Whatever firmware makes of the state: if it comes back through an entry, that is hyp's, never the
+    // host's, and 64 bits wide even if the host called with 32.
+    cpu.shared.power.suspend(entry);
     let answer = firmware([
-        regs[0],
+        u64::from(FunctionId::CpuSuspend64 as u32),
         u64::from(state),
         secondary_entry_address(),
         boot_params_address(cpu.index),

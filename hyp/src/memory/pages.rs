@@ -30,6 +30,9 @@ pub enum State {
         /// whether a vCPU uses it
         used: bool,
     },
+    /// The host's to use as far as the device tree allows, but nobody's to give away: firmware or a
+    /// device may have it.
+    Reserved,
     /// Hyp's own: its image and its pool.
     Hyp,
     /// Donated to hyp for a VM: stage-2 tables, vCPU registers and FP images.
@@ -43,7 +46,10 @@ pub enum State {
 impl State {
     /// Whether the host may have it mapped.
     pub const fn host_has_access(self) -> bool {
-        matches!(self, Self::Host | Self::FlagPage { .. } | Self::SharedWithGuest(_))
+        matches!(
+            self,
+            Self::Host | Self::Reserved | Self::FlagPage { .. } | Self::SharedWithGuest(_)
+        )
     }
 }
 
@@ -173,6 +179,18 @@ impl<'a> Pages<'a> {
         Ok(())
     }
 
+    /// Boot only: what a device tree reserves is nobody's to give away.
+    pub fn reserve(&mut self, start: u64, end: u64) {
+        let first = start / PAGE_SIZE as u64 * PAGE_SIZE as u64;
+        for pa in (first..end).step_by(PAGE_SIZE) {
+            if let Ok(page) = self.lookup(pa)
+                && self.state(page) == State::Host
+            {
+                self.entries[page.index] = State::Reserved;
+            }
+        }
+    }
+
     /// Shares a page as a flag-shadow page.
     ///
     /// # Errors
@@ -274,6 +292,7 @@ impl<'a> Pages<'a> {
     fn require_host(&self, page: Page) -> Result<(), Error> {
         match self.state(page) {
             State::Host => Ok(()),
+            State::Reserved => Err(Error::NotMemory),
             State::FlagPage { .. } | State::SharedWithGuest(_) => Err(Error::Shared),
             State::Hyp | State::Vm(_) | State::Guest(_) => Err(Error::NotOwned),
         }
@@ -372,6 +391,23 @@ mod tests {
         assert_eq!(pages.reclaim(flag, 2), Err(Error::NotOwned));
         assert_eq!(pages.reclaim(flag, 3), Ok(State::Vm(3)));
         assert_eq!(pages.reclaim(flag, 3), Err(Error::NotOwned));
+    }
+
+    #[test]
+    fn reserved_memory_is_nobodys_to_give() {
+        let mut entries = vec![State::Host; count(BANKS)];
+        let mut pages = table(&mut entries);
+        // Half pages count as whole ones; what lies outside RAM is passed over.
+        pages.reserve(0x4000_1800, 0x4000_2001);
+        pages.reserve(0x1000, 0x3000);
+        for (pa, free) in
+            [(0x4000_0000, true), (0x4000_1000, false), (0x4000_2000, false), (0x4000_3000, true)]
+        {
+            let range = pages.lookup_range(pa, 1).unwrap();
+            let refused = if free { Ok(()) } else { Err(Error::NotMemory) };
+            assert_eq!(pages.check_donation(range), refused);
+            assert!(pages.state(range.first()).host_has_access());
+        }
     }
 
     #[test]
