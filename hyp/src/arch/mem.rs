@@ -8,6 +8,7 @@
 
 use super::Lock;
 use super::frames::linear;
+use super::layout::LINEAR_BASE;
 use super::tables::{HypTables, Stage2, Use};
 use crate::arch::sysreg::sys;
 use crate::memory::pages::{Page, PageRange, Pages, State, VmId};
@@ -17,8 +18,10 @@ use umbra_shared::PAGE_SIZE;
 use umbra_shared::error::Error;
 use umbra_shared::flags::FlagShadowPage;
 
-/// Pages that one NEXT_SHARED_PAGE looks at: what bounds its time.
-const PAGES_LOOKED_AT: usize = 512;
+/// Last-level tables that one NEXT_SHARED_PAGE looks at: what bounds its time.
+const TABLES_LOOKED_AT: usize = 64;
+/// Bytes that a last-level table maps.
+const TABLE_SPAN: u64 = 2 << 20;
 
 /// All that [`MEMORY`]'s lock guards.
 #[derive(Debug)]
@@ -163,18 +166,23 @@ impl Memory {
         Ok(unsafe { &*(linear(page.pa()) as *const FlagShadowPage) })
     }
 
-    /// The first host page at or above `from` that hyp has mapped, read from hyp's own tables, among a
-    /// bounded number of pages; and where to go on looking, if there is more memory.
+    /// The first host page at or above `from` that hyp has mapped, read from hyp's own tables, in a
+    /// bounded stretch of memory; and where to go on looking, if there is more.
     pub fn next_host_page_mapped(&self, from: u64) -> (Option<u64>, Option<u64>) {
-        let mut pages = self.pages.all_from(from);
-        let found = pages
-            .by_ref()
-            .take(PAGES_LOOKED_AT)
-            .find(|&page| {
-                self.pages.state(page).host_has_access() && self.hyp.is_mapped(linear(page.pa()))
-            })
-            .map(Page::pa);
-        (found, pages.next().map(Page::pa))
+        let mut from = from;
+        for _ in 0..TABLES_LOOKED_AT {
+            let Some(page) = self.pages.next_from(from) else { return (None, None) };
+            let end = (page.pa() & !(TABLE_SPAN - 1)) + TABLE_SPAN;
+            let found = self.hyp.find_page(linear(page.pa()), linear(end), |va| {
+                let page = self.pages.lookup((va - LINEAR_BASE) as u64);
+                page.is_ok_and(|page| self.pages.state(page).host_has_access())
+            });
+            if let Some(va) = found {
+                return (Some((va - LINEAR_BASE) as u64), Some(end));
+            }
+            from = end;
+        }
+        (None, self.pages.next_from(from).map(Page::pa))
     }
 
     /// The host took a stage-2 fault at `pa`. With the lock held nobody is half-way through a change,

@@ -182,15 +182,25 @@ impl HypTables {
             .expect("a hyp mapping in its own place");
     }
 
-    /// Whether a page is mapped at `va`.
-    pub fn is_mapped(&self, va: usize) -> bool {
-        let mut mapped = false;
-        let range = MemoryRegion::new(va, va + PAGE_SIZE);
-        let _ = self.0.walk_range(&range, &mut |_, descriptor, _| {
-            mapped = descriptor.is_valid();
-            Ok(())
-        });
-        mapped
+    /// The first mapped page of a range that `accept` wants.
+    pub fn find_page(
+        &self,
+        start: usize,
+        end: usize,
+        mut accept: impl FnMut(usize) -> bool,
+    ) -> Option<usize> {
+        let mut found = None;
+        // An error ends the walk.
+        let _ =
+            self.0.walk_range(&MemoryRegion::new(start, end), &mut |range, descriptor, level| {
+                let va = range.start().0;
+                if level == 3 && descriptor.is_valid() && accept(va) {
+                    found = Some(va);
+                    return Err(());
+                }
+                Ok(())
+            });
+        found
     }
 }
 

@@ -573,7 +573,9 @@ impl Model for Machine {
                 continue;
             }
             add(Event::HostUses, host_open);
-            add(Event::HostChangesZcr, &open);
+            if cpu.hw.max > 1 {
+                add(Event::HostChangesZcr, &open);
+            }
             add(Event::PowerCycle, &open);
             if cpu.loaded.is_some() {
                 add(Event::Put, &closed);
