@@ -129,7 +129,10 @@ impl PowerCell {
 
     /// The claimed CPU is here: where it goes. `None` if nobody claimed it.
     pub fn take_entry(&self) -> Option<HostEntry> {
-        matches!(self.state(), Power::Pending | Power::Suspended).then(|| HostEntry {
+        // Not through `state`, to which a claim whose entry is being written is pending as well.
+        let raw = self.state.load(Ordering::Acquire);
+        let here = raw == Power::Pending as u8 || raw == Power::Suspended as u8;
+        here.then(|| HostEntry {
             pc: self.entry.load(Ordering::Relaxed),
             context: self.context.load(Ordering::Relaxed),
         })
@@ -321,6 +324,15 @@ mod tests {
         cell.set(Power::On);
         cell.give_up_claim();
         assert_eq!(cell.state(), Power::On);
+    }
+
+    #[test]
+    fn a_claim_half_made_is_no_entry() {
+        let cell = PowerCell::new(Power::Held);
+        cell.state.store(CLAIMED, Ordering::Relaxed);
+        assert_eq!(cell.take_entry(), None);
+        assert_eq!(affinity_info(cell.state()), 2);
+        assert_eq!(cell.claim(ENTRY), Err(ErrorCode::OnPending));
     }
 
     #[test]
