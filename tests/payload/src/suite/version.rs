@@ -63,7 +63,9 @@ fn unknown_functions_are_not_supported() -> Result<(), Skip> {
     let numbers = (0..0x400).chain([0x8000, 0xfeff, 0xff03, 0xffff]).filter(|&n| !known(n));
     for id in numbers.map(|n| 0xc600_0000 | n) {
         let (x0, results) = Hvc::raw(id, [u64::MAX; 7]);
-        assert_eq!((x0, results), (NOT_SUPPORTED, [0; 8]), "{id:#x}");
+        assert_eq!(x0, NOT_SUPPORTED, "{id:#x}");
+        // Whoever meant something else by the number finds the registers it counts on.
+        assert_eq!(results[..7], [u64::MAX; 7], "{id:#x}");
     }
     // Yielding calls, 32-bit calls, other owners.
     for id in [0, 1, 0x4600_0000, 0x8600_0000, 0xc400_0000, 0x8400_0000, 0xc500_0001, 0xffff_ffff] {
