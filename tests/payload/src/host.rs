@@ -113,11 +113,6 @@ pub fn set_timer(deadline: u64, control: u64) {
     }
 }
 
-/// Interrupts that this CPU has taken.
-pub fn interrupts() -> u64 {
-    gic::taken(smp::cpu())
-}
-
 /// After a test: nobody holds a bench, the registers hold nothing, the VL is the largest, no timer runs.
 pub fn settle() {
     timer::set_tick(0);

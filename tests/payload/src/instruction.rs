@@ -44,12 +44,8 @@ pub const WFI: u32 = 0xd503_207f;
 pub const HVC: u32 = 0xd400_0002;
 /// SMC #0
 pub const SMC: u32 = 0xd400_0003;
-/// ISB
-pub const ISB: u32 = 0xd503_3fdf;
 /// MSR DAIFClr, #2
 pub const UNMASK_IRQ: u32 = 0xd503_42ff;
-/// MSR DAIFSet, #2
-pub const MASK_IRQ: u32 = 0xd503_42df;
 /// FMOV D0, XZR: an Advanced SIMD and floating-point instruction.
 pub const FP: u32 = 0x9e67_03e0;
 /// RDVL X0, #1
@@ -115,8 +111,6 @@ pub mod sysreg {
     pub const ICC_EOIR1: SysReg = reg(3, 0, 12, 12, 1);
     /// ICC_SGI1R_EL1
     pub const ICC_SGI1R: SysReg = reg(3, 0, 12, 11, 5);
-    /// VBAR_EL1
-    pub const VBAR: SysReg = reg(3, 0, 12, 0, 0);
     /// MPIDR_EL1
     pub const MPIDR: SysReg = reg(3, 0, 0, 0, 5);
     /// ZCR_EL1

@@ -99,7 +99,6 @@ routines! {
 unsafe extern "C" {
     static umbra_puppet_start: u8;
     static umbra_puppet_end: u8;
-    static umbra_puppet_vectors: u8;
 }
 
 /// Where the guest's memory begins.
@@ -437,12 +436,6 @@ impl Puppet {
     #[track_caller]
     pub fn write(&self, register: SysReg, value: u64) {
         self.exec(register.msr(), value);
-    }
-
-    /// Where its exceptions go.
-    pub fn vectors() -> u64 {
-        let start = &raw const umbra_puppet_start as u64;
-        &raw const umbra_puppet_vectors as u64 - start + BASE
     }
 
     /// ZCR_EL1.LEN; returns the VL that it gave.

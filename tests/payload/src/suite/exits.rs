@@ -87,7 +87,7 @@ fn guest_registers_survive_exits() -> Result<(), Skip> {
 }
 
 fn host_registers_survive_runs() -> Result<(), Skip> {
-    let guest = guest();
+    let _loaded = guest();
     let daif = umbra_host::kernel::sysreg::mask_interrupts();
     for _ in 0..16 {
         let mut x = [0; 31];

@@ -42,8 +42,7 @@ fn guest() -> Puppet {
 /// Enters with an interrupt; the guest has it masked, so its routine ends first.
 #[track_caller]
 fn inject(guest: &Puppet, intid: u16) -> Exit {
-    let mut exit = guest.attempt(insn::WFI, 0).exit(Reason::Wfi);
-    exit.data = [0; 6];
+    guest.attempt(insn::WFI, 0).exit(Reason::Wfi);
     let exit = guest.try_enter(RunFlags::inject(intid), [0; 4]).expect("VCPU_RUN");
     assert!(exit.info.virq_in_flight(), "in flight");
     exit
