@@ -33,7 +33,7 @@
 //! | LORegions | HCR_EL2.TLOR |
 //! | ICC_SRE_EL1, ICC_SGIxR_EL1 | ICC_SRE_EL2.Enable = 0; HCR_EL2.IMO, FMO |
 //! | TCR2_EL1, SCTLR2_EL1, GCS*, ACCDATA_EL1, FPMR | HCRX_EL2 enables = 0, which also makes the host's values ineffective |
-//! | PIR*_EL1, POR_ELx, MAIR2, AMAIR2, S2POR, BRB* | HFGxTR_EL2 n-bits = 0 (every CPU that has them has FEAT_FGT) |
+//! | PIR*_EL1, POR_ELx, MAIR2, AMAIR2, S2POR, BRB* | HFGxTR_EL2 n-bits = 0, but for nTPIDR2_EL0 (every CPU that has them has FEAT_FGT) |
 //! | MPAM0_EL1, MPAM1_EL1 | MPAM2_EL2.TRAPMPAMxEL1 |
 //!
 //! **Constant** (the same for everybody, read-only to EL1): MIDR_EL1, CTR_EL0, CLIDR_EL1, CCSIDR_EL1,
@@ -247,6 +247,8 @@ const CNTHCTL_GUEST: u64 = 1;
 const SRE_HOST: u64 = 0xf;
 const SRE_GUEST: u64 = 0x7;
 
+/// nTPIDR2_EL0: the register is switched, so a guest may have it, as on CPUs that can't trap it.
+const HFG_GUEST: u64 = 1 << 55;
 /// HFGITR2_EL2: nDCCIVAPS; the other bit traps if set.
 const HFGI2_HOST: u64 = 1 << 1;
 
@@ -397,8 +399,8 @@ impl World {
     #[cold]
     fn fine_grained(&self, host: bool) {
         let if_host = |bits| if host { bits } else { 0 };
-        write_hfgrtr_el2(if_host(HFG_HOST));
-        write_hfgwtr_el2(if_host(HFG_HOST));
+        write_hfgrtr_el2(if host { HFG_HOST } else { HFG_GUEST });
+        write_hfgwtr_el2(if host { HFG_HOST } else { HFG_GUEST });
         write_hfgitr_el2(if_host(HFGI_HOST));
         write_hdfgrtr_el2(if_host(HDFG_HOST));
         write_hdfgwtr_el2(if_host(HDFG_HOST));

@@ -1,7 +1,7 @@
 //! The host's own side in tests: its FP registers and its timer.
 
 use crate::context::{Counters, context};
-use umbra_host::kernel::{MAX_CPUS, gic, smp, sync::Lock, sysreg, timer};
+use umbra_host::kernel::{MAX_CPUS, smp, sync::Lock, sysreg, timer};
 use umbra_patterns::{
     pattern::{Kept, Mismatch},
     regs::{self, Bench, Width},
