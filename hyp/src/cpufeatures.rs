@@ -24,6 +24,32 @@ pub struct IdRegisters {
     pub pmcr_n: u64,
 }
 
+#[cfg(any(test, target_os = "none"))]
+impl IdRegisters {
+    /// Those of the CPU that executes this; `zfr0` is what ID_AA64ZFR0_EL1 holds, which the sysreg crate
+    /// lacks. In tests the registers are the crate's fakes.
+    pub fn read(zfr0: u64) -> Self {
+        use arm_sysregs::{el0::accessors as el0, el1::accessors as el1};
+        let dfr0 = el1::read_id_aa64dfr0_el1().bits();
+        // PMCR_EL0 exists only with an architected PMU.
+        let pmu = !matches!(field(dfr0, 8), 0 | 0xf);
+        Self {
+            pfr0: el1::read_id_aa64pfr0_el1().bits(),
+            pfr1: el1::read_id_aa64pfr1_el1().bits(),
+            pfr2: el1::read_id_aa64pfr2_el1().bits(),
+            zfr0,
+            dfr0,
+            isar0: el1::read_id_aa64isar0_el1().bits(),
+            isar1: el1::read_id_aa64isar1_el1().bits(),
+            isar2: el1::read_id_aa64isar2_el1().bits(),
+            mmfr0: el1::read_id_aa64mmfr0_el1().bits(),
+            mmfr1: el1::read_id_aa64mmfr1_el1().bits(),
+            mmfr2: el1::read_id_aa64mmfr2_el1().bits(),
+            pmcr_n: if pmu { el0::read_pmcr_el0().bits() >> 11 & 0x1f } else { 0 },
+        }
+    }
+}
+
 /// A four-bit ID field.
 pub const fn field(register: u64, low_bit: u32) -> u64 {
     register >> low_bit & 0xf
@@ -113,6 +139,36 @@ impl CpuFeatures {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_register_is_read_into_its_own_field() {
+        use arm_sysregs::{el0, el1};
+        {
+            let mut fakes = el1::fake::SYSREGS.lock().unwrap();
+            fakes.id_aa64pfr0_el1 = el1::registers::IdAa64pfr0El1::from_bits_retain(1);
+            fakes.id_aa64pfr1_el1 = el1::registers::IdAa64pfr1El1::from_bits_retain(2);
+            fakes.id_aa64isar1_el1 = el1::registers::IdAa64isar1El1::from_bits_retain(3);
+            fakes.id_aa64isar2_el1 = el1::registers::IdAa64isar2El1::from_bits_retain(4);
+            fakes.id_aa64mmfr0_el1 = el1::registers::IdAa64mmfr0El1::from_bits_retain(5);
+            fakes.id_aa64mmfr1_el1 = el1::registers::IdAa64mmfr1El1::from_bits_retain(6);
+            fakes.id_aa64mmfr2_el1 = el1::registers::IdAa64mmfr2El1::from_bits_retain(7);
+            el0::fake::SYSREGS.lock().unwrap().pmcr_el0 =
+                el0::registers::PmcrEl0::from_bits_retain(6 << 11 | 1);
+        }
+        let dfr0 = |pmu: u64| {
+            el1::fake::SYSREGS.lock().unwrap().id_aa64dfr0_el1 =
+                el1::registers::IdAa64dfr0El1::from_bits_retain(pmu << 8);
+            IdRegisters::read(8)
+        };
+        let id = dfr0(4);
+        assert_eq!(
+            [id.pfr0, id.pfr1, id.isar1, id.isar2, id.mmfr0, id.mmfr1, id.mmfr2, id.zfr0],
+            [1, 2, 3, 4, 5, 6, 7, 8]
+        );
+        assert_eq!(id.pmcr_n, 6);
+        // No PMU, or one of the implementer's own: PMCR_EL0 is not to be read.
+        assert_eq!((dfr0(0).pmcr_n, dfr0(0xf).pmcr_n), (0, 0));
+    }
 
     #[test]
     fn a57_and_max() {

@@ -275,24 +275,8 @@ pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
 
 /// This CPU's ID registers.
 pub fn read_id_registers() -> IdRegisters {
-    let dfr0 = sys::read_id_aa64dfr0_el1().bits();
-    let pfr0 = sys::read_id_aa64pfr0_el1().bits();
-    let pmu = dfr0 >> 8 & 0xf;
-    IdRegisters {
-        pfr0,
-        pfr1: sys::read_id_aa64pfr1_el1().bits(),
-        pfr2: sys::read_id_aa64pfr2_el1().bits(),
-        // Without SVE ID_AA64ZFR0_EL1 is RAZ.
-        zfr0: read_id_aa64zfr0_el1(),
-        dfr0,
-        isar0: sys::read_id_aa64isar0_el1().bits(),
-        isar1: sys::read_id_aa64isar1_el1().bits(),
-        isar2: sys::read_id_aa64isar2_el1().bits(),
-        mmfr0: sys::read_id_aa64mmfr0_el1().bits(),
-        mmfr1: sys::read_id_aa64mmfr1_el1().bits(),
-        mmfr2: sys::read_id_aa64mmfr2_el1().bits(),
-        pmcr_n: if pmu == 0 || pmu == 0xf { 0 } else { sys::read_pmcr_el0().bits() >> 11 & 0x1f },
-    }
+    // Without SVE ID_AA64ZFR0_EL1 is RAZ.
+    IdRegisters::read(read_id_aa64zfr0_el1())
 }
 
 /// Bytes of a host image on a machine whose widest CPU has this VL.
