@@ -37,6 +37,13 @@ pub const MAX_VMS: usize = 64;
 pub const MAX_VCPUS: usize = 16;
 
 /// What the guest waits for the host to finish.
+///
+/// Linux keeps this as flags of the vCPU, among them INCREMENT_PC, which lies inside EXCEPT_MASK on
+/// purpose: a vCPU either has an exception pending or is to step over an instruction, and one word says
+/// which. A hypervisor that takes its host's word for none of it needs no such overlap: what is open is
+/// one value of a type, hyp alone writes it, and stepping over belongs to finishing it. The only flags
+/// that host and hyp share are those of [`umbra_shared::flags`], whose words are asserted at compile
+/// time to have no bit in common.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Open {
     /// Nothing.

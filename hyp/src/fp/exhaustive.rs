@@ -22,6 +22,7 @@ use super::{Access, CpuFp, FpHw, GuestTrap, HostImage, Live, TrapClass, VcpuFp};
 use crate::stats::Stats;
 use stateright::{Checker, Model, Property};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
 use umbra_shared::call::Policy;
 use umbra_shared::flags::HostFlags;
 use umbra_shared::vl::{Vq, VqSet};
@@ -78,6 +79,8 @@ struct Hw {
     zcr_el1: u8,
     /// Which way everything that is left open falls during this event.
     coin: bool,
+    /// This CPU's loads forget P and FFR: the fault that the check itself is tested with.
+    forgets_predicates: bool,
 }
 
 impl Hw {
@@ -183,7 +186,9 @@ impl FpHw for Hw {
         self.require(Access::Sve);
         let vq = self.vq_el2();
         for cell in [LOW, PRED, STATUS] {
-            self.cells[cell] = image.cells[cell];
+            if cell != PRED || !self.forgets_predicates {
+                self.cells[cell] = image.cells[cell];
+            }
         }
         if vq == 2 {
             self.cells[HIGH] = image.cells[HIGH];
@@ -405,6 +410,8 @@ struct Step {
 struct Machine {
     cpus: [u8; 2],
     guests: [(Option<u8>, Policy); 2],
+    /// With a fault on CPU 1.
+    faulty: bool,
 }
 
 fn vq(quadwords: u8) -> Vq {
@@ -536,6 +543,7 @@ impl Model for Machine {
                 clamp: 1,
                 zcr_el1: 1,
                 coin: false,
+                forgets_predicates: self.faulty && n == 1,
             };
             let mut fp = CpuFp::new(Image::new(largest));
             fp.reset(&mut hw, Some(vq(max)));
@@ -633,7 +641,9 @@ impl Model for Machine {
 /// Visits every reachable state of a machine. Returns how many there are, or the way to the first
 /// violation.
 fn explore(machine: Machine) -> Result<usize, String> {
-    // The engine's assertions are findings here, not noise.
+    // The engine's assertions are findings here, not noise; the hook is one for all threads.
+    static HOOK: Mutex<()> = Mutex::new(());
+    let _alone = HOOK.lock().unwrap_or_else(PoisonError::into_inner);
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let checker = machine.checker().threads(2).spawn_bfs().join();
@@ -658,7 +668,7 @@ fn every_state_of_every_policy() {
         ([2, 1], [(Some(1), Policy::Lazy), (None, Policy::Lazy)]),
         ([2, 1], [(Some(1), Policy::Eager), (None, Policy::Scrub)]),
     ] {
-        let machine = Machine { cpus, guests };
+        let machine = Machine { cpus, guests, faulty: false };
         match explore(machine) {
             Ok(states) => {
                 println!("{machine:?}: {states} states");
@@ -668,4 +678,19 @@ fn every_state_of_every_policy() {
         }
     }
     println!("{total} states in all");
+}
+
+/// The check finds a fault, and the way to it can be read.
+#[test]
+fn a_fault_is_found_and_its_trace_is_readable() {
+    let machine = Machine {
+        cpus: [2, 1],
+        guests: [(Some(1), Policy::Lazy), (None, Policy::Lazy)],
+        faulty: true,
+    };
+    let trace = explore(machine).expect_err("CPU 1 forgets P and FFR");
+    println!("{trace}");
+    assert!(trace.contains("cell 2 of"), "{trace}");
+    let last = trace.lines().last().unwrap_or_default();
+    assert!(last.starts_with("  CPU 1: ") && last.contains("Use"), "{trace}");
 }
