@@ -142,10 +142,11 @@ fn forget_active() {
     isb();
 }
 
-/// The reset state for whoever is entered.
+/// What the non-secure world takes for the reset state. Its 0 in ICC_PMR_EL1 is 0x80 here: with a mask
+/// in the secure half, what it writes would be ignored.
 pub fn forget() {
     sysreg::write_icc_igrpen1_el3(0);
     forget_active();
-    sysreg::write_icc_pmr_el1(0);
+    sysreg::write_icc_pmr_el1(0x80);
     isb();
 }
