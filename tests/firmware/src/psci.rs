@@ -212,7 +212,8 @@ impl Machine<'_> {
     }
 
     fn valid(&self, entry: Entry) -> bool {
-        entry.pc % 4 == 0 && self.banks.iter().any(|&(start, end)| (start..end).contains(&entry.pc))
+        entry.pc.is_multiple_of(4)
+            && self.banks.iter().any(|&(start, end)| (start..end).contains(&entry.pc))
     }
 
     fn cpu_on(&self, target: u64, entry: Entry) -> Action {

@@ -182,9 +182,8 @@ pub fn hand_over(fdt: &Fdt<'_>) -> Vec<u8> {
     tree.root.add_child(psci());
     if let Some(cpus) = tree.root.child_mut("cpus") {
         for cpu in cpus.children_mut() {
-            let is_cpu = (&*cpu)
-                .property("device_type")
-                .is_some_and(|property| property.value() == b"cpu\0");
+            let is_cpu =
+                (*cpu).property("device_type").is_some_and(|property| property.value() == b"cpu\0");
             if is_cpu {
                 cpu.add_property(property("enable-method", "psci"));
             }

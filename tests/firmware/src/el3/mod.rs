@@ -117,7 +117,9 @@ extern "C" fn firmware_boot() -> ! {
     // SAFETY: QEMU's device tree is there; nobody else writes that memory before EL2 runs.
     let room = unsafe { core::slice::from_raw_parts_mut(DTB_ADDRESS as *mut u8, DTB_BYTES) };
     let size = u32::from_be_bytes([room[4], room[5], room[6], room[7]]) as usize;
-    let Some(Ok(fdt)) = room.get(..size).map(Fdt::new) else { fatal(format_args!("no device tree at {DTB_ADDRESS:#x}")) };
+    let Some(Ok(fdt)) = room.get(..size).map(Fdt::new) else {
+        fatal(format_args!("no device tree at {DTB_ADDRESS:#x}"))
+    };
     let facts = Facts::read(&fdt);
     if let Ok(Facts { uart: Some(uart), .. }) = &facts {
         console::init(*uart as usize);
