@@ -1,7 +1,7 @@
 //! What Umbra's host (EL1) and hyp (EL2) both know, and nothing else: hypercall numbers and argument
 //! types ([`call`]), what a vCPU run takes and returns ([`exit`]), error codes ([`error`]), the
 //! flag-shadow page ([`flags`]), vector lengths ([`vl`]) and the one layout of a saved SVE register
-//! file ([`sve`]), and the bootable file ([`package`]).
+//! file ([`sve`]), the bootable file ([`package`]), and what the test firmware is told ([`firmware`]).
 //!
 //! This crate holds no `unsafe` and touches no hardware. Everything a host passes to hyp is
 //! untrusted: the types here only *decode*; what a value means for memory or for a vCPU is decided
@@ -13,6 +13,7 @@
 pub mod call;
 pub mod error;
 pub mod exit;
+pub mod firmware;
 pub mod flags;
 pub mod package;
 pub mod sve;

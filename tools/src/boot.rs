@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::build::{self, Built};
 use crate::console::{Line, parse};
+use crate::firmware::{self, Setup};
 use crate::qemu::{Bounds, Machine, Qemu};
 use crate::report::Report;
 use crate::setup;
@@ -23,6 +24,8 @@ const TAIL_LINES: usize = 60;
 pub struct Request {
     /// The machine.
     pub machine: Machine,
+    /// What the EL3 firmware is to make of it; `None`: no firmware.
+    pub firmware: Option<Setup>,
     /// How long it may take.
     pub bounds: Bounds,
     /// Show the console.
@@ -49,6 +52,12 @@ pub fn boot(request: &Request) -> Result<bool> {
             (built.image, symbols)
         }
     };
+    let mut machine = request.machine.clone();
+    if let Some(setup) = &request.firmware {
+        let program = build::binary(&setup::toolchain()?, build::FIRMWARE)?;
+        machine.firmware = Some(firmware::configure(&program, setup, "boot")?);
+        eprintln!("EL3 firmware: {setup}");
+    }
     eprintln!(
         "booting {} on QEMU {}.{} ({} × {}{})",
         build::shown(&image),
@@ -58,13 +67,19 @@ pub fn boot(request: &Request) -> Result<bool> {
         request.machine.cpu,
         if request.machine.icount { ", icount" } else { "" }
     );
-    run(&qemu, &image, symbols, request)
+    run(&qemu, &image, symbols, &machine, request)
 }
 
-fn run(qemu: &Qemu, image: &Path, symbols: Symbols, request: &Request) -> Result<bool> {
+fn run(
+    qemu: &Qemu,
+    image: &Path,
+    symbols: Symbols,
+    machine: &Machine,
+    request: &Request,
+) -> Result<bool> {
     let mut screen = Screen::new(symbols, request.verbose);
     let mut report = Report::default();
-    let end = qemu.run(&request.machine, image, request.bounds, &mut |line| {
+    let end = qemu.run(machine, image, request.bounds, &mut |line| {
         let parsed = parse(line);
         report.take(&parsed);
         screen.take(line, &parsed);

@@ -30,9 +30,11 @@ pub const HOST: Binary = Binary { package: "umbra-host", feature: "kernel" };
 pub const GUEST: Binary = Binary { package: "umbra-guest", feature: "payload" };
 /// The EL1 kernel that runs the on-target tests.
 pub const PAYLOAD: Binary = Binary { package: "umbra-payload", feature: "payload" };
+/// EL3, in tests.
+pub const FIRMWARE: Binary = Binary { package: "umbra-firmware", feature: "firmware" };
 
 /// All of them.
-pub const BINARIES: &[Binary] = &[HYP, HOST, GUEST, PAYLOAD];
+pub const BINARIES: &[Binary] = &[HYP, HOST, GUEST, PAYLOAD, FIRMWARE];
 
 impl Binary {
     /// Adds the arguments that make cargo work on this binary.

@@ -57,6 +57,10 @@ pub fn flatten(data: &[u8]) -> Result<Flat> {
             bail!("a segment lies outside the file");
         };
         flat.memory_bytes = flat.memory_bytes.max(end);
+        // Only .bss: it takes memory, and nothing of the file.
+        if content.is_empty() {
+            continue;
+        }
         let start = start as usize;
         let stop = start + content.len();
         if flat.bytes.len() < stop {
@@ -119,6 +123,13 @@ pub(crate) mod tests {
         let flat = flatten(&data).unwrap();
         assert_eq!(flat.bytes, b"early\0\0\0\0\0\0\0\0\0\0\0late");
         assert_eq!(flat.memory_bytes, 0x50);
+    }
+
+    #[test]
+    fn a_segment_of_bss_alone_takes_no_room_in_the_file() {
+        let flat = flatten(&elf(EM_AARCH64, &[(0, b"code", 4), (0x1000, b"", 0x10)])).unwrap();
+        assert_eq!(flat.bytes, b"code");
+        assert_eq!(flat.memory_bytes, 0x1010);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::build::Built;
+use crate::firmware::{self, Setup, SuspendFormat};
 use crate::fpcheck;
 use crate::process;
 use crate::qemu::{Bounds, Machine, Qemu};
@@ -39,6 +40,10 @@ pub struct Configuration {
     pub cpu: &'static str,
     /// Number of CPUs.
     pub smp: u32,
+    /// Vector length of each CPU in bytes, by the EL3 test firmware; empty: no firmware.
+    pub vls: &'static [u16],
+    /// CPUs that the firmware refuses to start once.
+    pub late: &'static [u32],
 }
 
 /// All of them: every VL the emulator has, none, and CPUs of several generations.
@@ -52,10 +57,26 @@ pub const CONFIGURATIONS: &[Configuration] = &[
     configuration("cortex-a57", "cortex-a57", 4),
     configuration("a64fx", "a64fx", 4),
     configuration("neoverse-n1", "neoverse-n1", 4),
+    asymmetric("asym", &[32, 256, 64, 128]),
+    asymmetric("asym-narrow-boot", &[16, 256, 256, 128]),
 ];
 
 const fn configuration(name: &'static str, cpu: &'static str, smp: u32) -> Configuration {
-    Configuration { name, cpu, smp }
+    Configuration { name, cpu, smp, vls: &[], late: &[] }
+}
+
+const fn asymmetric(name: &'static str, vls: &'static [u16]) -> Configuration {
+    Configuration { name, cpu: "max", smp: vls.len() as u32, vls, late: &[] }
+}
+
+impl Configuration {
+    /// What the EL3 firmware is to make of the machine, if there is to be one.
+    fn firmware(&self) -> Result<Option<Setup>> {
+        if self.vls.is_empty() && self.late.is_empty() {
+            return Ok(None);
+        }
+        Setup::new(self.vls, self.late, SuspendFormat::default(), self.smp).map(Some)
+    }
 }
 
 /// What `xtask test` hands to the harness, through the environment: cargo stands between them.
@@ -65,6 +86,8 @@ pub struct Settings {
     pub tests: Built,
     /// The host library, for I5.
     pub host_library: PathBuf,
+    /// The EL3 firmware.
+    pub firmware: PathBuf,
     /// The QEMU to use.
     pub qemu: PathBuf,
 }
@@ -74,6 +97,7 @@ const HYP: &str = "UMBRA_TARGET_HYP";
 const HOST: &str = "UMBRA_TARGET_HOST";
 const GUEST: &str = "UMBRA_TARGET_GUEST";
 const HOST_LIBRARY: &str = "UMBRA_TARGET_HOST_LIBRARY";
+const FIRMWARE: &str = "UMBRA_TARGET_FIRMWARE";
 const QEMU: &str = "UMBRA_QEMU";
 
 impl Settings {
@@ -85,6 +109,7 @@ impl Settings {
             .env(HOST, &self.tests.host)
             .env(GUEST, &self.tests.guest)
             .env(HOST_LIBRARY, &self.host_library)
+            .env(FIRMWARE, &self.firmware)
             .env(QEMU, &self.qemu);
     }
 
@@ -105,6 +130,7 @@ impl Settings {
                 guest: get(GUEST)?,
             },
             host_library: get(HOST_LIBRARY)?,
+            firmware: get(FIRMWARE)?,
             qemu: get(QEMU)?,
         }))
     }
@@ -180,16 +206,30 @@ fn is_machine(text: &str) -> bool {
 /// What the names of the checks of the built images begin with.
 const IMAGE: &str = "image";
 
+/// The machine of a configuration, its firmware written.
+fn machine(settings: &Settings, configuration: &Configuration) -> Result<Machine> {
+    let firmware = match configuration.firmware()? {
+        Some(setup) => Some(firmware::configure(&settings.firmware, &setup, configuration.name)?),
+        None => None,
+    };
+    Ok(Machine {
+        cpu: configuration.cpu.to_owned(),
+        smp: configuration.smp,
+        firmware,
+        ..Machine::default()
+    })
+}
+
 /// Boots one machine to its end.
 fn run(qemu: &Qemu, settings: &Settings, configuration: &Configuration) -> Vec<(String, Outcome)> {
-    let machine =
-        Machine { cpu: configuration.cpu.to_owned(), smp: configuration.smp, ..Machine::default() };
     let start = Instant::now();
-    eprintln!("booting {} ({})", configuration.name, machine.cpu);
+    eprintln!("booting {} ({})", configuration.name, configuration.cpu);
     let mut symbols = settings.tests.symbols();
     let mut transcript = Transcript::default();
-    let end = qemu.run(&machine, &settings.tests.image, BOUNDS, &mut |line| {
-        transcript.take(line, |line| symbols.show(line));
+    let end = machine(settings, configuration).and_then(|machine| {
+        qemu.run(&machine, &settings.tests.image, BOUNDS, &mut |line| {
+            transcript.take(line, |line| symbols.show(line));
+        })
     });
     let failure = match end {
         Ok(end) => end.failure(),
@@ -228,6 +268,14 @@ fn image_trials(settings: &Settings) -> Vec<Trial> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_configuration_can_be_made() {
+        for configuration in CONFIGURATIONS {
+            let firmware = configuration.firmware().unwrap();
+            assert_eq!(firmware.is_some(), configuration.name.starts_with("asym"));
+        }
+    }
 
     #[test]
     fn a_filter_boots_only_the_machines_it_names() {

@@ -15,6 +15,7 @@ pub mod console;
 pub mod cpio;
 pub mod doctor;
 pub mod elf;
+pub mod firmware;
 pub mod fpcheck;
 pub mod gdb;
 pub mod harness;

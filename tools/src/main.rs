@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use umbra_tools::boot;
 use umbra_tools::check;
 use umbra_tools::doctor;
+use umbra_tools::firmware::{Setup, SuspendFormat};
 use umbra_tools::gdb;
 use umbra_tools::image;
 use umbra_tools::qemu::{Bounds, Machine};
@@ -66,7 +67,32 @@ struct MachineArgs {
 
 impl MachineArgs {
     fn machine(&self) -> Machine {
-        Machine { cpu: self.cpu.clone(), smp: self.smp, icount: self.icount, gdb_port: None }
+        Machine { cpu: self.cpu.clone(), smp: self.smp, icount: self.icount, ..Machine::default() }
+    }
+}
+
+#[derive(Args)]
+struct FirmwareArgs {
+    /// Vector length of each CPU in bytes, 32,256,64,128 for example: boots through the EL3 test
+    /// firmware, which limits each CPU's. Powers of two from 16 to 256, as many as there are CPUs.
+    #[arg(long, value_name = "BYTES,...", allow_hyphen_values = true)]
+    vls: Option<String>,
+    /// CPUs that the EL3 test firmware refuses to start at hyp's boot and starts later, 3 for
+    /// example.
+    #[arg(long, value_name = "CPU,...", allow_hyphen_values = true)]
+    late: Option<String>,
+    /// Layout of CPU_SUSPEND's power_state in the EL3 test firmware.
+    #[arg(long, value_name = "FORMAT")]
+    suspend: Option<SuspendFormat>,
+}
+
+impl FirmwareArgs {
+    fn setup(&self, smp: u32) -> Result<Option<Setup>> {
+        if self.vls.is_none() && self.late.is_none() && self.suspend.is_none() {
+            return Ok(None);
+        }
+        let suspend = self.suspend.unwrap_or_default();
+        Setup::parse(self.vls.as_deref(), self.late.as_deref(), suspend, smp).map(Some)
     }
 }
 
@@ -74,6 +100,8 @@ impl MachineArgs {
 struct BootArgs {
     #[command(flatten)]
     machine: MachineArgs,
+    #[command(flatten)]
+    firmware: FirmwareArgs,
     /// Show the machine's console.
     #[arg(long, short)]
     verbose: bool,
@@ -144,6 +172,7 @@ fn run(verb: Verb) -> Result<bool> {
         Verb::Doctor => doctor::report(),
         Verb::Boot(args) => boot::boot(&boot::Request {
             machine: args.machine.machine(),
+            firmware: args.firmware.setup(args.machine.smp)?,
             bounds: Bounds { total: Duration::from_secs(args.timeout), ..Bounds::default() },
             verbose: args.verbose,
             qemu: args.machine.qemu,

@@ -15,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use umbra_shared::firmware::FIRMWARE_BOOT_ADDRESS;
 
 use crate::packages::{self, Apt};
 use crate::process::{self, Running};
@@ -43,11 +44,14 @@ pub struct Machine {
     pub icount: bool,
     /// Wait for a debugger, and let it connect here.
     pub gdb_port: Option<u16>,
+    /// The EL3 firmware's configured file (see [`crate::firmware`]); without one, QEMU itself is
+    /// what starts CPUs, and all are alike.
+    pub firmware: Option<PathBuf>,
 }
 
 impl Default for Machine {
     fn default() -> Self {
-        Self { cpu: "max".to_owned(), smp: 4, icount: false, gdb_port: None }
+        Self { cpu: "max".to_owned(), smp: 4, icount: false, gdb_port: None, firmware: None }
     }
 }
 
@@ -184,8 +188,10 @@ impl Qemu {
     /// The command that runs `image` on `machine`, console on standard output.
     pub fn command(&self, machine: &Machine, image: &Path) -> Command {
         let mut command = Command::new(&self.path);
+        let secure = if machine.firmware.is_some() { ",secure=on" } else { "" };
+        let board = format!("virt,virtualization=on,gic-version=3,dtb-randomness=off{secure}");
         command
-            .args(["-M", "virt,virtualization=on,gic-version=3,dtb-randomness=off"])
+            .args(["-M", &board])
             .args(["-cpu", &machine.cpu])
             .args(["-smp", &machine.smp.to_string()])
             .args(["-m", "1G", "-display", "none", "-monitor", "none"])
@@ -198,7 +204,18 @@ impl Qemu {
         if let Some(port) = machine.gdb_port {
             command.args(["-S", "-gdb", &format!("tcp:127.0.0.1:{port}")]);
         }
-        command.arg("-kernel").arg(image);
+        match &machine.firmware {
+            None => {
+                command.arg("-kernel").arg(image);
+            }
+            Some(firmware) => {
+                // A comma in an option's value is doubled.
+                let file = image.display().to_string().replace(',', ",,");
+                let address = FIRMWARE_BOOT_ADDRESS;
+                command.arg("-bios").arg(firmware).arg("-device");
+                command.arg(format!("loader,file={file},addr={address:#x},force-raw=on"));
+            }
+        }
         command
     }
 
@@ -383,6 +400,22 @@ mod tests {
         let (_, lines) = shell("head -c 40000 /dev/zero | tr '\\0' x", 60_000, 60_000);
         assert_eq!(lines.len(), 3);
         assert_eq!(lines.concat().len(), 40_000);
+    }
+
+    #[test]
+    fn firmware_runs_in_the_secure_world() {
+        let qemu = Qemu { path: PathBuf::from("qemu"), version: (10, 0) };
+        let line = |firmware| {
+            let machine = Machine { firmware, ..Machine::default() };
+            let command = qemu.command(&machine, Path::new("a,b.img"));
+            let arguments: Vec<_> = command.get_args().map(|a| a.to_string_lossy()).collect();
+            arguments.join(" ")
+        };
+        let plain = line(None);
+        assert!(plain.contains("-kernel a,b.img") && !plain.contains("secure"), "{plain}");
+        let firm = line(Some(PathBuf::from("el3.bin")));
+        assert!(firm.contains(",secure=on") && firm.contains("-bios el3.bin"), "{firm}");
+        assert!(firm.contains("loader,file=a,,b.img,addr=0x40200000,force-raw=on"), "{firm}");
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub fn test(qemu: Option<&Path>, arguments: &[String]) -> Result<bool> {
     let settings = Settings {
         tests: build::tests(&toolchain)?,
         host_library: build::host_library(&toolchain)?,
+        firmware: build::binary(&toolchain, build::FIRMWARE)?,
         qemu: qemu.path,
     };
     let mut command = cargo();

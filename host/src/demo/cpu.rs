@@ -107,9 +107,11 @@ impl HostCpu for Host<'_> {
 impl Host<'_> {
     /// A new round, a new task: chooses a VL and fills the registers.
     fn begin(&mut self, round: usize, vqs: VqSet) {
-        if self.width == Width::Sve
-            && let Some(vq) = vqs.iter().nth(round % vqs.iter().count().max(1))
-        {
+        if self.width == Width::Sve {
+            // On a CPU wider than the host images, the host does not get all that the CPU has.
+            let widest = regs::set_vl(Vq::MAX);
+            let allowed = || vqs.iter().filter(|&vq| vq <= widest);
+            let vq = allowed().nth(round % allowed().count().max(1)).unwrap_or(widest);
             self.vq = vq;
             let found = regs::set_vl(vq);
             if found != vq {

@@ -1,0 +1,132 @@
+//! The configuration as `cargo xtask` wrote it into the file, checked.
+
+use thiserror::Error;
+use umbra_shared::firmware::{
+    FIRMWARE_CPUS, FIRMWARE_MAGIC, FIRMWARE_VERSION, FirmwareConfig, SUSPEND_EXTENDED,
+    SUSPEND_ORIGINAL,
+};
+use umbra_shared::vl::Vq;
+use zerocopy::FromBytes;
+
+/// Why a configuration can't be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum ConfigError {
+    #[error("the firmware was not configured (cargo xtask boot --vls)")]
+    NotConfigured,
+    #[error("the configuration has version {0}, not {FIRMWARE_VERSION}")]
+    Version(u32),
+    #[error("the configuration speaks of {0} CPUs; 1 to {FIRMWARE_CPUS} fit")]
+    Cpus(u32),
+    #[error("the configuration gives CPU {cpu} vectors of {bytes} bytes")]
+    Vl { cpu: usize, bytes: u16 },
+    #[error("the configuration knows no power_state format {0}")]
+    SuspendFormat(u32),
+}
+
+/// How CPU_SUSPEND's power_state is laid out (PSCI 1.1, 5.4.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SuspendFormat {
+    /// Power-down is bit 16.
+    Original,
+    /// Power-down is bit 30.
+    Extended,
+}
+
+/// A usable configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    raw: FirmwareConfig,
+    /// How CPU_SUSPEND's power_state is laid out.
+    pub suspend: SuspendFormat,
+}
+
+impl Config {
+    /// Reads and checks a configuration.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be used.
+    pub fn read(bytes: &[u8]) -> Result<Self, ConfigError> {
+        let (raw, _) =
+            FirmwareConfig::read_from_prefix(bytes).map_err(|_| ConfigError::NotConfigured)?;
+        if raw.magic != FIRMWARE_MAGIC {
+            return Err(ConfigError::NotConfigured);
+        }
+        if raw.version != FIRMWARE_VERSION {
+            return Err(ConfigError::Version(raw.version));
+        }
+        if raw.cpus == 0 || raw.cpus as usize > FIRMWARE_CPUS {
+            return Err(ConfigError::Cpus(raw.cpus));
+        }
+        for (cpu, &bytes) in raw.vl_bytes.iter().enumerate() {
+            if bytes != 0 && Vq::from_vl(u64::from(bytes)).is_none() {
+                return Err(ConfigError::Vl { cpu, bytes });
+            }
+        }
+        let suspend = match raw.suspend_format {
+            SUSPEND_ORIGINAL => SuspendFormat::Original,
+            SUSPEND_EXTENDED => SuspendFormat::Extended,
+            other => return Err(ConfigError::SuspendFormat(other)),
+        };
+        Ok(Self { raw, suspend })
+    }
+
+    /// Number of CPUs.
+    pub fn cpus(&self) -> usize {
+        self.raw.cpus as usize
+    }
+
+    /// The most that this CPU's vector length may be; `None`: all that it has.
+    pub fn vq(&self, cpu: usize) -> Option<Vq> {
+        Vq::from_vl(u64::from(*self.raw.vl_bytes.get(cpu)?))
+    }
+
+    /// How many CPU_ON calls for this CPU are denied.
+    pub fn refusals(&self, cpu: usize) -> u8 {
+        self.raw.refusals.get(cpu).copied().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::{FromZeros, IntoBytes};
+
+    fn raw() -> FirmwareConfig {
+        let mut raw = FirmwareConfig::new_zeroed();
+        raw.magic = FIRMWARE_MAGIC;
+        raw.version = FIRMWARE_VERSION;
+        raw.cpus = 2;
+        raw.vl_bytes[0] = 32;
+        raw.refusals[1] = 1;
+        raw
+    }
+
+    #[test]
+    fn a_configuration_is_read() {
+        let config = Config::read(raw().as_bytes()).unwrap();
+        assert_eq!(config.cpus(), 2);
+        assert_eq!(config.vq(0), Vq::new(2));
+        assert_eq!(config.vq(1), None);
+        assert_eq!((config.refusals(0), config.refusals(1)), (0, 1));
+        assert_eq!(config.suspend, SuspendFormat::Original);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let with = |change: fn(&mut FirmwareConfig)| {
+            let mut raw = raw();
+            change(&mut raw);
+            Config::read(raw.as_bytes()).map(|_| ()).unwrap_err()
+        };
+        assert_eq!(with(|raw| raw.magic = 0), ConfigError::NotConfigured);
+        assert_eq!(with(|raw| raw.version = 9), ConfigError::Version(9));
+        assert_eq!(with(|raw| raw.cpus = 0), ConfigError::Cpus(0));
+        assert_eq!(with(|raw| raw.cpus = 65), ConfigError::Cpus(65));
+        assert_eq!(with(|raw| raw.vl_bytes[1] = 24), ConfigError::Vl { cpu: 1, bytes: 24 });
+        assert_eq!(with(|raw| raw.vl_bytes[1] = 512), ConfigError::Vl { cpu: 1, bytes: 512 });
+        assert_eq!(with(|raw| raw.suspend_format = 2), ConfigError::SuspendFormat(2));
+        assert_eq!(Config::read(&[0; 8]).map(|_| ()), Err(ConfigError::NotConfigured));
+    }
+}

@@ -1,0 +1,325 @@
+//! EL3: what runs.
+//!
+//! The boot CPU reads the configuration and the device tree, sets the GIC up for everyone, puts the
+//! edited tree where the old one was and enters the image at EL2 as a boot loader would. All other
+//! CPUs park in WFI at EL3 with only Group 0 interrupts enabled, until a CPU_ON sends the SGI that is
+//! EL3's own.
+
+mod console;
+mod gic;
+mod sysreg;
+
+use alloc::vec::Vec;
+use buddy_system_allocator::LockedHeap;
+use console::fatal;
+use core::arch::{asm, global_asm};
+use core::cell::UnsafeCell;
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicBool, Ordering};
+use dtoolkit::fdt::Fdt;
+use umbra_firmware::config::Config;
+use umbra_firmware::features::{self, IdRegisters};
+use umbra_firmware::psci::{Action, Cpu, Cpus, Entry, Machine};
+use umbra_firmware::tree::{Facts, Pin, hand_over};
+use umbra_shared::firmware::{
+    FIRMWARE_BOOT_ADDRESS, FIRMWARE_CONFIG_OFFSET, FIRMWARE_CPUS, FirmwareConfig,
+};
+
+/// Where QEMU leaves the device tree: the start of RAM.
+const DTB_ADDRESS: usize = 0x4000_0000;
+/// Room for it: up to the image.
+const DTB_BYTES: usize = FIRMWARE_BOOT_ADDRESS as usize - DTB_ADDRESS;
+const STACK_BYTES: usize = 16 << 10;
+const HEAP_BYTES: usize = 8 << 20;
+
+/// RES1 bits, MMU, D-cache, I-cache.
+const SCTLR_EL3: u64 = 0x30c5_0830 | SCTLR_ENABLES;
+const SCTLR_ENABLES: u64 = 1 | 1 << 2 | 1 << 12;
+/// RES1 bits only: the reset value.
+const SCTLR_EL2: u64 = 0x30c5_0830;
+/// 39 bits of address from level 1 on, 4 KiB granule, write-back tables, 40 bits of output; RES1.
+const TCR_EL3: u64 = 25 | 1 << 8 | 1 << 10 | 3 << 12 | 2 << 16 | 1 << 23 | 1 << 31;
+
+global_asm!(
+    include_str!("boot.S"),
+    CONFIG_OFFSET = const FIRMWARE_CONFIG_OFFSET,
+    CONFIG_BYTES = const size_of::<FirmwareConfig>(),
+    SCTLR = const SCTLR_EL3,
+    SCTLR_ENABLES = const SCTLR_ENABLES,
+    TCR = const TCR_EL3,
+    CPUS = const FIRMWARE_CPUS,
+    STACK_BYTES = const STACK_BYTES,
+    SGI = const gic::SGI,
+);
+global_asm!(
+    include_str!("scramble.S"),
+    SVE = const features::SVE,
+    SME = const features::SME,
+    FGT = const features::FGT,
+    FGT2 = const features::FGT2,
+    HCX = const features::HCX,
+    FGT_AMU = const features::FGT_AMU,
+    SCTLR_EL2 = const SCTLR_EL2,
+    STACK_BYTES = const STACK_BYTES,
+);
+
+// SAFETY: symbols of boot.S and scramble.S, with these signatures; the static is part of the image and
+// written by nobody.
+unsafe extern "C" {
+    safe static umbra_firmware_config: [u8; size_of::<FirmwareConfig>()];
+    fn umbra_enter_el2(pc: u64, x0: u64) -> !;
+    fn umbra_enter_el2_scrambled(pc: u64, x0: u64, present: u64) -> !;
+}
+
+#[global_allocator]
+static HEAP: LockedHeap<32> = LockedHeap::empty();
+
+struct HeapMemory(UnsafeCell<[u8; HEAP_BYTES]>);
+
+// SAFETY: only its address is used, once, to give it to the allocator.
+unsafe impl Sync for HeapMemory {}
+
+static HEAP_MEMORY: HeapMemory = HeapMemory(UnsafeCell::new([0; HEAP_BYTES]));
+
+static CPUS: Cpus = [const { Cpu::new() }; FIRMWARE_CPUS];
+
+/// What is known once the boot CPU has looked.
+struct Known {
+    config: Config,
+    facts: Facts,
+}
+
+struct Once {
+    set: AtomicBool,
+    value: UnsafeCell<Option<Known>>,
+}
+
+// SAFETY: written by the boot CPU alone before `set`, read by others only after it.
+unsafe impl Sync for Once {}
+
+static KNOWN: Once = Once { set: AtomicBool::new(false), value: UnsafeCell::new(None) };
+
+fn known() -> &'static Known {
+    if KNOWN.set.load(Ordering::Acquire) {
+        // SAFETY: `set`: nobody writes it any more.
+        if let Some(known) = unsafe { &*KNOWN.value.get() } {
+            return known;
+        }
+    }
+    fatal(format_args!("called before boot"))
+}
+
+// Called by boot.S on the boot CPU, once.
+#[unsafe(no_mangle)]
+extern "C" fn firmware_boot() -> ! {
+    // SAFETY: nobody else has this memory; the allocator gets it once.
+    unsafe { HEAP.lock().init(HEAP_MEMORY.0.get() as usize, HEAP_BYTES) };
+    // SAFETY: QEMU's device tree is there; nobody else writes that memory before EL2 runs.
+    let room = unsafe { core::slice::from_raw_parts_mut(DTB_ADDRESS as *mut u8, DTB_BYTES) };
+    let size = u32::from_be_bytes([room[4], room[5], room[6], room[7]]) as usize;
+    let Some(Ok(fdt)) = room.get(..size).map(Fdt::new) else {
+        fatal(format_args!("no device tree at {DTB_ADDRESS:#x}"))
+    };
+    let facts = Facts::read(&fdt);
+    if let Ok(Facts { uart: Some(uart), .. }) = &facts {
+        console::init(*uart as usize);
+    }
+    let facts = match facts {
+        Ok(facts) => facts,
+        Err(error) => fatal(format_args!("{error}")),
+    };
+    let edited: Vec<u8> = hand_over(&fdt);
+    let config = match Config::read(&umbra_firmware_config) {
+        Ok(config) => config,
+        Err(error) => fatal(format_args!("{error}")),
+    };
+    if config.cpus() != facts.affinities.len() {
+        let (asked, there) = (config.cpus(), facts.affinities.len());
+        fatal(format_args!("configured for {asked} CPUs; the machine has {there}"));
+    }
+    for (n, &affinity) in facts.affinities.iter().enumerate() {
+        if affinity != (n as u64 / 16) << 8 | n as u64 % 16 {
+            fatal(format_args!("CPU {n} has affinity {affinity:#x}"));
+        }
+        CPUS[n].refuse(config.refusals(n));
+    }
+    let Some(place) = room.get_mut(..edited.len()) else {
+        fatal(format_args!("no room for the device tree"))
+    };
+    place.copy_from_slice(&edited);
+    clean_to_poc(DTB_ADDRESS, edited.len());
+    gic::init(&facts);
+    let others = facts.affinities.len();
+    // SAFETY: the boot CPU, once; others look only after `set`.
+    unsafe { *KNOWN.value.get() = Some(Known { config, facts }) };
+    KNOWN.set.store(true, Ordering::Release);
+    CPUS[0].set_on();
+    init_cpu(0);
+    for n in 1..others {
+        gic::wake(known().facts.affinities[n]);
+    }
+    sysreg::write_sctlr_el2(SCTLR_EL2);
+    sysreg::write_cntvoff_el2(0);
+    sysreg::isb();
+    // SAFETY: the image that the emulator's loader put there, entered as Linux's boot protocol says.
+    unsafe { umbra_enter_el2(FIRMWARE_BOOT_ADDRESS, DTB_ADDRESS as u64) }
+}
+
+// Called by boot.S on every other CPU, once.
+#[unsafe(no_mangle)]
+extern "C" fn firmware_cpu(index: usize) -> ! {
+    init_cpu(index);
+    park(index)
+}
+
+/// Makes EL3 on this CPU what lower ELs need, and its vector length what the configuration says.
+fn init_cpu(index: usize) {
+    let id = sysreg::id_registers();
+    sysreg::write_scr_el3(id.scr_el3());
+    sysreg::write_cptr_el3(id.cptr_el3());
+    sysreg::write_mdcr_el3(id.mdcr_el3());
+    sysreg::isb();
+    let wanted = known().config.vq(index);
+    let len = wanted.map_or(0xf, |vq| vq.len_field());
+    if id.has_sve() {
+        sysreg::write_zcr_el3(len);
+        sysreg::isb();
+        let vl = sysreg::rdvl();
+        if let Some(wanted) = wanted.filter(|wanted| wanted.vl_bytes() as u64 != vl) {
+            let wanted = wanted.vl_bytes();
+            fatal(format_args!("CPU {index} can't have vectors of {wanted} bytes, but {vl}"));
+        }
+    } else if wanted.is_some() {
+        fatal(format_args!("CPU {index} has no SVE whose vector length could be limited"));
+    }
+    if id.has_sme() {
+        sysreg::write_smcr_el3(id.smcr_el3() | len);
+        sysreg::isb();
+    }
+    gic::init_cpu();
+}
+
+/// Waits to be turned on; then goes.
+fn park(index: usize) -> ! {
+    gic::only_ours();
+    loop {
+        if let Some(entry) = CPUS[index].take() {
+            gic::forget();
+            enter(entry);
+        }
+        wait_for_interrupt();
+        gic::take_ours();
+    }
+}
+
+fn enter(entry: Entry) -> ! {
+    let present = sysreg::id_registers().present();
+    // SAFETY: an entry point that EL2 gave, in memory of its own.
+    unsafe { umbra_enter_el2_scrambled(entry.pc, entry.context, present) }
+}
+
+// Called by boot.S with the caller's x0-x30 for an SMC from a lower EL.
+#[unsafe(no_mangle)]
+extern "C" fn firmware_smc(frame: &mut [u64; 31], index: usize) {
+    let known = known();
+    let machine = Machine {
+        cpus: &CPUS[..known.facts.affinities.len()],
+        affinities: &known.facts.affinities,
+        banks: &known.facts.banks,
+        suspend: known.config.suspend,
+    };
+    let answer = match machine.call([frame[0], frame[1], frame[2], frame[3]]) {
+        Action::Answer(answer) => answer,
+        Action::Wake(target) => {
+            gic::wake(known.facts.affinities[target]);
+            0
+        }
+        Action::Off => {
+            gic::only_ours();
+            CPUS[index].set_off();
+            park(index)
+        }
+        Action::Standby => {
+            wait_for_interrupt();
+            0
+        }
+        Action::PowerDown(entry) => {
+            gic::everything();
+            while !gic::wake_up_pending() {
+                wait_for_interrupt();
+                gic::take_ours();
+            }
+            gic::forget();
+            enter(entry)
+        }
+        Action::SystemOff => {
+            raise(known.facts.power_off);
+            hang()
+        }
+        Action::SystemReset => {
+            raise(known.facts.reset.unwrap_or(known.facts.power_off));
+            hang()
+        }
+    };
+    frame[0] = answer as u64;
+}
+
+// Called by boot.S for a Group 0 interrupt while a lower EL ran: a wake-up that came after this CPU
+// had seen for itself that it was turned on.
+#[unsafe(no_mangle)]
+extern "C" fn firmware_fiq() {
+    gic::take_ours();
+}
+
+// Called by boot.S for everything that should not happen.
+#[unsafe(no_mangle)]
+extern "C" fn firmware_exception(esr: u64, elr: u64, far: u64, spsr: u64) -> ! {
+    let el = spsr >> 2 & 3;
+    fatal(format_args!(
+        "exception from EL{el} at {elr:#x}: ESR_EL3 {esr:#x} (EC {:#x}), FAR_EL3 {far:#x}",
+        esr >> 26 & 0x3f
+    ))
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    fatal(format_args!("{info}"))
+}
+
+/// Drives a pin of a PL061 high: an output, low first, because the board looks at the edge.
+fn raise(pin: Pin) {
+    const DIRECTION: u64 = 0x400;
+    let data = pin.pl061 + (4 << pin.number);
+    // SAFETY: the device tree's secure PL061, which is EL3's own; any value of these registers is
+    // valid.
+    unsafe {
+        let direction = (pin.pl061 + DIRECTION) as *mut u32;
+        let data = data as *mut u32;
+        direction.write_volatile(direction.read_volatile() | 1 << pin.number);
+        data.write_volatile(0);
+        data.write_volatile(1 << pin.number);
+    }
+}
+
+fn hang() -> ! {
+    loop {
+        wait_for_interrupt();
+    }
+}
+
+fn wait_for_interrupt() {
+    // SAFETY: interrupts are masked at EL3; it goes on behind the WFI. Not `nomem`: other CPUs act
+    // meanwhile.
+    unsafe { asm!("dsb sy", "wfi", options(nostack)) };
+}
+
+/// Cleans to the point of coherency what EL2 reads with its caches off.
+fn clean_to_poc(start: usize, bytes: usize) {
+    let line = 4 << (sysreg::read_ctr_el0() >> 16 & 0xf);
+    for address in (start / line * line..start + bytes).step_by(line) {
+        // SAFETY: cleaning changes nothing that a program sees.
+        unsafe { asm!("dc civac, {}", in(reg) address, options(nostack)) };
+    }
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb sy", options(nostack)) };
+}

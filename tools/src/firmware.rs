@@ -1,0 +1,198 @@
+//! The EL3 test firmware: what machine it is to make, written into its file.
+//!
+//! The firmware is compiled once; its [`FirmwareConfig`] is a hole in the file that is filled in for
+//! each machine. So the file that QEMU gets says what the machine is, and a machine can be started
+//! again by hand with nothing but that file.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail, ensure};
+use clap::ValueEnum;
+use umbra_shared::firmware::{
+    FIRMWARE_CONFIG_OFFSET, FIRMWARE_CPUS, FIRMWARE_MAGIC, FIRMWARE_VERSION, FirmwareConfig,
+    SUSPEND_EXTENDED, SUSPEND_ORIGINAL,
+};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use crate::{elf, image, workspace};
+
+/// Vector lengths, in bytes, that a CPU of the SVE2 era may have.
+const ALLOWED: [u16; 5] = [16, 32, 64, 128, 256];
+
+/// How CPU_SUSPEND's power_state is laid out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SuspendFormat {
+    /// Power-down is bit 16.
+    #[default]
+    Original,
+    /// Extended StateID: power-down is bit 30.
+    Extended,
+}
+
+/// What the firmware is to make of the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setup {
+    smp: u32,
+    /// Empty: all that the CPUs have.
+    vls: Vec<u16>,
+    late: BTreeSet<u32>,
+    suspend: SuspendFormat,
+}
+
+impl Setup {
+    /// Vector lengths in bytes (none: all that the CPUs have), and CPUs that come late.
+    pub fn new(vls: &[u16], late: &[u32], suspend: SuspendFormat, smp: u32) -> Result<Self> {
+        ensure!(
+            (1..=FIRMWARE_CPUS as u32).contains(&smp),
+            "the EL3 firmware runs 1 to {FIRMWARE_CPUS} CPUs, not {smp}"
+        );
+        for vl in vls {
+            if !ALLOWED.contains(vl) {
+                bail!("{}", bad_vl(vl));
+            }
+        }
+        ensure!(
+            vls.is_empty() || vls.len() == smp as usize,
+            "--vls gives {} vector lengths for {smp} CPUs (--smp {smp}): one for each is needed",
+            vls.len()
+        );
+        for &cpu in late {
+            ensure!(
+                (1..smp).contains(&cpu),
+                "--late {cpu}: allowed are the CPUs from 1 to {} (--smp {smp}); CPU 0 boots",
+                smp.saturating_sub(1)
+            );
+        }
+        Ok(Self { smp, vls: vls.to_vec(), late: late.iter().copied().collect(), suspend })
+    }
+
+    /// From the command line: lists separated by commas.
+    pub fn parse(
+        vls: Option<&str>,
+        late: Option<&str>,
+        suspend: SuspendFormat,
+        smp: u32,
+    ) -> Result<Self> {
+        let mut lengths = Vec::new();
+        for word in vls.into_iter().flat_map(|text| text.split(',')) {
+            match word.trim().parse::<u16>() {
+                Ok(vl) => lengths.push(vl),
+                Err(_) => bail!("{}", bad_vl(&word)),
+            }
+        }
+        let mut cpus = Vec::new();
+        for word in late.into_iter().flat_map(|text| text.split(',')) {
+            match word.trim().parse::<u32>() {
+                Ok(cpu) => cpus.push(cpu),
+                Err(_) => bail!("--late {word:?}: numbers of CPUs separated by commas are needed"),
+            }
+        }
+        Self::new(&lengths, &cpus, suspend, smp)
+    }
+
+    fn config(&self) -> FirmwareConfig {
+        let mut config = FirmwareConfig::new_zeroed();
+        config.magic = FIRMWARE_MAGIC;
+        config.version = FIRMWARE_VERSION;
+        config.cpus = self.smp;
+        config.suspend_format = match self.suspend {
+            SuspendFormat::Original => SUSPEND_ORIGINAL,
+            SuspendFormat::Extended => SUSPEND_EXTENDED,
+        };
+        config.vl_bytes[..self.vls.len()].copy_from_slice(&self.vls);
+        for &cpu in &self.late {
+            config.refusals[cpu as usize] = 1;
+        }
+        config
+    }
+}
+
+fn bad_vl(vl: &dyn fmt::Debug) -> String {
+    let allowed = ALLOWED.map(|vl| vl.to_string()).join(", ");
+    format!("--vls: {vl:?} is no vector length: allowed are {allowed} bytes (powers of two)")
+}
+
+impl fmt::Display for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list =
+            |numbers: &mut dyn Iterator<Item = String>| numbers.collect::<Vec<_>>().join(",");
+        match self.vls.as_slice() {
+            [] => write!(f, "all of each CPU's vector lengths")?,
+            vls => write!(f, "vectors of {} bytes", list(&mut vls.iter().map(u16::to_string)))?,
+        }
+        if !self.late.is_empty() {
+            write!(f, ", late CPUs {}", list(&mut self.late.iter().map(u32::to_string)))?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes the file for QEMU's `-bios`: `program` (its ELF) with `setup` in it.
+pub fn configure(program: &Path, setup: &Setup, name: &str) -> Result<PathBuf> {
+    let mut file = elf::flatten_file(program)?.bytes;
+    patch(&mut file, setup)?;
+    let path = workspace::image_dir().join(format!("firmware-{name}.bin"));
+    image::write_whole(&path, &file)?;
+    Ok(path)
+}
+
+fn patch(file: &mut [u8], setup: &Setup) -> Result<()> {
+    let hole = file.get_mut(FIRMWARE_CONFIG_OFFSET..);
+    let Some((hole, _)) = hole.and_then(|rest| FirmwareConfig::mut_from_prefix(rest).ok()) else {
+        bail!("the firmware is too small for its configuration");
+    };
+    ensure!(
+        *hole == FirmwareConfig::new_zeroed(),
+        "the firmware has no empty configuration at byte {FIRMWARE_CONFIG_OFFSET}"
+    );
+    hole.as_mut_bytes().copy_from_slice(setup.config().as_bytes());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(vls: &str, late: &str) -> Result<Setup> {
+        let some = |text: &'static str| (!text.is_empty()).then_some(text);
+        let (vls, late) = (vls.to_owned().leak(), late.to_owned().leak());
+        Setup::parse(some(vls), some(late), SuspendFormat::Extended, 4)
+    }
+
+    #[test]
+    fn a_machine_is_written_into_the_file() {
+        let setup = parse("32,256,64,128", "3").unwrap();
+        let mut file = vec![0; 4096];
+        patch(&mut file, &setup).unwrap();
+        let (config, _) = FirmwareConfig::read_from_prefix(&file[64..]).unwrap();
+        assert_eq!(config.magic, FIRMWARE_MAGIC);
+        assert_eq!(config.cpus, 4);
+        assert_eq!(config.suspend_format, SUSPEND_EXTENDED);
+        assert_eq!(config.vl_bytes[..5], [32, 256, 64, 128, 0]);
+        assert_eq!(config.refusals[..4], [0, 0, 0, 1]);
+        // Twice is a mistake, and so is what is no firmware.
+        assert!(patch(&mut file, &setup).is_err());
+        assert!(patch(&mut [0; 100], &setup).is_err());
+        assert_eq!(setup.to_string(), "vectors of 32,256,64,128 bytes, late CPUs 3");
+    }
+
+    #[test]
+    fn what_the_architecture_forbids_is_refused_with_what_it_allows() {
+        for vl in ["0", "24", "48", "512", "-16", "x", "", "65552"] {
+            let error = parse(&format!("32,{vl},64,128"), "").unwrap_err().to_string();
+            assert!(error.contains("allowed are 16, 32, 64, 128, 256 bytes"), "{error}");
+        }
+        for vls in ["32,256,64", "32,256,64,128,16"] {
+            let error = parse(vls, "").unwrap_err().to_string();
+            assert!(error.contains("4 CPUs") && error.contains("one for each"), "{error}");
+        }
+        for late in ["0", "4"] {
+            let error = parse("", late).unwrap_err().to_string();
+            assert!(error.contains("from 1 to 3"), "{error}");
+        }
+        assert!(parse("", "x").is_err());
+        assert!(Setup::new(&[], &[], SuspendFormat::Original, 65).is_err());
+    }
+}
