@@ -20,7 +20,7 @@
 //!     vcpu::{Answer, ExitHandler, HostCpu, MmioAnswer},
 //!     vm::{PageSupplier, VcpuSettings, Vm},
 //! };
-//! use umbra_shared::{call::{Policy, VmConfig}, exit::MmioAccess, error::Error};
+//! use umbra_shared::{call::VmConfig, exit::MmioAccess, error::Error};
 //!
 //! /// The OS's view of the CPU it runs on and of the task that is its VMM.
 //! struct Os {
@@ -84,7 +84,7 @@
 //!     memory: u64,
 //!     pages: u64,
 //! ) -> Result<&'static str, umbra_host::vm::BuildError> {
-//!     let config = VmConfig { policy: Policy::Lazy, protected: true };
+//!     let config = VmConfig::protected();
 //!     let mut vm = Vm::<16>::create(hyp, supplier, config)?;
 //!     let mut os = Os { foreign: false };
 //!     let outcome = (|| {

@@ -11,7 +11,7 @@ use umbra_host::{
 use umbra_patterns::protocol::{Argument, BASE, MAX_VCPUS, Mode};
 use umbra_shared::{
     PAGE_SIZE,
-    call::{Policy, VmConfig},
+    call::VmConfig,
     flags::FlagShadowPage,
     vl::{Vq, VqSet},
 };
@@ -47,10 +47,7 @@ impl PageSupplier for Pages {
 }
 
 /// What the VMs are: a normal one, and a protected one whose state never stays in the registers.
-const CONFIGS: [VmConfig; VMS] = [
-    VmConfig { policy: Policy::Lazy, protected: false },
-    VmConfig { policy: Policy::Scrub, protected: true },
-];
+const CONFIGS: [VmConfig; VMS] = [VmConfig::normal(), VmConfig::protected()];
 
 /// The largest VL of a vCPU: they differ, and the largest there is comes up often.
 fn vl(common: VqSet, vm: usize, vcpu: usize) -> Option<Vq> {

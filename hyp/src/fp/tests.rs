@@ -528,6 +528,35 @@ fn hints_pay() {
     }
 }
 
+/// The host's word counts as it was when hyp read it: what another CPU of the host writes into the page
+/// while the guest runs changes nothing, in either direction (no double fetch).
+#[test]
+fn the_hosts_word_is_read_once() {
+    use umbra_shared::flags::FlagShadowPage;
+    for (said, written_later) in
+        [(HostFlags::empty(), HostFlags::all()), (HostFlags::FOREIGN_FPSTATE, HostFlags::empty())]
+    {
+        let mut m = one_cpu(0b1011);
+        m.host_use(0, Some(0xf));
+        m.host_use(0, None);
+        m.load(0, 0);
+        let page = FlagShadowPage::new();
+        page.flush(said);
+        let (cpu, guest) = (&mut m.cpus[0], &mut m.guests[0]);
+        let hint = page.snapshot_hint().decode();
+        cpu.fp.enter(&mut cpu.hw, &guest.fp, hint, &cpu.stats).unwrap();
+        page.flush(written_later);
+        cpu.hw.eret();
+        let trap = cpu.fp.guest_trap(&mut cpu.hw, &mut guest.fp, TrapClass::Sve, &cpu.stats);
+        assert_eq!(trap, GuestTrap::Opened);
+        page.flush(said);
+        let flags = cpu.fp.exit(&mut cpu.hw, &mut guest.fp, &cpu.stats);
+        let kept = said.is_empty();
+        assert_eq!(flags.contains(HypFlags::HOST_FP_PRESERVED), kept);
+        assert_eq!(cpu.fp.host_image() != HostImage::None, kept);
+    }
+}
+
 /// A host image held for one task is dropped when the next entry says FOREIGN.
 #[test]
 fn foreign_drops_a_held_image() {
