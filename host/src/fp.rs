@@ -69,6 +69,44 @@ pub trait TaskFp {
     fn set_foreign_fpstate(&mut self);
 }
 
+/// How the OS's own kernel gets the FP registers for itself: a crypto routine, a softirq
+/// (`kernel_neon_begin`/`kernel_neon_end`).
+///
+/// Under KVM this is where a guest's registers would have to be saved first, because they may be what is
+/// on the CPU. Here they never are, as far as the host can see: what `kernel_neon_begin` reads to save
+/// the current task is the task's, fetched back by hyp at that moment if a guest had displaced it.
+pub trait KernelModeFp: TaskFp {
+    /// Saves the current task's registers unless TIF_FOREIGN_FPSTATE says that they are saved already,
+    /// and sets it: from here on the registers are the kernel's. Nothing may preempt until the end.
+    fn kernel_neon_begin(&mut self);
+
+    /// The registers hold nothing that matters any more; the task's come back when it returns to user
+    /// space.
+    fn kernel_neon_end(&mut self);
+}
+
+/// Runs `f` with the FP registers for the kernel itself.
+///
+/// # Panics
+///
+/// If `kernel_neon_begin` leaves TIF_FOREIGN_FPSTATE clear: the next entry into a guest would have
+/// hyp keep the kernel's leavings as if they were the task's.
+pub fn with_kernel_neon<T: KernelModeFp, R>(task: &mut T, f: impl FnOnce() -> R) -> R {
+    task.kernel_neon_begin();
+    assert!(task.foreign_fpstate(), "kernel_neon_begin sets TIF_FOREIGN_FPSTATE");
+    let result = f();
+    task.kernel_neon_end();
+    result
+}
+
+/// What hyp is to be told of the registers while `task` is the current one.
+pub fn hint_of(task: &impl TaskFp) -> HostFlags {
+    let mut flags = HostFlags::empty();
+    flags.set(HostFlags::FOREIGN_FPSTATE, task.foreign_fpstate());
+    flags.set(HostFlags::SVE_DISCARDED, task.sve_discarded());
+    flags
+}
+
 /// A vCPU's flag-shadow page, shared with hyp.
 #[derive(Debug)]
 pub struct VcpuFp {
@@ -101,10 +139,7 @@ impl VcpuFp {
     /// Right before an entry, interrupts masked: says what the registers are worth.
     #[inline]
     pub fn vcpu_ctxflush_fp(&self, task: &impl TaskFp) {
-        let mut flags = HostFlags::empty();
-        flags.set(HostFlags::FOREIGN_FPSTATE, task.foreign_fpstate());
-        flags.set(HostFlags::SVE_DISCARDED, task.sve_discarded());
-        self.page.flush(flags);
+        self.page.flush(hint_of(task));
     }
 
     /// After an exit, interrupts still masked: learns what became of them.

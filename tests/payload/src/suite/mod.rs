@@ -11,6 +11,7 @@ mod memory;
 mod pages;
 mod registers;
 mod storm;
+mod tasks;
 mod version;
 
 use crate::runner::Named;
@@ -32,5 +33,6 @@ pub const ALL: &[&[Named]] = &[
     fp_switch::TESTS,
     fp_traps::TESTS,
     fp_smp::TESTS,
+    tasks::TESTS,
     storm::TESTS,
 ];
