@@ -7,8 +7,7 @@
 
 use super::console;
 use super::cpu::{
-    CoreIndex, Cpu, MACHINE, MPIDR_AFFINITY, Machine, SHARED, read_id_registers,
-    wait_for_event,
+    CoreIndex, Cpu, MACHINE, MPIDR_AFFINITY, Machine, SHARED, read_id_registers, wait_for_event,
 };
 use super::fatal::refuse;
 use super::frames::{FrameList, Tables, linear};

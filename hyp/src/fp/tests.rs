@@ -467,8 +467,7 @@ fn one_cpu(vqs: u16) -> Machine {
 #[test]
 fn r01_a_save_stays_inside_its_buffer() {
     let sets = [VqSet::from_bits(0b1), VqSet::from_bits(0x808b)];
-    let mut m =
-        Machine::new(&sets, &[(true, Policy::Lazy), (true, Policy::Lazy)], false, 3);
+    let mut m = Machine::new(&sets, &[(true, Policy::Lazy), (true, Policy::Lazy)], false, 3);
     let bytes = host_image_bytes(sets.into_iter());
     assert_eq!(bytes, Layout::new(Vq::MAX).image_bytes());
     let mut image = SimImage::new(bytes + 64);
