@@ -115,7 +115,8 @@ fn pack(toolchain: &Toolchain, host: Binary, name: &str, command_line: &str) -> 
     Ok(built)
 }
 
-fn pack_built(built: &Built, command_line: &str) -> Result<()> {
+/// Packs what was compiled.
+pub fn pack_built(built: &Built, command_line: &str) -> Result<()> {
     let guest = elf::flatten_file(&built.guest)?;
     let package = image::pack(&Parts {
         hyp: &elf::flatten_file(&built.hyp)?,

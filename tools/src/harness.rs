@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -70,9 +70,14 @@ const fn asymmetric(name: &'static str, vls: &'static [u16]) -> Configuration {
 }
 
 impl Configuration {
+    /// Whether it has EL3 firmware.
+    pub fn has_firmware(&self) -> bool {
+        !self.vls.is_empty() || !self.late.is_empty()
+    }
+
     /// What the EL3 firmware is to make of the machine, if there is to be one.
     fn firmware(&self) -> Result<Option<Setup>> {
-        if self.vls.is_empty() && self.late.is_empty() {
+        if !self.has_firmware() {
             return Ok(None);
         }
         Setup::new(self.vls, self.late, SuspendFormat::default(), self.smp).map(Some)
@@ -171,7 +176,7 @@ fn trials(settings: &Settings, filter: Option<&str>) -> Result<Vec<Trial>> {
         for _ in 0..MACHINES_AT_ONCE {
             scope.spawn(|| {
                 while let Some(configuration) = next() {
-                    let found = run(&qemu, settings, &configuration);
+                    let found = run(&qemu, &settings.tests, &settings.firmware, &configuration);
                     outcomes
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner)
@@ -207,9 +212,9 @@ fn is_machine(text: &str) -> bool {
 const IMAGE: &str = "image";
 
 /// The machine of a configuration, its firmware written.
-fn machine(settings: &Settings, configuration: &Configuration) -> Result<Machine> {
+fn machine(firmware: &Path, configuration: &Configuration) -> Result<Machine> {
     let firmware = match configuration.firmware()? {
-        Some(setup) => Some(firmware::configure(&settings.firmware, &setup, configuration.name)?),
+        Some(setup) => Some(firmware::configure(firmware, &setup, configuration.name)?),
         None => None,
     };
     Ok(Machine {
@@ -220,14 +225,20 @@ fn machine(settings: &Settings, configuration: &Configuration) -> Result<Machine
     })
 }
 
-/// Boots one machine to its end.
-fn run(qemu: &Qemu, settings: &Settings, configuration: &Configuration) -> Vec<(String, Outcome)> {
+/// Boots one machine to its end: its tests, the boot among them, and how they ended. `elf` is the
+/// EL3 firmware, for those that have it.
+pub fn run(
+    qemu: &Qemu,
+    tests: &Built,
+    elf: &Path,
+    configuration: &Configuration,
+) -> Vec<(String, Outcome)> {
     let start = Instant::now();
     eprintln!("booting {} ({})", configuration.name, configuration.cpu);
-    let mut symbols = settings.tests.symbols();
+    let mut symbols = tests.symbols();
     let mut transcript = Transcript::default();
-    let end = machine(settings, configuration).and_then(|machine| {
-        qemu.run(&machine, &settings.tests.image, BOUNDS, &mut |line| {
+    let end = machine(elf, configuration).and_then(|machine| {
+        qemu.run(&machine, &tests.image, BOUNDS, &mut |line| {
             transcript.take(line, |line| symbols.show(line));
         })
     });

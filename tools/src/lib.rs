@@ -6,7 +6,7 @@
 //! into one bootable file, [`qemu`] runs it and [`console`] understands what it says, with
 //! [`symbols`] turning code addresses into source lines. [`boot`], [`harness`], [`gdb`] and
 //! [`check`] are what people ask for by name; [`fpcheck`] is the check of invariant I5 on the
-//! built image.
+//! built image, and [`plants`] shows that the tests notice what they are there for.
 
 pub mod boot;
 pub mod build;
@@ -21,6 +21,7 @@ pub mod gdb;
 pub mod harness;
 pub mod image;
 pub mod packages;
+pub mod plants;
 pub mod process;
 pub mod qemu;
 pub mod report;

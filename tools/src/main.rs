@@ -13,7 +13,7 @@ use umbra_tools::firmware::{Setup, SuspendFormat};
 use umbra_tools::gdb;
 use umbra_tools::image;
 use umbra_tools::qemu::{Bounds, Machine};
-use umbra_tools::{build, setup, test};
+use umbra_tools::{build, plants, setup, test};
 
 /// Sets up, builds, boots, tests and checks Umbra.
 #[derive(Parser)]
@@ -34,6 +34,9 @@ enum Verb {
     /// Run all tests: unit and property tests here, on-target tests on QEMU. Installs what is
     /// missing.
     Test(TestArgs),
+    /// Put known defects into a copy of the sources, one at a time, and require that the tests named
+    /// for each fail.
+    Plants(PlantsArgs),
     /// Pack hyp and a host payload of yours into one bootable file.
     Image(ImageArgs),
     /// Boot the demonstration paused, and say how a debugger gets in.
@@ -124,6 +127,19 @@ struct TestArgs {
 }
 
 #[derive(Args)]
+struct PlantsArgs {
+    /// Defects to plant: file names in tests/plants without `.patch`, or rows of the table such as
+    /// r07. All of them if none is given.
+    names: Vec<String>,
+    /// Don't run the tests on the sources as they are first.
+    #[arg(long)]
+    no_baseline: bool,
+    /// The QEMU to use.
+    #[arg(long, value_name = "PATH")]
+    qemu: Option<PathBuf>,
+}
+
+#[derive(Args)]
 struct ImageArgs {
     /// The host payload: an arm64 Image (such as Linux), or an ELF file that begins with its
     /// header.
@@ -180,6 +196,11 @@ fn run(verb: Verb) -> Result<bool> {
             image: args.image,
         }),
         Verb::Test(args) => test::test(args.qemu.as_deref(), &args.arguments),
+        Verb::Plants(args) => plants::plants(&plants::Request {
+            names: args.names,
+            baseline: !args.no_baseline,
+            qemu: args.qemu,
+        }),
         Verb::Image(args) => {
             let toolchain = setup::toolchain()?;
             let hyp = build::binary(&toolchain, build::HYP)?;

@@ -126,12 +126,18 @@ impl Toolchain {
 
     /// A cargo that builds for the target: `cargo VERB` with everything but the packages.
     pub fn cargo(&self, verb: &str) -> Command {
+        self.cargo_for(verb, &workspace::root(), &workspace::bare_metal_dir())
+    }
+
+    /// The same for a checkout in `root`, with a target directory of its own.
+    pub fn cargo_for(&self, verb: &str, root: &Path, target_dir: &Path) -> Command {
         let mut command = cargo();
         command
+            .current_dir(root)
             .arg(verb)
             .args(["--target", TARGET])
             .arg("--target-dir")
-            .arg(workspace::bare_metal_dir())
+            .arg(target_dir)
             .env("RUSTC", &self.rustc.path)
             .env(linker_variable(), &self.linker);
         if self.core == Core::FromSource {

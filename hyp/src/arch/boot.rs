@@ -7,8 +7,7 @@
 
 use super::console;
 use super::cpu::{
-    CoreIndex, Cpu, MACHINE, MPIDR_AFFINITY, Machine, SHARED, host_image_bytes, read_id_registers,
-    wait_for_event,
+    CoreIndex, Cpu, MACHINE, MPIDR_AFFINITY, Machine, SHARED, read_id_registers, wait_for_event,
 };
 use super::fatal::refuse;
 use super::frames::{FrameList, Tables, linear};
@@ -545,7 +544,7 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
     let sets = || SHARED[..finish.cpus].iter().filter(|s| s.online()).map(|s| s.vqs());
     let largest = sets().filter_map(VqSet::max).max();
     let common = VqSet::common(sets());
-    let image_bytes = host_image_bytes(largest);
+    let image_bytes = crate::fp::host_image_bytes(sets());
     for n in 0..finish.cpus {
         let pa = finish.images.take(image_bytes);
         BOOT_PARAMS[n].image.store(linear(pa) as u64, Ordering::Relaxed);

@@ -18,7 +18,6 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use percore::Cores;
 use spin::Once;
-use umbra_shared::sve::Layout;
 use umbra_shared::vl::{Vq, VqSet};
 
 use super::vm::Loaded;
@@ -277,11 +276,6 @@ pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
 pub fn read_id_registers() -> IdRegisters {
     // Without SVE ID_AA64ZFR0_EL1 is RAZ.
     IdRegisters::read(read_id_aa64zfr0_el1())
-}
-
-/// Bytes of a host image on a machine whose widest CPU has this VL.
-pub fn host_image_bytes(largest: Option<Vq>) -> usize {
-    largest.map_or(umbra_shared::sve::FPSIMD_BYTES, |vq| Layout::new(vq).image_bytes())
 }
 
 /// WFE.

@@ -3,15 +3,15 @@
 //! One lock guards the page table of owners, hyp's stage 1 and the host's stage 2 together, because a
 //! transition touches all three. It is taken last (after a VM's lock) and never held across a run.
 //!
-//! The order of a transition is always the same: the old owner loses the mapping; the TLBs are known
-//! to have lost it; then the page is wiped or cleaned; then the new owner gets it.
+//! The order of a transition's steps is that of [`crate::memory::handover`].
 
 use super::Lock;
 use super::frames::linear;
 use super::layout::LINEAR_BASE;
 use super::tables::{HypTables, Stage2, Use};
 use crate::arch::sysreg::sys;
-use crate::memory::pages::{Page, PageRange, Pages, State, VmId};
+use crate::memory::handover::{self, Hands, Ready};
+use crate::memory::pages::{Page, PageRange, Pages, VmId};
 use core::arch::asm;
 use spin::Once;
 use umbra_shared::PAGE_SIZE;
@@ -63,16 +63,6 @@ pub enum HostFault {
 }
 
 impl Memory {
-    /// The host loses a page: unmapped, complete with TLB maintenance.
-    fn take_from_host(&mut self, page: Page) {
-        self.host.unmap_identity_page(page.pa());
-    }
-
-    /// The host gets a page back.
-    fn give_to_host(&mut self, page: Page) {
-        self.host.map_page(page.pa(), page.pa());
-    }
-
     /// Donated pages become hyp's for a VM: gone from the host, mapped for hyp, zeroed.
     ///
     /// # Errors
@@ -81,29 +71,19 @@ impl Memory {
     pub fn donate_to_vm(&mut self, range: PageRange, vm: VmId) -> Result<(), Error> {
         self.pages.donate_to_vm(range, vm)?;
         for page in range.pages() {
-            self.take_from_host(page);
-            self.hyp.map(linear(page.pa()), page.pa(), PAGE_SIZE, Use::ReadWrite);
-            wipe(page);
+            handover::donate(self, page);
         }
         Ok(())
     }
 
-    /// A page is the VM's guest's from now on, and clean to PoC: a guest whose caches are off finds
-    /// what the host wrote. The caller maps it.
+    /// A page is the VM's guest's from now on, and ready to be mapped for it.
     ///
     /// # Errors
     ///
     /// As [`Pages::give_to_guest`].
-    pub fn give_to_guest(&mut self, page: Page, vm: VmId, protected: bool) -> Result<(), Error> {
+    pub fn give_to_guest(&mut self, page: Page, vm: VmId, protected: bool) -> Result<Ready, Error> {
         self.pages.give_to_guest(page, vm, protected)?;
-        if protected {
-            self.take_from_host(page);
-        }
-        self.with_mapped(page, |va| clean_invalidate(va));
-        // The host may have executed something else at this physical address.
-        // SAFETY: dropping instructions from caches is always sound.
-        unsafe { asm!("ic ialluis", "dsb ish", "isb", options(nostack)) };
-        Ok(())
+        Ok(handover::prepare_for_guest(self, page, protected))
     }
 
     /// The host gets a page of a dying VM back, without what a protected guest or hyp left in it.
@@ -112,23 +92,8 @@ impl Memory {
     ///
     /// As [`Pages::reclaim`].
     pub fn reclaim(&mut self, page: Page, vm: VmId) -> Result<(), Error> {
-        match self.pages.reclaim(page, vm)? {
-            State::Vm(_) => {
-                wipe(page);
-                clean_invalidate(linear(page.pa()));
-                self.hyp.unmap(linear(page.pa()), PAGE_SIZE);
-                self.give_to_host(page);
-            }
-            State::Guest(_) => {
-                self.with_mapped(page, |va| {
-                    wipe(page);
-                    clean_invalidate(va);
-                });
-                self.give_to_host(page);
-            }
-            // The host could read it all along.
-            _ => {}
-        }
+        let was = self.pages.reclaim(page, vm)?;
+        handover::reclaim(self, page, was);
         Ok(())
     }
 
@@ -201,25 +166,39 @@ impl Memory {
             Err(_) => HostFault::Abort,
         }
     }
+}
 
-    /// Maps a page for hyp while `f` runs on its address.
-    fn with_mapped(&mut self, page: Page, f: impl FnOnce(usize)) {
-        let va = linear(page.pa());
-        self.hyp.map(va, page.pa(), PAGE_SIZE, Use::ReadWrite);
-        f(va);
-        self.hyp.unmap(va, PAGE_SIZE);
+impl Hands for Memory {
+    fn take_from_host(&mut self, page: Page) {
+        self.host.unmap_identity_page(page.pa());
     }
-}
 
-/// Zeroes a page that is mapped in the linear map and that nobody else has.
-fn wipe(page: Page) {
-    // SAFETY: called with the page mapped, taken from its old owner and not yet given to a new one.
-    unsafe { (linear(page.pa()) as *mut u8).write_bytes(0, PAGE_SIZE) };
-}
+    fn give_to_host(&mut self, page: Page) {
+        self.host.map_page(page.pa(), page.pa());
+    }
 
-/// Cleans and invalidates a mapped page to the point of coherency.
-pub fn clean_invalidate(va: usize) {
-    clean_invalidate_range(va, PAGE_SIZE);
+    fn map_for_hyp(&mut self, page: Page) {
+        self.hyp.map(linear(page.pa()), page.pa(), PAGE_SIZE, Use::ReadWrite);
+    }
+
+    fn unmap_for_hyp(&mut self, page: Page) {
+        self.hyp.unmap(linear(page.pa()), PAGE_SIZE);
+    }
+
+    fn wipe(&mut self, page: Page) {
+        // SAFETY: mapped for hyp, taken from its old owner and not yet given to a new one, as
+        // `handover` orders it.
+        unsafe { (linear(page.pa()) as *mut u8).write_bytes(0, PAGE_SIZE) };
+    }
+
+    fn clean(&mut self, page: Page) {
+        clean_invalidate_range(linear(page.pa()), PAGE_SIZE);
+    }
+
+    fn forget_instructions(&mut self) {
+        // SAFETY: dropping instructions from caches is always sound.
+        unsafe { asm!("ic ialluis", "dsb ish", "isb", options(nostack)) };
+    }
 }
 
 /// Cleans and invalidates mapped memory to the point of coherency.

@@ -286,12 +286,12 @@ pub fn map(handle: VmHandle, pa: UntrustedPa, ipa: UntrustedIpa) -> Result<(), E
     if POOLS[number].lock().count() < WORST_CASE_TABLES {
         return Err(Error::NoTables);
     }
-    {
+    let ready = {
         let mut memory = memory().lock();
         let page = memory.pages.lookup(pa.0)?;
-        memory.give_to_guest(page, number as u8, protected)?;
-    }
-    stage2.map_page(ipa.0, pa.0);
+        memory.give_to_guest(page, number as u8, protected)?
+    };
+    stage2.map_page(ipa.0, ready.pa());
     vm.pages_out += 1;
     Ok(())
 }

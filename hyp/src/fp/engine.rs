@@ -57,7 +57,7 @@ use umbra_shared::call::{Counter, Policy};
 use umbra_shared::error::Error;
 use umbra_shared::flags::{HostFlags, HypFlags};
 use umbra_shared::sve::FPSIMD_BYTES;
-use umbra_shared::vl::Vq;
+use umbra_shared::vl::{Vq, VqSet};
 
 /// To whom FP, SVE and SME are open on this CPU (CPTR_EL2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -211,6 +211,12 @@ const fn image_bytes(vq: Option<Vq>) -> u64 {
     }
 }
 
+/// Bytes of a host image on a machine whose CPUs have these vector lengths: any CPU saves at the
+/// largest VL that it has, whatever VL it has in common with others.
+pub fn host_image_bytes(sets: impl Iterator<Item = VqSet>) -> usize {
+    image_bytes(sets.filter_map(VqSet::max).max()) as usize
+}
+
 /// What an FP trap of a guest led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestTrap {
@@ -297,7 +303,7 @@ impl<I> CpuFp<I> {
     /// # Errors
     ///
     /// [`Error::VlMismatch`] if not: a vCPU is never silently narrowed.
-    pub fn check_load(vcpu: &VcpuFp<I>, cpu_vqs: umbra_shared::vl::VqSet) -> Result<(), Error> {
+    pub fn check_load(vcpu: &VcpuFp<I>, cpu_vqs: VqSet) -> Result<(), Error> {
         match vcpu.vq {
             Some(vq) if !cpu_vqs.contains(vq) => Err(Error::VlMismatch),
             _ => Ok(()),

@@ -11,4 +11,6 @@ mod sim;
 #[cfg(test)]
 mod tests;
 
-pub use engine::{Access, CpuFp, FpHw, GuestTrap, HostImage, Live, TrapClass, VcpuFp};
+pub use engine::{
+    Access, CpuFp, FpHw, GuestTrap, HostImage, Live, TrapClass, VcpuFp, host_image_bytes,
+};

@@ -5,7 +5,7 @@
 //! byte written carries its owner in its top two bits, so a leak names whose it is.
 
 use super::sim::{Registers, SimCpu, SimImage};
-use super::{CpuFp, FpHw, GuestTrap, HostImage, Live, TrapClass, VcpuFp};
+use super::{CpuFp, FpHw, GuestTrap, HostImage, Live, TrapClass, VcpuFp, host_image_bytes};
 use crate::stats::Stats;
 use proptest::prelude::*;
 use umbra_shared::call::{Counter, Policy};
@@ -151,8 +151,7 @@ fn vcpu(vq: Option<Vq>, policy: Policy) -> VcpuFp<SimImage> {
 impl Machine {
     fn new(sets: &[VqSet], guests: &[(bool, Policy)], sme: bool, seed: u64) -> Self {
         let common = VqSet::common(sets.iter().copied());
-        let largest = sets.iter().filter_map(|s| s.max()).max();
-        let bytes = largest.map_or(FPSIMD_BYTES, |vq| Layout::new(vq).image_bytes());
+        let bytes = host_image_bytes(sets.iter().copied());
         let cpus = sets
             .iter()
             .enumerate()
@@ -467,13 +466,10 @@ fn one_cpu(vqs: u16) -> Machine {
 /// r01: a host buffer is sized by the largest VL of any CPU, and a save stays inside it.
 #[test]
 fn r01_a_save_stays_inside_its_buffer() {
-    let mut m = Machine::new(
-        &[VqSet::from_bits(0b1), VqSet::from_bits(0x808b)],
-        &[(true, Policy::Lazy), (true, Policy::Lazy)],
-        false,
-        3,
-    );
-    let bytes = Layout::new(Vq::MAX).image_bytes();
+    let sets = [VqSet::from_bits(0b1), VqSet::from_bits(0x808b)];
+    let mut m = Machine::new(&sets, &[(true, Policy::Lazy), (true, Policy::Lazy)], false, 3);
+    let bytes = host_image_bytes(sets.into_iter());
+    assert_eq!(bytes, Layout::new(Vq::MAX).image_bytes());
     let mut image = SimImage::new(bytes + 64);
     image.bytes[bytes..].fill(CANARY);
     m.cpus[1].fp = CpuFp::new(image);

@@ -1,3 +1,4 @@
-//! Memory: who owns each page ([`pages`]).
+//! Memory: who owns each page ([`pages`]), and in which order it changes hands ([`handover`]).
 
+pub mod handover;
 pub mod pages;

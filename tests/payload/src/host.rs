@@ -3,11 +3,14 @@
 use crate::context::{Counters, context};
 use umbra_host::kernel::{MAX_CPUS, smp, sync::Lock, sysreg, timer};
 use umbra_patterns::{
-    pattern::{Kept, Mismatch},
+    pattern::{Kept, MAX_IMAGE_BYTES, Mismatch},
     regs::{self, Bench, Width},
     tag::Tag,
 };
-use umbra_shared::call::Counter;
+use umbra_shared::{
+    call::Counter,
+    sve::{FPSIMD_BYTES, Layout},
+};
 
 /// Owners of the host's tags: + CPU.
 const OWNER: u16 = 0x100;
@@ -61,6 +64,21 @@ pub fn check_kept(generation: u32, kept: Kept) {
     if let Err(mismatch) = find(generation, kept) {
         panic!("host: {mismatch}");
     }
+}
+
+/// The registers hold zeroes, FPSR and FPCR included.
+#[track_caller]
+pub fn check_zero() {
+    let mut image = [0; MAX_IMAGE_BYTES];
+    assert_eq!(regs::status(), (0, 0), "host: FPSR, FPCR");
+    let bytes = if context().sve() {
+        Layout::new(regs::dump(&mut image)).image_bytes()
+    } else {
+        regs::dump_fpsimd(image.first_chunk_mut().expect("as large"));
+        FPSIMD_BYTES
+    };
+    let stray = image[..bytes].iter().position(|&byte| byte != 0);
+    assert_eq!(stray, None, "host: byte of the image that is not zero");
 }
 
 /// Selects the CPU's largest VL.

@@ -164,6 +164,18 @@ umbra_puppet_spin:
     str     x2, [x1]
     b       3b
 
+// x1 = a word. Writes 1 there, waits until somebody writes 2, then uses FP for the first time.
+.global umbra_puppet_meet
+umbra_puppet_meet:
+    mov     x2, #1
+    str     x2, [x1]
+4:  yield
+    ldr     x2, [x1]
+    cmp     x2, #2
+    b.ne    4b
+    fmov    d0, xzr
+    ret
+
 puppet_exception:
     mrs     x0, esr_el1
     mrs     x1, elr_el1

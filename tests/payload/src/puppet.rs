@@ -94,6 +94,8 @@ routines! {
     Registers = umbra_puppet_registers;
     /// Count for ever.
     Spin = umbra_puppet_spin;
+    /// Write 1, wait for 2, use FP.
+    Meet = umbra_puppet_meet;
 }
 
 unsafe extern "C" {
@@ -258,9 +260,12 @@ impl Machine {
     pub fn try_vcpu(&self, vq: Option<Vq>) -> Result<Puppet, Error> {
         let (flag_page, flags) = flag_page();
         let count = vcpu_pages(vq);
+        let first = ledger::take(count);
+        // Whatever the host left in pages that it gives away must be no vCPU's state.
+        bytes(first, count as usize * PAGE_SIZE).fill(0xa5);
         let index = Hvc.vcpu_create(VcpuConfig {
             vm: self.vm,
-            pages: UntrustedPages { start: UntrustedPa(ledger::take(count)), count },
+            pages: UntrustedPages { start: UntrustedPa(first), count },
             flag_page: UntrustedPa(flag_page),
             vl_bytes: vq.map_or(0, |vq| vq.vl_bytes() as u64),
             entry: BASE,

@@ -161,9 +161,11 @@ fn run(test: Test) -> Result<Option<Skip>, Message> {
     }
 }
 
-/// Runs everything and turns the machine off.
+/// Runs everything, or what `only=NAME,NAME` on the command line chooses, and turns the machine off.
 pub fn main(machine: &'static Machine, suites: &[&[Named]]) -> ! {
-    let all = || suites.iter().flat_map(|suite| suite.iter());
+    let only = machine.argument("only");
+    let chosen = |name: &str| only.is_none_or(|only| only.split(',').any(|one| one == name));
+    let all = || suites.iter().flat_map(|suite| suite.iter()).filter(|(name, _)| chosen(name));
     exception::set_hook(hook);
     if let Err(why) = catch(|| context::init(machine)) {
         emit!("@verdict failed: {why}");

@@ -4,7 +4,7 @@ use super::POLICIES;
 use crate::{
     context::{Counters, context, need_sme, need_sve},
     host, instruction as insn,
-    puppet::{Machine, Puppet, Routine},
+    puppet::{Event, Machine, Puppet, Routine},
     runner::Skip,
     tests, workers,
 };
@@ -30,6 +30,7 @@ tests![
     reserved_bits_of_the_hint_mean_nothing,
     lying_hints_harm_no_guest,
     hints_that_change_while_a_guest_runs,
+    i8_the_hint_is_read_once_per_entry,
     hyps_word_tells_the_truth,
     i4_no_guest_exceeds_its_clamp,
     zcr_takes_any_value,
@@ -270,6 +271,60 @@ fn hints_that_change_while_a_guest_runs() -> Result<(), Skip> {
         }
         _ => {}
     });
+    Ok(())
+}
+
+/// The host says that it has something to keep, then, with the guest running but before it uses FP,
+/// another CPU says the opposite. What counts is what was said at the entry.
+fn i8_the_hint_is_read_once_per_entry() -> Result<(), Skip> {
+    crate::context::need_cpus(2)?;
+    use core::sync::atomic::{AtomicBool, Ordering};
+    for policy in POLICIES {
+        let guest = Machine::with_policy(policy).vcpu(context().largest());
+        let stop = AtomicBool::new(false);
+        let word = || guest.memory(guest.scratch(), 8).as_mut_ptr().cast::<u64>();
+        let set = |value: u64| {
+            // SAFETY: a word of the test's, which the guest and two CPUs use in turn.
+            unsafe { word().write_volatile(value) };
+            // To where the guest looks.
+            word();
+        };
+        workers::on_all(|cpu| match cpu {
+            0 => {
+                guest.load();
+                guest.start();
+                // An interrupt makes two entries of one; then it is tried again.
+                let found = (0..100).find_map(|n| {
+                    host::fill(n);
+                    guest.hint(HostFlags::empty());
+                    set(0);
+                    let args = [Routine::Meet.address(), guest.scratch(), 0, 0];
+                    match guest.enter(RunFlags::empty(), args) {
+                        Event::Done(_) => Some(host::find(n, Kept::All)),
+                        _ => {
+                            guest.resume(RunFlags::empty(), [0; 4]);
+                            None
+                        }
+                    }
+                });
+                stop.store(true, Ordering::Release);
+                if let Err(mismatch) = found.expect("an entry without an interrupt") {
+                    panic!("host: {mismatch}");
+                }
+                guest.put();
+            }
+            1 => {
+                while !stop.load(Ordering::Acquire) {
+                    // SAFETY: as above.
+                    if unsafe { word().read_volatile() } == 1 {
+                        guest.hint(HostFlags::all());
+                        set(2);
+                    }
+                }
+            }
+            _ => {}
+        });
+    }
     Ok(())
 }
 

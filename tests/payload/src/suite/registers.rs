@@ -9,14 +9,18 @@
 use crate::{
     context::context,
     instruction::{SysReg, reg},
-    puppet::{Machine, Puppet},
+    puppet::{Event, Machine, Puppet},
     runner::Skip,
     tests,
 };
 use umbra_host::kernel::sysreg;
 use umbra_shared::call::Features;
 
-tests![every_register_is_switched, every_register_starts_in_its_reset_state];
+tests![
+    every_register_is_switched,
+    every_register_starts_in_its_reset_state,
+    disr_carries_nothing_from_guest_to_guest,
+];
 
 /// What the host does with a register.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -178,7 +182,7 @@ fn tag_guest(guest: &Puppet, owner: u64, n: usize, expected: &mut Expected) {
     guest.load();
     // The host may have a register that a guest hasn't.
     let there = register.needs != Needs::Luck
-        || matches!(guest.attempt(register.encoding.mrs(), 0), crate::puppet::Event::Done(_));
+        || matches!(guest.attempt(register.encoding.mrs(), 0), Event::Done(_));
     if there {
         let value = register.value(guest.read(register.encoding), owner, n);
         guest.write(register.encoding, value);
@@ -298,6 +302,28 @@ fn every_register_starts_in_its_reset_state() -> Result<(), Skip> {
             tag_guest(&guest, 1, n, &mut ignored);
         }
         assert_eq!(crate::ledger::destroy(machine.vm), 0);
+    }
+    Ok(())
+}
+
+/// DISR_EL1, which is VDISR_EL2 for guests.
+const DISR: SysReg = reg(3, 0, 12, 1, 1);
+
+fn disr_carries_nothing_from_guest_to_guest() -> Result<(), Skip> {
+    let machine = Machine::normal();
+    let guests = [machine.vcpu(None), machine.vcpu(None), Machine::normal().vcpu(None)];
+    for guest in &guests {
+        guest.loaded(|guest| guest.start());
+    }
+    for writer in &guests {
+        let written = writer.loaded(|guest| guest.attempt(DISR.msr(), 1 << 31 | 0x5e));
+        if !matches!(written, Event::Done(_)) {
+            return Err(Skip("no RAS extension"));
+        }
+        for reader in &guests {
+            let found = reader.loaded(|guest| guest.read(DISR));
+            assert_eq!(found, 0, "{reader:?} reads what {writer:?} wrote");
+        }
     }
     Ok(())
 }
