@@ -63,6 +63,19 @@ pub fn check_kept(generation: u32, kept: Kept) {
     }
 }
 
+/// The registers are in their reset state, for all of the VL: nothing of anybody's.
+#[track_caller]
+pub fn check_reset() {
+    if context().sve() {
+        assert_eq!(regs::zcr() & 0xf, 0, "host: ZCR_EL1.LEN after reset");
+    }
+    assert_eq!(regs::status(), (0, 0), "host: FPSR, FPCR after reset");
+    full_vl();
+    if let Err(mismatch) = BENCHES[smp::cpu()].lock().check_zero(width(), &KNOWN) {
+        panic!("host, after reset: {mismatch}");
+    }
+}
+
 /// Selects the CPU's largest VL.
 pub fn full_vl() {
     if context().sve() {

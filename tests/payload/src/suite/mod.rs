@@ -9,6 +9,7 @@ mod interrupts;
 mod lifecycle;
 mod memory;
 mod pages;
+mod power;
 mod registers;
 mod storm;
 mod version;
@@ -32,5 +33,6 @@ pub const ALL: &[&[Named]] = &[
     fp_switch::TESTS,
     fp_traps::TESTS,
     fp_smp::TESTS,
+    power::TESTS,
     storm::TESTS,
 ];
