@@ -44,6 +44,8 @@ pub struct Configuration {
     pub vls: &'static [u16],
     /// CPUs that the firmware refuses to start once.
     pub late: &'static [u32],
+    /// Layout of the firmware's power_state.
+    pub suspend: SuspendFormat,
 }
 
 /// All of them: every VL the emulator has, none, and CPUs of several generations.
@@ -57,16 +59,23 @@ pub const CONFIGURATIONS: &[Configuration] = &[
     configuration("cortex-a57", "cortex-a57", 4),
     configuration("a64fx", "a64fx", 4),
     configuration("neoverse-n1", "neoverse-n1", 4),
-    asymmetric("asym", &[32, 256, 64, 128]),
-    asymmetric("asym-narrow-boot", &[16, 256, 256, 128]),
+    asymmetric("asym", &[32, 256, 64, 128], &[], SuspendFormat::Original),
+    asymmetric("asym-narrow-boot", &[16, 256, 256, 128], &[], SuspendFormat::Extended),
+    asymmetric("asym-late", &[32, 64, 64, 256], &[3], SuspendFormat::Original),
+    asymmetric("asym-late-narrow", &[128, 64, 64, 16], &[3], SuspendFormat::Extended),
 ];
 
 const fn configuration(name: &'static str, cpu: &'static str, smp: u32) -> Configuration {
-    Configuration { name, cpu, smp, vls: &[], late: &[] }
+    Configuration { name, cpu, smp, vls: &[], late: &[], suspend: SuspendFormat::Original }
 }
 
-const fn asymmetric(name: &'static str, vls: &'static [u16]) -> Configuration {
-    Configuration { name, cpu: "max", smp: vls.len() as u32, vls, late: &[] }
+const fn asymmetric(
+    name: &'static str,
+    vls: &'static [u16],
+    late: &'static [u32],
+    suspend: SuspendFormat,
+) -> Configuration {
+    Configuration { name, cpu: "max", smp: vls.len() as u32, vls, late, suspend }
 }
 
 impl Configuration {
@@ -80,7 +89,7 @@ impl Configuration {
         if !self.has_firmware() {
             return Ok(None);
         }
-        Setup::new(self.vls, self.late, SuspendFormat::default(), self.smp).map(Some)
+        Setup::new(self.vls, self.late, self.suspend, self.smp).map(Some)
     }
 }
 

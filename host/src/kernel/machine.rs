@@ -14,6 +14,7 @@ use thiserror::Error;
 pub type PhysicalRange = Range<u64>;
 
 const MAX_RAM: usize = 8;
+const MAX_IDLE_STATES: usize = 8;
 const MAX_RESERVED: usize = 32;
 /// The boot protocol's limit.
 const MAX_TREE_BYTES: usize = 2 << 20;
@@ -69,6 +70,8 @@ pub struct Machine {
     pub conduit: Conduit,
     /// The initial RAM disk.
     pub initrd: Option<PhysicalRange>,
+    /// The power_state of each idle state that CPU_SUSPEND takes.
+    pub idle_states: ArrayVec<u32, MAX_IDLE_STATES>,
     /// The kernel command line.
     pub bootargs: &'static str,
 }
@@ -120,6 +123,18 @@ fn number(value: &[u8]) -> Option<u64> {
         8 => Some(u64::from_be_bytes(value.try_into().ok()?)),
         _ => None,
     }
+}
+
+/// What doesn't fit is not used.
+fn idle_states(tree: &Fdt) -> ArrayVec<u32, MAX_IDLE_STATES> {
+    let states = tree.find_node("/cpus/idle-states");
+    let states = states.iter().flat_map(|node| node.children());
+    states
+        .filter(|state| state.is_compatible("arm,idle-state"))
+        .filter_map(|state| number(state.property("arm,psci-suspend-param")?.value()))
+        .filter_map(|state| u32::try_from(state).ok())
+        .take(MAX_IDLE_STATES)
+        .collect()
 }
 
 impl Machine {
@@ -200,6 +215,7 @@ impl Machine {
             gicr,
             conduit,
             initrd,
+            idle_states: idle_states(tree),
             bootargs,
         })
     }

@@ -49,6 +49,11 @@ pub fn affinity() -> u64 {
     mrs!("mpidr_el1") & 0xff_00ff_ffff
 }
 
+/// The exception level in force.
+pub fn current_el() -> u64 {
+    mrs!("currentel") >> 2 & 3
+}
+
 /// Waits for an interrupt; it stays pending while masked.
 pub fn wait_for_interrupt() {
     // SAFETY: WFI only waits. The DSB completes what an interrupt handler elsewhere waits for.

@@ -7,7 +7,8 @@
 
 use super::console;
 use super::cpu::{
-    CoreIndex, Cpu, MACHINE, MPIDR_AFFINITY, Machine, SHARED, read_id_registers, wait_for_event,
+    CoreIndex, Cpu, MACHINE, MPIDR_AFFINITY, Machine, SHARED, machine, read_id_registers,
+    wait_for_event,
 };
 use super::fatal::refuse;
 use super::frames::{FrameList, Tables, linear};
@@ -34,7 +35,7 @@ use dtoolkit::fdt::Fdt;
 use percore::{ExceptionLock, PerCore, exception_free};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::package::{PACKAGE_MAGIC, PAYLOAD_ALIGN, PackageHeader};
-use umbra_shared::vl::VqSet;
+use umbra_shared::vl::{Vq, VqSet};
 use zerocopy::FromBytes;
 
 /// Boot page tables: L0; L1, L2 of the image; L1, L2 of the identity map; L1 and two L2 of the pool.
@@ -520,6 +521,11 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
     if let Some(finish) = finish {
         finish_boot(cpu, finish);
     }
+    if first && MACHINE.is_completed() {
+        log::info!("CPU {index} comes late");
+        report_host_vq(cpu.index, cpu.shared.vqs(), cpu.host_vq());
+        report_missing(cpu.index, cpu.shared.vqs(), machine().common);
+    }
     if first && cpu.shared.power.state() == Power::Off {
         cpu.shared.power.set(Power::Held);
         super::cpu::send_event();
@@ -552,13 +558,7 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
     }
     for (n, shared) in SHARED[..finish.cpus].iter().enumerate().filter(|(_, s)| s.online()) {
         let limit = if finish.options.host_vl_common { common.max() } else { largest };
-        let (max, held) = (shared.vqs().max(), limit.and_then(|vq| shared.vqs().effective(vq)));
-        if let (Some(max), Some(held)) = (max, held)
-            && held < max
-        {
-            let (max, held) = (max.vl_bytes(), held.vl_bytes());
-            log::info!("CPU {n}: VL {max} bytes, the host is held to {held}");
-        }
+        report_host_vq(n, shared.vqs(), limit.and_then(|vq| shared.vqs().effective(vq)));
     }
     let describe = |set: VqSet| set.max().map_or(0, |vq| vq.vl_bytes());
     log::info!(
@@ -579,6 +579,23 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
     });
     cpu.set_image(host_image(cpu.index));
     cpu.start_host(finish.host)
+}
+
+/// Says so if the host can't use all of a CPU's vector lengths.
+fn report_host_vq(n: usize, vqs: VqSet, held: Option<Vq>) {
+    let (max, held) = (vqs.max().map_or(0, Vq::vl_bytes), held.map_or(0, Vq::vl_bytes));
+    if held < max {
+        log::info!("CPU {n}: VL {max} bytes, the host is held to {held}");
+    }
+}
+
+/// Says so if a CPU that came late lacks vector lengths that guests may have: they can't be loaded
+/// there.
+fn report_missing(n: usize, vqs: VqSet, guests: VqSet) {
+    let missing = guests.iter().find(|&vq| !vqs.contains(vq));
+    if let Some(vq) = missing {
+        log::warn!("CPU {n} does not run guests of VL {} bytes and more", vq.vl_bytes());
+    }
 }
 
 /// A CPU's host image, for the CPU itself, once.

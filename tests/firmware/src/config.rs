@@ -33,6 +33,19 @@ pub enum SuspendFormat {
     Extended,
 }
 
+impl SuspendFormat {
+    /// The power_state that powers a CPU down.
+    pub const fn power_down(self) -> u32 {
+        match self {
+            Self::Original => 1 << 16,
+            Self::Extended => 1 << 30,
+        }
+    }
+
+    /// The power_state in which a CPU only waits.
+    pub const STANDBY: u32 = 0;
+}
+
 /// A usable configuration.
 #[derive(Clone, Debug)]
 pub struct Config {

@@ -3,7 +3,13 @@
 //! With a secure world, QEMU leaves PSCI to the firmware: no /psci, no enable-method. Devices of the
 //! secure world are in the tree, disabled; who runs below EL3 can't reach them, so the tree that it
 //! gets does not have them.
+//!
+//! What CPU_SUSPEND takes is in /cpus/idle-states, as the binding has it (Linux,
+//! Documentation/devicetree/bindings/cpu/idle-states.yaml): so that who runs below knows that there is
+//! a CPU_SUSPEND to call, which QEMU's own PSCI answers by never waking up. No CPU refers to the
+//! states, for they save nothing: an operating system's idle loop is not to use them.
 
+use crate::config::SuspendFormat;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use dtoolkit::fdt::{Fdt, FdtNode};
@@ -164,8 +170,35 @@ fn psci() -> DeviceTreeNode {
     node
 }
 
+fn idle_state(name: &str, power_state: u32, loses_timer: bool) -> DeviceTreeNode {
+    let mut node = DeviceTreeNode::new_unchecked(name);
+    node.add_property(property("compatible", "arm,idle-state"));
+    for (name, value) in [
+        ("arm,psci-suspend-param", power_state),
+        ("entry-latency-us", 1),
+        ("exit-latency-us", 1),
+        ("min-residency-us", 2),
+    ] {
+        let cell = value.to_be_bytes();
+        node.add_property(DeviceTreeProperty::new_unchecked(name, cell.as_slice()));
+    }
+    if loses_timer {
+        let nothing: &[u8] = &[];
+        node.add_property(DeviceTreeProperty::new_unchecked("local-timer-stop", nothing));
+    }
+    node
+}
+
+fn idle_states(format: SuspendFormat) -> DeviceTreeNode {
+    let mut node = DeviceTreeNode::new_unchecked("idle-states");
+    node.add_property(property("entry-method", "psci"));
+    node.add_child(idle_state("cpu-standby", SuspendFormat::STANDBY, false));
+    node.add_child(idle_state("cpu-power-down", format.power_down(), true));
+    node
+}
+
 /// The tree for EL2: with PSCI, without the secure world.
-pub fn hand_over(fdt: &Fdt<'_>) -> Vec<u8> {
+pub fn hand_over(fdt: &Fdt<'_>, format: SuspendFormat) -> Vec<u8> {
     let secure: Vec<_> = fdt
         .root()
         .children()
@@ -181,6 +214,7 @@ pub fn hand_over(fdt: &Fdt<'_>) -> Vec<u8> {
     }
     tree.root.add_child(psci());
     if let Some(cpus) = tree.root.child_mut("cpus") {
+        cpus.add_child(idle_states(format));
         for cpu in cpus.children_mut() {
             let is_cpu =
                 (*cpu).property("device_type").is_some_and(|property| property.value() == b"cpu\0");
@@ -302,7 +336,7 @@ mod tests {
     #[test]
     fn el2_gets_psci_and_no_secure_world() {
         let dtb = tree(&[]);
-        let edited = hand_over(&Fdt::new(&dtb).unwrap());
+        let edited = hand_over(&Fdt::new(&dtb).unwrap(), SuspendFormat::Extended);
         let fdt = Fdt::new(&edited).unwrap();
         let text = |path: &str, name: &str| {
             let property = fdt.find_node(path).unwrap().property(name)?;
@@ -312,6 +346,13 @@ mod tests {
         assert!(fdt.find_node("/psci").unwrap().is_compatible("arm,psci-1.0"));
         assert_eq!(text("/cpus/cpu@1", "enable-method").as_deref(), Some("psci"));
         assert_eq!(text("/cpus/cpu-map", "enable-method"), None);
+        let states = fdt.find_node("/cpus/idle-states").unwrap();
+        let parameters: Vec<_> = states
+            .children()
+            .map(|state| state.property("arm,psci-suspend-param").unwrap().value().to_vec())
+            .collect();
+        assert_eq!(parameters, [[0, 0, 0, 0], [0x40, 0, 0, 0]]);
+        assert_eq!(fdt.cpus().unwrap().cpus().count(), 2);
         let names: Vec<_> = fdt.root().children().map(|node| node.name().to_owned()).collect();
         assert!(names.contains(&"pl011@9000000".to_owned()));
         assert!(names.contains(&"pl061@9030000".to_owned()));

@@ -214,6 +214,22 @@ impl Bench {
         }
     }
 
+    /// Checks that Z, P and FFR, or V, hold zeroes.
+    pub fn check_zero(&mut self, width: Width, known: &[Tag]) -> Result<(), Mismatch> {
+        self.expected.0.fill(0);
+        match width {
+            Width::Sve => {
+                let layout = Layout::new(dump(&mut self.found.0));
+                compare_kept(layout, Kept::All, &mut self.expected.0, &self.found.0, known)
+            }
+            Width::Fpsimd => {
+                let (e, f) = (fpsimd_part(&mut self.expected), fpsimd_part(&mut self.found));
+                dump_fpsimd(f);
+                compare_fpsimd_kept(Kept::All, e, f, known)
+            }
+        }
+    }
+
     /// The registers as the last check found them.
     pub fn found(&self) -> &[u8] {
         &self.found.0

@@ -1,9 +1,10 @@
 //! What the tests know of the machine.
 
 use crate::{runner::Skip, workers};
+use arrayvec::ArrayVec;
 use umbra_host::{
-    hypercall::{Hvc, Hypervisor, Version},
-    kernel::{MAX_CPUS, exception, machine::Machine, smp, sync::Once},
+    hypercall::{Hvc, Hypervisor, Version, VlInfo},
+    kernel::{MAX_CPUS, exception, machine::Machine, power, smp, sync::Once},
 };
 use umbra_patterns::regs;
 use umbra_shared::{
@@ -16,11 +17,17 @@ pub struct Context {
     pub machine: &'static Machine,
     pub cpus: usize,
     pub version: Version,
-    /// Vector lengths that guests can have.
+    /// Vector lengths that hyp lets guests have: common to the CPUs that were up when it booted.
+    pub guests: VqSet,
+    /// Those of them with which a guest runs on every CPU: without what a late CPU lacks.
     pub common: VqSet,
+    /// CPUs that were not up when hyp booted.
+    pub late: ArrayVec<usize, MAX_CPUS>,
+    /// The largest VL of a CPU that was: host images hold no more.
+    image_vq: Option<Vq>,
     /// Each CPU's number at hyp.
     at_hyp: [u64; MAX_CPUS],
-    /// Each CPU's vector lengths.
+    /// Each CPU's vector lengths, those of a late one as hyp found them when it came.
     pub vqs: [VqSet; MAX_CPUS],
 }
 
@@ -39,22 +46,59 @@ pub fn init(machine: &'static Machine) {
     let version = Hvc.version().expect("VERSION");
     assert_eq!(version.interface, INTERFACE_VERSION);
     regs::enable();
-    let all = Hvc.vl_info(None).expect("VL_INFO");
-    let mut at_hyp = [0; MAX_CPUS];
-    let mut vqs = [VqSet::EMPTY; MAX_CPUS];
-    for (cpu, &affinity) in machine.cpus.iter().enumerate() {
-        let found = (0..all.cpus).find_map(|n| {
-            let info = Hvc.vl_info(Some(n)).expect("VL_INFO");
-            (info.affinity == affinity).then_some((n, info.vqs))
-        });
-        (at_hyp[cpu], vqs[cpu]) = found.expect("hyp knows all CPUs");
-    }
+    let guests = Hvc.vl_info(None).expect("VL_INFO").vqs;
     let cpus = machine.cpus.len();
-    CONTEXT.call_once(|| Context { machine, cpus, version, common: all.vqs, at_hyp, vqs });
+    let mut at_hyp = [0; MAX_CPUS];
+    let mut late = ArrayVec::new();
+    for (cpu, number) in at_hyp[..cpus].iter_mut().enumerate() {
+        *number = (0..cpus as u64)
+            .find(|&n| vl_info(n).affinity == machine.cpus[cpu])
+            .expect("hyp knows all CPUs");
+        let info = vl_info(*number);
+        if !info.online {
+            assert_eq!(info.vqs, VqSet::EMPTY, "nobody has seen CPU {cpu}");
+            late.push(cpu);
+        }
+    }
+    let sets = || at_hyp[..cpus].iter().map(|&n| vl_info(n).vqs);
+    let image_vq = sets().filter_map(VqSet::max).max();
     workers::start(machine);
+    let mut vqs = [VqSet::EMPTY; MAX_CPUS];
+    vqs.iter_mut().zip(sets()).for_each(|(to, from)| *to = from);
+    // A set without VL 16 bytes is that of CPUs without SVE.
+    let common = match guests {
+        VqSet::EMPTY => guests,
+        _ => VqSet::common(sets().chain([guests])),
+    };
+    CONTEXT.call_once(|| Context {
+        machine,
+        cpus,
+        version,
+        guests,
+        common,
+        late,
+        image_vq,
+        at_hyp,
+        vqs,
+    });
+}
+
+fn vl_info(number: u64) -> VlInfo {
+    Hvc.vl_info(Some(number)).expect("VL_INFO")
 }
 
 impl Context {
+    /// What the host can use of a CPU's vector lengths: no more than its image holds.
+    pub fn host_vqs(&self, cpu: usize) -> VqSet {
+        let held = self.vqs[cpu].iter().filter(|&vq| Some(vq) <= self.image_vq);
+        held.fold(VqSet::EMPTY, VqSet::with)
+    }
+
+    /// The largest VL that a host image holds.
+    pub fn image_vq(&self) -> Option<Vq> {
+        self.image_vq
+    }
+
     /// A CPU's number at hyp.
     pub fn at_hyp(&self, cpu: usize) -> u64 {
         self.at_hyp[cpu]
@@ -70,13 +114,13 @@ impl Context {
         self.version.features.contains(Features::SME)
     }
 
-    /// The largest VL of guests; `None`: no SVE.
+    /// The largest VL of a guest that runs on every CPU; `None`: no SVE.
     pub fn largest(&self) -> Option<Vq> {
         self.common.max()
     }
 }
 
-/// The test needs SVE: the largest VL guests can have.
+/// The test needs SVE: the largest VL of a guest that runs on every CPU.
 pub fn need_sve() -> Result<Vq, Skip> {
     context().largest().ok_or(Skip("no SVE"))
 }
@@ -85,6 +129,18 @@ pub fn need_sve() -> Result<Vq, Skip> {
 pub fn need_two_vls() -> Result<(Vq, Vq), Skip> {
     let largest = need_sve()?;
     if largest == Vq::MIN { Err(Skip("one vector length only")) } else { Ok((Vq::MIN, largest)) }
+}
+
+/// The test needs a CPU_SUSPEND that works. QEMU's own never wakes up; where there is one, the device
+/// tree lists idle states: the standby one and the one that powers down.
+pub fn need_suspend() -> Result<(u32, u32), Skip> {
+    need_cpus(2)?;
+    let power_down = if power::suspend_is_extended() { 1 << 30 } else { 1 << 16 };
+    let state = |down: bool| {
+        let states = context().machine.idle_states.iter().copied();
+        states.into_iter().find(|state| (state & power_down != 0) == down)
+    };
+    state(false).zip(state(true)).ok_or(Skip("no idle states"))
 }
 
 /// The test needs several CPUs.

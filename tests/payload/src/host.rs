@@ -69,16 +69,20 @@ pub fn check_kept(generation: u32, kept: Kept) {
 /// The registers hold zeroes, FPSR and FPCR included.
 #[track_caller]
 pub fn check_zero() {
-    let mut image = [0; MAX_IMAGE_BYTES];
     assert_eq!(regs::status(), (0, 0), "host: FPSR, FPCR");
-    let bytes = if context().sve() {
-        Layout::new(regs::dump(&mut image)).image_bytes()
-    } else {
-        regs::dump_fpsimd(image.first_chunk_mut().expect("as large"));
-        FPSIMD_BYTES
-    };
-    let stray = image[..bytes].iter().position(|&byte| byte != 0);
-    assert_eq!(stray, None, "host: byte of the image that is not zero");
+    if let Err(mismatch) = BENCHES[smp::cpu()].lock().check_zero(width(), &KNOWN) {
+        panic!("host: {mismatch}");
+    }
+}
+
+/// The registers are in their reset state, for all of the VL: nothing of anybody's.
+#[track_caller]
+pub fn check_reset() {
+    if context().sve() {
+        assert_eq!(regs::zcr() & 0xf, 0, "host: ZCR_EL1.LEN after reset");
+    }
+    full_vl();
+    check_zero();
 }
 
 /// Selects the CPU's largest VL.

@@ -4,6 +4,7 @@
 
 use crate::{
     context::context,
+    host,
     runner::{Message, catch},
 };
 use arm_gic::{IntId, gicv3::GicCpuInterface, gicv3::SgiTarget, gicv3::SgiTargetGroup};
@@ -26,6 +27,41 @@ static JOBS: [AtomicPtr<Job>; MAX_CPUS] =
     [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
 /// No job but the order to go off.
 const OFF: *const Job<'static> = core::ptr::without_provenance(1);
+/// No job but the order to suspend.
+const SUSPEND: *const Job<'static> = core::ptr::without_provenance(2);
+
+/// The order to suspend.
+#[derive(Clone, Copy)]
+struct Suspend {
+    power_state: u32,
+    /// Ticks until the timer wakes it; `None`: no timer does.
+    timer: Option<u64>,
+    /// Interrupts that the CPU had taken before the order's own: with that pending it would wake at
+    /// once.
+    taken: u64,
+}
+
+static SUSPENDS: [Lock<Option<Suspend>>; MAX_CPUS] = [const { Lock::new(None) }; MAX_CPUS];
+/// What CPU_SUSPEND returned, where it did.
+static RETURNED: [Lock<Option<Returned>>; MAX_CPUS] = [const { Lock::new(None) }; MAX_CPUS];
+
+/// CPU_SUSPEND's answer.
+pub type Returned = Result<(), smccc::psci::Error>;
+
+/// How a CPU comes back from CPU_SUSPEND.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resumed {
+    /// At its entry point, as from CPU_ON.
+    Anew,
+    /// Behind the call.
+    Returned(Returned),
+}
+
+/// A suspended CPU, to be waited for.
+pub struct Suspended {
+    cpu: usize,
+    ready: usize,
+}
 
 static FAILURES: [Lock<Option<Message>>; MAX_CPUS] = [const { Lock::new(None) }; MAX_CPUS];
 static READY: AtomicUsize = AtomicUsize::new(0);
@@ -45,6 +81,8 @@ pub fn start(machine: &Machine) {
 
 /// What a CPU does from its start on; also after CPU_OFF and CPU_ON.
 pub fn work(cpu: usize) {
+    // Hyp has the only way from EL2 to here.
+    assert_eq!(sysreg::current_el(), 1, "CPU {cpu} starts at another exception level");
     regs::enable();
     gic::enable(WAKE, true);
     READY.fetch_add(1, Ordering::Release);
@@ -62,6 +100,13 @@ pub fn work(cpu: usize) {
             let refused = power::cpu_off();
             panic!("CPU_OFF came back: {refused:?}");
         }
+        if core::ptr::eq(job, SUSPEND) {
+            JOBS[cpu].store(core::ptr::null_mut(), Ordering::Release);
+            let order = SUSPENDS[cpu].lock().take().expect("an order comes with its words");
+            let returned = suspend_here(cpu, order);
+            *RETURNED[cpu].lock() = Some(returned);
+            continue;
+        }
         // SAFETY: whoever put it there waits until the pointer is null again.
         let work = unsafe { (*job).0 };
         if let Err(message) = catch(|| work(cpu)) {
@@ -69,6 +114,17 @@ pub fn work(cpu: usize) {
         }
         JOBS[cpu].store(core::ptr::null_mut(), Ordering::Release);
     }
+}
+
+fn suspend_here(cpu: usize, order: Suspend) -> Returned {
+    assert!(timer::wait_until(PATIENCE, || gic::taken(cpu) > order.taken), "no wake-up call");
+    let daif = sysreg::mask_interrupts();
+    if let Some(ticks) = order.timer {
+        host::set_timer(timer::now() + ticks, 1);
+    }
+    let returned = power::cpu_suspend(order.power_state, smp::entry(), cpu as u64);
+    host::release_interrupt(daif);
+    returned
 }
 
 fn give(cpu: usize, job: &Job) {
@@ -121,6 +177,37 @@ pub fn on_again(cpu: usize) {
         timer::wait_until(PATIENCE, || READY.load(Ordering::Acquire) > ready),
         "CPU {cpu} does not come back"
     );
+}
+
+/// Tells a CPU to suspend itself (PSCI CPU_SUSPEND) until its timer, `timer` ticks from then, or an
+/// interrupt ([`wake`]).
+pub fn suspend(cpu: usize, power_state: u32, timer: Option<u64>) -> Suspended {
+    *RETURNED[cpu].lock() = None;
+    let suspended = Suspended { cpu, ready: READY.load(Ordering::Acquire) };
+    *SUSPENDS[cpu].lock() = Some(Suspend { power_state, timer, taken: gic::taken(cpu) });
+    JOBS[cpu].store(SUSPEND.cast_mut(), Ordering::Release);
+    wake(cpu);
+    suspended
+}
+
+impl Suspended {
+    /// How it came back, if it has.
+    pub fn resumed(&self) -> Option<Resumed> {
+        if READY.load(Ordering::Acquire) > self.ready {
+            return Some(Resumed::Anew);
+        }
+        RETURNED[self.cpu].lock().map(Resumed::Returned)
+    }
+
+    /// Waits until it has come back.
+    pub fn wait(&self) -> Resumed {
+        let mut resumed = None;
+        timer::wait_until(PATIENCE, || {
+            resumed = self.resumed();
+            resumed.is_some()
+        });
+        resumed.unwrap_or_else(|| panic!("CPU {} does not wake up", self.cpu))
+    }
 }
 
 /// Runs `f` on a CPU and waits for it. Its panic is ours.

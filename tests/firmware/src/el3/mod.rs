@@ -128,11 +128,11 @@ extern "C" fn firmware_boot() -> ! {
         Ok(facts) => facts,
         Err(error) => fatal(format_args!("{error}")),
     };
-    let edited: Vec<u8> = hand_over(&fdt);
     let config = match Config::read(&umbra_firmware_config) {
         Ok(config) => config,
         Err(error) => fatal(format_args!("{error}")),
     };
+    let edited: Vec<u8> = hand_over(&fdt, config.suspend);
     if config.cpus() != facts.affinities.len() {
         let (asked, there) = (config.cpus(), facts.affinities.len());
         fatal(format_args!("configured for {asked} CPUs; the machine has {there}"));

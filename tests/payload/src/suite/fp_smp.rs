@@ -126,7 +126,7 @@ fn one_vcpu_wanders_over_all_cpus() -> Result<(), Skip> {
     Ok(())
 }
 
-fn affinity(cpu: usize) -> u64 {
+pub(super) fn affinity(cpu: usize) -> u64 {
     context().machine.cpus[cpu]
 }
 
@@ -158,8 +158,8 @@ fn r24_cpu_off_and_on_with_a_live_guest() -> Result<(), Skip> {
             // The host of a CPU that was off finds the reset state, not what it once had.
             host::check_zero();
             if context().sve() {
-                assert_eq!(Some(regs::rdvl()), context().vqs[1].max(), "the host's VL");
-                for vq in context().vqs[1].iter() {
+                assert_eq!(Some(regs::rdvl()), context().host_vqs(1).max(), "the host's VL");
+                for vq in context().host_vqs(1).iter() {
                     assert_eq!(regs::set_vl(vq), vq);
                 }
             }
@@ -183,14 +183,14 @@ fn r24_cpu_off_and_on_with_a_live_guest() -> Result<(), Skip> {
 }
 
 /// SMC with x0-x3.
-fn psci(function: u32, args: [u64; 3]) -> i64 {
+pub(super) fn psci(function: u32, args: [u64; 3]) -> i64 {
     let mut all = [0; 17];
     all[..3].copy_from_slice(&args);
     smccc::smc64(function, all)[0] as i64
 }
 
-const CPU_ON: u32 = 0xc400_0003;
-const AFFINITY_INFO: u32 = 0xc400_0004;
+pub(super) const CPU_ON: u32 = 0xc400_0003;
+pub(super) const AFFINITY_INFO: u32 = 0xc400_0004;
 const FEATURES: u32 = 0x8400_000a;
 
 fn psci_affinity_info() -> Result<(), Skip> {

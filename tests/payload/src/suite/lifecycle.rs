@@ -104,13 +104,13 @@ fn r14_vector_lengths_are_checked() -> Result<(), Skip> {
     let machine = Machine::normal();
     let first = ledger::take(4);
     let (flags, _) = flag_page();
-    let largest = context().largest().map_or(0, |vq| vq.vl_bytes() as u64);
+    let largest = context().guests.max().map_or(0, |vq| vq.vl_bytes() as u64);
     let bad = if largest == 0 { Error::NoSve } else { Error::BadVl };
     for vl in [8, 17, 24, 257, 512, largest + 16, 1 << 32 | 16, u64::MAX, u64::MAX - 15] {
         assert_eq!(Hvc.vcpu_create(config(machine.vm, first, 4, flags, vl)), Err(bad), "VL {vl}");
     }
     // Multiples of 16 that the CPUs lack.
-    for vq in (1..=16).filter_map(Vq::new).filter(|&vq| !context().common.contains(vq)) {
+    for vq in (1..=16).filter_map(Vq::new).filter(|&vq| !context().guests.contains(vq)) {
         let vl = vq.vl_bytes() as u64;
         let call = config(machine.vm, first, vcpu_pages(Some(vq)), flags, vl);
         assert_eq!(Hvc.vcpu_create(call), Err(bad), "VL {vl}");
@@ -119,7 +119,7 @@ fn r14_vector_lengths_are_checked() -> Result<(), Skip> {
     assert_eq!(Hvc.unshare_flag_page(flags), Ok(()), "the flag page is not in use");
     // What is good works: no SVE, and every common VL.
     machine.vcpu(None);
-    for vq in context().common.iter().take(2) {
+    for vq in context().guests.iter().take(2) {
         machine.vcpu(Some(vq));
     }
     Ok(())

@@ -9,6 +9,7 @@ mod interrupts;
 mod lifecycle;
 mod memory;
 mod pages;
+mod power;
 mod registers;
 mod storm;
 mod tasks;
@@ -34,5 +35,6 @@ pub const ALL: &[&[Named]] = &[
     fp_traps::TESTS,
     fp_smp::TESTS,
     tasks::TESTS,
+    power::TESTS,
     storm::TESTS,
 ];

@@ -96,18 +96,18 @@ fn vl_info_is_what_rdvl_says() -> Result<(), Skip> {
             found = found.with(regs::set_vl(Vq::from_len(len)));
         }
         regs::set_vl(Vq::MAX);
-        assert_eq!(found, context().vqs[cpu], "vector lengths of CPU {cpu}");
+        assert_eq!(found, context().host_vqs(cpu), "vector lengths of CPU {cpu}");
     });
-    let all = VqSet::common(context().vqs[..context().cpus].iter().copied());
-    assert_eq!(all, context().common);
+    let booted = (0..context().cpus).filter(|cpu| !context().late.contains(cpu));
+    let all = VqSet::common(booted.map(|cpu| context().vqs[cpu]));
+    assert_eq!(all, context().guests);
     Ok(())
 }
 
 fn vl_info_sizes_and_cpus() -> Result<(), Skip> {
     let all = Hvc.vl_info(None).expect("VL_INFO");
     assert_eq!(all.cpus, context().cpus as u64);
-    let largest = context().vqs.iter().filter_map(|set| set.max()).max();
-    let image = largest.map_or(FPSIMD_BYTES, |vq| Layout::new(vq).image_bytes());
+    let image = context().image_vq().map_or(FPSIMD_BYTES, |vq| Layout::new(vq).image_bytes());
     for n in 0..all.cpus {
         let info = Hvc.vl_info(Some(n)).expect("VL_INFO");
         assert!(info.online, "CPU {n} is up");
