@@ -565,3 +565,15 @@ fn foreign_drops_a_held_image() {
     assert_eq!(m.cpus[0].fp.host_image(), HostImage::None);
     m.host_use(0, None);
 }
+
+/// A CPU that came late may lack what the others have in common: it refuses, and narrows nothing (r14).
+#[test]
+fn r14_a_cpu_without_a_vcpus_length_refuses_it() {
+    for set in [0, 0b1, 0b1011, 0x808b, 0xfffe].map(VqSet::from_bits) {
+        for vq in (1..=16).filter_map(Vq::new) {
+            let fits = if set.contains(vq) { Ok(()) } else { Err(Error::VlMismatch) };
+            assert_eq!(CpuFp::check_load(&vcpu(Some(vq), Policy::Lazy), set), fits, "{vq} {set:?}");
+        }
+        assert_eq!(CpuFp::check_load(&vcpu(None, Policy::Lazy), set), Ok(()));
+    }
+}

@@ -9,9 +9,15 @@ use crate::{
     runner::Skip,
     tests, workers,
 };
-use umbra_host::kernel::{power, timer};
+use umbra_host::{
+    hypercall::{Hvc, Hypervisor},
+    kernel::{exception::probe_read, power, timer},
+};
 use umbra_patterns::regs;
-use umbra_shared::{call::Policy, vl::Vq};
+use umbra_shared::{
+    call::{Policy, VM_PAGES, VmConfig},
+    vl::Vq,
+};
 
 tests![
     r19_migration_there_and_back,
@@ -152,8 +158,13 @@ fn r24_cpu_off_and_on_with_a_live_guest() -> Result<(), Skip> {
         guest.load();
         guest.check(1);
         guest.put();
+        let donated = crate::ledger::take(VM_PAGES);
+        let vm = Hvc.vm_create(donated, VM_PAGES, VmConfig::default()).expect("VM_CREATE");
+        crate::ledger::enter(vm);
         workers::on_again(1);
         workers::on(1, || {
+            // Before anything else of hyp's has run there: EL2's controls are in force.
+            assert!(probe_read(donated).is_err(), "there is no stage 2 after CPU_ON");
             host::full_vl();
             // The host of a CPU that was off finds the reset state, not what it once had.
             host::check_zero();

@@ -238,6 +238,15 @@ fn host_timer_is_untouched_by_runs() -> Result<(), Skip> {
             );
         }
         assert_eq!((found, ctl & 3), (deadline, control));
+        let (before, clock, after): (u64, u64, u64);
+        // SAFETY: reads counters.
+        unsafe {
+            core::arch::asm!(
+                "isb", "mrs {}, cntpct_el0", "isb", "mrs {}, cntvct_el0", "isb", "mrs {}, cntpct_el0",
+                out(reg) before, out(reg) clock, out(reg) after
+            );
+        }
+        assert!((before..=after).contains(&clock), "the host's virtual clock is the physical one");
     }
     host::release_interrupt(daif);
     Ok(())
