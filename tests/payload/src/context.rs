@@ -65,11 +65,7 @@ pub fn init(machine: &'static Machine) {
     workers::start(machine);
     let mut vqs = [VqSet::EMPTY; MAX_CPUS];
     vqs.iter_mut().zip(sets()).for_each(|(to, from)| *to = from);
-    // A set without VL 16 bytes is that of CPUs without SVE.
-    let common = match guests {
-        VqSet::EMPTY => guests,
-        _ => VqSet::common(sets().chain([guests])),
-    };
+    let common = VqSet::common(sets().chain([guests]));
     CONTEXT.call_once(|| Context {
         machine,
         cpus,
