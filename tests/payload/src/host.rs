@@ -3,14 +3,11 @@
 use crate::context::{Counters, context};
 use umbra_host::kernel::{MAX_CPUS, smp, sync::Lock, sysreg, timer};
 use umbra_patterns::{
-    pattern::{Kept, MAX_IMAGE_BYTES, Mismatch},
+    pattern::{Kept, Mismatch},
     regs::{self, Bench, Width},
     tag::Tag,
 };
-use umbra_shared::{
-    call::Counter,
-    sve::{FPSIMD_BYTES, Layout},
-};
+use umbra_shared::call::Counter;
 
 /// Owners of the host's tags: + CPU.
 const OWNER: u16 = 0x100;
