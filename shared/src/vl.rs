@@ -154,6 +154,10 @@ mod tests {
         // because LEN = 2 would select 3 on one and 2 on the other.
         let with3 = VqSet::from_bits(0b1111);
         assert_eq!(VqSet::common([with3, narrow]).bits(), 0b11);
+        // The same for one CPU beside what the others agreed on: wider is no disagreement below.
+        assert_eq!(VqSet::common([narrow, VqSet::common([pow2, narrow])]), narrow);
+        assert_eq!(VqSet::common([pow2, narrow]).max(), VqSet::common([narrow]).max());
+        assert_eq!(VqSet::common([with3, VqSet::common([pow2, narrow])]).bits(), 0b11);
         assert_eq!(VqSet::common([pow2, VqSet::EMPTY]), VqSet::EMPTY);
         assert_eq!(VqSet::common([]), VqSet::EMPTY);
     }
