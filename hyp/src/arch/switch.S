@@ -8,7 +8,7 @@
 
 .text
 
-// x0 = *mut GuestRegs (x0-x30), x1 = unused. Returns in x0 which vector the guest left by:
+// x0 = *mut GuestRegs (x0-x30). Returns in x0 which vector the guest left by:
 // 0 synchronous, 1 IRQ or FIQ, 2 SError. ELR_EL2, SPSR_EL2, ESR_EL2 and so on are still the guest's.
 // The host's callee-saved registers wait on hyp's stack.
 .global umbra_guest_enter

@@ -78,8 +78,8 @@ umbra_guest_vectors:
 
 .text
 
-// A synchronous exception from the host: everything it does that needs hyp. x0-x18, x29 and x30 go
-// into a HostFrame; x19-x28 are callee-saved for the handler.
+// A synchronous exception from the host: everything it does that needs hyp. x0-x18 and x30 go into
+// a HostFrame; x19-x29 are callee-saved for the handler.
 host_sync:
     sub     sp, sp, #{HOST_FRAME_BYTES}
     stp     x0, x1, [sp, #0]

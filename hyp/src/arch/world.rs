@@ -21,7 +21,8 @@
 //!
 //! | registers | trap |
 //! |---|---|
-//! | SMCR_EL1, SVCR, SMPRI_EL1, streaming SVE | CPTR_EL2.TSM |
+//! | SMCR_EL1, SVCR, streaming SVE | CPTR_EL2.TSM |
+//! | SMPRI_EL1 | HFGxTR_EL2.nSMPRI_EL1 = 0 (FEAT_SME comes with FEAT_FGT; QEMU 7.2, which lacks it, has a constant zero there) |
 //! | SMIDR_EL1, REVIDR_EL1, AIDR_EL1 | HCR_EL2.TID1 |
 //! | ACTLR_EL1, IMPLEMENTATION DEFINED registers | HCR_EL2.TACR, TIDCP |
 //! | CNTP_* | CNTHCTL_EL2.EL1PCEN = 0 |
