@@ -5,7 +5,7 @@ use super::{
     vms,
 };
 use crate::{context::context, host, junk::Junk, runner, workers};
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use umbra_fuzz::{
     coverage::{Kind, Live, Pair, VlClass},
     program::{Event, Run, Step, VcpuName},
@@ -42,6 +42,8 @@ static LIVE: [AtomicU8; MAX_CPUS] = [const { AtomicU8::new(0) }; MAX_CPUS];
 static GIVEN_UP: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
 /// When this CPU comes up the next time, it comes out of reset.
 static RESET: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
+/// The step that is done when this CPU is back, plus 1.
+static RESUMED: [AtomicUsize; MAX_CPUS] = [const { AtomicUsize::new(0) }; MAX_CPUS];
 static JUNK: AtomicU64 = AtomicU64::new(0);
 
 fn set_live(live: Live) {
@@ -133,6 +135,7 @@ pub fn begin(cpu: usize, junk: u64) {
     JUNK.store(junk, Ordering::SeqCst);
     GIVEN_UP[cpu].store(false, Ordering::SeqCst);
     RESET[cpu].store(false, Ordering::SeqCst);
+    RESUMED[cpu].store(0, Ordering::SeqCst);
     kernel_fp::begin(cpu);
     with_registers(|registers| {
         registers.model().set_owner(OWNER + cpu as u16);
@@ -152,7 +155,10 @@ pub fn run(cpu: usize) {
     if RESET[cpu].swap(false, Ordering::SeqCst) {
         let vq = context().sve().then_some(Vq::MIN);
         HOSTS[cpu].lock().model().reset(vq);
+        // There is nothing yet that hyp could keep.
+        GIVEN_UP[cpu].store(true, Ordering::SeqCst);
         set_live(Live::Nobody);
+        resumed(cpu);
     }
     let mut at = None;
     if let Err(why) = runner::catch(|| steps(cpu, &mut at)) {
@@ -230,11 +236,19 @@ fn power_down(cpu: usize, n: usize) {
         return order::done(cpu, n, 1);
     };
     RESET[cpu].store(true, Ordering::SeqCst);
-    // The turn is passed before, not after: this stack may not come back.
-    order::done(cpu, n, 0);
+    // This stack may not come back; who comes back knows by this where it was.
+    RESUMED[cpu].store(n + 1, Ordering::SeqCst);
     suspend(cpu, state);
     RESET[cpu].store(false, Ordering::SeqCst);
     set_live(Live::Nobody);
+    resumed(cpu);
+}
+
+/// A step of this CPU that could not end before it went is over.
+fn resumed(cpu: usize) {
+    if let Some(n) = RESUMED[cpu].swap(0, Ordering::SeqCst).checked_sub(1) {
+        order::done(cpu, n, 0);
+    }
 }
 
 /// Everything that is not about the loaded vCPU. Returns what it led to.

@@ -25,6 +25,9 @@ static PROGRAM: Lock<Program> =
 static TURN: AtomicUsize = AtomicUsize::new(0);
 /// Storm: where each CPU is.
 static PLACES: [AtomicUsize; MAX_CPUS] = [const { AtomicUsize::new(0) }; MAX_CPUS];
+/// Replay: a CPU that had the turn and is going off; nothing goes on until it is off.
+static DEPARTING: AtomicUsize = AtomicUsize::new(NOBODY);
+const NOBODY: usize = usize::MAX;
 /// CPUs that have turned themselves off.
 static OFF: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
 /// CPUs that have done all their steps.
@@ -63,6 +66,7 @@ pub fn is_storm() -> bool {
 /// From the beginning.
 pub fn start() {
     TURN.store(0, Ordering::SeqCst);
+    DEPARTING.store(NOBODY, Ordering::SeqCst);
     for cpu in 0..MAX_CPUS {
         PLACES[cpu].store(0, Ordering::SeqCst);
         FINISHED[cpu].store(false, Ordering::SeqCst);
@@ -135,6 +139,10 @@ pub fn next(cpu: usize) -> Option<(usize, Step)> {
                 let step = *step;
                 drop(program);
                 sysreg::restore_interrupts(daif);
+                let departing = DEPARTING.swap(NOBODY, Ordering::SeqCst);
+                if departing != NOBODY && departing != cpu && OFF[departing].load(Ordering::SeqCst) {
+                    wait_for_off(departing);
+                }
                 return Some((n, step));
             }
             let Some(step) = program.steps.get(from).filter(|_| program.mode == Mode::Replay) else {
@@ -184,6 +192,17 @@ pub fn done(cpu: usize, n: usize, outcome: u64) {
 /// This CPU is about to turn itself off.
 pub fn going_off(cpu: usize) {
     OFF[cpu].store(true, Ordering::SeqCst);
+    if !is_storm() {
+        DEPARTING.store(cpu, Ordering::SeqCst);
+    }
+}
+
+fn wait_for_off(cpu: usize) {
+    let affinity = context().machine.cpus[cpu];
+    let gone = timer::wait_until(PATIENCE, || {
+        power::affinity_info(affinity) == Ok(smccc::psci::AffinityState::Off)
+    });
+    assert!(gone, "CPU {cpu} does not go off");
 }
 
 /// Turns a CPU on if it has turned itself off.
@@ -192,12 +211,8 @@ pub fn turn_on(cpu: usize) -> bool {
     if was.is_err() {
         return false;
     }
-    let affinity = context().machine.cpus[cpu];
-    let gone = timer::wait_until(PATIENCE, || {
-        power::affinity_info(affinity) == Ok(smccc::psci::AffinityState::Off)
-    });
-    assert!(gone, "CPU {cpu} does not go off");
-    let on = power::cpu_on(affinity, smp::entry(), cpu as u64);
+    wait_for_off(cpu);
+    let on = power::cpu_on(context().machine.cpus[cpu], smp::entry(), cpu as u64);
     assert!(on.is_ok(), "CPU_ON of CPU {cpu}: {on:?}");
     true
 }

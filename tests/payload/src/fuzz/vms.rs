@@ -163,17 +163,22 @@ fn possible(vq: Option<Vq>) -> bool {
 pub fn destroy(slot: usize) -> u64 {
     let mut place = SLOTS[slot].lock();
     let Some(mut slot) = place.take() else { return 1 };
-    let here = slot.vcpus.iter().flatten().count();
-    if here < slot.count {
-        match Hvc.vm_destroy(slot.handle) {
-            Err(Error::Busy) => {}
-            Err(Error::Dying) if slot.dying => {}
-            // The last of them has just been put, and is on its way here.
-            Ok(()) if order::is_storm() => slot.dying = true,
-            other => panic!("VM_DESTROY with a vCPU loaded: {other:?}"),
+    let all_here = slot.vcpus.iter().flatten().count() == slot.count;
+    // Asked before the library is, which wants all vCPUs at once.
+    match Hvc.vm_destroy(slot.handle) {
+        // In a storm the last of them may just have been put and be on its way here, or may be here
+        // while the CPU that had it goes off.
+        Ok(()) if all_here || order::is_storm() => slot.dying = true,
+        Err(Error::Dying) if slot.dying => {}
+        Err(Error::Busy) if !all_here || order::is_storm() => {
+            *place = Some(slot);
+            return 2;
         }
+        other => panic!("VM_DESTROY, all vCPUs put: {all_here}: {other:?}"),
+    }
+    if !all_here {
         *place = Some(slot);
-        return 2;
+        return 3;
     }
     let vcpus = slot.vcpus.map(|driven| driven.map(|driven| driven.vcpu));
     match slot.vm.destroy(&Hvc, &mut Pages, vcpus.into_iter().flatten()) {
