@@ -18,7 +18,7 @@ pub const CPUS: usize = 8;
 pub const STEPS: usize = 512;
 
 /// How a program's steps are ordered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
     /// One after the other, on whatever CPU.
     Replay,

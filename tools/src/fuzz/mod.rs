@@ -3,9 +3,10 @@
 //!
 //! What a program is, and how seeds become programs, is in `tests/fuzz`; what carries them out and
 //! judges is the payload's `fuzz` module (`tests/payload`). Here: [`script`] (machines and programs as
-//! files), [`batch`] (a boot), [`shrink`], [`summary`].
+//! files), [`batch`] (a boot), [`shrink`], [`summary`]; [`sample`] is the fuzzer as a test.
 
 pub mod batch;
+pub mod sample;
 pub mod script;
 pub mod shrink;
 pub mod summary;
@@ -24,11 +25,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use umbra_fuzz::coverage::Pair;
 use umbra_fuzz::program::Mode;
 
-use crate::build::{self, TestParts};
+use crate::build;
 use crate::setup;
 use crate::workspace;
 
-use batch::{Lab, OnQemu, Outcome, Runner};
+use batch::{Lab, Outcome, Runner};
 use script::{MachineSpec, Program, Script};
 use shrink::Booting;
 use summary::Summary;
@@ -107,11 +108,7 @@ pub fn fuzz(request: &Request) -> Result<bool> {
     let qemu = setup::qemu(request.qemu.as_deref())?;
     let toolchain = setup::toolchain()?;
     let built = build::tests(&toolchain)?;
-    let lab = Lab {
-        runner: OnQemu { qemu, firmware: build::binary(&toolchain, build::FIRMWARE)? },
-        parts: TestParts::read(&built)?,
-        built,
-    };
+    let lab = sample::lab(qemu, built, build::binary(&toolchain, build::FIRMWARE)?)?;
     match &request.replay {
         Some(path) => replay(&lab, path),
         None => search(&lab, request),
