@@ -281,7 +281,11 @@ impl Generator {
             // In a state where it makes no sense.
             7 => Event::Load(self.some_vcpu()),
             8 if self.loaded[cpu].is_none() => {
-                if self.rng.bool() { Event::Put } else { Event::Run(self.run()) }
+                if self.rng.bool() {
+                    Event::Put
+                } else {
+                    Event::Run(self.run())
+                }
             }
             _ => Event::Junk(self.rng.u64(..)),
         };

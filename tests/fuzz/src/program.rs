@@ -141,7 +141,8 @@ fn number<T: FromStr>(word: Option<&str>) -> Result<T, ParseError> {
 }
 
 fn below(word: Option<&str>, end: usize) -> Result<u8, ParseError> {
-    number::<u8>(word).and_then(|n| if usize::from(n) < end { Ok(n) } else { Err(ParseError::Number) })
+    number::<u8>(word)
+        .and_then(|n| if usize::from(n) < end { Ok(n) } else { Err(ParseError::Number) })
 }
 
 fn hexadecimal(word: Option<&str>) -> Result<u64, ParseError> {
@@ -263,7 +264,11 @@ impl<'a> Line<'a> {
                     Some("storm") => Mode::Storm,
                     _ => return Err(ParseError::Word),
                 };
-                if words.next().is_some() { Err(ParseError::Rest) } else { Ok(Self::Program { seed, mode }) }
+                if words.next().is_some() {
+                    Err(ParseError::Rest)
+                } else {
+                    Ok(Self::Program { seed, mode })
+                }
             }
             cpu => {
                 let cpu = below(Some(cpu), CPUS).map_err(|_| ParseError::Word)?;

@@ -168,7 +168,14 @@ impl Model {
 
     /// The expected byte, and whether `found` will do. `scale`: bytes of a Z register for each byte of
     /// this one.
-    fn judge(&self, layer: &Layer, register: Register, n: usize, scale: usize, found: u8) -> (u8, bool) {
+    fn judge(
+        &self,
+        layer: &Layer,
+        register: Register,
+        n: usize,
+        scale: usize,
+        found: u8,
+    ) -> (u8, bool) {
         let at = n * scale;
         let last = layer.last.map(|last| (last, self.byte(register, last, n)));
         if let Some((_, byte)) = last

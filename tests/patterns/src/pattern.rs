@@ -147,9 +147,8 @@ const GENERATIONS: u32 = 1 << 20;
 
 /// Whose content a lane is, if its owner and everything else about it is one that can be.
 pub fn whose_of(content: u64) -> Found {
-    let plausible = |o: &Origin| {
-        OWNERS.contains(&o.tag.owner) && o.tag.generation < GENERATIONS && o.lane < 32
-    };
+    let plausible =
+        |o: &Origin| OWNERS.contains(&o.tag.owner) && o.tag.generation < GENERATIONS && o.lane < 32;
     match origin(content).filter(plausible) {
         _ if content == 0 => Found::Zero,
         Some(origin) => Found::Known(origin),

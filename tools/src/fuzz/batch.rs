@@ -259,6 +259,10 @@ mod tests {
     fn silence_and_missing_programs_are_failures() {
         assert!(listen("", None, 1).failure().is_some());
         assert!(listen("@verdict ok\n", None, 1).failure().is_some());
-        assert!(listen("@fuzz begin 0x1\n@fuzz ok 0x1 3 0x5\n@verdict ok\n", None, 2).failure().is_some());
+        assert!(
+            listen("@fuzz begin 0x1\n@fuzz ok 0x1 3 0x5\n@verdict ok\n", None, 2)
+                .failure()
+                .is_some()
+        );
     }
 }

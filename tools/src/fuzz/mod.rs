@@ -123,13 +123,21 @@ pub fn replay<R: Runner>(lab: &Lab<R>, path: &Path) -> Result<bool> {
     for (program, verdict) in script.programs.iter().zip(&outcome.verdicts) {
         match verdict {
             batch::Verdict::Passed { digest } => {
-                println!("program {:#x} {}: passed, digest {digest:#x}", program.seed, program.mode);
+                println!(
+                    "program {:#x} {}: passed, digest {digest:#x}",
+                    program.seed, program.mode
+                );
             }
             batch::Verdict::Failed { step, why } => {
                 for line in &outcome.tail {
                     eprintln!("{line}");
                 }
-                println!("program {:#x} {}: FAILED{}", program.seed, program.mode, at(program, *step));
+                println!(
+                    "program {:#x} {}: FAILED{}",
+                    program.seed,
+                    program.mode,
+                    at(program, *step)
+                );
                 println!("  {why}");
             }
         }
@@ -201,7 +209,11 @@ fn search<R: Runner>(lab: &Lab<R>, request: &Request) -> Result<bool> {
     let failed = match shared.failure.take() {
         Some((script, outcome)) => {
             let written = investigate(lab, &script, &outcome, &folder)?;
-            writeln!(shared.record, "{}", serde_json::json!({ "script": written.display().to_string() }))?;
+            writeln!(
+                shared.record,
+                "{}",
+                serde_json::json!({ "script": written.display().to_string() })
+            )?;
             true
         }
         None => false,

@@ -241,7 +241,8 @@ mod tests {
 
     #[test]
     fn the_largest_vector_length_is_in_the_cpus_name() {
-        let largest = |cpu: &str| format!("--cpu {cpu}").parse::<MachineSpec>().unwrap().largest_vl();
+        let largest =
+            |cpu: &str| format!("--cpu {cpu}").parse::<MachineSpec>().unwrap().largest_vl();
         assert_eq!(largest("max"), 256);
         assert_eq!(largest("max,sve-max-vq=2"), 32);
         assert_eq!(largest("max,sve=off,sme=off"), 0);

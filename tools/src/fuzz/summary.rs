@@ -138,7 +138,8 @@ impl Summary {
             self.triples(),
             lengths.len()
         );
-        let _ = writeln!(out, "\n{:16}{:>12}{:>12}{:>12}", "event \\ live", "host", "guest", "nobody");
+        let _ =
+            writeln!(out, "\n{:16}{:>12}{:>12}{:>12}", "event \\ live", "host", "guest", "nobody");
         for &kind in Kind::ALL {
             let _ = write!(out, "{:16}", kind.name());
             for live in Live::ALL {
@@ -170,7 +171,9 @@ mod tests {
     #[test]
     fn what_was_reached_and_what_was_not() {
         let script: Script =
-            "machine --smp 1\nprogram 0x1 replay\n0 check\nprogram 0x2 replay\n0 put\n".parse().unwrap();
+            "machine --smp 1\nprogram 0x1 replay\n0 check\nprogram 0x2 replay\n0 put\n"
+                .parse()
+                .unwrap();
         let mut outcome = Outcome::default();
         outcome.verdicts.push(Verdict::Passed { digest: 3 });
         outcome.verdicts.push(Verdict::Failed { step: Some(0), why: "Z0".to_owned() });

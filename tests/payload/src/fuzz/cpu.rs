@@ -1,9 +1,6 @@
 //! What one CPU does: its steps, with and without a vCPU loaded.
 
-use super::{
-    cover, kernel_fp, order, ticks,
-    vms,
-};
+use super::{cover, kernel_fp, order, ticks, vms};
 use crate::{context::context, host, junk::Junk, runner, workers};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use umbra_fuzz::{

@@ -113,7 +113,11 @@ fn one(seed: u64, guest: &'static [u8]) -> Result<(), &'static str> {
             vms::check_and_destroy();
             workers::on_all(cpu::end);
         });
-        settled.and_then(|()| workers::settle()).and_then(|()| catch(|| ledger::settle(free))).err().map(|why| (None, why))
+        settled
+            .and_then(|()| workers::settle())
+            .and_then(|()| catch(|| ledger::settle(free)))
+            .err()
+            .map(|why| (None, why))
     });
     host::settle();
     match failure {

@@ -133,19 +133,23 @@ pub fn next(cpu: usize) -> Option<(usize, Step)> {
             let here = |step: &Step| usize::from(step.cpu) == cpu;
             let found = match program.mode {
                 Mode::Storm => (from..).zip(&program.steps[from..]).find(|(_, step)| here(step)),
-                Mode::Replay => program.steps.get(from).filter(|step| here(step)).map(|s| (from, s)),
+                Mode::Replay => {
+                    program.steps.get(from).filter(|step| here(step)).map(|s| (from, s))
+                }
             };
             if let Some((n, step)) = found {
                 let step = *step;
                 drop(program);
                 sysreg::restore_interrupts(daif);
                 let departing = DEPARTING.swap(NOBODY, Ordering::SeqCst);
-                if departing != NOBODY && departing != cpu && OFF[departing].load(Ordering::SeqCst) {
+                if departing != NOBODY && departing != cpu && OFF[departing].load(Ordering::SeqCst)
+                {
                     wait_for_off(departing);
                 }
                 return Some((n, step));
             }
-            let Some(step) = program.steps.get(from).filter(|_| program.mode == Mode::Replay) else {
+            let Some(step) = program.steps.get(from).filter(|_| program.mode == Mode::Replay)
+            else {
                 drop(program);
                 sysreg::restore_interrupts(daif);
                 return None;

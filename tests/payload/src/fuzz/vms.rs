@@ -136,8 +136,8 @@ pub fn create_vcpu(name: VcpuName, vl: u16) -> u64 {
     if (vq.is_none() && vl != 0) || slot.dying {
         return 2;
     }
-    let owner = OWNERS.start
-        + NEXT_OWNER.fetch_add(1, Ordering::SeqCst) % (OWNERS.end - OWNERS.start);
+    let owner =
+        OWNERS.start + NEXT_OWNER.fetch_add(1, Ordering::SeqCst) % (OWNERS.end - OWNERS.start);
     let argument = Argument { vcpu: name.vcpu, owner, vq, mode: Mode::Driven };
     let settings = VcpuSettings { vq, entry: BASE, argument: argument.encode() };
     let mut supplier = Supplier(None);
@@ -170,7 +170,9 @@ pub fn destroy(slot: usize) -> u64 {
         // while the CPU that had it goes off.
         Ok(()) if all_here || order::is_storm() => slot.dying = true,
         Err(Error::Dying) if slot.dying => {}
+        // From now on none of its vCPUs can be loaded.
         Err(Error::Busy) if !all_here || order::is_storm() => {
+            slot.dying = true;
             *place = Some(slot);
             return 2;
         }
