@@ -33,14 +33,7 @@ impl Exit {
 /// its VM's number. `None`: go on.
 pub fn synchronous(vcpu: &mut Vcpu, vm: VmId, id: &IdRegisters, esr: u64) -> Option<Exit> {
     match syndrome::class(esr) {
-        ec::HVC64 => {
-            if let Some(function) = GuestFunction::from_id(vcpu.regs.x[0]) {
-                return memory_call(vcpu, vm, function);
-            }
-            let x = &vcpu.regs.x;
-            vcpu.open = Open::Hvc;
-            Some(Exit::new(Reason::Hvc, [x[0], x[1], x[2], x[3], x[4], x[5]]))
-        }
+        ec::HVC64 => memory_call(vcpu, vm),
         ec::WFX => {
             step_over(vcpu);
             Some(Exit::new(Reason::Wfi, [0; 6]))
@@ -61,9 +54,10 @@ pub fn synchronous(vcpu: &mut Vcpu, vm: VmId, id: &IdRegisters, esr: u64) -> Opt
     }
 }
 
-/// A call of the guest's about its memory. ELR_EL2 is behind the HVC already.
+/// A call of the guest's about its memory; other HVCs are `run`'s. ELR_EL2 is behind it already.
 #[cold]
-fn memory_call(vcpu: &mut Vcpu, vm: VmId, function: GuestFunction) -> Option<Exit> {
+fn memory_call(vcpu: &mut Vcpu, vm: VmId) -> Option<Exit> {
+    let function = GuestFunction::from_id(vcpu.regs.x[0])?;
     let ipa = UntrustedIpa(vcpu.regs.x[1]);
     // What the host loses, its own VMID has to lose in the TLBs.
     let result = with_vttbr(machine().host_vttbr, || match function {
