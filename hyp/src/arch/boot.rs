@@ -577,6 +577,7 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         stage2: finish.shape,
         host_vttbr: finish.host_vttbr,
     });
+    super::log::boot();
     cpu.set_image(host_image(cpu.index));
     cpu.start_host(finish.host)
 }

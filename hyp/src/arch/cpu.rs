@@ -4,6 +4,7 @@
 //! time, so the exclusive reference that a trap handler makes from TPIDR_EL2 is the only one.
 //! [`Shared`] is what other CPUs may look at.
 
+use super::log::{self, Transition};
 use super::sysreg::*;
 use super::world::{El1Context, PSTATE_EL1H_MASKED, World};
 use crate::arch::sysreg::sys;
@@ -18,6 +19,7 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use percore::Cores;
 use spin::Once;
+use umbra_shared::record::Kind;
 use umbra_shared::vl::{Vq, VqSet};
 
 use super::vm::Loaded;
@@ -167,6 +169,11 @@ impl Cpu {
         unsafe { &mut *this }
     }
 
+    /// The loaded vCPU as the log names it; 0: none.
+    pub fn loaded_name(&self) -> u64 {
+        self.loaded.as_ref().map_or(0, Loaded::name)
+    }
+
     /// This CPU's number, if it has got that far.
     pub fn current_index() -> Option<usize> {
         let this = sys::read_tpidr_el2().bits() as *const Self;
@@ -238,6 +245,12 @@ impl Cpu {
         }
         self.fp.reset(&mut self.hw, host_vq);
         self.loaded = None;
+        log::forget();
+        log::write(&self.fp, 0, || {
+            let vqs = self.shared.vqs().bits().into();
+            let held = host_vq.map_or(0, |vq| vq.quadwords() as u64);
+            Transition::new(Kind::Reset, [vqs, held, 0, 0, 0, 0, 0])
+        });
         super::world::switch_el1(&self.world, &mut self.host, &El1Context::reset());
         write_cntv_ctl_el0(0);
         write_cntv_cval_el0(0);

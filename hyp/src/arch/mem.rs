@@ -6,6 +6,7 @@
 //! The order of a transition's steps is that of [`crate::memory::handover`].
 
 use super::Lock;
+use super::log;
 use super::frames::linear;
 use super::layout::LINEAR_BASE;
 use super::tables::{HypTables, Stage2, Use};
@@ -45,13 +46,17 @@ pub fn init(memory: Memory) {
     MEMORY.call_once(|| Lock::new(memory));
 }
 
-/// The lock.
+/// Does something with memory, under its lock.
 ///
 /// # Panics
 ///
 /// Before [`init`].
-pub fn memory() -> &'static Lock<Memory> {
-    MEMORY.get().expect("memory is set up before the host runs")
+pub fn with<R>(f: impl FnOnce(&mut Memory) -> R) -> R {
+    let mut memory = MEMORY.get().expect("memory is set up before the host runs").lock();
+    log::locked();
+    let result = f(&mut memory);
+    log::touched(&mut memory.pages);
+    result
 }
 
 /// What to do about a host's stage-2 fault.
