@@ -6,9 +6,9 @@
 //! The order of a transition's steps is that of [`crate::memory::handover`].
 
 use super::Lock;
-use super::log;
 use super::frames::linear;
 use super::layout::LINEAR_BASE;
+use super::log;
 use super::tables::{HypTables, Stage2, Use};
 use crate::arch::sysreg::sys;
 use crate::memory::handover::Hands;

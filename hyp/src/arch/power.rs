@@ -2,8 +2,8 @@
 
 use super::boot::{boot_params_address, secondary_entry_address};
 use super::cpu::{Cpu, SHARED, machine, send_event};
-use super::trap::HostFrame;
 use super::log::{self, Transition};
+use super::trap::HostFrame;
 use super::vm;
 use crate::psci::{
     self, Action, HostEntry, Power, SMCCC_ARCH_FEATURES, SMCCC_VERSION, Start, affinity_info,

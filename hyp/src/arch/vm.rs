@@ -4,13 +4,13 @@
 //! vCPU that is loaded belongs to its CPU: the slot only remembers where, and the run path takes no
 //! lock.
 
-use super::{Lock, LockGuard};
 use super::cpu::{Cpu, machine};
 use super::frames::{FrameList, Tables, WORST_CASE_TABLES, linear};
 use super::log;
 use super::mem::{self, flag_page};
 use super::tables::{Stage2, invalidate_local_vcpu, invalidate_vm, vttbr};
 use super::world::{El1Context, GuestRegs, PSTATE_EL1H_MASKED, Timer, VirtualGic};
+use super::{Lock, LockGuard};
 use crate::fp::hw::Image;
 use crate::fp::{CpuFp, VcpuFp};
 use crate::idregs;
