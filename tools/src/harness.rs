@@ -21,6 +21,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use crate::build::Built;
 use crate::firmware::{self, Setup, SuspendFormat};
 use crate::fpcheck;
+use crate::image;
 use crate::process;
 use crate::qemu::{Bounds, Machine, Qemu};
 use crate::transcript::{Outcome, Transcript};
@@ -46,6 +47,8 @@ pub struct Configuration {
     pub late: &'static [u32],
     /// Layout of the firmware's power_state.
     pub suspend: SuspendFormat,
+    /// Words for hyp's command line.
+    pub options: &'static str,
 }
 
 /// All of them: every VL the emulator has, none, and CPUs of several generations.
@@ -63,10 +66,19 @@ pub const CONFIGURATIONS: &[Configuration] = &[
     asymmetric("asym-narrow-boot", &[16, 256, 256, 128], &[], SuspendFormat::Extended),
     asymmetric("asym-late", &[32, 64, 64, 256], &[3], SuspendFormat::Original),
     asymmetric("asym-late-narrow", &[128, 64, 64, 16], &[3], SuspendFormat::Extended),
+    common(asymmetric("asym-common", &[32, 256, 64, 128], &[], SuspendFormat::Extended)),
+    // One late CPU lacks what the others have, the other has more.
+    common(asymmetric("asym-common-late", &[64, 256, 16, 256], &[2, 3], SuspendFormat::Original)),
 ];
 
+/// The host is held to the common vector lengths.
+const fn common(configuration: Configuration) -> Configuration {
+    Configuration { options: "umbra.host-vl=common", ..configuration }
+}
+
 const fn configuration(name: &'static str, cpu: &'static str, smp: u32) -> Configuration {
-    Configuration { name, cpu, smp, vls: &[], late: &[], suspend: SuspendFormat::Original }
+    let suspend = SuspendFormat::Original;
+    Configuration { name, cpu, smp, vls: &[], late: &[], suspend, options: "" }
 }
 
 const fn asymmetric(
@@ -75,7 +87,7 @@ const fn asymmetric(
     late: &'static [u32],
     suspend: SuspendFormat,
 ) -> Configuration {
-    Configuration { name, cpu: "max", smp: vls.len() as u32, vls, late, suspend }
+    Configuration { name, cpu: "max", smp: vls.len() as u32, vls, late, suspend, options: "" }
 }
 
 impl Configuration {
@@ -234,6 +246,16 @@ fn machine(firmware: &Path, configuration: &Configuration) -> Result<Machine> {
     })
 }
 
+/// The image that a configuration boots: the tests' own, or one with more on its command line.
+fn image(tests: &Path, configuration: &Configuration) -> Result<PathBuf> {
+    if configuration.options.is_empty() {
+        return Ok(tests.to_path_buf());
+    }
+    let path = tests.with_file_name(format!("tests-{}.img", configuration.name));
+    image::add_to_command_line(tests, configuration.options, &path)?;
+    Ok(path)
+}
+
 /// Boots one machine to its end: its tests, the boot among them, and how they ended. `elf` is the
 /// EL3 firmware, for those that have it.
 pub fn run(
@@ -247,7 +269,8 @@ pub fn run(
     let mut symbols = tests.symbols();
     let mut transcript = Transcript::default();
     let end = machine(elf, configuration).and_then(|machine| {
-        qemu.run(&machine, &tests.image, BOUNDS, &mut |line| {
+        let image = image(&tests.image, configuration)?;
+        qemu.run(&machine, &image, BOUNDS, &mut |line| {
             transcript.take(line, |line| symbols.show(line));
         })
     });

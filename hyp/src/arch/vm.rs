@@ -29,7 +29,7 @@ use umbra_shared::call::{
 };
 use umbra_shared::error::Error;
 use umbra_shared::flags::FlagShadowPage;
-use umbra_shared::vl::{Vq, VqSet};
+use umbra_shared::vl::Vq;
 
 /// VMs at a time: with 8-bit VMIDs, less the host's 0, there could be 255.
 pub const MAX_VMS: usize = 64;
@@ -418,7 +418,7 @@ fn guest_vq(vl_bytes: u64) -> Result<Option<Vq>, Error> {
     if vl_bytes == 0 {
         return Ok(None);
     }
-    let common = machine().common;
+    let common = machine().lengths.common;
     if common.is_empty() {
         return Err(Error::NoSve);
     }
@@ -448,10 +448,7 @@ pub fn load(cpu: &mut Cpu, handle: VmHandle, index: VcpuIndex) -> Result<(), Err
         return Err(Error::Busy);
     }
     let mut loaded = Loaded { vcpu: vcpu.vcpu, slot: number, index };
-    // Of a CPU that came late, only the lengths below which it agrees with the others count: with one
-    // more in between, what a guest selects under its clamp would differ there.
-    let vqs = VqSet::common([cpu.shared.vqs(), machine().common]);
-    CpuFp::check_load(&loaded.vcpu().fp, vqs)?;
+    CpuFp::check_load(&loaded.vcpu().fp, machine().lengths.guests(cpu.shared.vqs()))?;
     vcpu.loaded_on = Some(cpu.index);
     let last = &mut vm.last_vcpu[cpu.index];
     let this = index as u8 + 1;
