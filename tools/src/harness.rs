@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
+use crate::board::Board;
 use crate::build::Built;
 use crate::firmware::{self, Setup, SuspendFormat};
 use crate::fpcheck;
@@ -49,6 +50,8 @@ pub struct Configuration {
     pub suspend: SuspendFormat,
     /// Words for hyp's command line.
     pub options: &'static str,
+    /// With firmware: EL2 has memory from 2 GiB on only, and the image is there.
+    pub high: bool,
 }
 
 /// All of them: every VL the emulator has, none, and CPUs of several generations.
@@ -69,7 +72,14 @@ pub const CONFIGURATIONS: &[Configuration] = &[
     common(asymmetric("asym-common", &[32, 256, 64, 128], &[], SuspendFormat::Extended)),
     // One late CPU lacks what the others have, the other has more.
     common(asymmetric("asym-common-late", &[64, 256, 16, 256], &[2, 3], SuspendFormat::Original)),
+    // The same binaries where all RAM is somewhere else.
+    high(asymmetric("ram-high", &[256, 64, 256, 32], &[], SuspendFormat::Original)),
 ];
+
+/// EL2 has no memory below 2 GiB.
+const fn high(configuration: Configuration) -> Configuration {
+    Configuration { high: true, ..configuration }
+}
 
 /// The host is held to the common vector lengths.
 const fn common(configuration: Configuration) -> Configuration {
@@ -78,7 +88,7 @@ const fn common(configuration: Configuration) -> Configuration {
 
 const fn configuration(name: &'static str, cpu: &'static str, smp: u32) -> Configuration {
     let suspend = SuspendFormat::Original;
-    Configuration { name, cpu, smp, vls: &[], late: &[], suspend, options: "" }
+    Configuration { name, cpu, smp, vls: &[], late: &[], suspend, options: "", high: false }
 }
 
 const fn asymmetric(
@@ -87,7 +97,8 @@ const fn asymmetric(
     late: &'static [u32],
     suspend: SuspendFormat,
 ) -> Configuration {
-    Configuration { name, cpu: "max", smp: vls.len() as u32, vls, late, suspend, options: "" }
+    let smp = vls.len() as u32;
+    Configuration { name, cpu: "max", smp, vls, late, suspend, options: "", high: false }
 }
 
 impl Configuration {
@@ -101,7 +112,8 @@ impl Configuration {
         if !self.has_firmware() {
             return Ok(None);
         }
-        Setup::new(self.vls, self.late, self.suspend, self.smp).map(Some)
+        let board = if self.high { Board::VIRT_HIGH } else { Board::VIRT };
+        Ok(Some(Setup::new(self.vls, self.late, self.suspend, self.smp)?.on(board)))
     }
 }
 
@@ -242,6 +254,7 @@ fn machine(firmware: &Path, configuration: &Configuration) -> Result<Machine> {
         cpu: configuration.cpu.to_owned(),
         smp: configuration.smp,
         firmware,
+        memory: if configuration.high { 3 } else { 1 },
         ..Machine::default()
     })
 }
@@ -316,7 +329,8 @@ mod tests {
     fn every_configuration_can_be_made() {
         for configuration in CONFIGURATIONS {
             let firmware = configuration.firmware().unwrap();
-            assert_eq!(firmware.is_some(), configuration.name.starts_with("asym"));
+            let with = ["asym", "ram"].iter().any(|name| configuration.name.starts_with(name));
+            assert_eq!(firmware.is_some(), with);
         }
     }
 

@@ -8,6 +8,7 @@
 //! [`check`] are what people ask for by name; [`fpcheck`] is the check of invariant I5 on the
 //! built image, and [`plants`] shows that the tests notice what they are there for.
 
+pub mod board;
 pub mod boot;
 pub mod build;
 pub mod check;

@@ -70,9 +70,17 @@ mod tests {
         for common in [false, true] {
             let lengths = Lengths::new(sets(&[0b1011, 0b1011]), common);
             assert_eq!(lengths.host(late), Vq::new(3));
-            // 48 lies below 64: only what is below it is the same there.
             assert_eq!(lengths.guests(late).bits(), 0b11);
         }
+    }
+
+    #[test]
+    fn a_length_in_between_ends_what_guests_may_have() {
+        let lengths = Lengths::new(sets(&[0b1011, 0b1011]), false);
+        // With 16, 32, 48 and 64 bytes, a guest of 64 that asks for 48 would get it there, and 32
+        // everywhere else.
+        assert_eq!(lengths.guests(VqSet::from_bits(0b1111)).bits(), 0b11);
+        assert_eq!(lengths.guests(VqSet::from_bits(0b1_1011)).bits(), 0b1011);
     }
 
     #[test]
