@@ -85,6 +85,11 @@ impl Setup {
         })
     }
 
+    /// How many CPUs there are.
+    pub fn cpus(&self) -> u32 {
+        self.smp
+    }
+
     /// The same on another board.
     #[must_use]
     pub fn on(self, board: Board) -> Self {

@@ -296,7 +296,8 @@ pub fn run(
     transcript.into_outcomes(failure)
 }
 
-fn trial(name: String, outcome: Outcome) -> Trial {
+/// One test as `cargo test` shows it.
+pub(crate) fn trial(name: String, outcome: Outcome) -> Trial {
     Trial::ignorable_test(name, move || match outcome {
         Outcome::Ok => Ok(Completion::Completed),
         Outcome::Skipped(why) => Ok(Completion::ignored_with(why)),

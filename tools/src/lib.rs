@@ -5,7 +5,7 @@
 //! (or install) what is needed, [`build`] compiles the bare-metal binaries, [`image`] packs them
 //! into one bootable file, [`qemu`] runs it and [`console`] understands what it says, with
 //! [`symbols`] turning code addresses into source lines. [`boot`], [`harness`], [`gdb`] and
-//! [`check`] are what people ask for by name; [`fpcheck`] is the check of invariant I5 on the
+//! [`check`] are what people ask for by name; [`fvp`] is another machine to run it on; [`fpcheck`] is the check of invariant I5 on the
 //! built image, and [`plants`] shows that the tests notice what they are there for.
 
 pub mod board;
@@ -18,6 +18,7 @@ pub mod doctor;
 pub mod elf;
 pub mod firmware;
 pub mod fpcheck;
+pub mod fvp;
 pub mod gdb;
 pub mod harness;
 pub mod image;

@@ -10,6 +10,7 @@ use umbra_tools::boot;
 use umbra_tools::check;
 use umbra_tools::doctor;
 use umbra_tools::firmware::{Setup, SuspendFormat};
+use umbra_tools::fvp;
 use umbra_tools::gdb;
 use umbra_tools::image;
 use umbra_tools::qemu::{Bounds, Machine};
@@ -41,6 +42,12 @@ enum Verb {
     Image(ImageArgs),
     /// Boot the demonstration paused, and say how a debugger gets in.
     Gdb(GdbArgs),
+    /// Boot or test on Arm's Base RevC model instead of QEMU.
+    ///
+    /// The model is Arm's and free; get it from Arm, and put it on PATH or set FVP to it. Without it,
+    /// everything is prepared, and the command line shown that would start it.
+    #[command(subcommand)]
+    Fvp(FvpVerb),
     /// Build the bare-metal binaries and pack the demonstration and test images.
     Build,
     /// Check formatting, lints, documentation, and that hyp's image has FP/SIMD/SVE instructions
@@ -114,6 +121,56 @@ struct BootArgs {
     /// Boot this packed file (see `image`) instead of building the demonstration.
     #[arg(long, value_name = "FILE", conflicts_with = "cmdline")]
     image: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum FvpVerb {
+    /// Boot the demonstration and show its table.
+    Boot(FvpArgs),
+    /// Run the on-target tests.
+    Test(FvpTestArgs),
+}
+
+#[derive(Args)]
+struct FvpArgs {
+    /// Number of CPUs: up to 8, in clusters of four.
+    #[arg(long, default_value_t = 4)]
+    smp: u32,
+    #[command(flatten)]
+    firmware: FirmwareArgs,
+    /// Command line of hyp (words that begin with `umbra.`) and host.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    cmdline: String,
+    /// Show the machine's console.
+    #[arg(long, short)]
+    verbose: bool,
+    /// Seconds after which the model is killed.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    timeout: u64,
+}
+
+#[derive(Args)]
+struct FvpTestArgs {
+    #[command(flatten)]
+    machine: FvpArgs,
+    /// Arguments for the test runner: a filter, `--exact` and so on.
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+impl FvpArgs {
+    fn request(self) -> Result<fvp::Request> {
+        let suspend = self.firmware.suspend.unwrap_or_default();
+        let (vls, late) = (self.firmware.vls.as_deref(), self.firmware.late.as_deref());
+        let total = Duration::from_secs(self.timeout);
+        Ok(fvp::Request {
+            setup: Setup::parse(vls, late, suspend, self.smp)?,
+            command_line: self.cmdline,
+            // A model of everything is slow.
+            bounds: Bounds { total, silence: total },
+            verbose: self.verbose,
+        })
+    }
 }
 
 #[derive(Args)]
@@ -221,6 +278,8 @@ fn run(verb: Verb) -> Result<bool> {
             tests: args.tests,
             start: args.start,
         }),
+        Verb::Fvp(FvpVerb::Boot(args)) => fvp::boot(&args.request()?),
+        Verb::Fvp(FvpVerb::Test(args)) => fvp::test(&args.machine.request()?, &args.arguments),
         Verb::Build => {
             let toolchain = setup::toolchain()?;
             for built in [build::demo(&toolchain, "")?, build::tests(&toolchain)?] {

@@ -89,7 +89,7 @@ impl Bounds {
 /// How a machine ended.
 #[derive(Clone, Debug)]
 pub enum End {
-    /// By itself, with this status of QEMU.
+    /// By itself, with this status of the emulator.
     Exited(ExitStatus),
     /// It was killed after so much silence.
     Silent(Duration),
@@ -102,7 +102,7 @@ impl End {
     pub fn failure(&self) -> Option<String> {
         match self {
             Self::Exited(status) if status.success() => None,
-            Self::Exited(status) => Some(format!("QEMU ended with {status}")),
+            Self::Exited(status) => Some(format!("the emulator ended with {status}")),
             Self::Silent(time) => {
                 Some(format!("the console was silent for {} s: machine killed", time.as_secs()))
             }
@@ -247,7 +247,8 @@ enum Message {
     Exited(std::io::Result<ExitStatus>),
 }
 
-fn run_bounded(
+/// Runs an emulator to its end, or to the end of its bounds.
+pub(crate) fn run_bounded(
     command: &mut Command,
     bounds: Bounds,
     on_line: &mut dyn FnMut(&str),
@@ -305,7 +306,7 @@ fn run_bounded(
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
-    end.context("QEMU's end was not seen")
+    end.context("the emulator's end was not seen")
 }
 
 /// Sends the lines of `output` from a thread of its own.
