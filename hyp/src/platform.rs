@@ -275,10 +275,11 @@ fn memory_without(
     else {
         return Ok(None);
     };
-    let cells = |name| {
-        fdt.root().property(name).and_then(|p| p.value_as::<u32>().ok()).unwrap_or(2) as usize
+    // The defaults are the Devicetree Specification's (2.3.5).
+    let cells = |name, default| {
+        fdt.root().property(name).and_then(|p| p.value_as::<u32>().ok()).unwrap_or(default) as usize
     };
-    let (address_cells, size_cells) = (cells("#address-cells"), cells("#size-cells"));
+    let (address_cells, size_cells) = (cells("#address-cells", 2), cells("#size-cells", 1));
     let mut value = RegBytes::new();
     for range in ranges(node)? {
         let mut rest = ArrayVec::<Range, 8>::new();
@@ -297,7 +298,8 @@ fn memory_without(
         for (start, end) in rest {
             for (number, cells) in [(start, address_cells), (end - start, size_cells)] {
                 let bytes = number.to_be_bytes();
-                let bytes = bytes.get(8 - 4 * cells..).ok_or(PlatformError::BadTree)?;
+                let skipped = 8usize.checked_sub(4 * cells).ok_or(PlatformError::BadTree)?;
+                let bytes = bytes.get(skipped..).ok_or(PlatformError::BadTree)?;
                 value.try_extend_from_slice(bytes).map_err(|_| PlatformError::NoRoom)?;
             }
         }

@@ -230,11 +230,13 @@ fn idle_states(format: SuspendFormat) -> DeviceTreeNode {
 /// The reg of a node of memory without what is below `ram`, in the root's cells; `None`: nothing is
 /// left.
 fn memory_above(fdt: &Fdt<'_>, node: FdtNode<'_>, ram: u64) -> Option<Vec<u8>> {
-    let cells = |name| {
-        let cells = fdt.root().property(name).and_then(|p| p.value_as::<u32>().ok()).unwrap_or(2);
+    // The defaults are the Devicetree Specification's (2.3.5).
+    let cells = |name, default| {
+        let property = fdt.root().property(name);
+        let cells = property.and_then(|p| p.value_as::<u32>().ok()).unwrap_or(default);
         8 - 4 * cells.clamp(1, 2) as usize
     };
-    let (address, size) = (cells("#address-cells"), cells("#size-cells"));
+    let (address, size) = (cells("#address-cells", 2), cells("#size-cells", 1));
     let mut reg = Vec::new();
     for (start, end) in ranges(node).flatten().filter_map(|range| above(range, ram)) {
         reg.extend_from_slice(&start.to_be_bytes()[address..]);
