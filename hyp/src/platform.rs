@@ -112,6 +112,9 @@ impl Platform {
         for node in fdt.root().children() {
             let is = |name| node.name_without_address() == name;
             if is("memory") {
+                if named(fdt, node.name()) != 1 {
+                    return Err(PlatformError::BadTree);
+                }
                 for range in ranges(node)? {
                     let bank = pages_of(range?);
                     if bank.0 < bank.1 {
@@ -190,6 +193,13 @@ impl Platform {
     }
 }
 
+/// How many of the root's children this name may mean. The host's tree is edited by names: of two that
+/// one name finds, the second would stay as it is.
+fn named(fdt: &Fdt<'_>, name: &str) -> usize {
+    let matches = |node: &FdtNode<'_>| node.name() == name || node.name_without_address() == name;
+    fdt.root().children().filter(matches).count()
+}
+
 const fn overlaps(a: Range, b: Range) -> bool {
     a.0 < b.1 && b.0 < a.1
 }
@@ -228,12 +238,67 @@ pub struct HostBoot<'a> {
     pub command_line: &'a str,
 }
 
+/// The big-endian word at `at`.
+fn word(bytes: &[u8], at: usize) -> Option<usize> {
+    let word = bytes.get(at..)?.first_chunk::<4>()?;
+    usize::try_from(u32::from_be_bytes(*word)).ok()
+}
+
+/// Whether a tree that can be read can be edited, too. Reading stops at the first FDT_END; editing also
+/// believes what the header says of the blocks, moves what lies behind a block that grows, and looks for
+/// names in all of the strings. So the blocks must lie one behind the other, as compilers write them,
+/// the structure block must end where its tokens do, and the strings must be strings (Devicetree
+/// Specification, chapter 5).
+fn is_editable(dtb: &[u8]) -> bool {
+    let check = || {
+        let (structure, strings, reservations) = (word(dtb, 8)?, word(dtb, 12)?, word(dtb, 16)?);
+        let (strings_bytes, structure_bytes) = (word(dtb, 32)?, word(dtb, 36)?);
+        let structure_end = structure.checked_add(structure_bytes)?;
+        let tokens = dtb.get(structure..structure_end)?;
+        let names = dtb.get(strings..strings.checked_add(strings_bytes)?)?;
+        let names_end = names.last().is_none_or(|&end| end == 0);
+        Some(
+            reservations < structure
+                && structure_end <= strings
+                && structure_length(tokens)? == tokens.len()
+                && names_end
+                && core::str::from_utf8(names).is_ok(),
+        )
+    };
+    check() == Some(true)
+}
+
+/// Bytes up to and with FDT_END.
+fn structure_length(tokens: &[u8]) -> Option<usize> {
+    const BEGIN_NODE: usize = 1;
+    const END_NODE: usize = 2;
+    const PROP: usize = 3;
+    const NOP: usize = 4;
+    const END: usize = 9;
+    let mut at = 0;
+    loop {
+        let token = word(tokens, at)?;
+        at += 4;
+        match token {
+            BEGIN_NODE => at += tokens.get(at..)?.iter().position(|&byte| byte == 0)? + 1,
+            PROP => at = at.checked_add(8)?.checked_add(word(tokens, at)?)?,
+            END_NODE | NOP => {}
+            END => return Some(at),
+            _ => return None,
+        }
+        at = at.checked_next_multiple_of(4)?;
+    }
+}
+
 /// Copies `dtb` into `room` and edits it there for the host. Returns the bytes it takes.
 ///
 /// # Errors
 ///
 /// If the tree can't say what it has to.
 pub fn hand_over(dtb: &[u8], room: &mut [u8], boot: &HostBoot<'_>) -> Result<usize, PlatformError> {
+    if !is_editable(dtb) {
+        return Err(PlatformError::BadTree);
+    }
     room.get_mut(..dtb.len()).ok_or(PlatformError::NoRoom)?.copy_from_slice(dtb);
     let mut fdt = FdtMut::from_slice(room).map_err(|_| PlatformError::BadTree)?;
     for n in 0.. {
@@ -244,6 +309,9 @@ pub fn hand_over(dtb: &[u8], room: &mut [u8], boot: &HostBoot<'_>) -> Result<usi
         reg.set_value(value.as_slice()).map_err(|_| PlatformError::NoRoom)?;
     }
     if boot.initrd.is_some() || !boot.command_line.is_empty() {
+        if named(&fdt.as_read_only(), "chosen") > 1 {
+            return Err(PlatformError::BadTree);
+        }
         let mut root = fdt.root_mut();
         let mut chosen = root.child_mut("chosen").ok_or(PlatformError::NoChosen)?;
         if let Some((start, end)) = boot.initrd {
