@@ -13,14 +13,18 @@ pub mod tree;
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use libtest_mimic::Arguments;
 
 use crate::board::Board;
 use crate::boot;
-use crate::build;
+use crate::build::{self, TestParts};
 use crate::firmware::{self, Firmware, Setup};
+use crate::fuzz;
+use crate::fuzz::batch::{Lab, Runner};
+use crate::fuzz::script::MachineSpec;
 use crate::harness;
 use crate::image;
 use crate::process;
@@ -28,6 +32,7 @@ use crate::qemu::{Bounds, End, run_bounded};
 use crate::setup;
 use crate::transcript::Transcript;
 use crate::workspace;
+use umbra_fuzz::program::Mode;
 
 const PROGRAM: &str = "FVP_Base_RevC-2xAEMvA";
 /// Names the program, or its folder.
@@ -40,6 +45,10 @@ const PLUGIN_VARIABLE: &str = "FVP_SVE_PLUGIN";
 const VECLEN: u32 = 256 / 8;
 /// The streaming vector lengths that it has: bit n is 128 << n bits.
 const SME_VECLENS: u32 = 0x1f;
+
+/// A boot with some programs may take so long.
+const FUZZ_BOUNDS: Bounds =
+    Bounds { total: Duration::from_secs(7200), silence: Duration::from_secs(3600) };
 
 /// CPUs in a cluster.
 const CLUSTER: u32 = 4;
@@ -117,21 +126,19 @@ fn plugin_beside(program: &Path) -> PathBuf {
 }
 
 impl Session {
-    /// Builds the firmware for `setup` and writes it and the device tree beside `image`. `name` is part
-    /// of the files' names.
-    pub fn prepare(setup: &Setup, image: &Path, name: &str) -> Result<Self> {
+    /// Writes the firmware (its ELF is `program`) for `setup`, and the device tree, beside `image`. `name`
+    /// is part of the files' names.
+    pub fn prepare(program: &Path, setup: &Setup, image: &Path, name: &str) -> Result<Self> {
         let smp = setup.cpus();
         ensure!(
             (1..=tree::MAX_CPUS).contains(&smp),
             "the model has 1 to {} CPUs, not {smp}",
             tree::MAX_CPUS
         );
-        let program = build::binary(&setup::toolchain()?, build::FIRMWARE)?;
         let setup = setup.clone().on(Board::FVP);
-        let firmware = firmware::configure(&program, &setup, &format!("fvp-{name}"))?;
+        let firmware = firmware::configure(program, &setup, &format!("fvp-{name}"))?;
         let dtb = workspace::image_dir().join(format!("fvp-{name}.dtb"));
         image::write_whole(&dtb, &tree::tree(smp))?;
-        eprintln!("EL3 firmware: {setup}");
         Ok(Self { smp, firmware, dtb, image: image.to_path_buf() })
     }
 
@@ -217,8 +224,11 @@ pub struct Request {
 
 /// Builds and runs the demonstration; whether it went well.
 pub fn boot(request: &Request) -> Result<bool> {
-    let built = build::demo(&setup::toolchain()?, &request.command_line)?;
-    let session = Session::prepare(&request.setup, &built.image, "boot")?;
+    let toolchain = setup::toolchain()?;
+    let built = build::demo(&toolchain, &request.command_line)?;
+    let firmware = build::binary(&toolchain, build::FIRMWARE)?;
+    let session = Session::prepare(&firmware, &request.setup, &built.image, "boot")?;
+    eprintln!("EL3 firmware: {}", request.setup);
     boot::show(built.symbols(), request.verbose, |on_line| session.run(request.bounds, on_line))
 }
 
@@ -226,10 +236,13 @@ pub fn boot(request: &Request) -> Result<bool> {
 pub fn test(request: &Request, arguments: &[String]) -> Result<bool> {
     let arguments =
         Arguments::from_iter(["fvp test"].into_iter().chain(arguments.iter().map(String::as_str)));
-    let built = build::tests(&setup::toolchain()?)?;
+    let toolchain = setup::toolchain()?;
+    let built = build::tests(&toolchain)?;
+    let firmware = build::binary(&toolchain, build::FIRMWARE)?;
     let image = workspace::image_dir().join("tests-fvp.img");
     image::add_to_command_line(&built.image, &request.command_line, &image)?;
-    let session = Session::prepare(&request.setup, &image, "test")?;
+    let session = Session::prepare(&firmware, &request.setup, &image, "test")?;
+    eprintln!("EL3 firmware: {}", request.setup);
     let mut symbols = built.symbols();
     let mut transcript = Transcript::default();
     let end = session.run(request.bounds, &mut |line| {
@@ -241,6 +254,38 @@ pub fn test(request: &Request, arguments: &[String]) -> Result<bool> {
         .map(|(name, outcome)| harness::trial(format!("fvp::{name}"), outcome))
         .collect();
     Ok(!libtest_mimic::run(&arguments, trials).has_failed())
+}
+
+/// The model as the fuzzer's machine.
+struct OnFvp {
+    /// The EL3 firmware's ELF.
+    firmware: PathBuf,
+}
+
+impl Runner for OnFvp {
+    /// There is one kind of CPU, with all that any of QEMU's has, and its runs repeat as they are: of the
+    /// machine that is asked for, vector lengths and late CPUs count.
+    fn boot(
+        &self,
+        spec: &MachineSpec,
+        _mode: Mode,
+        image: &Path,
+        name: &str,
+        on_line: &mut dyn FnMut(&str),
+    ) -> Result<Option<String>> {
+        let setup = Setup::new(&spec.vls, &spec.late, spec.suspend, spec.smp)?;
+        let session = Session::prepare(&self.firmware, &setup, image, name)?;
+        Ok(session.run(FUZZ_BOUNDS, on_line)?.failure())
+    }
+}
+
+/// Runs the fuzzer; whether nothing failed.
+pub fn fuzz(request: &fuzz::Request) -> Result<bool> {
+    ensure!(request.qemu.is_none(), "--qemu: this is not QEMU");
+    let toolchain = setup::toolchain()?;
+    let built = build::tests(&toolchain)?;
+    let runner = OnFvp { firmware: build::binary(&toolchain, build::FIRMWARE)? };
+    fuzz::on(&Lab { runner, parts: TestParts::read(&built)?, built }, request)
 }
 
 /// The compiler that checks device trees, if it is there.

@@ -10,6 +10,7 @@ use umbra_tools::boot;
 use umbra_tools::check;
 use umbra_tools::doctor;
 use umbra_tools::firmware::{Setup, SuspendFormat};
+use umbra_tools::fuzz::{self, ModeChoice, Vls};
 use umbra_tools::fvp;
 use umbra_tools::gdb;
 use umbra_tools::image;
@@ -35,6 +36,11 @@ enum Verb {
     /// Run all tests: unit and property tests here, on-target tests on QEMU. Installs what is
     /// missing.
     Test(TestArgs),
+    /// Run random programs over the whole system on random machines, and judge every register.
+    ///
+    /// A program that fails is made short and written down; `--replay` runs it again. Ends after a
+    /// minute unless told otherwise; the exit status is 0 only if nothing failed.
+    Fuzz(FuzzArgs),
     /// Put known defects into a copy of the sources, one at a time, and require that the tests named
     /// for each fail.
     Plants(PlantsArgs),
@@ -42,7 +48,7 @@ enum Verb {
     Image(ImageArgs),
     /// Boot the demonstration paused, and say how a debugger gets in.
     Gdb(GdbArgs),
-    /// Boot or test on Arm's Base RevC model instead of QEMU.
+    /// Boot, test or fuzz on Arm's Base RevC model instead of QEMU.
     ///
     /// The model is Arm's and free; get it from Arm, and put it on PATH or set FVP to it. Without it,
     /// everything is prepared, and the command line shown that would start it.
@@ -129,6 +135,8 @@ enum FvpVerb {
     Boot(FvpArgs),
     /// Run the on-target tests.
     Test(FvpTestArgs),
+    /// Run the fuzzer.
+    Fuzz(FuzzArgs),
 }
 
 #[derive(Args)]
@@ -181,6 +189,68 @@ struct TestArgs {
     /// Arguments for `cargo test`: a filter, or `-p PACKAGE`, `--test target`, `-- --nocapture`.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
+}
+
+#[derive(Args)]
+struct FuzzArgs {
+    /// Where the seeds of programs and machines begin, decimal or 0x...; without, anywhere.
+    #[arg(long, value_name = "SEED", value_parser = seed)]
+    seed: Option<u64>,
+    /// Stop after so many minutes.
+    #[arg(long, value_name = "N")]
+    minutes: Option<u64>,
+    /// Stop after so many programs.
+    #[arg(long, value_name = "N")]
+    iterations: Option<u64>,
+    /// Order of a program's steps.
+    #[arg(long, value_enum, default_value_t)]
+    mode: ModeChoice,
+    /// `random`, or the largest vector length of each CPU in bytes.
+    #[arg(long, value_name = "BYTES,...", default_value = "random")]
+    vls: Vls,
+    /// Number of CPUs of a machine, up to 8.
+    #[arg(long, default_value_t = 4)]
+    smp: u32,
+    /// QEMU's name of the CPU, if vector lengths are given.
+    #[arg(long, default_value = "max")]
+    cpu: String,
+    /// Machines at the same time.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    jobs: usize,
+    /// The QEMU to use.
+    #[arg(long, value_name = "PATH")]
+    qemu: Option<PathBuf>,
+    /// Run the programs of this file instead.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "minutes", "iterations"])]
+    replay: Option<PathBuf>,
+    /// Folder for the record and for failing programs; target/fuzz if not given.
+    #[arg(long, value_name = "FOLDER")]
+    output: Option<PathBuf>,
+}
+
+impl FuzzArgs {
+    fn request(self) -> fuzz::Request {
+        fuzz::Request {
+            seed: self.seed,
+            minutes: self.minutes,
+            iterations: self.iterations,
+            mode: self.mode,
+            vls: self.vls,
+            smp: self.smp,
+            cpu: self.cpu,
+            jobs: self.jobs,
+            qemu: self.qemu,
+            replay: self.replay,
+            output: self.output,
+        }
+    }
+}
+
+fn seed(text: &str) -> Result<u64, std::num::ParseIntError> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    }
 }
 
 #[derive(Args)]
@@ -253,6 +323,7 @@ fn run(verb: Verb) -> Result<bool> {
             image: args.image,
         }),
         Verb::Test(args) => test::test(args.qemu.as_deref(), &args.arguments),
+        Verb::Fuzz(args) => fuzz::fuzz(&args.request()),
         Verb::Plants(args) => plants::plants(&plants::Request {
             names: args.names,
             baseline: !args.no_baseline,
@@ -280,6 +351,7 @@ fn run(verb: Verb) -> Result<bool> {
         }),
         Verb::Fvp(FvpVerb::Boot(args)) => fvp::boot(&args.request()?),
         Verb::Fvp(FvpVerb::Test(args)) => fvp::test(&args.machine.request()?, &args.arguments),
+        Verb::Fvp(FvpVerb::Fuzz(args)) => fvp::fuzz(&args.request()),
         Verb::Build => {
             let toolchain = setup::toolchain()?;
             for built in [build::demo(&toolchain, "")?, build::tests(&toolchain)?] {

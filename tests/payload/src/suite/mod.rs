@@ -9,7 +9,7 @@ mod host_vl;
 mod interrupts;
 mod lifecycle;
 mod memory;
-mod pages;
+pub mod pages;
 mod power;
 mod registers;
 mod storm;
