@@ -90,8 +90,8 @@ impl Board {
         let mut level1 = [0; ENTRIES];
         level1[0] = (FIRMWARE_TABLES_OFFSET + size_of_val(&level1)) as u64 | bits::TABLE;
         for gib in [self.dtb / GIB, self.ram / GIB] {
-            level1[gib as usize] =
-                gib * GIB | bits::BLOCK | bits::NORMAL | bits::NON_SECURE | bits::NEVER_EXECUTE;
+            let normal = bits::BLOCK | bits::NORMAL | bits::NON_SECURE | bits::NEVER_EXECUTE;
+            level1[gib as usize] = (gib * GIB) | normal;
         }
         let mut level2 = [0; ENTRIES];
         let data = FIRMWARE_DATA_ADDRESS..FIRMWARE_DATA_ADDRESS + FIRMWARE_DATA_BYTES;

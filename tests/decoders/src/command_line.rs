@@ -11,7 +11,7 @@ pub fn command_line(data: &[u8]) {
     let known = |word: &str| word == "umbra.host-vl=common" || word == "umbra.host-vl=full";
     assert_eq!(unknown, words().find(|word| !known(word)), "the first word that means nothing");
     // The last one of an option counts.
-    let last = words().filter(|word| known(word)).last();
+    let last = words().rfind(|word| known(word));
     assert_eq!(options.host_vl_common, last.is_some_and(|word| word.ends_with("=common")));
     // What is not hyp's changes nothing.
     let ours = words().collect::<Vec<_>>().join(" ");
