@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::build::{self, Built};
 use crate::console::{Line, parse};
 use crate::firmware::{self, Setup};
-use crate::qemu::{Bounds, Machine, Qemu};
+use crate::qemu::{Bounds, End, Machine};
 use crate::report::Report;
 use crate::setup;
 use crate::symbols::Symbols;
@@ -67,19 +67,19 @@ pub fn boot(request: &Request) -> Result<bool> {
         request.machine.cpu,
         if request.machine.icount { ", icount" } else { "" }
     );
-    run(&qemu, &image, symbols, &machine, request)
+    show(symbols, request.verbose, |on_line| qemu.run(&machine, &image, request.bounds, on_line))
 }
 
-fn run(
-    qemu: &Qemu,
-    image: &Path,
+/// Shows what the demonstration does on the machine that `run` runs: it is to hand every line of the
+/// console on. Whether the demonstration went well.
+pub fn show(
     symbols: Symbols,
-    machine: &Machine,
-    request: &Request,
+    verbose: bool,
+    run: impl FnOnce(&mut dyn FnMut(&str)) -> Result<End>,
 ) -> Result<bool> {
-    let mut screen = Screen::new(symbols, request.verbose);
+    let mut screen = Screen::new(symbols, verbose);
     let mut report = Report::default();
-    let end = qemu.run(machine, image, request.bounds, &mut |line| {
+    let end = run(&mut |line| {
         let parsed = parse(line);
         report.take(&parsed);
         screen.take(line, &parsed);
@@ -90,7 +90,7 @@ fn run(
         Some(Err(why)) => Some(why.clone()),
         None => Some("the machine ended without a verdict".to_owned()),
     });
-    if failure.is_some() && !request.verbose {
+    if failure.is_some() && !verbose {
         eprintln!("the end of the console:");
         screen.print_tail();
     }

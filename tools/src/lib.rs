@@ -5,9 +5,10 @@
 //! (or install) what is needed, [`build`] compiles the bare-metal binaries, [`image`] packs them
 //! into one bootable file, [`qemu`] runs it and [`console`] understands what it says, with
 //! [`symbols`] turning code addresses into source lines. [`boot`], [`harness`], [`gdb`] and
-//! [`check`] are what people ask for by name, and so is [`fuzz`]; [`fpcheck`] is the check of invariant I5 on the
-//! built image, and [`plants`] shows that the tests notice what they are there for.
+//! [`check`] are what people ask for by name, and so is [`fuzz`]; [`fvp`] is another machine to run it
+//! all on; [`fpcheck`] is the check of invariant I5 on the built image, and [`plants`] shows that the tests notice what they are there for.
 
+pub mod board;
 pub mod boot;
 pub mod build;
 pub mod check;
@@ -18,6 +19,7 @@ pub mod elf;
 pub mod firmware;
 pub mod fpcheck;
 pub mod fuzz;
+pub mod fvp;
 pub mod gdb;
 pub mod harness;
 pub mod image;

@@ -103,10 +103,10 @@ fn perform(cpu: &mut Cpu, call: Call) -> Result<Results, Error> {
 fn version() -> Results {
     let machine = machine();
     let mut features = Features::empty();
-    features.set(Features::SVE, !machine.common.is_empty());
+    features.set(Features::SVE, !machine.lengths.common.is_empty());
     features.set(Features::SME, machine.features.sme);
     features.set(Features::PAUTH, machine.features.pauth);
-    features.set(Features::HOST_VL_COMMON, machine.options.host_vl_common);
+    features.set(Features::HOST_VL_COMMON, machine.lengths.host_common);
     let mut results = one(u64::from(INTERFACE_VERSION));
     results[1] = features.bits();
     results
@@ -116,7 +116,7 @@ fn vl_info(cpu: Option<u64>) -> Result<Results, Error> {
     let machine = MACHINE.get().ok_or(Error::BadCpu)?;
     let cpus = machine.cpus as u64;
     let Some(cpu) = cpu else {
-        return Ok([u64::from(machine.common.bits()), 0, cpus, 0, 1, 0, 0, 0]);
+        return Ok([u64::from(machine.lengths.common.bits()), 0, cpus, 0, 1, 0, 0, 0]);
     };
     let shared = usize::try_from(cpu)
         .ok()

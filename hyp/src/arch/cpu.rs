@@ -10,8 +10,8 @@ use super::world::{El1Context, PSTATE_EL1H_MASKED, World};
 use crate::arch::sysreg::sys;
 use crate::cpufeatures::{CpuFeatures, IdRegisters};
 use crate::fp::hw::{Cpu as FpCpu, Image};
+use crate::fp::lengths::Lengths;
 use crate::fp::{Access, CpuFp, FpHw};
-use crate::options::Options;
 use crate::platform::MAX_CPUS;
 use crate::psci::{HostEntry, Power, PowerCell};
 use crate::stats::Stats;
@@ -100,12 +100,8 @@ pub static SHARED: [Shared; MAX_CPUS] = [const { Shared::new() }; MAX_CPUS];
 pub struct Machine {
     /// CPUs.
     pub cpus: usize,
-    /// The vector lengths that guests can have.
-    pub common: VqSet,
-    /// The largest VL of any CPU: what host images are sized for. `None`: no SVE.
-    pub largest: Option<Vq>,
-    /// Command line.
-    pub options: Options,
+    /// Vector lengths.
+    pub lengths: Lengths,
     /// ID registers of the boot CPU.
     pub id: IdRegisters,
     /// Its features.
@@ -226,14 +222,9 @@ impl Cpu {
         self.has_image = true;
     }
 
-    /// What the host may use on this CPU: all it has, or the common lengths; never more than its image
-    /// can hold.
+    /// The most that the host may use on this CPU.
     pub fn host_vq(&self) -> Option<Vq> {
-        let machine = machine();
-        let here = self.shared.vqs();
-        let limit =
-            if machine.options.host_vl_common { machine.common.max()? } else { machine.largest? };
-        here.effective(limit)
+        machine().lengths.host(self.shared.vqs())
     }
 
     /// Begins the host's life on this CPU: EL1 in its reset state.

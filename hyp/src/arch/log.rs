@@ -212,7 +212,7 @@ mod real {
         let machine = machine();
         let root = machine.stage2.root_level as u64;
         let bits = u64::from(machine.stage2.ipa_bits);
-        let (vqs, sme) = (machine.common.bits().into(), machine.features.sme.into());
+        let (vqs, sme) = (machine.lengths.common.bits().into(), machine.features.sme.into());
         note(Kind::Machine, [machine.cpus as u64, vqs, bits, root, sme, 0, 0]);
         mem::with(|memory| {
             for (pa, count, change) in memory.pages.runs() {

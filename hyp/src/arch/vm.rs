@@ -176,7 +176,7 @@ impl Machine for Target {
     }
 
     fn guest_vqs(&self) -> VqSet {
-        machine().common
+        machine().lengths.common
     }
 
     fn now(&self) -> u64 {
@@ -352,9 +352,7 @@ pub fn load(cpu: &mut Cpu, handle: VmHandle, index: VcpuIndex) -> Result<(), Err
     }
     let number = vms::slot(handle)?;
     let mut vm = slot(handle)?;
-    // Of a CPU that came late, only the lengths below which it agrees with the others count: with one
-    // more in between, what a guest selects under its clamp would differ there.
-    let vqs = VqSet::common([cpu.shared.vqs(), machine().common]);
+    let vqs = machine().lengths.guests(cpu.shared.vqs());
     let (&vcpu, index) = vm.load(&Target, handle, index, cpu.index, |&vcpu| {
         // SAFETY: it is loaded nowhere, and the slot's lock is held: nobody else uses it.
         CpuFp::check_load(unsafe { &vcpu.0.as_ref().fp }, vqs)
