@@ -252,7 +252,7 @@ impl Spec {
     }
 
     fn check_ipa(&self, ipa: UntrustedIpa) -> Result<(), Error> {
-        if ipa.0 % PAGE_SIZE as u64 != 0 {
+        if !ipa.0.is_multiple_of(PAGE_SIZE as u64) {
             Err(Error::Unaligned)
         } else if ipa.0 >> self.platform.ipa_bits != 0 {
             Err(Error::BadIpa)
@@ -297,7 +297,7 @@ impl Spec {
         if config.pages.count < vcpu_pages(vq) {
             return Err(Error::TooFewPages);
         }
-        if config.pages.count > vcpu_pages(vq) || config.entry % 4 != 0 {
+        if config.pages.count > vcpu_pages(vq) || !config.entry.is_multiple_of(4) {
             return Err(Error::InvalidArgument);
         }
         self.memory.range(config.pages)?;

@@ -217,8 +217,9 @@ impl Spec {
             return Err(format!("x1 is {x1:#x}, should be {expected:#x}"));
         }
         compare_changes(record, &outcome.changes)?;
-        let loaded =
-            self.cpus[cpu].loaded.map_or(0, |(vm, index)| u64::from(vm) + 1 | (index as u64) << 8);
+        let loaded = self.cpus[cpu]
+            .loaded
+            .map_or(0, |(vm, index)| (u64::from(vm) + 1) | ((index as u64) << 8));
         if record.loaded != loaded {
             return Err(format!("loaded is {:#x}, should be {loaded:#x}", record.loaded));
         }

@@ -68,7 +68,7 @@ impl Memory {
 
     /// The page at an address.
     pub fn lookup(&self, pa: u64) -> Result<u64, Error> {
-        if pa % PAGE != 0 {
+        if !pa.is_multiple_of(PAGE) {
             return Err(Error::Unaligned);
         }
         self.get(pa / PAGE).map(|_| pa / PAGE).ok_or(Error::NotMemory)
