@@ -16,32 +16,40 @@ use crate::{cpio, process};
 /// A binary for the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Binary {
-    /// Its package, and its name.
+    /// Its package.
     pub package: &'static str,
-    /// The feature that turns it on: without it the package builds on a development machine.
+    /// Its name.
+    pub name: &'static str,
+    /// The features that turn it on: without it the package builds on a development machine.
     pub feature: &'static str,
 }
 
 /// EL2.
-pub const HYP: Binary = Binary { package: "umbra-hyp", feature: "image" };
+pub const HYP: Binary = Binary { package: "umbra-hyp", name: "umbra-hyp", feature: "image" };
+/// EL2 that writes its transitions down.
+pub const HYP_LOG: Binary =
+    Binary { package: "umbra-hyp", name: "umbra-hyp-log", feature: "image,transition-log" };
 /// The demonstration's EL1 kernel.
-pub const HOST: Binary = Binary { package: "umbra-host", feature: "kernel" };
+pub const HOST: Binary = Binary { package: "umbra-host", name: "umbra-host", feature: "kernel" };
 /// What runs in the virtual machines.
-pub const GUEST: Binary = Binary { package: "umbra-guest", feature: "payload" };
+pub const GUEST: Binary =
+    Binary { package: "umbra-guest", name: "umbra-guest", feature: "payload" };
 /// The EL1 kernel that runs the on-target tests.
-pub const PAYLOAD: Binary = Binary { package: "umbra-payload", feature: "payload" };
+pub const PAYLOAD: Binary =
+    Binary { package: "umbra-payload", name: "umbra-payload", feature: "payload" };
 /// EL3, in tests.
-pub const FIRMWARE: Binary = Binary { package: "umbra-firmware", feature: "firmware" };
+pub const FIRMWARE: Binary =
+    Binary { package: "umbra-firmware", name: "umbra-firmware", feature: "firmware" };
 
 /// All of them.
-pub const BINARIES: &[Binary] = &[HYP, HOST, GUEST, PAYLOAD, FIRMWARE];
+pub const BINARIES: &[Binary] = &[HYP, HYP_LOG, HOST, GUEST, PAYLOAD, FIRMWARE];
 
 impl Binary {
     /// Adds the arguments that make cargo work on this binary.
     pub fn select(&self, command: &mut Command) {
         command.args(["--release", "--package", self.package]).args([
             "--bin",
-            self.package,
+            self.name,
             "--features",
             self.feature,
         ]);
@@ -76,8 +84,8 @@ impl Built {
 pub fn binary(toolchain: &Toolchain, binary: Binary) -> Result<PathBuf> {
     let mut command = toolchain.cargo("build");
     binary.select(&mut command);
-    process::run(&mut command).with_context(|| format!("could not build {}", binary.package))?;
-    Ok(workspace::bare_metal_dir().join(TARGET).join("release").join(binary.package))
+    process::run(&mut command).with_context(|| format!("could not build {}", binary.name))?;
+    Ok(workspace::bare_metal_dir().join(TARGET).join("release").join(binary.name))
 }
 
 /// Compiles the host library, as another OS would embed it, and returns its `rlib`. The release
@@ -100,6 +108,18 @@ pub fn demo(toolchain: &Toolchain, command_line: &str) -> Result<Built> {
 /// The on-target tests.
 pub fn tests(toolchain: &Toolchain) -> Result<Built> {
     pack(toolchain, PAYLOAD, "tests", "")
+}
+
+/// The same above a hyp that writes its transitions down.
+pub fn logged_tests(toolchain: &Toolchain) -> Result<Built> {
+    let built = Built {
+        image: workspace::image_dir().join("logged-tests.img"),
+        hyp: binary(toolchain, HYP_LOG)?,
+        host: binary(toolchain, PAYLOAD)?,
+        guest: binary(toolchain, GUEST)?,
+    };
+    pack_built(&built, "")?;
+    Ok(built)
 }
 
 /// hyp with `host` above it, and the guest payload in the initrd.

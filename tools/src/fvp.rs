@@ -270,9 +270,11 @@ impl Runner for OnFvp {
         spec: &MachineSpec,
         _mode: Mode,
         image: &Path,
+        ram: Option<&Path>,
         name: &str,
         on_line: &mut dyn FnMut(&str),
     ) -> Result<Option<String>> {
+        ensure!(ram.is_none(), "the model's memory can't be read from outside");
         let setup = Setup::new(&spec.vls, &spec.late, spec.suspend, spec.smp)?;
         let session = Session::prepare(&self.firmware, &setup, image, name)?;
         Ok(session.run(FUZZ_BOUNDS, on_line)?.failure())
@@ -282,10 +284,11 @@ impl Runner for OnFvp {
 /// Runs the fuzzer; whether nothing failed.
 pub fn fuzz(request: &fuzz::Request) -> Result<bool> {
     ensure!(request.qemu.is_none(), "--qemu: this is not QEMU");
+    ensure!(!request.calls, "--calls: the model's memory can't be read from outside");
     let toolchain = setup::toolchain()?;
     let built = build::tests(&toolchain)?;
     let runner = OnFvp { firmware: build::binary(&toolchain, build::FIRMWARE)? };
-    fuzz::on(&Lab { runner, parts: TestParts::read(&built)?, built }, request)
+    fuzz::on(&Lab { runner, parts: TestParts::read(&built)?, built, log: None }, request)
 }
 
 /// The compiler that checks device trees, if it is there.

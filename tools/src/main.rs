@@ -202,6 +202,10 @@ struct FuzzArgs {
     /// Stop after so many programs.
     #[arg(long, value_name = "N")]
     iterations: Option<u64>,
+    /// Random hypercalls above all, from several CPUs at once, on a hyp that writes every transition
+    /// down; all of them are judged by the executable specification (tests/spec).
+    #[arg(long)]
+    calls: bool,
     /// Order of a program's steps.
     #[arg(long, value_enum, default_value_t)]
     mode: ModeChoice,
@@ -234,6 +238,7 @@ impl FuzzArgs {
             seed: self.seed,
             minutes: self.minutes,
             iterations: self.iterations,
+            calls: self.calls,
             mode: self.mode,
             vls: self.vls,
             smp: self.smp,

@@ -321,7 +321,7 @@ impl Copy {
         command.arg("--quiet");
         binary.select(&mut command);
         self.compile(command)?;
-        Ok(target.join(TARGET).join("release").join(binary.package))
+        Ok(target.join(TARGET).join("release").join(binary.name))
     }
 
     /// The test image, with a payload that runs these tests only.

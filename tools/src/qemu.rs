@@ -48,6 +48,8 @@ pub struct Machine {
     pub firmware: Option<Firmware>,
     /// GiB of memory, which begins at 1 GiB.
     pub memory: u32,
+    /// A file that is its memory, for somebody to read when it is over.
+    pub memory_file: Option<PathBuf>,
 }
 
 impl Default for Machine {
@@ -59,6 +61,7 @@ impl Default for Machine {
             gdb_port: None,
             firmware: None,
             memory: 1,
+            memory_file: None,
         }
     }
 }
@@ -197,7 +200,8 @@ impl Qemu {
     pub fn command(&self, machine: &Machine, image: &Path) -> Command {
         let mut command = Command::new(&self.path);
         let secure = if machine.firmware.is_some() { ",secure=on" } else { "" };
-        let board = format!("virt,virtualization=on,gic-version=3,dtb-randomness=off{secure}");
+        let ram = if machine.memory_file.is_some() { ",memory-backend=ram" } else { "" };
+        let board = format!("virt,virtualization=on,gic-version=3,dtb-randomness=off{secure}{ram}");
         command
             .args(["-M", &board])
             .args(["-cpu", &machine.cpu])
@@ -205,6 +209,13 @@ impl Qemu {
             .args(["-m", &format!("{}G", machine.memory)])
             .args(["-display", "none", "-monitor", "none"])
             .args(["-serial", "stdio", "-net", "none", "-no-reboot"]);
+        if let Some(file) = &machine.memory_file {
+            let file = file.display().to_string().replace(',', ",,");
+            let size = machine.memory;
+            command.arg("-object");
+            command
+                .arg(format!("memory-backend-file,id=ram,size={size}G,share=on,mem-path={file}"));
+        }
         if machine.icount {
             command.args(["-icount", "shift=0,sleep=off"]);
         } else {

@@ -89,6 +89,18 @@ pub fn judge(mut records: Vec<Record>) -> Result<Report, Difference> {
     Ok(report)
 }
 
+impl Report {
+    /// Adds another machine's.
+    pub fn add(&mut self, other: &Self) {
+        self.transitions += other.transitions;
+        self.calls += other.calls;
+        self.accepted += other.accepted;
+        for (answer, count) in &other.answers {
+            *self.answers.entry(answer.clone()).or_default() += count;
+        }
+    }
+}
+
 fn kind(record: &Record) -> Option<Kind> {
     Kind::from_number(record.what as u8)
 }

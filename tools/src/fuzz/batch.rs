@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use umbra_fuzz::coverage::Pair;
 use umbra_fuzz::program::Mode;
+use umbra_spec::judge::Report;
 
+use super::oracle::{self, Place};
 use super::script::{MachineSpec, Program, Script};
 use crate::build::{Built, TestParts};
 use crate::console::{Line, parse};
@@ -48,9 +50,22 @@ pub struct Outcome {
     pub coverage: BTreeMap<Pair, u64>,
     /// The console's last lines.
     pub tail: VecDeque<String>,
+    /// What the specification has judged.
+    pub report: Option<Report>,
 }
 
 impl Outcome {
+    /// The last program that was begun fails for this reason, too.
+    fn fail(&mut self, why: &str) {
+        let verdict = match self.verdicts.pop() {
+            Some(Verdict::Failed { step, why: other }) => {
+                Verdict::Failed { step, why: format!("{why}; {other}") }
+            }
+            _ => Verdict::Failed { step: None, why: why.to_owned() },
+        };
+        self.verdicts.push(verdict);
+    }
+
     /// Why the last program that was begun failed, if it did.
     pub fn failure(&self) -> Option<(Option<usize>, &str)> {
         match self.verdicts.last() {
@@ -62,12 +77,14 @@ impl Outcome {
 
 /// Something that can run packed images: QEMU, or a model.
 pub trait Runner: Sync {
-    /// Boots `image` on a machine, and hands its console lines on; why it did not end well, if so.
+    /// Boots `image` on a machine whose memory is the file `ram`, if there is to be one, and hands its
+    /// console lines on; why it did not end well, if so.
     fn boot(
         &self,
         spec: &MachineSpec,
         mode: Mode,
         image: &std::path::Path,
+        ram: Option<&std::path::Path>,
         name: &str,
         on_line: &mut dyn FnMut(&str),
     ) -> Result<Option<String>>;
@@ -87,6 +104,7 @@ impl Runner for OnQemu {
         spec: &MachineSpec,
         mode: Mode,
         image: &std::path::Path,
+        ram: Option<&std::path::Path>,
         name: &str,
         on_line: &mut dyn FnMut(&str),
     ) -> Result<Option<String>> {
@@ -100,6 +118,7 @@ impl Runner for OnQemu {
             // What makes a run repeat: one thread, and time that is instructions.
             icount: mode == Mode::Replay,
             firmware,
+            memory_file: ram.map(std::path::Path::to_path_buf),
             ..Machine::default()
         };
         Ok(self.qemu.run(&machine, image, BOUNDS, on_line)?.failure())
@@ -114,6 +133,8 @@ pub struct Lab<R> {
     pub parts: TestParts,
     /// The same, for symbols.
     pub built: Built,
+    /// Where hyp writes its transitions down, if it does: then they are judged.
+    pub log: Option<Place>,
 }
 
 impl<R: Runner> Lab<R> {
@@ -126,12 +147,27 @@ impl<R: Runner> Lab<R> {
         let mode = script.programs.first().map_or(Mode::Replay, |program| program.mode);
         let mut symbols = self.built.symbols();
         let mut listener = Listener::default();
-        let failure = self.runner.boot(&script.machine, mode, &image, name, &mut |line| {
-            listener.take(line, |line| symbols.show(line));
-        });
+        let mut load = None;
+        let ram = self.log.map(|_| workspace::image_dir().join(format!("{name}.ram")));
+        let failure =
+            self.runner.boot(&script.machine, mode, &image, ram.as_deref(), name, &mut |line| {
+                load = load.or(oracle::load_address(line));
+                listener.take(line, |line| symbols.show(line));
+            });
         // Each boot has an image of its own, some tens of megabytes in an hour.
         let _ = std::fs::remove_file(&image);
-        Ok(listener.outcome(failure?, script.programs.len()))
+        let mut outcome = listener.outcome(failure?, script.programs.len());
+        if let (Some(log), Some(ram)) = (self.log, ram) {
+            let judged =
+                load.context("hyp did not say where it is").and_then(|load| log.judge(&ram, load));
+            let _ = std::fs::remove_file(&ram);
+            match judged? {
+                Ok(report) => outcome.report = Some(report),
+                // What the programs themselves have noticed goes with it.
+                Err(difference) => outcome.fail(&difference),
+            }
+        }
+        Ok(outcome)
     }
 }
 

@@ -6,6 +6,7 @@
 //! files), [`batch`] (a boot), [`shrink`], [`summary`]; [`sample`] is the fuzzer as a test.
 
 pub mod batch;
+pub mod oracle;
 pub mod sample;
 pub mod script;
 pub mod shrink;
@@ -85,6 +86,8 @@ pub struct Request {
     pub minutes: Option<u64>,
     /// Stop after so many programs.
     pub iterations: Option<u64>,
+    /// Programs of hypercalls above all, every transition judged by the specification.
+    pub calls: bool,
     /// Order of the programs' steps.
     pub mode: ModeChoice,
     /// Vector lengths.
@@ -107,7 +110,8 @@ pub struct Request {
 pub fn fuzz(request: &Request) -> Result<bool> {
     let qemu = setup::qemu(request.qemu.as_deref())?;
     let toolchain = setup::toolchain()?;
-    let built = build::tests(&toolchain)?;
+    let built =
+        if request.calls { build::logged_tests(&toolchain)? } else { build::tests(&toolchain)? };
     let lab = sample::lab(qemu, built, build::binary(&toolchain, build::FIRMWARE)?)?;
     on(&lab, request)
 }

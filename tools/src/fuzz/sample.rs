@@ -12,6 +12,7 @@ use umbra_fuzz::program::Mode;
 
 use super::PROGRAMS;
 use super::batch::{Lab, OnQemu, Runner, Verdict};
+use super::oracle::Place;
 use super::script::{MachineSpec, Program, Script};
 use crate::build::{Built, TestParts};
 use crate::harness::Settings;
@@ -23,9 +24,10 @@ pub const SEED: u64 = 0x5eed_0000;
 /// CPUs of the machines.
 const CPUS: u32 = 4;
 
-/// What boots programs with what was built.
+/// What boots programs with what was built. If that hyp writes its transitions down, they are judged.
 pub fn lab(qemu: Qemu, built: Built, firmware: PathBuf) -> Result<Lab<OnQemu>> {
-    Ok(Lab { runner: OnQemu { qemu, firmware }, parts: TestParts::read(&built)?, built })
+    let log = Place::find(&built.hyp)?;
+    Ok(Lab { runner: OnQemu { qemu, firmware }, parts: TestParts::read(&built)?, built, log })
 }
 
 /// Boots random machines and runs `boots` times some programs on them, until one fails: then

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 use umbra_fuzz::coverage::{Kind, Live, Pair};
+use umbra_spec::judge::Report;
 
 use super::batch::{Outcome, Verdict};
 use super::script::Script;
@@ -21,6 +22,8 @@ pub struct Summary {
     /// Steps of the programs that were begun.
     pub steps: u64,
     coverage: BTreeMap<Pair, u64>,
+    /// What the specification has judged, if it has.
+    judged: Option<Report>,
 }
 
 impl Summary {
@@ -29,6 +32,9 @@ impl Summary {
         self.boots += 1;
         for (pair, count) in &outcome.coverage {
             *self.coverage.entry(*pair).or_default() += count;
+        }
+        if let Some(report) = &outcome.report {
+            self.judged.get_or_insert_default().add(report);
         }
         let begun = script.programs.iter().zip(&outcome.verdicts);
         begun
@@ -106,7 +112,21 @@ impl Summary {
         let never = self.never();
         let never: Vec<Value> =
             never.iter().map(|(kind, live)| json!([kind.name(), live.name()])).collect();
+        let judged = self.judged.as_ref().map(|report| {
+            let answers: Vec<Value> = report
+                .answers
+                .iter()
+                .map(|((call, answer), count)| json!([call, answer, count]))
+                .collect();
+            json!({
+                "transitions": report.transitions,
+                "calls": report.calls,
+                "accepted": report.accepted,
+                "answers": answers,
+            })
+        });
         json!({
+            "judged": judged,
             "summary": {
                 "boots": self.boots,
                 "programs": self.programs(),
@@ -152,6 +172,9 @@ impl Summary {
             }
             out.push('\n');
         }
+        if let Some(report) = &self.judged {
+            out.push_str(&render_judged(report));
+        }
         let never = self.never();
         if !never.is_empty() {
             let names: Vec<_> = never
@@ -162,6 +185,26 @@ impl Summary {
         }
         out
     }
+}
+
+/// Which calls met which answers.
+fn render_judged(report: &Report) -> String {
+    let mut out = format!(
+        "\njudged by the specification: {} transitions, among them {} calls, {} % of which did what \
+         they were asked; {} pairs of call and answer\n",
+        report.transitions,
+        report.calls,
+        100 * report.accepted / report.calls.max(1),
+        report.answers.len()
+    );
+    let mut calls: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for ((call, answer), count) in &report.answers {
+        calls.entry(call).or_default().push(format!("{answer} {count}"));
+    }
+    for (call, answers) in calls {
+        let _ = writeln!(out, "{call:24}{}", answers.join(", "));
+    }
+    out
 }
 
 #[cfg(test)]

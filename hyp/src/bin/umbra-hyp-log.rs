@@ -1,0 +1,12 @@
+//! The bootable EL2 image of a test build, which writes its transitions down (`arch::log`).
+
+#![no_std]
+#![no_main]
+
+use core::panic::PanicInfo;
+use umbra_hyp as _;
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    umbra_hyp::arch::fatal::panic(info)
+}
