@@ -54,7 +54,8 @@ impl Junk {
             7 => self.handles[random.below(8) as usize],
             8 => MMIO + random.below(16) * PAGE,
             9 => (1 << random.below(64)) | 1 << 62,
-            10 => 16 * random.below(17),
+            // Not 256, which is the handle of the first VM.
+            10 => 16 * random.below(16),
             _ => random.next() | 1 << 63,
         }
     }
@@ -87,6 +88,9 @@ impl Junk {
                 args[0] = self.handles[self.random.below(8) as usize];
             }
             _ => {}
+        }
+        if function == Function::VcpuCreate && self.random.below(2) == 0 {
+            args[4] = 16 * self.random.below(17);
         }
         // A page that the kernel or somebody else needs is not among them: a range that begins in
         // the region may leave it.
