@@ -153,6 +153,13 @@ macro_rules! functions {
             /// Every function, for tests and tables.
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
+            /// Its name.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name),)*
+                }
+            }
+
             const fn from_number(number: u16) -> Option<Self> {
                 match number {
                     $($number => Some(Self::$name),)*

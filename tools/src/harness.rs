@@ -122,6 +122,8 @@ impl Configuration {
 pub struct Settings {
     /// The test image and its programs.
     pub tests: Built,
+    /// The hyp that writes its transitions down.
+    pub hyp_log: PathBuf,
     /// The host library, for I5.
     pub host_library: PathBuf,
     /// The EL3 firmware.
@@ -134,6 +136,7 @@ const PACKAGE: &str = "UMBRA_TARGET_PACKAGE";
 const HYP: &str = "UMBRA_TARGET_HYP";
 const HOST: &str = "UMBRA_TARGET_HOST";
 const GUEST: &str = "UMBRA_TARGET_GUEST";
+const HYP_LOG: &str = "UMBRA_TARGET_HYP_LOG";
 const HOST_LIBRARY: &str = "UMBRA_TARGET_HOST_LIBRARY";
 const FIRMWARE: &str = "UMBRA_TARGET_FIRMWARE";
 const QEMU: &str = "UMBRA_QEMU";
@@ -146,6 +149,7 @@ impl Settings {
             .env(HYP, &self.tests.hyp)
             .env(HOST, &self.tests.host)
             .env(GUEST, &self.tests.guest)
+            .env(HYP_LOG, &self.hyp_log)
             .env(HOST_LIBRARY, &self.host_library)
             .env(FIRMWARE, &self.firmware)
             .env(QEMU, &self.qemu);
@@ -167,6 +171,7 @@ impl Settings {
                 host: get(HOST)?,
                 guest: get(GUEST)?,
             },
+            hyp_log: get(HYP_LOG)?,
             host_library: get(HOST_LIBRARY)?,
             firmware: get(FIRMWARE)?,
             qemu: get(QEMU)?,

@@ -17,6 +17,7 @@ pub fn test(qemu: Option<&Path>, arguments: &[String]) -> Result<bool> {
     let toolchain = setup::toolchain()?;
     let settings = Settings {
         tests: build::tests(&toolchain)?,
+        hyp_log: build::binary(&toolchain, build::HYP_LOG)?,
         host_library: build::host_library(&toolchain)?,
         firmware: build::binary(&toolchain, build::FIRMWARE)?,
         qemu: qemu.path,

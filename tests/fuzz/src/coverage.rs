@@ -64,6 +64,12 @@ kinds! {
     Put = "put",
     /// [`Event::Junk`]
     Junk = "junk",
+    /// [`Event::Call`]
+    Call = "call",
+    /// [`Event::Enter`]
+    Enter = "enter",
+    /// [`Event::Write`]
+    Write = "write",
     /// [`Event::Run`] of a guest that leaves FP alone: nop, spin, WFI, MMIO, timer.
     RunPlain = "run",
     /// ... that fills its registers.
@@ -111,6 +117,9 @@ impl Kind {
             Event::Load(_) => Self::Load,
             Event::Put => Self::Put,
             Event::Junk(_) => Self::Junk,
+            Event::Call(_) => Self::Call,
+            Event::Enter(_) => Self::Enter,
+            Event::Write(_) => Self::Write,
             Event::Run(run) => match run.command {
                 Command::Fill(_) => Self::RunFill,
                 Command::FillFpsimd => Self::RunFpsimd,

@@ -4,7 +4,7 @@ use core::{fmt, str::FromStr};
 use thiserror::Error;
 use umbra_patterns::protocol::Command;
 use umbra_shared::{
-    call::{Policy, VmConfig},
+    call::{Function, Policy, VmConfig},
     flags::HostFlags,
 };
 
@@ -93,6 +93,45 @@ pub enum Event {
     Put,
     /// A hypercall with random function and arguments, chosen by this seed.
     Junk(u64),
+    /// This very hypercall. What it answers is judged by the specification.
+    Call(Call),
+    /// VCPU_RUN with these flags and answers, for at most [`ENTRY_NANOSECONDS`].
+    Enter([Arg; 4]),
+    /// The host writes into a page whatever it writes, if it has it; what it finds there is checked.
+    Write(u8),
+}
+
+/// Pages that a program's calls can name.
+pub const PAGES: usize = 64;
+/// VM handles that it can keep.
+pub const HANDLES: usize = 8;
+/// How long the timer lets a guest run that is entered by [`Event::Enter`].
+pub const ENTRY_NANOSECONDS: u64 = 50_000;
+
+/// An argument of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arg {
+    /// This number.
+    Number(u64),
+    /// The address of one of the program's pages, and so many bytes.
+    Page(u8, u16),
+    /// A handle that was kept.
+    Vm(u8),
+    /// A page of hyp's.
+    Hyp,
+    /// A page of device registers.
+    Mmio,
+}
+
+/// A hypercall.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// The function; never VCPU_RUN.
+    pub function: Function,
+    /// x1-x7.
+    pub args: [Arg; 7],
+    /// Where x1 of the answer is kept as a handle.
+    pub keep: Option<u8>,
 }
 
 /// An event, and where.
@@ -199,6 +238,50 @@ fn run(words: Words<'_, '_>) -> Result<Run, ParseError> {
     Ok(run)
 }
 
+fn argument(word: &str) -> Result<Arg, ParseError> {
+    let indexed = |rest: &str, end| below(Some(rest), end);
+    Ok(match (word, word.split_at_checked(1)) {
+        ("hyp", _) => Arg::Hyp,
+        ("mmio", _) => Arg::Mmio,
+        (_, Some(("p", rest))) => match rest.split_once('+') {
+            Some((page, offset)) => Arg::Page(indexed(page, PAGES)?, number(Some(offset))?),
+            None => Arg::Page(indexed(rest, PAGES)?, 0),
+        },
+        (_, Some(("v", rest))) => Arg::Vm(indexed(rest, HANDLES)?),
+        _ if word.starts_with("0x") => Arg::Number(hexadecimal(Some(word))?),
+        _ => Arg::Number(number(Some(word))?),
+    })
+}
+
+/// Arguments up to the end of the line or a `>`; those that are missing are 0.
+fn arguments<const N: usize>(words: Words<'_, '_>) -> Result<([Arg; N], bool), ParseError> {
+    let mut args = [Arg::Number(0); N];
+    let mut n = 0;
+    for word in words {
+        if word == ">" {
+            return Ok((args, true));
+        }
+        *args.get_mut(n).ok_or(ParseError::Rest)? = argument(word)?;
+        n += 1;
+    }
+    Ok((args, false))
+}
+
+fn call(words: Words<'_, '_>) -> Result<Call, ParseError> {
+    let name = words.next().ok_or(ParseError::Word)?;
+    let function = Function::ALL.iter().copied().find(|f| f.name() == name);
+    let function = function.filter(|&f| f != Function::VcpuRun).ok_or(ParseError::Word)?;
+    let (args, keeps) = arguments(words)?;
+    let keep = match keeps {
+        false => None,
+        true => match words.next().map(argument) {
+            Some(Ok(Arg::Vm(n))) => Some(n),
+            _ => return Err(ParseError::Word),
+        },
+    };
+    Ok(Call { function, args, keep })
+}
+
 fn event(words: Words<'_, '_>) -> Result<Event, ParseError> {
     let event = match words.next() {
         Some("fill") => Event::Fill(number(words.next())?),
@@ -238,6 +321,12 @@ fn event(words: Words<'_, '_>) -> Result<Event, ParseError> {
         Some("run") => Event::Run(run(words)?),
         Some("put") => Event::Put,
         Some("junk") => Event::Junk(hexadecimal(words.next())?),
+        Some("call") => Event::Call(call(words)?),
+        Some("enter") => match arguments(words)? {
+            (args, false) => Event::Enter(args),
+            (_, true) => return Err(ParseError::Word),
+        },
+        Some("write") => Event::Write(below(words.next(), PAGES)?),
         _ => return Err(ParseError::Word),
     };
     if words.next().is_some() { Err(ParseError::Rest) } else { Ok(event) }
@@ -317,6 +406,26 @@ impl fmt::Display for Run {
     }
 }
 
+impl fmt::Display for Arg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(n @ ..4096) => write!(f, "{n}"),
+            Self::Number(n) => write!(f, "{n:#x}"),
+            Self::Page(n, 0) => write!(f, "p{n}"),
+            Self::Page(n, offset) => write!(f, "p{n}+{offset}"),
+            Self::Vm(n) => write!(f, "v{n}"),
+            Self::Hyp => f.write_str("hyp"),
+            Self::Mmio => f.write_str("mmio"),
+        }
+    }
+}
+
+/// Those at the end that are 0 are left out.
+fn display_arguments(f: &mut fmt::Formatter<'_>, args: &[Arg]) -> fmt::Result {
+    let used = args.iter().rposition(|&arg| arg != Arg::Number(0)).map_or(0, |last| last + 1);
+    args[..used].iter().try_for_each(|arg| write!(f, " {arg}"))
+}
+
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -347,6 +456,16 @@ impl fmt::Display for Event {
             Self::Run(run) => write!(f, "run {run}"),
             Self::Put => f.write_str("put"),
             Self::Junk(seed) => write!(f, "junk {seed:#x}"),
+            Self::Call(call) => {
+                write!(f, "call {}", call.function.name())?;
+                display_arguments(f, &call.args)?;
+                call.keep.map_or(Ok(()), |n| write!(f, " > v{n}"))
+            }
+            Self::Enter(args) => {
+                f.write_str("enter")?;
+                display_arguments(f, args)
+            }
+            Self::Write(page) => write!(f, "write {page}"),
         }
     }
 }
@@ -376,6 +495,34 @@ mod tests {
         }
 
         #[test]
+        fn calls_are_read_as_written(
+            function in 0usize..Function::ALL.len(),
+            kinds: [u8; 7],
+            numbers: [u64; 7],
+            keep in proptest::option::of(0u8..HANDLES as u8),
+        ) {
+            let args = core::array::from_fn(|n| match kinds[n] % 6 {
+                0 => Arg::Number(numbers[n]),
+                1 => Arg::Number(numbers[n] % 5000),
+                2 => Arg::Page((numbers[n] % PAGES as u64) as u8, (numbers[n] >> 32) as u16),
+                3 => Arg::Vm((numbers[n] % HANDLES as u64) as u8),
+                4 => Arg::Hyp,
+                _ => Arg::Mmio,
+            });
+            let function = Function::ALL[function];
+            prop_assume!(function != Function::VcpuRun);
+            for event in [
+                Event::Call(Call { function, args, keep }),
+                Event::Enter([args[0], args[1], args[2], args[3]]),
+                Event::Write(kinds[0] % PAGES as u8),
+            ] {
+                let step = Step { cpu: 1, event };
+                let text = step.to_string();
+                prop_assert_eq!(Line::parse(&text), Ok(Line::Step(step)), "{}", text);
+            }
+        }
+
+        #[test]
         fn any_text_is_read_or_refused(text in "[ -~]{0,40}") {
             let _ = Line::parse(&text);
         }
@@ -393,6 +540,10 @@ mod tests {
             ("0 run fill 16 twice", ParseError::Word),
             ("program 7 storm", ParseError::Number),
             ("program 0x7 slowly", ParseError::Word),
+            ("0 call VcpuRun", ParseError::Word),
+            ("0 call VmMap p64", ParseError::Number),
+            ("0 call VmMap 1 2 3 4 5 6 7 8", ParseError::Rest),
+            ("0 call VmCreate p1 > 3", ParseError::Word),
         ] {
             assert_eq!(Line::parse(line), Err(error), "{line}");
         }

@@ -6,6 +6,7 @@
 //! files), [`batch`] (a boot), [`shrink`], [`summary`]; [`sample`] is the fuzzer as a test.
 
 pub mod batch;
+pub mod calls;
 pub mod oracle;
 pub mod sample;
 pub mod script;
@@ -280,9 +281,7 @@ fn next(shared: &mut Shared, request: &Request, deadline: Option<Instant>) -> Op
     let count = left.min(PROGRAMS as u64);
     let seeds = shared.seed + shared.given..shared.seed + shared.given + count;
     shared.given += count;
-    let shape = machine.shape();
-    let programs = seeds.map(|seed| Program::generate(seed, mode, &shape)).collect();
-    Some(Script { machine, programs })
+    Some(Script::generate(machine, mode, seeds, request.calls))
 }
 
 fn work<R: Runner>(

@@ -13,7 +13,7 @@ use umbra_fuzz::program::Mode;
 use super::PROGRAMS;
 use super::batch::{Lab, OnQemu, Runner, Verdict};
 use super::oracle::Place;
-use super::script::{MachineSpec, Program, Script};
+use super::script::{MachineSpec, Script};
 use crate::build::{Built, TestParts};
 use crate::harness::Settings;
 use crate::process;
@@ -43,7 +43,7 @@ pub fn sample<R: Runner>(
     for boot in 0..boots {
         let machine = MachineSpec::random(&mut rng, CPUS);
         let first = seed + boot * PROGRAMS as u64;
-        let script = script(machine, mode, first);
+        let script = script(lab, machine, mode, first);
         let outcome = lab.run(&script, name)?;
         if let (Some((step, why)), Some(program)) =
             (outcome.failure(), script.programs.get(outcome.verdicts.len().max(1) - 1))
@@ -61,18 +61,16 @@ pub fn sample<R: Runner>(
     Ok(None)
 }
 
-fn script(machine: MachineSpec, mode: Mode, first: u64) -> Script {
-    let shape = machine.shape();
-    let seeds = first..first + PROGRAMS as u64;
-    let programs = seeds.map(|seed| Program::generate(seed, mode, &shape)).collect();
-    Script { machine, programs }
+fn script<R>(lab: &Lab<R>, machine: MachineSpec, mode: Mode, first: u64) -> Script {
+    // What is judged had better be calls.
+    Script::generate(machine, mode, first..first + PROGRAMS as u64, lab.log.is_some())
 }
 
 /// Two boots of the same programs in replay mode are the same run: every step ends at the same
 /// instruction with the same outcome.
 fn repeats<R: Runner>(lab: &Lab<R>) -> Result<()> {
     let machine = "--vls 32,256,64,128".parse::<MachineSpec>()?;
-    let script = script(machine, Mode::Replay, SEED);
+    let script = script(lab, machine, Mode::Replay, SEED);
     let digests = |name: &str| -> Result<Vec<u64>> {
         let outcome = lab.run(&script, name)?;
         let digest = |verdict: &Verdict| match verdict {
@@ -111,12 +109,14 @@ pub fn main() -> ExitCode {
 
 fn trials(settings: Settings) -> Result<Vec<Trial>> {
     let qemu = Qemu::find(Some(&settings.qemu))?.context("no QEMU")?;
+    let logged = Built { hyp: settings.hyp_log, ..settings.tests.clone() };
+    let judged = Arc::new(lab(qemu.clone(), logged, settings.firmware.clone())?);
     let lab = Arc::new(lab(qemu, settings.tests, settings.firmware)?);
     let failed = |error: anyhow::Error| Failed::from(format!("{error:#}"));
-    let run = |mode: Mode, boots: u64| {
-        let lab = Arc::clone(&lab);
-        Trial::test(format!("fuzz::{mode}"), move || {
-            match sample(&lab, mode, SEED, boots, &format!("fuzz-{mode}")).map_err(failed)? {
+    let run = |lab: &Arc<Lab<OnQemu>>, name: &str, mode: Mode, boots: u64| {
+        let (lab, name) = (Arc::clone(lab), format!("fuzz-{name}"));
+        Trial::test(name.replacen('-', "::", 1), move || {
+            match sample(&lab, mode, SEED, boots, &name).map_err(failed)? {
                 None => Ok(()),
                 Some(why) => Err(Failed::from(why)),
             }
@@ -126,5 +126,11 @@ fn trials(settings: Settings) -> Result<Vec<Trial>> {
         let lab = Arc::clone(&lab);
         Trial::test("fuzz::a_replay_repeats_exactly", move || repeats(&lab).map_err(failed))
     };
-    Ok(vec![run(Mode::Replay, 30), run(Mode::Storm, 30), repeat])
+    Ok(vec![
+        run(&lab, "replay", Mode::Replay, 24),
+        run(&lab, "storm", Mode::Storm, 24),
+        run(&judged, "judged_replay", Mode::Replay, 16),
+        run(&judged, "judged_storm", Mode::Storm, 24),
+        repeat,
+    ])
 }

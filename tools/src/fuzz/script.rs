@@ -2,6 +2,7 @@
 //! reads to run it again.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -10,6 +11,7 @@ use fastrand::Rng;
 use umbra_fuzz::generate::{Generator, Shape, random_vls};
 use umbra_fuzz::program::{CPUS, Line, Mode, STEPS, Step};
 
+use super::calls;
 use crate::firmware::{Setup, SuspendFormat};
 
 /// A machine to fuzz on.
@@ -105,9 +107,13 @@ impl MachineSpec {
 
     /// What a program for it may count on.
     pub fn shape(&self) -> Shape {
+        Shape::new(&self.largest_vls(), self.has_firmware())
+    }
+
+    /// The largest VL of each CPU, bytes; 0: no SVE.
+    fn largest_vls(&self) -> Vec<u16> {
         let each = || vec![self.largest_vl(); self.smp as usize];
-        let vls = if self.vls.is_empty() { each() } else { self.vls.clone() };
-        Shape::new(&vls, self.has_firmware())
+        if self.vls.is_empty() { each() } else { self.vls.clone() }
     }
 
     /// The largest VL of QEMU's CPU, bytes, as far as its name says it. A wrong guess makes programs
@@ -161,6 +167,20 @@ pub struct Script {
     pub machine: MachineSpec,
     /// The programs.
     pub programs: Vec<Program>,
+}
+
+impl Script {
+    /// The programs of some seeds for a machine; with `calls`, every other one is of hypercalls above
+    /// all.
+    pub fn generate(machine: MachineSpec, mode: Mode, seeds: Range<u64>, calls: bool) -> Self {
+        let (shape, vls) = (machine.shape(), machine.largest_vls());
+        let program = |seed: u64| match calls && seed.is_multiple_of(2) {
+            false => Program::generate(seed, mode, &shape),
+            true => Program { seed, mode, steps: calls::generate(seed, &vls) },
+        };
+        let programs = seeds.map(program).collect();
+        Self { machine, programs }
+    }
 }
 
 impl fmt::Display for Script {

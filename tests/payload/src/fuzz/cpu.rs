@@ -1,6 +1,6 @@
 //! What one CPU does: its steps, with and without a vCPU loaded.
 
-use super::{cover, kernel_fp, order, ticks, vms};
+use super::{calls, cover, kernel_fp, order, ticks, vms};
 use crate::{context::context, host, junk::Junk, runner, workers};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use umbra_fuzz::{
@@ -290,6 +290,11 @@ fn other(cpu: usize, step: Step, loaded: Option<&FlagShadowPage>) -> u64 {
         Event::Vcpu(name, vl) => return vms::create_vcpu(name, vl),
         Event::Destroy(slot) => return vms::destroy(slot.into()),
         Event::Junk(seed) => return junk(seed, loaded.is_some()),
+        // Its vCPUs are not those of `load`, which a call must not put behind the books' back.
+        Event::Call(_) | Event::Enter(_) if loaded.is_some() => return 1,
+        Event::Call(call) => return calls::call(cpu, &call),
+        Event::Enter(args) => return calls::enter(&args),
+        Event::Write(page) => return calls::write(cpu, page),
         // Of the boot CPU, which stays on; and what the callers carry out.
         Event::Off
         | Event::Suspend { power_down: true }

@@ -5,6 +5,8 @@
 //! else can look (`tests/guest`, driven). So a loss or a leak is noticed by the context that suffers
 //! it, and is named by the tags of the patterns.
 //!
+//! Hypercalls that the program names one by one ([`calls`]) are judged by the specification, from outside.
+//!
 //! [`order`] decides who is on turn, [`cpu`] carries events out on a CPU, [`vms`] keeps the VMs,
 //! [`kernel_fp`] is the host's kernel-mode FP. What is said on the console (`tools/src/fuzz`):
 //!
@@ -15,6 +17,7 @@
 //! @cover KIND LIVE HOST-VL GUEST-VL COUNT
 //! ```
 
+mod calls;
 mod cpu;
 mod kernel_fp;
 mod order;
@@ -103,6 +106,7 @@ fn one(seed: u64, guest: &'static [u8]) -> Result<(), &'static str> {
     let result = catch(|| {
         let junk = ledger::take(JUNK_PAGES);
         vms::begin(guest);
+        calls::begin(junk);
         workers::on_all(|cpu| cpu::begin(cpu, junk));
         order::start();
         workers::on_all(cpu::run);
@@ -140,5 +144,5 @@ fn ticks(nanoseconds: u64) -> u64 {
     (nanoseconds * timer::frequency() / 1_000_000_000).max(1)
 }
 
-const _: () = assert!(STEPS <= u16::MAX as usize);
+const _: () = assert!(umbra_fuzz::program::PAGES as u64 <= JUNK_PAGES);
 const _: () = assert!(umbra_fuzz::program::CPUS >= umbra_host::kernel::MAX_CPUS);

@@ -1,0 +1,30 @@
+// A guest of one page, position-independent: it does what the host answers to its HVCs, as long as
+// nothing else happens. x0 of an answer: 1 = store x1 in its own page, 2 = make the call x1 with x2 of
+// its own to hyp, 3 = use FP; anything else: nothing.
+
+.section .rodata.umbra_fuzz_agent, "a", %progbits
+.balign 8
+.global umbra_fuzz_agent
+umbra_fuzz_agent:
+    adr     x19, umbra_fuzz_agent
+1:  mov     x0, #0x77
+    hvc     #0
+    cmp     x0, #1
+    b.eq    2f
+    cmp     x0, #2
+    b.eq    3f
+    cmp     x0, #3
+    b.ne    1b
+.arch_extension fp
+    fmov    d0, x1
+.arch_extension nofp
+    b       1b
+2:  str     x1, [x19, #{STORED}]
+    b       1b
+3:  mov     x0, x1
+    mov     x1, x2
+    hvc     #0
+    b       1b
+.global umbra_fuzz_agent_end
+umbra_fuzz_agent_end:
+.text

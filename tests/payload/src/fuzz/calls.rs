@@ -1,0 +1,178 @@
+//! Single hypercalls, named by the program, with pages whose content tells whose it is.
+//!
+//! Whether an answer is right is for the specification to say, which has hyp's own log
+//! (`tools/src/fuzz/oracle.rs`). Here it is seen that no answer is insane, and what is found in memory:
+//! a page that comes back from where the host could not reach it is wiped, and a page of the host's
+//! holds what the host or a guest of the program put there, never anything of hyp's.
+//!
+//! A page's content is one CPU's business, that of the page's number modulo the number of CPUs; what
+//! changes hands is everybody's.
+
+use super::ticks;
+use crate::{
+    context::context,
+    host, ledger,
+    ledger::PAGE,
+    suite::pages::{MMIO, hyp_page},
+};
+use core::{
+    arch::global_asm,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+};
+use umbra_fuzz::program::{Arg, Call, ENTRY_NANOSECONDS, HANDLES, PAGES};
+use umbra_host::{
+    hypercall::{Hvc, Hypervisor},
+    kernel::{
+        exception::{probe_read, probe_write},
+        sysreg, timer,
+    },
+};
+use umbra_patterns::tag::{Register, Tag, lane, origin};
+use umbra_shared::{
+    call::{Function, VmHandle},
+    error::{Error, SUCCESS},
+    exit::RunFlags,
+};
+
+/// Where a guest's agent stores what it is told to.
+const STORED: u64 = 0x900;
+/// Where the host's tags are.
+const TAGS: u64 = 0x800;
+/// How many there are.
+const WORDS: u64 = 8;
+/// Owners of the pages' tags: + number of the page.
+const OWNER: u16 = 0x1f00;
+/// Upper half of whatever an agent stores.
+pub const AGENTS: u64 = 0xa6e7_0000_0000_0000;
+
+global_asm!(include_str!("agent.S"), STORED = const STORED);
+
+unsafe extern "C" {
+    static umbra_fuzz_agent: u8;
+    static umbra_fuzz_agent_end: u8;
+}
+
+static REGION: AtomicU64 = AtomicU64::new(0);
+static HYP: AtomicU64 = AtomicU64::new(0);
+static KEPT: [AtomicU64; HANDLES] = [const { AtomicU64::new(0) }; HANDLES];
+static GENERATIONS: [AtomicU32; PAGES] = [const { AtomicU32::new(0) }; PAGES];
+
+/// Before a program: these are its pages.
+pub fn begin(region: u64) {
+    REGION.store(region, Ordering::SeqCst);
+    if HYP.load(Ordering::SeqCst) == 0 {
+        HYP.store(hyp_page(), Ordering::SeqCst);
+    }
+    KEPT.iter().for_each(|handle| handle.store(0, Ordering::SeqCst));
+}
+
+fn page(n: u8) -> u64 {
+    REGION.load(Ordering::SeqCst) + u64::from(n) * PAGE
+}
+
+fn resolve(arg: Arg) -> u64 {
+    match arg {
+        Arg::Number(n) => n,
+        Arg::Page(n, offset) => page(n) + u64::from(offset),
+        Arg::Vm(n) => KEPT[usize::from(n)].load(Ordering::SeqCst),
+        Arg::Hyp => HYP.load(Ordering::SeqCst),
+        Arg::Mmio => MMIO,
+    }
+}
+
+/// Whether a page's content is this CPU's business.
+fn is_mine(cpu: usize, n: u8) -> bool {
+    usize::from(n) % context().cpus == cpu
+}
+
+/// Makes a call. Returns x0.
+pub fn call(cpu: usize, call: &Call) -> u64 {
+    let args = call.args.map(resolve);
+    // A page that the host has not, and this CPU alone would write if it had.
+    let hidden = match (call.function, call.args[1]) {
+        (Function::VmReclaim, Arg::Page(n, 0)) if is_mine(cpu, n) => {
+            probe_read(page(n)).is_err().then_some(n)
+        }
+        _ => None,
+    };
+    let daif = sysreg::mask_interrupts();
+    let (x0, results) = Hvc::raw(call.function.id(), args);
+    sysreg::restore_interrupts(daif);
+    let code = x0 as i64;
+    assert!(
+        code == SUCCESS || Error::from_code(code).is_some(),
+        "{:?} {args:x?} answers {x0:#x}",
+        call.function
+    );
+    if code != SUCCESS {
+        return x0;
+    }
+    if call.function == Function::VmCreate {
+        ledger::enter_if_room(VmHandle(results[0]));
+    }
+    if let Some(n) = call.keep {
+        KEPT[usize::from(n)].store(results[0], Ordering::SeqCst);
+    }
+    if let Some(n) = hidden {
+        assert_wiped(n);
+    }
+    x0
+}
+
+fn assert_wiped(n: u8) {
+    for word in 0..PAGE / 8 {
+        let found = probe_read(page(n) + 8 * word);
+        assert_eq!(found, Ok(0), "word {word} of page {n}, which the host could not reach before");
+    }
+}
+
+/// Enters whatever vCPU is loaded, once. Returns x0.
+pub fn enter(args: &[Arg; 4]) -> u64 {
+    let [flags, x0, x1, x2] = args.map(resolve);
+    let daif = sysreg::mask_interrupts();
+    // Whatever it executes, it does not do so for ever.
+    host::set_timer(timer::now() + ticks(ENTRY_NANOSECONDS), 1);
+    let result = Hvc.vcpu_run(RunFlags::from_bits_retain(flags), [x0, x1, x2, 0]);
+    host::release_interrupt(daif);
+    match result {
+        Ok(exit) => exit.info.reason().map_or(0xff, |reason| reason as u64),
+        Err(error) => error.code() as u64,
+    }
+}
+
+/// Looks at a page, and writes it anew, if the host has it and it is this CPU's business.
+pub fn write(cpu: usize, n: u8) -> u64 {
+    if !is_mine(cpu, n) {
+        return 2;
+    }
+    let at = page(n);
+    let owner = OWNER + u16::from(n);
+    for word in 0..WORDS {
+        for offset in [TAGS, STORED] {
+            let Ok(found) = probe_read(at + offset + 8 * word) else { return 1 };
+            let own = origin(found).is_some_and(|origin| origin.tag.owner == owner);
+            let agents = found >> 48 == AGENTS >> 48;
+            assert!(
+                found == 0 || own || agents,
+                "page {n} of the host's holds {found:#x} at {offset:#x}+8*{word}"
+            );
+        }
+    }
+    let generation = GENERATIONS[usize::from(n)].fetch_add(1, Ordering::SeqCst);
+    let tag = Tag { owner, generation };
+    let code = &raw const umbra_fuzz_agent;
+    let bytes = &raw const umbra_fuzz_agent_end as u64 - code as u64;
+    let instruction = |n: u64| {
+        // SAFETY: within the agent, which is a multiple of 8 bytes long up to padding behind it.
+        unsafe { code.cast::<u64>().add(n as usize).read_unaligned() }
+    };
+    let agent = (0..bytes.div_ceil(8)).map(|n| (8 * n, instruction(n)));
+    let tags = (0..WORDS).map(|n| (TAGS + 8 * n, lane(tag, Register::Z(0), n as u8)));
+    for (offset, value) in agent.chain(tags) {
+        // SAFETY: a page of the program's, or it faults: another CPU may give it away meanwhile.
+        if unsafe { probe_write(at + offset, value) }.is_err() {
+            return 1;
+        }
+    }
+    0
+}

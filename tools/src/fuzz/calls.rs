@@ -1,0 +1,382 @@
+//! Programs of hypercalls that get deep: the specification is the guide. The generator carries its
+//! calls out on a [`Spec`] of its own, so it knows which pages are whose and which VMs live, and mostly
+//! asks for what makes sense; now and then one argument is another than it should be. On the machine
+//! several CPUs go through their calls at the same time, so what was meant to work may not: what is
+//! right then is for the other [`Spec`] to say, which sees what hyp wrote down.
+
+use fastrand::Rng;
+use umbra_fuzz::program::{Arg, Call, Event, HANDLES, PAGES, Step};
+use umbra_shared::PAGE_SIZE;
+use umbra_shared::call::{self, Function, Policy, VmConfig, VmHandle, vcpu_pages};
+use umbra_shared::exit::RunFlags;
+use umbra_shared::guest::GuestFunction;
+use umbra_shared::record::PageState;
+use umbra_shared::vl::{Vq, VqSet};
+use umbra_spec::calls::Choice;
+use umbra_spec::memory::{Memory, Owner};
+use umbra_spec::vm::{self, Life};
+use umbra_spec::{Cpu, Platform, Spec};
+
+/// Where the guide's pages are: anywhere, for it has no memory.
+const FIRST: u64 = 0x10_0000;
+const HYP: u64 = 0x20_0000;
+const PAGE: u64 = PAGE_SIZE as u64;
+/// Where guests have their memory.
+const GUEST: u64 = 0x8000_0000;
+/// Upper half of what agents store (`tests/payload/src/fuzz/calls.rs`).
+const AGENTS: u64 = 0xa6e7_0000_0000_0000;
+
+/// A generator of calls.
+struct Guide {
+    rng: Rng,
+    spec: Spec,
+    cpus: u8,
+    handles: [VmHandle; HANDLES],
+    /// Pages with an agent in them, for guests to execute.
+    written: [bool; PAGES],
+    /// Calls that did what they were asked, by the guide's own account.
+    accepted: usize,
+}
+
+/// The steps of a program for a machine whose CPUs have these largest vector lengths, bytes.
+pub fn generate(seed: u64, vls: &[u16]) -> Vec<Step> {
+    guided(seed, vls).0
+}
+
+/// And how many of its calls were accepted on the way.
+fn guided(seed: u64, vls: &[u16]) -> (Vec<Step>, usize) {
+    let mut rng = Rng::with_seed(seed);
+    let set = |vl: u16| {
+        let lengths = (0..5).map(|n| 16u16 << n).filter(|&length| length <= vl);
+        lengths.filter_map(|vl| Vq::from_vl(vl.into())).fold(VqSet::EMPTY, VqSet::with)
+    };
+    let mut memory = Memory::default();
+    memory.add(FIRST, PAGES as u64, Owner::HOST);
+    memory.add(HYP, 1, Owner::of(PageState::Hyp, 0));
+    let platform = Platform {
+        cpus: vls.len(),
+        guest_vqs: VqSet::common(vls.iter().map(|&vl| set(vl))),
+        ipa_bits: 40,
+        root_level: 0,
+        sme: false,
+    };
+    let count = rng.usize(100..420);
+    let mut spec = Spec::new(platform, memory);
+    for (cpu, &vl) in spec.cpus.iter_mut().zip(vls) {
+        *cpu = Cpu { vqs: set(vl), ..Cpu::default() };
+    }
+    let mut guide = Guide {
+        rng,
+        spec,
+        cpus: vls.len() as u8,
+        handles: [VmHandle(0); HANDLES],
+        written: [false; PAGES],
+        accepted: 0,
+    };
+    let mut steps = Vec::new();
+    while steps.len() < count {
+        steps.push(guide.step());
+    }
+    (steps, guide.accepted)
+}
+
+impl Guide {
+    fn step(&mut self) -> Step {
+        let cpu = self.rng.u8(..self.cpus);
+        for _ in 0..20 {
+            if let Some(step) = self.attempt(cpu) {
+                return step;
+            }
+        }
+        self.write()
+    }
+
+    /// What the dice say, if the state allows it.
+    fn attempt(&mut self, cpu: u8) -> Option<Step> {
+        let loaded = self.spec.cpus[usize::from(cpu)].loaded.is_some();
+        let event = match self.rng.u8(..100) {
+            0..10 => return Some(self.write()),
+            10..30 if loaded => self.enter(cpu),
+            10..16 => Event::Fill(16 << self.rng.u16(..5)),
+            16..18 => Event::Check,
+            18..20 => Event::Tick { after: 1 << self.rng.u32(6..18), kernel: false },
+            dice => {
+                let (function, args) = self.call(cpu, dice)?;
+                self.perform(cpu, function, args)
+            }
+        };
+        Some(Step { cpu, event })
+    }
+
+    /// A page's content is one CPU's to write.
+    fn write(&mut self) -> Step {
+        let page = self.rng.u8(..PAGES as u8);
+        if self.state(page).host_has_access() {
+            self.written[usize::from(page)] = true;
+        }
+        Step { cpu: page % self.cpus, event: Event::Write(page) }
+    }
+
+    fn state(&self, page: u8) -> Owner {
+        self.spec.memory.get(FIRST + u64::from(page)).unwrap_or(Owner::HOST)
+    }
+
+    /// Some page that will do.
+    fn page(&mut self, wanted: impl Fn(&Self, u8) -> bool) -> Option<u8> {
+        let first = self.rng.u8(..PAGES as u8);
+        (0..PAGES as u8).map(|n| (first + n) % PAGES as u8).find(|&page| wanted(self, page))
+    }
+
+    fn page_in(&mut self, state: PageState) -> Option<u8> {
+        self.page(|this, page| this.state(page).state == state)
+    }
+
+    /// So many pages of the host's in a row.
+    fn run(&mut self, count: u64) -> Option<u8> {
+        self.page(|this, page| {
+            let end = u64::from(page) + count;
+            end <= PAGES as u64 && (page..end as u8).all(|n| this.state(n) == Owner::HOST)
+        })
+    }
+
+    /// A handle that is kept, of a VM like this.
+    fn vm(&mut self, wanted: impl Fn(&vm::Vm) -> bool) -> Option<(u8, usize)> {
+        let first = self.rng.usize(..HANDLES);
+        (0..HANDLES).map(|n| (first + n) % HANDLES).find_map(|n| {
+            let handle = self.handles[n];
+            let slot = usize::from(vm::slot(handle).ok()?);
+            let vm = &self.spec.vms[slot];
+            (vm.check(handle).is_ok() && wanted(vm)).then_some((n as u8, slot))
+        })
+    }
+
+    fn call(&mut self, cpu: u8, dice: u8) -> Option<(Function, [Arg; 7])> {
+        use Arg::{Number, Page, Vm};
+        let alive = |vm: &vm::Vm| vm.life == Life::Alive;
+        let mut args = [Number(0); 7];
+        let mut set = |from: &[Arg]| args[..from.len()].copy_from_slice(from);
+        let function = match dice {
+            0..24 => {
+                set(&[Page(self.page_in(PageState::Host)?, 0)]);
+                Function::ShareFlagPage
+            }
+            24..26 => {
+                set(&[Page(self.page_in(PageState::FlagPage)?, 0)]);
+                Function::UnshareFlagPage
+            }
+            26..32 => {
+                let count = self.rng.u64(4..10);
+                let protected = self.rng.bool();
+                let policies = [Policy::Lazy, Policy::Eager, Policy::Scrub];
+                let policy = policies[self.rng.usize(..3)];
+                let config = VmConfig { policy, protected };
+                set(&[Page(self.run(count)?, 0), Number(count), Number(config.encode())]);
+                Function::VmCreate
+            }
+            32..40 => {
+                let (vm, slot) = self.vm(|vm| alive(vm) && vm.vcpus.len() < 6)?;
+                let vqs: Vec<_> = self.spec.platform.guest_vqs.iter().collect();
+                let vq = if vqs.is_empty() || self.rng.u8(..3) == 0 {
+                    None
+                } else {
+                    Some(vqs[self.rng.usize(..vqs.len())])
+                };
+                let count = vcpu_pages(vq);
+                let flag_page = self.page_in(PageState::FlagPage)?;
+                let pages = self.run(count)?;
+                let maps: Vec<_> = self.spec.vms[slot].maps.keys().copied().collect();
+                let entry =
+                    if maps.is_empty() { GUEST } else { maps[self.rng.usize(..maps.len())] };
+                let vl = vq.map_or(0, |vq| vq.vl_bytes() as u64);
+                let (count, vl, entry) = (Number(count), Number(vl), Number(entry));
+                set(&[Vm(vm), Page(pages, 0), count, Page(flag_page, 0), vl, entry]);
+                Function::VcpuCreate
+            }
+            40..54 => {
+                let (vm, _) = self.vm(alive)?;
+                let page = self.page(|this, page| {
+                    this.state(page) == Owner::HOST && this.written[usize::from(page)]
+                })?;
+                // Mostly close together; some far apart, which takes tables.
+                let far = if self.rng.u8(..8) == 0 { self.rng.u64(..64) << 30 } else { GUEST };
+                let ipa = far + self.rng.u64(..16) * PAGE;
+                set(&[Vm(vm), Page(page, 0), Number(ipa)]);
+                Function::VmMap
+            }
+            54..57 => {
+                let (vm, slot) = self.vm(|vm| alive(vm) && !vm.maps.is_empty())?;
+                let maps: Vec<_> = self.spec.vms[slot].maps.keys().copied().collect();
+                set(&[Vm(vm), Number(maps[self.rng.usize(..maps.len())])]);
+                Function::VmUnmap
+            }
+            57..59 => {
+                let (vm, _) = self.vm(alive)?;
+                let count = self.rng.u64(1..4);
+                set(&[Vm(vm), Page(self.run(count)?, 0), Number(count)]);
+                Function::VmTopup
+            }
+            59..69 => {
+                if self.spec.cpus[usize::from(cpu)].loaded.is_some() {
+                    return None;
+                }
+                let (vm, slot) = self.vm(|vm| alive(vm) && !vm.vcpus.is_empty())?;
+                let vcpus = self.spec.vms[slot].vcpus.len() as u64;
+                set(&[Vm(vm), Number(self.rng.u64(..vcpus))]);
+                Function::VcpuLoad
+            }
+            69..74 => {
+                self.spec.cpus[usize::from(cpu)].loaded?;
+                Function::VcpuPut
+            }
+            74..76 => {
+                let (vm, _) = self.vm(|vm| vm.life != Life::Dying)?;
+                set(&[Vm(vm)]);
+                Function::VmDestroy
+            }
+            76..92 => {
+                let (vm, slot) = self.vm(|vm| vm.life == Life::Dying)?;
+                let of_it = |owner: Owner| {
+                    usize::from(owner.vm) == slot
+                        && matches!(
+                            owner.state,
+                            PageState::Vm
+                                | PageState::Guest
+                                | PageState::SharedWithGuest
+                                | PageState::SharedByGuest
+                        )
+                };
+                let page = self.page(|this, page| of_it(this.state(page)))?;
+                set(&[Vm(vm), Page(page, 0)]);
+                Function::VmReclaim
+            }
+            92..94 => {
+                set(&[Page(0, 0)]);
+                Function::NextSharedPage
+            }
+            94 => Function::Version,
+            95 => {
+                set(&[Number(self.rng.u64(..5)), Number(self.rng.u64(..4))]);
+                Function::Stats
+            }
+            96 => {
+                let all = if self.rng.bool() { u64::MAX } else { self.rng.u64(..5) };
+                set(&[Number(all)]);
+                Function::VlInfo
+            }
+            _ => {
+                let functions = Function::ALL;
+                let function = functions[self.rng.usize(..functions.len())];
+                for arg in &mut args {
+                    *arg = self.any();
+                }
+                return (function != Function::VcpuRun).then_some((function, args));
+            }
+        };
+        if self.rng.u8(..8) == 0 {
+            args[self.rng.usize(..4)] = self.any();
+        }
+        Some((function, args))
+    }
+
+    /// Anything. Never a number that is an address of RAM.
+    fn any(&mut self) -> Arg {
+        let rng = &mut self.rng;
+        match rng.u8(..12) {
+            0..4 => Arg::Page(rng.u8(..PAGES as u8), 0),
+            4 => Arg::Page(rng.u8(..PAGES as u8), 1 << rng.u16(..12)),
+            5 | 6 => Arg::Vm(rng.u8(..HANDLES as u8)),
+            7 => Arg::Hyp,
+            8 => Arg::Mmio,
+            9 => Arg::Number(rng.u64(..20)),
+            10 => Arg::Number(1 << 62 | 1 << rng.u64(..62)),
+            _ => Arg::Number(rng.u64(..) | 1 << 63),
+        }
+    }
+
+    /// Carries a call out on the guide's own specification.
+    fn perform(&mut self, cpu: u8, function: Function, args: [Arg; 7]) -> Event {
+        let slot = self.spec.vms.iter().position(|vm| vm.life == Life::Free).unwrap_or(0);
+        let next = vm::handle(slot as u8, self.spec.vms[slot].generation + 1);
+        let numbers = args.map(|arg| match arg {
+            Arg::Number(n) => n,
+            Arg::Page(n, offset) => (FIRST + u64::from(n)) * PAGE + u64::from(offset),
+            Arg::Vm(n) => self.handles[usize::from(n)].0,
+            Arg::Hyp => HYP * PAGE,
+            Arg::Mmio => 0x0900_0000,
+        });
+        let keep = (function == Function::VmCreate).then(|| self.rng.u8(..HANDLES as u8));
+        let mut done = false;
+        if let Ok(call) = call::Call::decode(function.id(), &numbers) {
+            let choice = Choice { no_slot: false, x1: next.0 };
+            done = self.spec.call(usize::from(cpu), &call, choice).result.is_ok();
+        }
+        self.accepted += usize::from(done);
+        if let (Some(n), true) = (keep, done) {
+            self.handles[usize::from(n)] = next;
+        }
+        // A page that comes back from a VM was wiped, or is what the guest made of it.
+        if let (Function::VmReclaim, Arg::Page(n, _)) = (function, args[1]) {
+            self.written[usize::from(n)] = false;
+        }
+        Event::Call(Call { function, args, keep })
+    }
+
+    /// An entry into the loaded vCPU, for its agent to do something.
+    fn enter(&mut self, cpu: u8) -> Event {
+        let rng = &mut self.rng;
+        let flags = match rng.u8(..8) {
+            0 => RunFlags::inject(rng.u16(..1100)).bits(),
+            1 => rng.u64(..8),
+            2 => rng.u64(..),
+            _ => 0,
+        };
+        let mut command = [Arg::Number(0); 3];
+        match rng.u8(..6) {
+            0 => {
+                command = [Arg::Number(1), Arg::Number(AGENTS | rng.u64(..1 << 48)), Arg::Number(0)]
+            }
+            1..4 => {
+                let functions = GuestFunction::ALL;
+                let function = functions[rng.usize(..functions.len())];
+                let ipa = GUEST + rng.u64(..16) * PAGE;
+                // It is carried out at the next entry, if at all.
+                self.spec.guest_call(usize::from(cpu), function, ipa);
+                command = [Arg::Number(2), Arg::Number(function.id()), Arg::Number(ipa)];
+            }
+            4 => command[0] = Arg::Number(3),
+            _ => {}
+        }
+        let [a, b, c] = command;
+        Event::Enter([Arg::Number(flags), a, b, c])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn most_calls_are_meant_and_every_function_comes() {
+        let (mut accepted, mut calls) = (0, 0);
+        let mut seen = BTreeSet::new();
+        for seed in 0..60 {
+            let (steps, done) = guided(seed, &[64, 256, 16, 32]);
+            accepted += done;
+            for step in steps {
+                if let Event::Call(call) = step.event {
+                    calls += 1;
+                    seen.insert(call.function.name());
+                }
+            }
+        }
+        assert!(2 * accepted > calls, "{accepted} of {calls} calls accepted");
+        assert_eq!(seen.len(), Function::ALL.len() - 1, "all but VCPU_RUN: {seen:?}");
+    }
+
+    #[test]
+    fn one_seed_is_one_program() {
+        assert_eq!(generate(3, &[16, 16]), generate(3, &[16, 16]));
+        assert_ne!(generate(3, &[16, 16]), generate(4, &[16, 16]));
+    }
+}
