@@ -237,6 +237,9 @@ impl Cpu {
             self.hw.hide_sve();
         }
         self.fp.reset(&mut self.hw, host_vq);
+        if machine().options.displace {
+            self.world.trap_host_displacement(true);
+        }
         self.loaded = None;
         super::world::switch_el1(&self.world, &mut self.host, &El1Context::reset());
         write_cntv_ctl_el0(0);
@@ -282,6 +285,12 @@ pub fn read_id_registers() -> IdRegisters {
 pub fn wait_for_event() {
     // SAFETY: a hint.
     unsafe { asm!("wfe", options(nostack, preserves_flags)) };
+}
+
+/// WFI: until an interrupt is pending, masked or not.
+pub fn wait_for_interrupt() {
+    // SAFETY: barriers and a hint.
+    unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) };
 }
 
 /// Wakes CPUs in [`wait_for_event`], after what was written before is visible to them.

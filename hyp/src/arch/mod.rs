@@ -13,6 +13,7 @@
 //! | [`mem`], [`tables`], [`frames`] | memory: ownership put into effect, page tables, page pools |
 //! | [`power`] | PSCI put into effect |
 //! | [`console`], [`fatal`] | messages, and the last ones |
+//! | [`report`] | counters on the console |
 //! | [`sysreg`] | registers that the sysreg crate lacks |
 
 pub mod boot;
@@ -25,6 +26,7 @@ pub mod guest;
 pub mod layout;
 pub mod mem;
 pub mod power;
+pub mod report;
 pub mod run;
 pub mod sysreg;
 pub mod tables;

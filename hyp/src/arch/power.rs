@@ -55,7 +55,12 @@ const fn error(code: ErrorCode) -> i64 {
 fn psci_call(cpu: &mut Cpu, regs: [u64; 4]) -> i64 {
     match psci::decide(regs) {
         Action::Answer(answer) => answer,
-        Action::Forward => firmware(regs),
+        Action::Forward => {
+            if machine().options.stats && psci::ends_the_machine(regs[0] as u32) {
+                super::report::counters();
+            }
+            firmware(regs)
+        }
         Action::Features { function } => match function {
             SMCCC_VERSION => 0,
             _ if psci::may_exist(function) => firmware(regs),

@@ -352,6 +352,15 @@ impl Machine {
         }
     }
 
+    fn displace_host(&mut self, n: usize) {
+        let cpu = &mut self.cpus[n];
+        let was = cpu.live;
+        cpu.fp.displace_host(&mut cpu.hw, &cpu.stats);
+        cpu.live = if was == Live::Host { Live::Nobody } else { was };
+        assert_eq!(cpu.fp.live(), cpu.live);
+        cpu.hw.eret();
+    }
+
     fn power_cycle(&mut self, n: usize) {
         self.put(n);
         let cpu = &mut self.cpus[n];
@@ -371,6 +380,7 @@ enum Step {
     Put { cpu: usize },
     Run { cpu: usize, hint: u64, uses: Vec<(u8, Option<u64>)> },
     PowerCycle { cpu: usize },
+    Displace { cpu: usize },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -382,6 +392,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         8 => (0..2usize, 0u64..8, prop::collection::vec((0u8..4, zcr()), 0..3))
             .prop_map(|(cpu, hint, uses)| Step::Run { cpu, hint, uses }),
         1 => (0..2usize).prop_map(|cpu| Step::PowerCycle { cpu }),
+        2 => (0..2usize).prop_map(|cpu| Step::Displace { cpu }),
     ];
     prop::collection::vec(step, 1..40)
 }
@@ -409,6 +420,7 @@ fn execute(machine: &mut Machine, steps: &[Step]) {
                 machine.run(*cpu, hint, &uses);
             }
             Step::PowerCycle { cpu } => machine.power_cycle(*cpu),
+            Step::Displace { cpu } => machine.displace_host(*cpu),
         }
     }
     // Everybody looks once more.
@@ -503,6 +515,22 @@ fn r11_a_host_in_streaming_mode_is_refused() {
         cpu.hw.eret();
         assert_eq!((cpu.hw.el1_read(true), cpu.hw.moves), (before, moves));
         assert_eq!(cpu.hw.el1_access(TrapClass::Sme), Ok(()));
+    }
+}
+
+/// A host in streaming mode or with ZA keeps its registers where they are.
+#[test]
+fn a_streaming_host_is_not_displaced() {
+    for svcr in 1..4 {
+        let mut m = one_cpu(0x808b);
+        m.host_use(0, None);
+        let cpu = &mut m.cpus[0];
+        cpu.hw.el1_set_svcr(svcr);
+        let (before, moves) = (cpu.hw.el1_read(true), cpu.hw.moves);
+        cpu.fp.displace_host(&mut cpu.hw, &cpu.stats);
+        cpu.hw.eret();
+        assert_eq!((cpu.hw.el1_read(true), cpu.hw.moves), (before, moves));
+        assert_eq!(cpu.fp.live(), Live::Host);
     }
 }
 
