@@ -1,4 +1,4 @@
-//! `xtask boot`: the demonstration, from nothing to its table.
+//! `xtask boot`: the demonstration, or a Linux, from nothing to its table.
 
 use std::collections::VecDeque;
 use std::io::IsTerminal;
@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::build::{self, Built};
 use crate::console::{Line, parse};
 use crate::firmware::{self, Setup};
+use crate::linux;
 use crate::qemu::{Bounds, Machine, Qemu};
 use crate::report::Report;
 use crate::setup;
@@ -34,16 +35,29 @@ pub struct Request {
     pub qemu: Option<PathBuf>,
     /// The command line of hyp and host.
     pub command_line: String,
-    /// Boot this image instead of building the demonstration.
-    pub image: Option<PathBuf>,
+    /// What to boot.
+    pub host: Host,
 }
 
-/// Builds and runs the demonstration; whether it went well.
+/// What boots above hyp.
+#[derive(Clone, Debug, Default)]
+pub enum Host {
+    /// The demonstration.
+    #[default]
+    Demo,
+    /// Whatever is in this packed file.
+    Image(PathBuf),
+    /// A Linux.
+    Linux(linux::Options),
+}
+
+/// Builds and runs what is asked for; whether it went well.
 pub fn boot(request: &Request) -> Result<bool> {
     let qemu = setup::qemu(request.qemu.as_deref())?;
-    let (image, symbols) = match &request.image {
-        Some(image) => (image.clone(), Symbols::default()),
-        None => {
+    let (image, symbols) = match &request.host {
+        Host::Linux(options) => return linux::boot(&qemu, request, options),
+        Host::Image(image) => (image.clone(), Symbols::default()),
+        Host::Demo => {
             // With counted instructions the demonstration also measures.
             let bench = if request.machine.icount { " bench" } else { "" };
             let command_line = format!("{}{bench}", request.command_line);
@@ -58,25 +72,36 @@ pub fn boot(request: &Request) -> Result<bool> {
         machine.firmware = Some(firmware::configure(&program, setup, "boot")?);
         eprintln!("EL3 firmware: {setup}");
     }
-    eprintln!(
-        "booting {} on QEMU {}.{} ({} × {}{})",
-        build::shown(&image),
-        qemu.version.0,
-        qemu.version.1,
-        request.machine.smp,
-        request.machine.cpu,
-        if request.machine.icount { ", icount" } else { "" }
-    );
-    run(&qemu, &image, symbols, &machine, request)
+    let Watched { report, failure } = watch(&qemu, &image, symbols, &machine, request)?;
+    println!("{}", report.render(failure.as_deref()).trim_end());
+    Ok(failure.is_none())
 }
 
-fn run(
+/// What came of a machine.
+pub struct Watched {
+    /// What it said.
+    pub report: Report,
+    /// Why it failed, if it did.
+    pub failure: Option<String>,
+}
+
+/// Runs a machine, with what it does on the screen.
+pub fn watch(
     qemu: &Qemu,
     image: &Path,
     symbols: Symbols,
     machine: &Machine,
     request: &Request,
-) -> Result<bool> {
+) -> Result<Watched> {
+    eprintln!(
+        "booting {} on QEMU {}.{} ({} × {}{})",
+        build::shown(image),
+        qemu.version.0,
+        qemu.version.1,
+        machine.smp,
+        machine.cpu,
+        if machine.icount { ", icount" } else { "" }
+    );
     let mut screen = Screen::new(symbols, request.verbose);
     let mut report = Report::default();
     let end = qemu.run(machine, image, request.bounds, &mut |line| {
@@ -85,17 +110,12 @@ fn run(
         screen.take(line, &parsed);
     })?;
     screen.finish();
-    let failure = end.failure().or_else(|| match report.verdict() {
-        Some(Ok(())) => None,
-        Some(Err(why)) => Some(why.clone()),
-        None => Some("the machine ended without a verdict".to_owned()),
-    });
+    let failure = report.failure(&end);
     if failure.is_some() && !request.verbose {
         eprintln!("the end of the console:");
         screen.print_tail();
     }
-    println!("{}", report.render(failure.as_deref()).trim_end());
-    Ok(failure.is_none())
+    Ok(Watched { report, failure })
 }
 
 /// What the person sees while the machine runs.

@@ -30,11 +30,13 @@ pub const HOST: Binary = Binary { package: "umbra-host", feature: "kernel" };
 pub const GUEST: Binary = Binary { package: "umbra-guest", feature: "payload" };
 /// The EL1 kernel that runs the on-target tests.
 pub const PAYLOAD: Binary = Binary { package: "umbra-payload", feature: "payload" };
+/// The user space of a Linux above hyp.
+pub const LINUX: Binary = Binary { package: "umbra-linux", feature: "payload" };
 /// EL3, in tests.
 pub const FIRMWARE: Binary = Binary { package: "umbra-firmware", feature: "firmware" };
 
 /// All of them.
-pub const BINARIES: &[Binary] = &[HYP, HOST, GUEST, PAYLOAD, FIRMWARE];
+pub const BINARIES: &[Binary] = &[HYP, HOST, GUEST, PAYLOAD, LINUX, FIRMWARE];
 
 impl Binary {
     /// Adds the arguments that make cargo work on this binary.

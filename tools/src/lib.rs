@@ -4,7 +4,8 @@
 //! The modules follow a file on its way to a running machine: [`toolchain`] and [`packages`] find
 //! (or install) what is needed, [`build`] compiles the bare-metal binaries, [`image`] packs them
 //! into one bootable file, [`qemu`] runs it and [`console`] understands what it says, with
-//! [`symbols`] turning code addresses into source lines. [`boot`], [`harness`], [`gdb`] and
+//! [`symbols`] turning code addresses into source lines. [`kernel`] gets a Linux, which [`linux`] boots
+//! as the host. [`boot`], [`harness`], [`gdb`] and
 //! [`check`] are what people ask for by name; [`fpcheck`] is the check of invariant I5 on the
 //! built image, and [`plants`] shows that the tests notice what they are there for.
 
@@ -20,6 +21,8 @@ pub mod fpcheck;
 pub mod gdb;
 pub mod harness;
 pub mod image;
+pub mod kernel;
+pub mod linux;
 pub mod packages;
 pub mod plants;
 pub mod process;

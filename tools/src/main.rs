@@ -4,14 +4,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
-use umbra_tools::boot;
+use anyhow::{Result, ensure};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use umbra_tools::boot::{self, Host};
 use umbra_tools::check;
 use umbra_tools::doctor;
 use umbra_tools::firmware::{Setup, SuspendFormat};
 use umbra_tools::gdb;
 use umbra_tools::image;
+use umbra_tools::linux;
 use umbra_tools::qemu::{Bounds, Machine};
 use umbra_tools::{build, plants, setup, test};
 
@@ -112,8 +113,52 @@ struct BootArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     timeout: u64,
     /// Boot this packed file (see `image`) instead of building the demonstration.
-    #[arg(long, value_name = "FILE", conflicts_with = "cmdline")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["cmdline", "host"])]
     image: Option<PathBuf>,
+    /// What runs above hyp. A Linux fills all registers in user space; with --icount it is measured
+    /// above Umbra and without it.
+    #[arg(long, value_enum, default_value = "demo")]
+    host: HostKind,
+    /// The Linux to boot: an arm64 Image, as it is or compressed. Otherwise Debian's for the release
+    /// at hand is fetched.
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// How long a Linux fills registers, in seconds.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Processes per CPU that do so.
+    #[arg(long, default_value_t = 3)]
+    processes: u32,
+    /// A Linux ends with a reset instead of a power-off.
+    #[arg(long)]
+    reboot: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum HostKind {
+    /// The demonstration's small kernel, with guests.
+    Demo,
+    /// An unmodified Linux.
+    Linux,
+}
+
+impl BootArgs {
+    fn host(&self) -> Result<Host> {
+        ensure!(
+            self.kernel.is_none() || self.host == HostKind::Linux,
+            "--kernel needs --host linux"
+        );
+        Ok(match (&self.image, self.host) {
+            (Some(image), _) => Host::Image(image.clone()),
+            (None, HostKind::Demo) => Host::Demo,
+            (None, HostKind::Linux) => Host::Linux(linux::Options {
+                kernel: self.kernel.clone(),
+                seconds: self.seconds,
+                processes: self.processes,
+                reboot: self.reboot,
+            }),
+        })
+    }
 }
 
 #[derive(Args)]
@@ -187,13 +232,13 @@ fn run(verb: Verb) -> Result<bool> {
     match verb {
         Verb::Doctor => doctor::report(),
         Verb::Boot(args) => boot::boot(&boot::Request {
+            host: args.host()?,
             machine: args.machine.machine(),
             firmware: args.firmware.setup(args.machine.smp)?,
             bounds: Bounds { total: Duration::from_secs(args.timeout), ..Bounds::default() },
             verbose: args.verbose,
             qemu: args.machine.qemu,
             command_line: args.machine.cmdline,
-            image: args.image,
         }),
         Verb::Test(args) => test::test(args.qemu.as_deref(), &args.arguments),
         Verb::Plants(args) => plants::plants(&plants::Request {
@@ -226,6 +271,7 @@ fn run(verb: Verb) -> Result<bool> {
             for built in [build::demo(&toolchain, "")?, build::tests(&toolchain)?] {
                 println!("{}", build::shown(&built.image));
             }
+            println!("{}", build::shown(&build::binary(&toolchain, build::LINUX)?));
             Ok(true)
         }
         Verb::Check => check::check(),

@@ -47,11 +47,29 @@ pub struct Machine {
     /// The EL3 firmware's configured file (see [`crate::firmware`]); without one, QEMU itself is
     /// what starts CPUs, and all are alike.
     pub firmware: Option<PathBuf>,
+    /// No EL2: QEMU starts a kernel at EL1, for comparison.
+    pub direct: Option<Direct>,
+}
+
+/// What a kernel that QEMU starts by itself is given.
+#[derive(Clone, Debug)]
+pub struct Direct {
+    /// The initrd.
+    pub initrd: PathBuf,
+    /// The command line.
+    pub command_line: String,
 }
 
 impl Default for Machine {
     fn default() -> Self {
-        Self { cpu: "max".to_owned(), smp: 4, icount: false, gdb_port: None, firmware: None }
+        Self {
+            cpu: "max".to_owned(),
+            smp: 4,
+            icount: false,
+            gdb_port: None,
+            firmware: None,
+            direct: None,
+        }
     }
 }
 
@@ -189,7 +207,8 @@ impl Qemu {
     pub fn command(&self, machine: &Machine, image: &Path) -> Command {
         let mut command = Command::new(&self.path);
         let secure = if machine.firmware.is_some() { ",secure=on" } else { "" };
-        let board = format!("virt,virtualization=on,gic-version=3,dtb-randomness=off{secure}");
+        let el2 = if machine.direct.is_some() { "off" } else { "on" };
+        let board = format!("virt,virtualization={el2},gic-version=3,dtb-randomness=off{secure}");
         command
             .args(["-M", &board])
             .args(["-cpu", &machine.cpu])
@@ -203,6 +222,9 @@ impl Qemu {
         }
         if let Some(port) = machine.gdb_port {
             command.args(["-S", "-gdb", &format!("tcp:127.0.0.1:{port}")]);
+        }
+        if let Some(direct) = &machine.direct {
+            command.arg("-initrd").arg(&direct.initrd).args(["-append", &direct.command_line]);
         }
         match &machine.firmware {
             None => {

@@ -18,6 +18,7 @@ pub fn test(qemu: Option<&Path>, arguments: &[String]) -> Result<bool> {
         tests: build::tests(&toolchain)?,
         host_library: build::host_library(&toolchain)?,
         firmware: build::binary(&toolchain, build::FIRMWARE)?,
+        linux: build::binary(&toolchain, build::LINUX)?,
         qemu: qemu.path,
     };
     let mut command = cargo();

@@ -1,0 +1,150 @@
+//! What Linux found: each thing as a row of a table, and an error if it isn't what it has to be.
+
+use core::ffi::CStr;
+
+use crate::fail;
+use crate::say::{self, Text};
+use crate::start::Start;
+use crate::stress;
+use crate::sys::{self, File};
+
+/// Bytes of the kernel's log that are looked at.
+const LOG_BYTES: usize = 256 << 10;
+
+/// Lines of it that are shown when something went wrong.
+const SHOWN_LINES: usize = 20;
+
+/// A row.
+fn row(what: &str, is: &str) {
+    say::line(format_args!("@seen what={what} is={is}"));
+}
+
+/// The first bytes of a file, as text without line ends and zeroes.
+fn read<'a>(path: &CStr, buffer: &'a mut [u8]) -> Option<&'a str> {
+    let file = File::read_only(path).ok()?;
+    let text = core::str::from_utf8(file.read(buffer)).ok()?;
+    Some(text.trim_matches(|c: char| c.is_whitespace() || c == '\0'))
+}
+
+/// Reads the file at a path that is made up.
+fn read_at<'a>(path: core::fmt::Arguments<'_>, buffer: &'a mut [u8]) -> Option<&'a str> {
+    let mut path = say::text(path);
+    path.push('\0');
+    read(CStr::from_bytes_until_nul(path.as_bytes()).ok()?, buffer)
+}
+
+/// The file holds exactly this.
+fn expect(what: &str, path: &CStr, wanted: &str) -> Result<(), Text> {
+    let mut buffer = [0; 128];
+    match read(path, &mut buffer) {
+        Some(found) if found == wanted => {
+            row(what, found);
+            Ok(())
+        }
+        found => fail!("{what}: {:?} instead of {wanted}", found),
+    }
+}
+
+/// Calls `f` with the kernel's log.
+fn with_log<T>(f: impl FnOnce(&str) -> Result<T, Text>) -> Result<T, Text> {
+    let Ok(memory) = sys::own_memory(LOG_BYTES) else { fail!("no memory for the log") };
+    // SAFETY: fresh memory of this process's own, given back when nothing refers to it any more.
+    let result = {
+        let buffer = unsafe { core::slice::from_raw_parts_mut(memory, LOG_BYTES) };
+        let log = sys::kernel_log(buffer);
+        // The log begins somewhere, perhaps inside a character.
+        let log = core::str::from_utf8(log).or_else(|e| {
+            core::str::from_utf8(&log[e.error_len().unwrap_or(log.len()) + e.valid_up_to()..])
+        });
+        f(log.unwrap_or(""))
+    };
+    // SAFETY: as above.
+    unsafe { sys::unmap(memory, LOG_BYTES) };
+    result
+}
+
+fn expect_in_log(what: &str, is: &str, line: &str) -> Result<(), Text> {
+    with_log(|log| {
+        if !log.contains(line) {
+            fail!("{what}: the kernel's log doesn't say {line:?}");
+        }
+        row(what, is);
+        Ok(())
+    })
+}
+
+/// The end of the kernel's log: what stayed off the console.
+pub fn show_log() {
+    // Nothing here fails.
+    let _ = with_log(|log| {
+        let skip = log.lines().count().saturating_sub(SHOWN_LINES);
+        log.lines().skip(skip).for_each(|line| say::line(format_args!("{line}")));
+        Ok(())
+    });
+}
+
+/// Everything that a Linux on this machine has to find.
+pub fn check(start: &Start) -> Result<(), Text> {
+    let mut buffer = [0; 128];
+    if let Some(release) = read(c"/proc/sys/kernel/osrelease", &mut buffer) {
+        row("Linux", release);
+    }
+    let all = match start.number("cpus") {
+        None | Some(1) => say::text(format_args!("0")),
+        Some(n) => say::text(format_args!("0-{}", n - 1)),
+    };
+    expect("CPUs", c"/sys/devices/system/cpu/online", &all)?;
+    expect_in_log("exception-level", "EL1", "All CPU(s) started at EL1")?;
+    expect("PSCI", c"/sys/firmware/devicetree/base/psci/method", "smc")?;
+    expect_in_log("interrupts", "GICv3", "GICv3: CPU0: found redistributor")?;
+    let clock = c"/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    expect("clock", clock, "arch_sys_counter")?;
+    expect_in_log("timer", "virtual", "arch_timer: cp15 timer(s) running")?;
+    match read(c"/sys/bus/pci/devices/0000:00:00.0/vendor", &mut buffer) {
+        Some(vendor) => row("PCI", vendor),
+        None => fail!("no PCI host bridge"),
+    }
+    let mut lengths = Text::new();
+    for vq in stress::vector_lengths(start)?.iter() {
+        let comma = if lengths.is_empty() { "" } else { "," };
+        lengths.push_str(&say::text(format_args!("{comma}{}", vq.vl_bytes())));
+    }
+    row("VLs", if lengths.is_empty() { "none" } else { &lengths });
+    row("SME", if start.has_sme() { "yes" } else { "no" });
+    Ok(())
+}
+
+/// What only shows at the end.
+pub fn check_after(start: &Start) -> Result<(), Text> {
+    suspends(start)?;
+    with_log(|log| {
+        for bad in ["WARNING: CPU", "BUG: ", "Internal error", "rcu: INFO:"] {
+            if let Some(line) = log.lines().find(|line| line.contains(bad)) {
+                fail!("the kernel's log says: {line}");
+            }
+        }
+        Ok(())
+    })
+}
+
+/// CPU_SUSPEND, where the device tree has states for it: each CPU must have used each.
+fn suspends(start: &Start) -> Result<(), Text> {
+    let mut buffer = [0; 128];
+    for cpu in 0..start.number("cpus").unwrap_or(1) {
+        let mut counts = Text::new();
+        for state in 1.. {
+            let folder =
+                say::text(format_args!("/sys/devices/system/cpu/cpu{cpu}/cpuidle/state{state}"));
+            let Some(usage) = read_at(format_args!("{folder}/usage"), &mut buffer) else { break };
+            if usage == "0" {
+                fail!("CPU {cpu} never used idle state {state}");
+            }
+            let comma = if counts.is_empty() { "" } else { "," };
+            counts.push_str(&say::text(format_args!("{comma}{usage}")));
+        }
+        if !counts.is_empty() {
+            say::line(format_args!("@seen what=suspends-of-CPU-{cpu} is={counts}"));
+        }
+    }
+    Ok(())
+}
