@@ -312,8 +312,11 @@ impl<const RANGES: usize> Vm<RANGES> {
             return Err(BuildError::VcpusLeft);
         }
         if !self.dying {
-            hyp.vm_destroy(self.handle)?;
-            self.dying = true;
+            match hyp.vm_destroy(self.handle) {
+                // DYING: somebody else has begun it.
+                Ok(()) | Err(HypError::Dying) => self.dying = true,
+                Err(error) => return Err(error.into()),
+            }
         }
         while let Some(last) = self.out.last_mut() {
             let page = last.first + (last.count - 1) * PAGE;

@@ -129,6 +129,36 @@ pub fn pack_built(built: &Built, command_line: &str) -> Result<()> {
     image::write_whole(&built.image, &package)
 }
 
+/// A test image in parts, for packing with other programs each time.
+pub struct TestParts {
+    hyp: elf::Flat,
+    payload: elf::Flat,
+    guest: Vec<u8>,
+}
+
+impl TestParts {
+    /// The parts of what was compiled.
+    pub fn read(built: &Built) -> Result<Self> {
+        Ok(Self {
+            hyp: elf::flatten_file(&built.hyp)?,
+            payload: image::read_host(&built.host)?,
+            guest: with_bss(elf::flatten_file(&built.guest)?),
+        })
+    }
+
+    /// Packs them with `programs` for the fuzzer, and writes the image.
+    pub fn pack_fuzz(&self, programs: &str, path: &Path) -> Result<()> {
+        let files = [("guest", self.guest.as_slice()), ("programs", programs.as_bytes())];
+        let package = image::pack(&Parts {
+            hyp: &self.hyp,
+            host: &self.payload,
+            initrd: &cpio::archive(&files),
+            command_line: "fuzz",
+        })?;
+        image::write_whole(path, &package)
+    }
+}
+
 /// A guest payload is copied to its memory as it lies in the archive, so its .bss is in there too.
 fn with_bss(flat: elf::Flat) -> Vec<u8> {
     let mut bytes = flat.bytes;

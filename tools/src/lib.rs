@@ -5,8 +5,8 @@
 //! (or install) what is needed, [`build`] compiles the bare-metal binaries, [`image`] packs them
 //! into one bootable file, [`qemu`] runs it and [`console`] understands what it says, with
 //! [`symbols`] turning code addresses into source lines. [`kernel`] gets a Linux, which [`linux`] boots
-//! as the host. [`boot`], [`harness`], [`gdb`] and
-//! [`check`] are what people ask for by name; [`fpcheck`] is the check of invariant I5 on the
+//! as the host. [`boot`], [`harness`], [`gdb`] and [`check`] are what people ask for by name, and so is
+//! [`fuzz`]; [`fpcheck`] is the check of invariant I5 on the
 //! built image, and [`plants`] shows that the tests notice what they are there for.
 
 pub mod boot;
@@ -18,6 +18,7 @@ pub mod doctor;
 pub mod elf;
 pub mod firmware;
 pub mod fpcheck;
+pub mod fuzz;
 pub mod gdb;
 pub mod harness;
 pub mod image;

@@ -10,6 +10,7 @@ use umbra_tools::boot::{self, Host};
 use umbra_tools::check;
 use umbra_tools::doctor;
 use umbra_tools::firmware::{Setup, SuspendFormat};
+use umbra_tools::fuzz::{self, ModeChoice, Vls};
 use umbra_tools::gdb;
 use umbra_tools::image;
 use umbra_tools::linux;
@@ -35,6 +36,11 @@ enum Verb {
     /// Run all tests: unit and property tests here, on-target tests on QEMU. Installs what is
     /// missing.
     Test(TestArgs),
+    /// Run random programs over the whole system on random machines, and judge every register.
+    ///
+    /// A program that fails is made short and written down; `--replay` runs it again. Ends after a
+    /// minute unless told otherwise; the exit status is 0 only if nothing failed.
+    Fuzz(FuzzArgs),
     /// Put known defects into a copy of the sources, one at a time, and require that the tests named
     /// for each fail.
     Plants(PlantsArgs),
@@ -172,6 +178,50 @@ struct TestArgs {
 }
 
 #[derive(Args)]
+struct FuzzArgs {
+    /// Where the seeds of programs and machines begin, decimal or 0x...; without, anywhere.
+    #[arg(long, value_name = "SEED", value_parser = seed)]
+    seed: Option<u64>,
+    /// Stop after so many minutes.
+    #[arg(long, value_name = "N")]
+    minutes: Option<u64>,
+    /// Stop after so many programs.
+    #[arg(long, value_name = "N")]
+    iterations: Option<u64>,
+    /// Order of a program's steps.
+    #[arg(long, value_enum, default_value_t)]
+    mode: ModeChoice,
+    /// `random`, or the largest vector length of each CPU in bytes.
+    #[arg(long, value_name = "BYTES,...", default_value = "random")]
+    vls: Vls,
+    /// Number of CPUs of a machine, up to 8.
+    #[arg(long, default_value_t = 4)]
+    smp: u32,
+    /// QEMU's name of the CPU, if vector lengths are given.
+    #[arg(long, default_value = "max")]
+    cpu: String,
+    /// Machines at the same time.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    jobs: usize,
+    /// The QEMU to use.
+    #[arg(long, value_name = "PATH")]
+    qemu: Option<PathBuf>,
+    /// Run the programs of this file instead.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "minutes", "iterations"])]
+    replay: Option<PathBuf>,
+    /// Folder for the record and for failing programs; target/fuzz if not given.
+    #[arg(long, value_name = "FOLDER")]
+    output: Option<PathBuf>,
+}
+
+fn seed(text: &str) -> Result<u64, std::num::ParseIntError> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    }
+}
+
+#[derive(Args)]
 struct PlantsArgs {
     /// Defects to plant: file names in tests/plants without `.patch`, or rows of the table such as
     /// r07. All of them if none is given.
@@ -241,6 +291,19 @@ fn run(verb: Verb) -> Result<bool> {
             command_line: args.machine.cmdline,
         }),
         Verb::Test(args) => test::test(args.qemu.as_deref(), &args.arguments),
+        Verb::Fuzz(args) => fuzz::fuzz(&fuzz::Request {
+            seed: args.seed,
+            minutes: args.minutes,
+            iterations: args.iterations,
+            mode: args.mode,
+            vls: args.vls,
+            smp: args.smp,
+            cpu: args.cpu,
+            jobs: args.jobs,
+            qemu: args.qemu,
+            replay: args.replay,
+            output: args.output,
+        }),
         Verb::Plants(args) => plants::plants(&plants::Request {
             names: args.names,
             baseline: !args.no_baseline,

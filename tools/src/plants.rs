@@ -30,9 +30,11 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use umbra_fuzz::program::Mode;
 
 use crate::build::{self, Binary, Built};
 use crate::fpcheck;
+use crate::fuzz::sample;
 use crate::harness::{self, CONFIGURATIONS, Configuration};
 use crate::image::write_whole;
 use crate::kernel::Kernel;
@@ -49,6 +51,9 @@ const FOLDER: &str = "tests/plants";
 
 /// A defect may make a test run for ever.
 const UNIT_BOUND: Duration = Duration::from_secs(300);
+
+/// Boots that the fuzzer gets to find a defect.
+const FUZZ_BOOTS: u64 = 20;
 
 /// Of the names that fit on the payload's command line.
 const NAMES_BYTES: usize = 900;
@@ -72,6 +77,8 @@ enum Test {
     Target { configuration: String, name: String },
     /// A Linux above hyp.
     Linux { name: String },
+    /// Random programs in this mode.
+    Fuzz(Mode),
     /// The search for FP instructions in hyp's image.
     I5,
 }
@@ -82,6 +89,7 @@ impl fmt::Display for Test {
             Self::Unit { package, name } => write!(f, "unit {package} {name}"),
             Self::Target { configuration, name } => write!(f, "target {configuration}::{name}"),
             Self::Linux { name } => write!(f, "linux {name}"),
+            Self::Fuzz(mode) => write!(f, "fuzz {mode}"),
             Self::I5 => write!(f, "i5"),
         }
     }
@@ -103,10 +111,12 @@ impl Test {
                 find_linux(name)?;
                 Ok(Self::Linux { name: name.to_owned() })
             }
+            ["fuzz", "replay"] => Ok(Self::Fuzz(Mode::Replay)),
+            ["fuzz", "storm"] => Ok(Self::Fuzz(Mode::Storm)),
             ["i5"] => Ok(Self::I5),
             _ => bail!(
                 "`Test: {text}`: neither `unit PACKAGE NAME` nor `target MACHINE::NAME` nor \
-                 `linux NAME` nor `i5`"
+                 `fuzz replay|storm` nor `linux NAME` nor `i5`"
             ),
         }
     }
@@ -381,6 +391,20 @@ impl Copy {
         })
     }
 
+    fn run_fuzz(&self, mode: Mode) -> Result<Verdict> {
+        let built = Built {
+            image: self.target.join("tests.img"),
+            hyp: self.binary(build::HYP)?,
+            host: self.binary(build::PAYLOAD)?,
+            guest: self.binary(build::GUEST)?,
+        };
+        let lab = sample::lab(self.qemu.clone(), built, self.binary(build::FIRMWARE)?)?;
+        Ok(match sample::sample(&lab, mode, sample::SEED, FUZZ_BOOTS, "fuzz-plant")? {
+            None => Verdict::Passed,
+            Some(why) => Verdict::Failed(why.lines().next().unwrap_or_default().to_owned()),
+        })
+    }
+
     fn run(&self, test: &Test) -> Result<Verdict> {
         let one = |mut verdicts: Vec<Verdict>| verdicts.pop().context("one test, one verdict");
         match test {
@@ -389,6 +413,7 @@ impl Copy {
                 self.run_targets(configuration, &[name]).and_then(one)
             }
             Test::Linux { name } => self.run_linux(name),
+            Test::Fuzz(mode) => self.run_fuzz(*mode),
             Test::I5 => {
                 let hyp = self.binary(build::HYP)?;
                 Ok(match fpcheck::check_hyp(&hyp) {
@@ -420,7 +445,9 @@ impl Copy {
                     let names = targets.entry(configuration.as_str()).or_insert_with(Vec::new);
                     names.push(name.as_str());
                 }
-                Test::Linux { .. } | Test::I5 => judge(test.to_string(), self.run(test)?),
+                Test::Linux { .. } | Test::Fuzz(_) | Test::I5 => {
+                    judge(test.to_string(), self.run(test)?)
+                }
             }
         }
         for (package, names) in &units {

@@ -4,17 +4,14 @@
 //! (CNTVCT) counts instructions in units of 10^9 / CNTFRQ. The guest does nothing but HVC (and one FP
 //! instruction), the host nothing but to enter it again.
 
-use super::{
-    Trouble,
-    vms::{Pages, vm},
-};
+use super::{Trouble, vms::vm};
 use core::ops::ControlFlow;
 use umbra_host::{
     emit,
     fp::TaskFp,
     hypercall::Hvc,
     hypercall::Hypervisor,
-    kernel::{gic, sysreg, timer},
+    kernel::{gic, supply::Pages, sysreg, timer},
     vcpu::{Answer, ExitHandler, HostCpu, MmioAnswer, Vcpu},
     vm::VcpuSettings,
 };

@@ -57,7 +57,9 @@ impl fmt::Display for Trouble {
             Self::Interface(v) => {
                 write!(f, "hyp speaks interface {v:#x}, this host {INTERFACE_VERSION:#x}")
             }
-            Self::NoGuest => write!(f, "the initrd has no file `guest`"),
+            Self::NoGuest => {
+                write!(f, "the initrd has no file `guest`, or there is no memory for it")
+            }
             Self::Cpu(cpu) => write!(f, "CPU {cpu} did not come up"),
             Self::UnknownCpu(cpu) => write!(f, "hyp does not know CPU {cpu}"),
             Self::Build(error) => write!(f, "VM: {error}"),

@@ -1,18 +1,18 @@
 //! Building the VMs, and taking them down.
 
 use super::{Plan, Trouble, VMS, guest::OWNER};
-use core::ops::Range;
 use umbra_host::{
     hypercall::{Hvc, Hypervisor},
-    kernel::{MAX_CPUS, mmu, pages},
+    kernel::{
+        MAX_CPUS,
+        supply::{self, Pages},
+    },
     vcpu::Vcpu,
-    vm::{BuildError, PageSupplier, VcpuSettings, Vm},
+    vm::{VcpuSettings, Vm},
 };
 use umbra_patterns::protocol::{Argument, BASE, MAX_VCPUS, Mode};
 use umbra_shared::{
-    PAGE_SIZE,
     call::VmConfig,
-    flags::FlagShadowPage,
     vl::{Vq, VqSet},
 };
 
@@ -22,29 +22,6 @@ pub type DemoVm = Vm<64>;
 
 /// The vCPUs of all VMs.
 pub type Vcpus = [[Option<Vcpu>; MAX_CPUS]; VMS];
-
-/// The kernel's page allocator for the library.
-pub struct Pages;
-
-impl PageSupplier for Pages {
-    fn allocate(&mut self, count: u64) -> Option<u64> {
-        pages::allocate(count as usize, 1)
-    }
-
-    fn free(&mut self, first: u64, count: u64) {
-        pages::free(first, count as usize);
-    }
-
-    fn flag_page(&mut self, pa: u64) -> &'static FlagShadowPage {
-        let page = mmu::linear::<FlagShadowPage>(pa);
-        // SAFETY: an allocated page, page-aligned, in the linear map, that nobody else uses until it
-        // is freed; all-zero bytes are a flag page.
-        unsafe {
-            page.write_bytes(0, 1);
-            &*page
-        }
-    }
-}
 
 /// What the VMs are: a normal one, and a protected one whose state never stays in the registers.
 const CONFIGS: [VmConfig; VMS] = [VmConfig::normal(), VmConfig::protected()];
@@ -59,28 +36,10 @@ fn vl(common: VqSet, vm: usize, vcpu: usize) -> Option<Vq> {
     common.iter().nth(nth)
 }
 
-/// Copies the guest's image into fresh pages: `(first, count)`.
-fn memory(guest: &[u8]) -> Result<(u64, u64), Trouble> {
-    const BYTES: Range<usize> = 8..16;
-    let bytes = guest.get(BYTES).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
-    if bytes < guest.len() as u64 || bytes > 64 << 20 {
-        return Err(Trouble::NoGuest);
-    }
-    let count = bytes.div_ceil(PAGE_SIZE as u64);
-    let first = Pages.allocate(count).ok_or(BuildError::NoPages)?;
-    let start = mmu::linear::<u8>(first);
-    // SAFETY: the pages are ours, and `count` of them hold more than the image.
-    unsafe {
-        start.write_bytes(0, count as usize * PAGE_SIZE);
-        start.copy_from_nonoverlapping(guest.as_ptr(), guest.len());
-    }
-    Ok((first, count))
-}
-
 /// A VM with the guest in its memory.
 pub fn vm(guest: &[u8], config: VmConfig) -> Result<DemoVm, Trouble> {
     let mut vm = DemoVm::create(&Hvc, &mut Pages, config)?;
-    let mapped = memory(guest).and_then(|(first, count)| {
+    let mapped = supply::image(guest).ok_or(Trouble::NoGuest).and_then(|(first, count)| {
         vm.map(&Hvc, &mut Pages, first, count, BASE).map_err(Trouble::from)
     });
     match mapped {

@@ -29,7 +29,8 @@ static REDISTRIBUTORS: [Lock<Option<GicRedistributor<'static>>>; MAX_CPUS] =
     [const { Lock::new(None) }; MAX_CPUS];
 static TAKEN: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
-/// Sets the handler for all interrupts that the kernel doesn't handle; the first caller wins.
+/// Sets the handler for all interrupts that the kernel doesn't handle, and for the timer's after the
+/// kernel has; the first caller wins.
 pub fn set_handler(handler: Handler) {
     HANDLER.call_once(|| handler);
 }
@@ -93,7 +94,8 @@ pub(super) fn handle() {
         TAKEN[smp::cpu()].fetch_add(1, Ordering::Relaxed);
         if intid == VIRTUAL_TIMER {
             super::timer::interrupt();
-        } else if intid != MAINTENANCE
+        }
+        if intid != MAINTENANCE
             && intid != HYP_TIMER
             && let Some(handler) = HANDLER.get()
         {

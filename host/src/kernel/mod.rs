@@ -29,6 +29,7 @@ pub mod mmu;
 pub mod pages;
 pub mod power;
 pub mod smp;
+pub mod supply;
 pub mod sync;
 pub mod sysreg;
 pub mod timer;

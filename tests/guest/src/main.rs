@@ -8,10 +8,13 @@
 //! One iteration is: select a VL (all values of ZCR_EL1.LEN in turn, those above the clamp included, for
 //! they must give exactly the clamp), fill, exit, check. Every turn through the VLs ends with a shrink:
 //! fill at the largest VL, select a smaller one, exit, select the largest again, check.
+//!
+//! That is [`Mode::Verify`]; in [`Mode::Driven`] the host says what comes next.
 
 #![no_std]
 #![no_main]
 
+mod driven;
 mod work;
 
 use core::{
@@ -45,20 +48,25 @@ static TIMER_INTERRUPTS: [AtomicU64; MAX_VCPUS] = [const { AtomicU64::new(0) }; 
 
 /// HVC #0 with x0-x5; returns x0.
 fn hvc(x: [u64; 6]) -> u64 {
-    let x0;
+    hvc2(x)[0]
+}
+
+/// HVC #0 with x0-x5; returns x0 and x1.
+fn hvc2(x: [u64; 6]) -> [u64; 2] {
+    let (x0, x1);
     // SAFETY: SMCCC: x0-x17 are clobbered. The host writes no memory of ours.
     unsafe {
         asm!(
             "hvc #0",
             inout("x0") x[0] => x0,
-            inout("x1") x[1] => _, inout("x2") x[2] => _, inout("x3") x[3] => _,
+            inout("x1") x[1] => x1, inout("x2") x[2] => _, inout("x3") x[3] => _,
             inout("x4") x[4] => _, inout("x5") x[5] => _,
             out("x6") _, out("x7") _, out("x8") _, out("x9") _, out("x10") _, out("x11") _,
             out("x12") _, out("x13") _, out("x14") _, out("x15") _, out("x16") _, out("x17") _,
             options(nostack),
         );
     }
-    x0
+    [x0, x1]
 }
 
 fn off() -> ! {
@@ -91,6 +99,10 @@ extern "C" fn main(argument: u64) -> ! {
         Mode::Verify => {
             enable_interrupts();
             work::run(&argument)
+        }
+        Mode::Driven => {
+            enable_interrupts();
+            driven::run(&argument)
         }
         // SAFETY: loops that use no memory.
         Mode::BenchNone => unsafe { umbra_guest_bench_none(BENCH) },

@@ -130,24 +130,7 @@ impl Worker {
     }
 
     fn mmio8(&mut self) {
-        let add = self.exits << 33 | self.exits;
-        self.sums.0 = self.sums.0.wrapping_add(add);
-        let address = counter(self.vcpu, 8);
-        let found: u64;
-        // SAFETY: the device's registers, at its guest-physical address.
-        unsafe {
-            asm!(
-                "str {add}, [{at}]",
-                "ldr {found}, [{at}]",
-                add = in(reg) add,
-                at = in(reg) address,
-                found = out(reg) found,
-                options(nostack),
-            );
-        }
-        if found != self.sums.0 {
-            fail(Failure::Mmio { expected: self.sums.0, found });
-        }
+        count8(self.vcpu, self.exits << 33 | self.exits, &mut self.sums.0);
     }
 
     fn mmio4(&mut self) {
@@ -177,21 +160,17 @@ impl Worker {
         let count = &TIMER_INTERRUPTS[self.vcpu as usize];
         let before = count.load(Ordering::Relaxed);
         let (start, frequency): (u64, u64);
-        // SAFETY: arms the virtual timer, whose interrupt is handled.
+        // SAFETY: reads the counter and its frequency.
         unsafe {
             asm!(
                 "mrs {start}, cntvct_el0",
                 "mrs {frequency}, cntfrq_el0",
-                "msr cntv_tval_el0, {ticks}",
-                "msr cntv_ctl_el0, {one}",
-                "isb",
                 start = out(reg) start,
                 frequency = out(reg) frequency,
-                ticks = in(reg) TIMER_TICKS,
-                one = in(reg) 1u64,
                 options(nostack),
             );
         }
+        arm_timer(TIMER_TICKS);
         while count.load(Ordering::Relaxed) == before {
             let now: u64;
             // SAFETY: reads the counter.
@@ -200,5 +179,40 @@ impl Worker {
                 fail(Failure::Timer);
             }
         }
+    }
+}
+
+/// Adds to the device's 8-byte counter, which then has to say `sum` plus that.
+pub fn count8(vcpu: u64, add: u64, sum: &mut u64) {
+    *sum = sum.wrapping_add(add);
+    let found: u64;
+    // SAFETY: the device's registers, at its guest-physical address.
+    unsafe {
+        asm!(
+            "str {add}, [{at}]",
+            "ldr {found}, [{at}]",
+            add = in(reg) add,
+            at = in(reg) counter(vcpu, 8),
+            found = out(reg) found,
+            options(nostack),
+        );
+    }
+    if found != *sum {
+        fail(Failure::Mmio { expected: *sum, found });
+    }
+}
+
+/// Lets the virtual timer fire after so many ticks of the counter.
+pub fn arm_timer(ticks: u64) {
+    // SAFETY: arms the virtual timer, whose interrupt is handled.
+    unsafe {
+        asm!(
+            "msr cntv_tval_el0, {ticks}",
+            "msr cntv_ctl_el0, {one}",
+            "isb",
+            ticks = in(reg) ticks,
+            one = in(reg) 1u64,
+            options(nostack),
+        );
     }
 }

@@ -58,11 +58,15 @@ pub fn expected(tag: Tag, layout: Layout, out: &mut [u8]) {
         let at = layout.p(n);
         fill_register(tag, Register::P(n as u8), &mut out[at..at + layout.p_bytes()]);
     }
-    let on = ffr_true(tag, layout.z_bytes());
     for (n, byte) in out[layout.ffr()..layout.image_bytes()].iter_mut().enumerate() {
-        let here = on.saturating_sub(8 * n).min(8);
-        *byte = ((1u16 << here) - 1) as u8;
+        *byte = ffr_byte(tag, layout.z_bytes(), n);
     }
+}
+
+/// Byte `n` of an FFR that was filled at a VL of `vl_bytes`.
+pub(crate) fn ffr_byte(tag: Tag, vl_bytes: usize, n: usize) -> u8 {
+    let here = ffr_true(tag, vl_bytes).saturating_sub(8 * n).min(8);
+    ((1u16 << here) - 1) as u8
 }
 
 /// Writes V0-V31 of a tag.
@@ -134,6 +138,22 @@ pub fn whose(content: u64, bytes: usize, known: &[Tag]) -> Found {
         }
     }
     Found::Unknown
+}
+
+/// Owners that exist in any of our tests.
+const OWNERS: core::ops::Range<u16> = 0x100..0x2000;
+/// Generations that a test may reach.
+const GENERATIONS: u32 = 1 << 20;
+
+/// Whose content a lane is, if its owner and everything else about it is one that can be.
+pub fn whose_of(content: u64) -> Found {
+    let plausible =
+        |o: &Origin| OWNERS.contains(&o.tag.owner) && o.tag.generation < GENERATIONS && o.lane < 32;
+    match origin(content).filter(plausible) {
+        _ if content == 0 => Found::Zero,
+        Some(origin) => Found::Known(origin),
+        None => Found::Unknown,
+    }
 }
 
 fn compare_register(

@@ -35,6 +35,8 @@ pub const FAIL: u64 = 0xc300_0002;
 pub const ECHO: u64 = 0xc300_0003;
 /// Nothing: what the benchmark measures.
 pub const BENCH: u64 = 0xc300_0004;
+/// x1: commands done → x0, x1: the next [`Command`].
+pub const NEXT: u64 = 0xc300_0005;
 
 /// Go on.
 pub const CONTINUE: u64 = 0;
@@ -53,6 +55,72 @@ pub enum Mode {
     BenchFpsimd = 2,
     /// [`BENCH`] calls, one SVE instruction each.
     BenchSve = 3,
+    /// One [`Command`] of the host's after the other.
+    Driven = 4,
+}
+
+/// What a driven guest is told to do. Vector lengths are in bytes; 0 is the one in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Nothing.
+    Nop,
+    /// Select a VL and fill all registers.
+    Fill(u16),
+    /// Fill V0-V31.
+    FillFpsimd,
+    /// Check all registers.
+    Check,
+    /// Select a VL.
+    SetVl(u16),
+    /// Fill V0-V31 and check, so many times.
+    Churn(u16),
+    /// YIELD so many times.
+    Spin(u16),
+    /// WFI.
+    Wfi,
+    /// Add to the counter device and read it back.
+    Mmio,
+    /// Let the virtual timer fire after so many ticks.
+    Timer(u16),
+}
+
+impl Command {
+    /// x0 and x1.
+    pub const fn encode(self) -> [u64; 2] {
+        match self {
+            Self::Nop => [0, 0],
+            Self::Fill(vl) => [1, vl as u64],
+            Self::FillFpsimd => [2, 0],
+            Self::Check => [3, 0],
+            Self::SetVl(vl) => [4, vl as u64],
+            Self::Churn(times) => [5, times as u64],
+            Self::Spin(times) => [6, times as u64],
+            Self::Wfi => [7, 0],
+            Self::Mmio => [8, 0],
+            Self::Timer(ticks) => [9, ticks as u64],
+        }
+    }
+
+    /// Reads x0 and x1.
+    pub const fn decode([x0, x1]: [u64; 2]) -> Option<Self> {
+        if x1 > u16::MAX as u64 {
+            return None;
+        }
+        let n = x1 as u16;
+        Some(match x0 {
+            0 => Self::Nop,
+            1 => Self::Fill(n),
+            2 => Self::FillFpsimd,
+            3 => Self::Check,
+            4 => Self::SetVl(n),
+            5 => Self::Churn(n),
+            6 => Self::Spin(n),
+            7 => Self::Wfi,
+            8 => Self::Mmio,
+            9 => Self::Timer(n),
+            _ => return None,
+        })
+    }
 }
 
 /// x0 at the start.
@@ -85,6 +153,7 @@ impl Argument {
             1 => Mode::BenchNone,
             2 => Mode::BenchFpsimd,
             3 => Mode::BenchSve,
+            4 => Mode::Driven,
             _ => return None,
         };
         let vq = match x0 >> 24 & 0xffff {
@@ -225,10 +294,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arguments_survive(vcpu: u8, owner: u16, n in 0u64..17, mode in 0usize..4) {
-            let modes = [Mode::Verify, Mode::BenchNone, Mode::BenchFpsimd, Mode::BenchSve];
+        fn arguments_survive(vcpu: u8, owner: u16, n in 0u64..17, mode in 0usize..5) {
+            let modes =
+                [Mode::Verify, Mode::BenchNone, Mode::BenchFpsimd, Mode::BenchSve, Mode::Driven];
             let argument = Argument { vcpu, owner, vq: Vq::new(n), mode: modes[mode] };
             prop_assert_eq!(Argument::decode(argument.encode()), Some(argument));
+        }
+
+        #[test]
+        fn commands_survive(kind in 0u64..12, n: u16) {
+            if let Some(command) = Command::decode([kind, n.into()]) {
+                prop_assert_eq!(Command::decode(command.encode()), Some(command));
+            } else {
+                prop_assert!(kind > 9);
+            }
         }
 
         #[test]

@@ -5,6 +5,7 @@
 //! also why they need not be `unsafe`: no Rust code depends on what the registers hold.
 
 use crate::{
+    model::Model,
     pattern::{
         Kept, MAX_IMAGE_BYTES, Mismatch, compare_fpsimd_kept, compare_kept, compare_status,
         expected, expected_fpsimd, fpcr, fpsr,
@@ -246,4 +247,114 @@ fn check_status(tag: Tag, kept: Kept) -> Result<(), Mismatch> {
         }
     }
     Ok(())
+}
+
+/// One owner's use of the registers of the CPU it runs on, and what must be in them.
+#[repr(C)]
+pub struct Registers {
+    image: Image,
+    model: Model,
+}
+
+impl Registers {
+    /// Registers in the reset state. `vq`: the VL in force; `None`: V registers only.
+    pub const fn new(owner: u16, vq: Option<Vq>) -> Self {
+        Self { image: Image([0; MAX_IMAGE_BYTES]), model: Model::new(owner, vq) }
+    }
+
+    /// What must be there.
+    pub fn model(&mut self) -> &mut Model {
+        &mut self.model
+    }
+
+    /// Fills everything at the VL in force.
+    pub fn fill(&mut self) {
+        let tag = self.model.fill();
+        match self.model.vq() {
+            Some(vq) => {
+                expected(tag, Layout::new(vq), &mut self.image.0);
+                load(&self.image.0);
+            }
+            None => {
+                let v = fpsimd_part(&mut self.image);
+                expected_fpsimd(tag, v);
+                load_fpsimd(v);
+            }
+        }
+        set_status(fpsr(tag), fpcr(tag));
+    }
+
+    /// Fills V0-V31.
+    pub fn fill_fpsimd(&mut self) {
+        let tag = self.model.fill_fpsimd();
+        let v = fpsimd_part(&mut self.image);
+        expected_fpsimd(tag, v);
+        load_fpsimd(v);
+        set_status(fpsr(tag), fpcr(tag));
+    }
+
+    /// Asks for a VL and returns the one that it gave.
+    pub fn set_vq(&mut self, vq: Vq) -> Vq {
+        let given = set_vl(vq);
+        self.model.set_vq(given);
+        given
+    }
+
+    /// Everything is as it must be.
+    pub fn check(&mut self) -> Result<(), Mismatch> {
+        self.model.check_status(status())?;
+        match self.model.vq() {
+            Some(vq) => {
+                // A VL that changed behind its owner's back shows here.
+                let found = dump(&mut self.image.0);
+                assert_eq!(found, vq, "the vector length in force");
+                self.model.check(Layout::new(vq), &self.image.0)
+            }
+            None => {
+                let v = fpsimd_part(&mut self.image);
+                dump_fpsimd(v);
+                self.model.check_fpsimd(v)
+            }
+        }
+    }
+}
+
+/// The register file of a task that kernel-mode FP displaces.
+#[repr(C)]
+pub struct Displaced {
+    image: Image,
+    status: (u32, u32),
+}
+
+impl Default for Displaced {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Displaced {
+    /// Nothing.
+    pub const fn new() -> Self {
+        Self { image: Image([0; MAX_IMAGE_BYTES]), status: (0, 0) }
+    }
+
+    /// Takes the registers out (Linux: `kernel_neon_begin`).
+    pub fn save(&mut self, width: Width) {
+        self.status = status();
+        match width {
+            Width::Sve => {
+                dump(&mut self.image.0);
+            }
+            Width::Fpsimd => dump_fpsimd(fpsimd_part(&mut self.image)),
+        }
+    }
+
+    /// Puts them back.
+    pub fn restore(&mut self, width: Width) {
+        match width {
+            Width::Sve => load(&self.image.0),
+            Width::Fpsimd => load_fpsimd(fpsimd_part(&mut self.image)),
+        }
+        set_status(self.status.0, self.status.1);
+    }
 }

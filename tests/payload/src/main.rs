@@ -6,6 +6,8 @@
 //! books of [`ledger`] are settled: every vCPU put, every VM destroyed, every page back with the host
 //! and readable. A test that leaves something behind at hyp has failed.
 //!
+//! With `fuzz` on its command line it carries out random programs instead ([`fuzz`]).
+//!
 //! Most tests script a *puppet* ([`puppet`]): a guest that executes one instruction or routine at a
 //! time as the host tells it, so that a test reads from top to bottom although two worlds take part.
 
@@ -13,8 +15,10 @@
 #![no_main]
 
 mod context;
+mod fuzz;
 mod host;
 mod instruction;
+mod junk;
 mod ledger;
 mod puppet;
 mod runner;
@@ -27,6 +31,9 @@ use umbra_host::kernel::machine::Machine;
 umbra_host::kernel_main!(main);
 
 fn main(machine: &'static Machine) -> ! {
+    if machine.has_argument("fuzz") {
+        fuzz::main(machine);
+    }
     runner::main(machine, suite::ALL)
 }
 

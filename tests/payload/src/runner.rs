@@ -101,6 +101,11 @@ pub fn catch<F: FnOnce()>(f: F) -> Result<(), Message> {
     }
 }
 
+/// This CPU has come up anew: whatever waited for its panics is gone with its stack.
+pub fn forget_catchers() {
+    CATCHERS[smp::cpu()].store(core::ptr::null_mut(), Ordering::SeqCst);
+}
+
 /// Everything on one line.
 struct OneLine<'a>(&'a mut Message);
 
@@ -134,7 +139,7 @@ pub fn panicked(info: &PanicInfo) -> ! {
 }
 
 /// An exception in a test ends the test.
-fn hook(frame: &mut Frame, esr: u64, far: u64) -> bool {
+pub fn hook(frame: &mut Frame, esr: u64, far: u64) -> bool {
     if CATCHERS[smp::cpu()].load(Ordering::Relaxed).is_null() {
         return false;
     }

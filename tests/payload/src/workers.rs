@@ -5,7 +5,7 @@
 use crate::{
     context::context,
     host,
-    runner::{Message, catch},
+    runner::{Message, catch, forget_catchers},
 };
 use arm_gic::{IntId, gicv3::GicCpuInterface, gicv3::SgiTarget, gicv3::SgiTargetGroup};
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
@@ -17,6 +17,8 @@ const PATIENCE: u64 = 60;
 
 /// Wakes a worker.
 const WAKE: IntId = IntId::sgi(1);
+/// Something for the interrupt handler to do.
+pub const POKE: IntId = IntId::sgi(2);
 
 type Work<'a> = &'a (dyn Fn(usize) + Sync);
 
@@ -69,6 +71,7 @@ static READY: AtomicUsize = AtomicUsize::new(0);
 /// Starts them all.
 pub fn start(machine: &Machine) {
     gic::enable(WAKE, true);
+    gic::enable(POKE, true);
     if let Err(cpu) = smp::start(machine, work) {
         panic!("CPU {cpu} did not come up");
     }
@@ -79,12 +82,15 @@ pub fn start(machine: &Machine) {
     );
 }
 
-/// What a CPU does from its start on; also after CPU_OFF and CPU_ON.
+/// What a CPU does from its start on; also after CPU_OFF and CPU_ON. A CPU that goes off in the middle
+/// of a piece of work begins with it again: the work has to know how far it is.
 pub fn work(cpu: usize) {
+    forget_catchers();
     // Hyp has the only way from EL2 to here.
     assert_eq!(sysreg::current_el(), 1, "CPU {cpu} starts at another exception level");
     regs::enable();
     gic::enable(WAKE, true);
+    gic::enable(POKE, true);
     READY.fetch_add(1, Ordering::Release);
     loop {
         let daif = sysreg::mask_interrupts();
@@ -135,6 +141,11 @@ fn give(cpu: usize, job: &Job) {
 
 /// Interrupts a CPU.
 pub fn wake(cpu: usize) {
+    interrupt(cpu, WAKE);
+}
+
+/// Sends a CPU an SGI.
+pub fn interrupt(cpu: usize, intid: IntId) {
     let affinity = context().machine.cpus[cpu];
     let byte = |shift: u32| (affinity >> shift) as u8;
     let target = SgiTarget::List {
@@ -143,7 +154,7 @@ pub fn wake(cpu: usize) {
         affinity1: byte(8),
         target_list: 1 << (affinity & 0xf),
     };
-    let sent = GicCpuInterface::send_sgi(WAKE, target, SgiTargetGroup::CurrentGroup1);
+    let sent = GicCpuInterface::send_sgi(intid, target, SgiTargetGroup::CurrentGroup1);
     assert!(sent.is_ok(), "SGI to {affinity:#x}");
 }
 

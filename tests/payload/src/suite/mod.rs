@@ -8,7 +8,7 @@ mod hidden;
 mod interrupts;
 mod lifecycle;
 mod memory;
-mod pages;
+pub mod pages;
 mod power;
 mod registers;
 mod storm;

@@ -1,0 +1,406 @@
+//! Programs as text: one line for each step.
+
+use core::{fmt, str::FromStr};
+use thiserror::Error;
+use umbra_patterns::protocol::Command;
+use umbra_shared::{
+    call::{Policy, VmConfig},
+    flags::HostFlags,
+};
+
+/// VMs that a program can have at a time.
+pub const VMS: usize = 4;
+/// vCPUs of each.
+pub const VCPUS: usize = 3;
+/// CPUs.
+pub const CPUS: usize = 8;
+/// Steps of a program.
+pub const STEPS: usize = 512;
+
+/// How a program's steps are ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// One after the other, on whatever CPU.
+    Replay,
+    /// One after the other on each CPU, all CPUs at the same time.
+    Storm,
+}
+
+/// A vCPU: of which VM, and which of its.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VcpuName {
+    /// Below [`VMS`].
+    pub vm: u8,
+    /// Below [`VCPUS`].
+    pub vcpu: u8,
+}
+
+/// An entry into the loaded vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// What the guest is told next.
+    pub command: Command,
+    /// What the host says of its registers.
+    pub hint: HostFlags,
+    /// Leave it at the first exit that is not the command's end, wherever that is; a later run goes on
+    /// from there.
+    pub once: bool,
+}
+
+/// What happens on a CPU. Vector lengths are in bytes, times in nanoseconds of the counter (which are
+/// instructions where instructions are counted).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The host selects a VL (0: keeps its own) and fills all registers.
+    Fill(u16),
+    /// The host fills V0-V31.
+    FillFpsimd,
+    /// The host checks all registers.
+    Check,
+    /// The host selects a VL.
+    SetVl(u16),
+    /// Kernel-mode FP in the current task.
+    Kernel,
+    /// The timer fires after so many nanoseconds; its handler may use FP.
+    Tick {
+        /// when
+        after: u32,
+        /// with kernel-mode FP in the handler
+        kernel: bool,
+    },
+    /// Another CPU is interrupted, and its handler uses FP.
+    Poke(u8),
+    /// This CPU turns itself off.
+    Off,
+    /// Another CPU is turned on, if it is off.
+    On(u8),
+    /// This CPU suspends itself.
+    Suspend {
+        /// and loses its registers
+        power_down: bool,
+    },
+    /// A VM is built.
+    Vm(u8, VmConfig),
+    /// A vCPU is created; the VL is 0 without SVE.
+    Vcpu(VcpuName, u16),
+    /// A VM is taken down.
+    Destroy(u8),
+    /// A vCPU is loaded on this CPU.
+    Load(VcpuName),
+    /// The loaded vCPU runs.
+    Run(Run),
+    /// The loaded vCPU is put.
+    Put,
+    /// A hypercall with random function and arguments, chosen by this seed.
+    Junk(u64),
+}
+
+/// An event, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Below [`CPUS`].
+    pub cpu: u8,
+    /// What.
+    pub event: Event,
+}
+
+/// A line of a script.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line<'a> {
+    /// A new program begins.
+    Program {
+        /// It was made from this.
+        seed: u64,
+        /// Its order.
+        mode: Mode,
+    },
+    /// A step of it.
+    Step(Step),
+    /// `machine WORDS`: what it is to run on, for whoever builds the machine.
+    Machine(&'a str),
+    /// Nothing, or a comment (`#`).
+    Blank,
+}
+
+/// A line that is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ParseError {
+    /// Not an event, a mode, a command, ...
+    #[error("unknown word")]
+    Word,
+    /// A number is missing, malformed or too large.
+    #[error("bad number")]
+    Number,
+    /// The line goes on.
+    #[error("too many words")]
+    Rest,
+}
+
+fn number<T: FromStr>(word: Option<&str>) -> Result<T, ParseError> {
+    word.and_then(|word| word.parse().ok()).ok_or(ParseError::Number)
+}
+
+fn below(word: Option<&str>, end: usize) -> Result<u8, ParseError> {
+    number::<u8>(word)
+        .and_then(|n| if usize::from(n) < end { Ok(n) } else { Err(ParseError::Number) })
+}
+
+fn hexadecimal(word: Option<&str>) -> Result<u64, ParseError> {
+    word.and_then(|word| word.strip_prefix("0x"))
+        .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+        .ok_or(ParseError::Number)
+}
+
+fn vcpu(word: Option<&str>) -> Result<VcpuName, ParseError> {
+    let (vm, vcpu) = word.and_then(|word| word.split_once('.')).ok_or(ParseError::Number)?;
+    Ok(VcpuName { vm: below(Some(vm), VMS)?, vcpu: below(Some(vcpu), VCPUS)? })
+}
+
+fn policy(word: Option<&str>) -> Result<Policy, ParseError> {
+    match word {
+        Some("lazy") => Ok(Policy::Lazy),
+        Some("eager") => Ok(Policy::Eager),
+        Some("scrub") => Ok(Policy::Scrub),
+        _ => Err(ParseError::Word),
+    }
+}
+
+type Words<'w, 'a> = &'w mut dyn Iterator<Item = &'a str>;
+
+fn command(words: Words<'_, '_>) -> Result<Command, ParseError> {
+    Ok(match words.next() {
+        Some("nop") => Command::Nop,
+        Some("fill") => Command::Fill(number(words.next())?),
+        Some("fpsimd") => Command::FillFpsimd,
+        Some("check") => Command::Check,
+        Some("vl") => Command::SetVl(number(words.next())?),
+        Some("churn") => Command::Churn(number(words.next())?),
+        Some("spin") => Command::Spin(number(words.next())?),
+        Some("wfi") => Command::Wfi,
+        Some("mmio") => Command::Mmio,
+        Some("timer") => Command::Timer(number(words.next())?),
+        _ => return Err(ParseError::Word),
+    })
+}
+
+fn run(words: Words<'_, '_>) -> Result<Run, ParseError> {
+    let mut run = Run { command: command(words)?, hint: HostFlags::empty(), once: false };
+    while let Some(word) = words.next() {
+        match word {
+            "once" => run.once = true,
+            "hint" => match words.next() {
+                Some("foreign") => run.hint |= HostFlags::FOREIGN_FPSTATE,
+                Some("discarded") => run.hint |= HostFlags::SVE_DISCARDED,
+                _ => return Err(ParseError::Word),
+            },
+            _ => return Err(ParseError::Word),
+        }
+    }
+    Ok(run)
+}
+
+fn event(words: Words<'_, '_>) -> Result<Event, ParseError> {
+    let event = match words.next() {
+        Some("fill") => Event::Fill(number(words.next())?),
+        Some("fpsimd") => Event::FillFpsimd,
+        Some("check") => Event::Check,
+        Some("vl") => Event::SetVl(number(words.next())?),
+        Some("kernel") => Event::Kernel,
+        Some("tick") => {
+            let after = number(words.next())?;
+            match words.next() {
+                None => Event::Tick { after, kernel: false },
+                Some("kernel") => Event::Tick { after, kernel: true },
+                Some(_) => return Err(ParseError::Word),
+            }
+        }
+        Some("poke") => Event::Poke(below(words.next(), CPUS)?),
+        Some("off") => Event::Off,
+        Some("on") => Event::On(below(words.next(), CPUS)?),
+        Some("suspend") => match words.next() {
+            Some("standby") => Event::Suspend { power_down: false },
+            Some("power-down") => Event::Suspend { power_down: true },
+            _ => return Err(ParseError::Word),
+        },
+        Some("vm") => {
+            let slot = below(words.next(), VMS)?;
+            let policy = policy(words.next())?;
+            let protected = match words.next() {
+                Some("normal") => false,
+                Some("protected") => true,
+                _ => return Err(ParseError::Word),
+            };
+            Event::Vm(slot, VmConfig { policy, protected })
+        }
+        Some("vcpu") => Event::Vcpu(vcpu(words.next())?, number(words.next())?),
+        Some("destroy") => Event::Destroy(below(words.next(), VMS)?),
+        Some("load") => Event::Load(vcpu(words.next())?),
+        Some("run") => Event::Run(run(words)?),
+        Some("put") => Event::Put,
+        Some("junk") => Event::Junk(hexadecimal(words.next())?),
+        _ => return Err(ParseError::Word),
+    };
+    if words.next().is_some() { Err(ParseError::Rest) } else { Ok(event) }
+}
+
+impl<'a> Line<'a> {
+    /// Reads a line.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub fn parse(line: &'a str) -> Result<Self, ParseError> {
+        let line = line.trim();
+        let (first, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        let mut words = rest.split_whitespace();
+        match first {
+            "" => Ok(Self::Blank),
+            _ if first.starts_with('#') => Ok(Self::Blank),
+            "machine" => Ok(Self::Machine(rest.trim())),
+            "program" => {
+                let seed = hexadecimal(words.next())?;
+                let mode = match words.next() {
+                    Some("replay") => Mode::Replay,
+                    Some("storm") => Mode::Storm,
+                    _ => return Err(ParseError::Word),
+                };
+                if words.next().is_some() {
+                    Err(ParseError::Rest)
+                } else {
+                    Ok(Self::Program { seed, mode })
+                }
+            }
+            cpu => {
+                let cpu = below(Some(cpu), CPUS).map_err(|_| ParseError::Word)?;
+                Ok(Self::Step(Step { cpu, event: event(&mut words)? }))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Replay => "replay",
+            Self::Storm => "storm",
+        })
+    }
+}
+
+impl fmt::Display for VcpuName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.vm, self.vcpu)
+    }
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.command {
+            Command::Nop => f.write_str("nop")?,
+            Command::Fill(vl) => write!(f, "fill {vl}")?,
+            Command::FillFpsimd => f.write_str("fpsimd")?,
+            Command::Check => f.write_str("check")?,
+            Command::SetVl(vl) => write!(f, "vl {vl}")?,
+            Command::Churn(times) => write!(f, "churn {times}")?,
+            Command::Spin(times) => write!(f, "spin {times}")?,
+            Command::Wfi => f.write_str("wfi")?,
+            Command::Mmio => f.write_str("mmio")?,
+            Command::Timer(ticks) => write!(f, "timer {ticks}")?,
+        }
+        if self.hint.contains(HostFlags::FOREIGN_FPSTATE) {
+            f.write_str(" hint foreign")?;
+        }
+        if self.hint.contains(HostFlags::SVE_DISCARDED) {
+            f.write_str(" hint discarded")?;
+        }
+        if self.once { f.write_str(" once") } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fill(vl) => write!(f, "fill {vl}"),
+            Self::FillFpsimd => f.write_str("fpsimd"),
+            Self::Check => f.write_str("check"),
+            Self::SetVl(vl) => write!(f, "vl {vl}"),
+            Self::Kernel => f.write_str("kernel"),
+            Self::Tick { after, kernel: false } => write!(f, "tick {after}"),
+            Self::Tick { after, kernel: true } => write!(f, "tick {after} kernel"),
+            Self::Poke(cpu) => write!(f, "poke {cpu}"),
+            Self::Off => f.write_str("off"),
+            Self::On(cpu) => write!(f, "on {cpu}"),
+            Self::Suspend { power_down: false } => f.write_str("suspend standby"),
+            Self::Suspend { power_down: true } => f.write_str("suspend power-down"),
+            Self::Vm(slot, config) => {
+                let policy = match config.policy {
+                    Policy::Lazy => "lazy",
+                    Policy::Eager => "eager",
+                    Policy::Scrub => "scrub",
+                };
+                let kind = if config.protected { "protected" } else { "normal" };
+                write!(f, "vm {slot} {policy} {kind}")
+            }
+            Self::Vcpu(name, vl) => write!(f, "vcpu {name} {vl}"),
+            Self::Destroy(slot) => write!(f, "destroy {slot}"),
+            Self::Load(name) => write!(f, "load {name}"),
+            Self::Run(run) => write!(f, "run {run}"),
+            Self::Put => f.write_str("put"),
+            Self::Junk(seed) => write!(f, "junk {seed:#x}"),
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.cpu, self.event)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use crate::generate::{Generator, Shape};
+    use proptest::prelude::*;
+    use std::string::ToString;
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(seed: u64, cpus in 1usize..5) {
+            let shape = Shape::new(&[64, 256, 16, 32][..cpus], true);
+            for step in Generator::new(seed, Mode::Storm, &shape) {
+                let text = step.to_string();
+                prop_assert_eq!(Line::parse(&text), Ok(Line::Step(step)), "{}", text);
+            }
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in "[ -~]{0,40}") {
+            let _ = Line::parse(&text);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told() {
+        for (line, error) in [
+            ("0 nonsense", ParseError::Word),
+            ("9 check", ParseError::Word),
+            ("0 load 4.0", ParseError::Number),
+            ("0 load 0", ParseError::Number),
+            ("0 fill", ParseError::Number),
+            ("0 check twice", ParseError::Rest),
+            ("0 run fill 16 twice", ParseError::Word),
+            ("program 7 storm", ParseError::Number),
+            ("program 0x7 slowly", ParseError::Word),
+        ] {
+            assert_eq!(Line::parse(line), Err(error), "{line}");
+        }
+        assert_eq!(Line::parse("  # 0 check"), Ok(Line::Blank));
+        assert_eq!(Line::parse("machine --smp 4 "), Ok(Line::Machine("--smp 4")));
+        assert_eq!(
+            Line::parse("program 0xff storm"),
+            Ok(Line::Program { seed: 255, mode: Mode::Storm })
+        );
+    }
+}

@@ -1,0 +1,484 @@
+//! What one CPU does: its steps, with and without a vCPU loaded.
+
+use super::{cover, kernel_fp, order, ticks, vms};
+use crate::{context::context, host, junk::Junk, runner, workers};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use umbra_fuzz::{
+    coverage::{Kind, Live, Pair, VlClass},
+    program::{Event, Run, Step, VcpuName},
+};
+use umbra_host::{
+    fp::TaskFp,
+    hypercall::{Hvc, Hypervisor},
+    kernel::{MAX_CPUS, gic, power, smp, sync::Lock, sysreg},
+    vcpu::HostCpu,
+};
+use umbra_patterns::{pattern::Mismatch, regs::Registers};
+use umbra_shared::{
+    call::Function,
+    error::Error,
+    exit::RunFlags,
+    flags::{FlagShadowPage, HostFlags, HypFlags},
+    vl::Vq,
+};
+
+/// Owners of the hosts' tags: + CPU.
+const OWNER: u16 = 0x100;
+/// Nanoseconds until the timer wakes a CPU that suspends itself.
+const NAP: u64 = 20_000;
+/// Calls with junk in a row.
+const CALLS: usize = 12;
+
+/// What the host of each CPU has in its registers.
+static HOSTS: [Lock<Registers>; MAX_CPUS] =
+    [const { Lock::new(Registers::new(0, None)) }; MAX_CPUS];
+
+/// Whose registers are live on each CPU, as coverage counts it.
+static LIVE: [AtomicU8; MAX_CPUS] = [const { AtomicU8::new(0) }; MAX_CPUS];
+/// The host has said that its registers are worth nothing, and has not written them since.
+static GIVEN_UP: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
+/// When this CPU comes up the next time, it comes out of reset.
+static RESET: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
+/// The step that is done when this CPU is back, plus 1.
+static RESUMED: [AtomicUsize; MAX_CPUS] = [const { AtomicUsize::new(0) }; MAX_CPUS];
+static JUNK: AtomicU64 = AtomicU64::new(0);
+
+fn set_live(live: Live) {
+    LIVE[smp::cpu()].store(live as u8, Ordering::SeqCst);
+}
+
+/// The host has used its registers on this CPU.
+pub fn touched() {
+    set_live(Live::Host);
+}
+
+/// The event meets this CPU's registers now. `guest`: the loaded vCPU's VL.
+pub fn pair(kind: Kind, guest: Option<Option<Vq>>) -> Pair {
+    let cpu = smp::cpu();
+    Pair {
+        kind,
+        live: Live::ALL[usize::from(LIVE[cpu].load(Ordering::SeqCst))],
+        host: VlClass::of(context().host_vqs(cpu).max()),
+        guest: guest.map(VlClass::of),
+    }
+}
+
+/// The task that is current on a CPU, for the library.
+pub struct Task {
+    hint: HostFlags,
+    /// Hyp has told us that the registers are gone.
+    gone: bool,
+}
+
+impl Task {
+    /// One whose registers are worth this.
+    pub const fn new(hint: HostFlags) -> Self {
+        Self { hint, gone: false }
+    }
+}
+
+impl TaskFp for Task {
+    fn foreign_fpstate(&self) -> bool {
+        self.gone || self.hint.contains(HostFlags::FOREIGN_FPSTATE)
+    }
+
+    fn sve_discarded(&self) -> bool {
+        self.hint.contains(HostFlags::SVE_DISCARDED)
+    }
+
+    fn set_foreign_fpstate(&mut self) {
+        self.gone = true;
+    }
+}
+
+impl HostCpu for Task {
+    fn mask_interrupts(&mut self) {
+        sysreg::mask_interrupts();
+    }
+
+    fn unmask_interrupts(&mut self) {
+        sysreg::unmask_interrupts();
+    }
+
+    fn mask_virtual_timer(&mut self, masked: bool) {
+        gic::enable(gic::VIRTUAL_TIMER, !masked);
+    }
+}
+
+fn with_registers<R>(f: impl FnOnce(&mut Registers) -> R) -> R {
+    let result = f(&mut HOSTS[smp::cpu()].lock());
+    touched();
+    result
+}
+
+fn named(found: Result<(), Mismatch>) {
+    if let Err(mismatch) = found {
+        panic!("host: {mismatch}");
+    }
+}
+
+/// Selects a VL; 0 keeps the one in force. The CPU gives what its set says.
+fn select(registers: &mut Registers, vl: u16) {
+    let vqs = context().host_vqs(smp::cpu());
+    if let (Some(asked), false) = (Vq::from_vl(vl.into()), vqs.is_empty()) {
+        let given = registers.set_vq(asked);
+        let expected = vqs.effective(asked).unwrap_or(Vq::MIN);
+        assert_eq!(given, expected, "the VL that the host gets for {vl} bytes");
+    }
+}
+
+/// Before a program: everything is the host's, and known.
+pub fn begin(cpu: usize, junk: u64) {
+    JUNK.store(junk, Ordering::SeqCst);
+    GIVEN_UP[cpu].store(false, Ordering::SeqCst);
+    RESET[cpu].store(false, Ordering::SeqCst);
+    RESUMED[cpu].store(0, Ordering::SeqCst);
+    kernel_fp::begin(cpu);
+    with_registers(|registers| {
+        registers.model().set_owner(OWNER + cpu as u16);
+        select(registers, Vq::MAX.vl_bytes() as u16);
+        registers.fill();
+    });
+}
+
+/// After it: the host has what it left.
+pub fn end(_: usize) {
+    host::set_timer(0, 0);
+    named(with_registers(Registers::check));
+}
+
+/// This CPU's part of the program. A CPU that comes up again begins here and goes on where it was.
+pub fn run(cpu: usize) {
+    if RESET[cpu].swap(false, Ordering::SeqCst) {
+        let vq = context().sve().then_some(Vq::MIN);
+        HOSTS[cpu].lock().model().reset(vq);
+        // There is nothing yet that hyp could keep.
+        GIVEN_UP[cpu].store(true, Ordering::SeqCst);
+        set_live(Live::Nobody);
+        resumed(cpu);
+    }
+    let mut at = None;
+    if let Err(why) = runner::catch(|| steps(cpu, &mut at)) {
+        order::fail(at, why);
+        // Whatever was loaded would keep its VM from being destroyed, and us from the next program.
+        let _ = Hvc.vcpu_put();
+    }
+    order::finish(cpu);
+}
+
+/// Why a vCPU is loaded no longer.
+enum Leave {
+    Put,
+    Off,
+    PowerDown,
+    /// There are no steps left.
+    End,
+}
+
+fn steps(cpu: usize, at: &mut Option<usize>) {
+    while let Some((n, step)) = order::next(cpu) {
+        *at = Some(n);
+        cover(pair(Kind::of(&step.event), None));
+        match step.event {
+            Event::Load(name) => load(cpu, n, name, at),
+            Event::Run(_) => {
+                let refused = Hvc.vcpu_run(RunFlags::empty(), [0; 4]).err();
+                assert_eq!(refused, Some(Error::NotLoaded), "VCPU_RUN with nothing loaded");
+                order::done(cpu, n, 0);
+            }
+            Event::Put => {
+                assert_eq!(Hvc.vcpu_put(), Err(Error::NotLoaded), "VCPU_PUT with nothing loaded");
+                order::done(cpu, n, 0);
+            }
+            Event::Off if cpu != 0 => off(cpu, n),
+            Event::Suspend { power_down: true } => power_down(cpu, n),
+            _ => {
+                let outcome = other(cpu, step, None);
+                order::done(cpu, n, outcome);
+            }
+        }
+    }
+}
+
+fn off(cpu: usize, n: usize) -> ! {
+    host::set_timer(0, 0);
+    RESET[cpu].store(true, Ordering::SeqCst);
+    // Nothing may interrupt a CPU that others believe to be off.
+    sysreg::mask_interrupts();
+    order::going_off(cpu);
+    order::done(cpu, n, 0);
+    let refused = power::cpu_off();
+    panic!("CPU_OFF came back: {refused:?}");
+}
+
+/// The idle state of this kind, if the machine has any.
+fn idle_state(power_down: bool) -> Option<u32> {
+    let bit = if power::suspend_is_extended() { 1 << 30 } else { 1 << 16 };
+    let states = context().machine.idle_states.iter().copied();
+    states.into_iter().find(|state| (state & bit != 0) == power_down)
+}
+
+/// Suspends this CPU until its timer; comes back here unless the state loses the CPU.
+fn suspend(cpu: usize, state: u32) {
+    let daif = sysreg::mask_interrupts();
+    host::set_timer(umbra_host::kernel::timer::now() + ticks(NAP), 1);
+    let returned = power::cpu_suspend(state, smp::entry(), cpu as u64);
+    host::set_timer(0, 0);
+    sysreg::restore_interrupts(daif);
+    assert_eq!(returned, Ok(()), "CPU_SUSPEND");
+}
+
+fn power_down(cpu: usize, n: usize) {
+    let Some(state) = idle_state(true).filter(|_| cpu != 0) else {
+        return order::done(cpu, n, 1);
+    };
+    RESET[cpu].store(true, Ordering::SeqCst);
+    // This stack may not come back; who comes back knows by this where it was.
+    RESUMED[cpu].store(n + 1, Ordering::SeqCst);
+    suspend(cpu, state);
+    RESET[cpu].store(false, Ordering::SeqCst);
+    set_live(Live::Nobody);
+    resumed(cpu);
+}
+
+/// A step of this CPU that could not end before it went is over.
+fn resumed(cpu: usize) {
+    if let Some(n) = RESUMED[cpu].swap(0, Ordering::SeqCst).checked_sub(1) {
+        order::done(cpu, n, 0);
+    }
+}
+
+/// Everything that is not about the loaded vCPU. Returns what it led to.
+fn other(cpu: usize, step: Step, loaded: Option<&FlagShadowPage>) -> u64 {
+    match step.event {
+        Event::Fill(vl) => {
+            with_registers(|registers| {
+                select(registers, vl);
+                registers.fill();
+            });
+            GIVEN_UP[cpu].store(false, Ordering::SeqCst);
+        }
+        Event::FillFpsimd => {
+            with_registers(Registers::fill_fpsimd);
+            GIVEN_UP[cpu].store(false, Ordering::SeqCst);
+        }
+        Event::Check => {
+            named(with_registers(Registers::check));
+            GIVEN_UP[cpu].store(false, Ordering::SeqCst);
+        }
+        Event::SetVl(vl) => with_registers(|registers| select(registers, vl)),
+        Event::Kernel => {
+            kernel_fp::in_task();
+            touched();
+        }
+        Event::Tick { after, kernel } => {
+            kernel_fp::at_next_tick(kernel);
+            host::set_timer(umbra_host::kernel::timer::now() + ticks(after.into()), 1);
+        }
+        Event::Poke(target) => {
+            let target = usize::from(target);
+            if target < context().cpus {
+                workers::interrupt(target, workers::POKE);
+            }
+        }
+        Event::On(target) => return on(cpu, usize::from(target)),
+        Event::Suspend { power_down: false } => {
+            let Some(state) = idle_state(false) else { return 1 };
+            suspend(cpu, state);
+        }
+        Event::Vm(slot, config) => return vms::create(slot.into(), config),
+        Event::Vcpu(name, vl) => return vms::create_vcpu(name, vl),
+        Event::Destroy(slot) => return vms::destroy(slot.into()),
+        Event::Junk(seed) => return junk(seed, loaded.is_some()),
+        // Of the boot CPU, which stays on; and what the callers carry out.
+        Event::Off
+        | Event::Suspend { power_down: true }
+        | Event::Load(_)
+        | Event::Run(_)
+        | Event::Put => return 1,
+    }
+    0
+}
+
+fn on(cpu: usize, target: usize) -> u64 {
+    if target >= context().cpus {
+        return 1;
+    }
+    if order::turn_on(target) {
+        return 0;
+    }
+    // Whether another CPU is on is its own affair; these two are.
+    for target in [0, cpu] {
+        let affinity = context().machine.cpus[target];
+        let refused = power::cpu_on(affinity, smp::entry(), target as u64);
+        assert_eq!(refused, Err(smccc::psci::Error::AlreadyOn), "CPU_ON of a CPU that is on");
+    }
+    2
+}
+
+fn junk(seed: u64, loaded: bool) -> u64 {
+    let mut junk = Junk::new(seed, JUNK.load(Ordering::SeqCst), super::JUNK_PAGES);
+    // A loaded vCPU is not to be run or put behind its owner's back.
+    let wanted = |f: Function| !loaded || !matches!(f, Function::VcpuRun | Function::VcpuPut);
+    let harmless = |f: Function| wanted(f) && f != Function::VcpuRun;
+    let done = (0..CALLS).filter(|_| junk.call(harmless)).count();
+    if !loaded {
+        // Junk may have loaded a vCPU that junk made.
+        let _ = Hvc.vcpu_put();
+    }
+    done as u64
+}
+
+fn load(cpu: usize, n: usize, name: VcpuName, at: &mut Option<usize>) {
+    let mut driven = match vms::take(name) {
+        vms::Taken::Here(driven) => driven,
+        vms::Taken::Nowhere => return order::done(cpu, n, 1),
+        vms::Taken::Elsewhere(vm, index) => {
+            match Hvc.vcpu_load(vm, index) {
+                // It has just been put.
+                Ok(()) if order::is_storm() => {
+                    assert_eq!(Hvc.vcpu_put(), Ok(()), "VCPU_PUT after a load");
+                }
+                Ok(()) => panic!("a vCPU is loaded twice"),
+                Err(Error::Busy | Error::VlMismatch | Error::Dying) => {}
+                Err(error) => panic!("VCPU_LOAD of a loaded vCPU: {error}"),
+            }
+            return order::done(cpu, n, 2);
+        }
+    };
+    let fits = driven.vcpu.vq().is_none_or(|vq| context().vqs[cpu].contains(vq));
+    let mut task = Task::new(HostFlags::empty());
+    let guest = driven.vcpu.vq();
+    let left = match driven.vcpu.load(&Hvc, &mut task) {
+        Ok(mut loaded) => {
+            assert!(fits, "VCPU_LOAD of a vCPU whose vector length this CPU lacks");
+            order::done(cpu, n, 0);
+            let mut entry = vms::Entry::of(&mut driven.book, driven.flags);
+            let left = loaded_steps(cpu, &mut loaded, &mut entry, at, guest);
+            match left {
+                Leave::Put | Leave::End => {
+                    let mut task = Task::new(HostFlags::FOREIGN_FPSTATE);
+                    if let Err(error) = loaded.put(&mut task) {
+                        panic!("VCPU_PUT: {error}");
+                    }
+                    if live_from_word(driven.flags) != Some(Live::Host) {
+                        set_live(Live::Nobody);
+                    }
+                }
+                // Hyp puts it when the CPU goes.
+                Leave::Off | Leave::PowerDown => core::mem::forget(loaded),
+            }
+            Some(left)
+        }
+        Err(error) => {
+            let expected = match error {
+                Error::VlMismatch => !fits,
+                Error::Busy => order::is_storm(),
+                Error::Dying | Error::BadVm => vms::is_dying(name),
+                _ => false,
+            };
+            assert!(expected, "VCPU_LOAD: {error}");
+            order::done(cpu, n, 3);
+            None
+        }
+    };
+    vms::give_back(name, driven);
+    let at = at.unwrap_or(n);
+    match left {
+        Some(Leave::Put) => order::done(cpu, at, 0),
+        Some(Leave::Off) => off(cpu, at),
+        Some(Leave::PowerDown) => power_down(cpu, at),
+        Some(Leave::End) | None => {}
+    }
+}
+
+/// Steps with a vCPU loaded, until it is no longer. The last step is not done yet.
+fn loaded_steps(
+    cpu: usize,
+    loaded: &mut vms::Loaded<'_>,
+    entry: &mut vms::Entry<'_>,
+    at: &mut Option<usize>,
+    guest: Option<Vq>,
+) -> Leave {
+    while let Some((n, step)) = order::next(cpu) {
+        *at = Some(n);
+        cover(pair(Kind::of(&step.event), Some(guest)));
+        match step.event {
+            Event::Put => return Leave::Put,
+            Event::Off if cpu != 0 => return Leave::Off,
+            Event::Suspend { power_down: true } if cpu != 0 && idle_state(true).is_some() => {
+                return Leave::PowerDown;
+            }
+            Event::Load(name) => {
+                vms::load_another(name);
+                order::done(cpu, n, 0);
+            }
+            Event::Run(run) => {
+                let outcome = enter(cpu, loaded, entry, run, guest);
+                order::done(cpu, n, outcome);
+            }
+            _ => {
+                let outcome = other(cpu, step, Some(entry.flags));
+                order::done(cpu, n, outcome);
+            }
+        }
+    }
+    Leave::End
+}
+
+/// Whose registers are live, as far as hyp's word says it.
+fn live_from_word(flags: &FlagShadowPage) -> Option<Live> {
+    let word = flags.sync();
+    if word.contains(HypFlags::GUEST_FP_LOADED) {
+        Some(Live::Guest)
+    } else if word.contains(HypFlags::HOST_FP_PRESERVED) {
+        None
+    } else {
+        Some(Live::Nobody)
+    }
+}
+
+/// One run of the loaded vCPU.
+fn enter(
+    cpu: usize,
+    loaded: &mut vms::Loaded<'_>,
+    entry: &mut vms::Entry<'_>,
+    run: Run,
+    guest: Option<Vq>,
+) -> u64 {
+    let mut task = Task::new(run.hint);
+    for (flag, kind) in [
+        (HostFlags::FOREIGN_FPSTATE, Kind::HintForeign),
+        (HostFlags::SVE_DISCARDED, Kind::HintDiscarded),
+    ] {
+        if run.hint.contains(flag) {
+            cover(pair(kind, Some(guest)));
+        }
+    }
+    {
+        let mut registers = HOSTS[cpu].lock();
+        // What is said at the first entry holds whatever comes of the run.
+        if task.foreign_fpstate() {
+            registers.model().lose();
+            GIVEN_UP[cpu].store(true, Ordering::SeqCst);
+        }
+        if task.sve_discarded() {
+            registers.model().discard();
+        }
+    }
+    let outcome = entry.run(loaded, &mut task, run, &|kind, flags| {
+        if let Some(live) = live_from_word(flags) {
+            set_live(live);
+        }
+        cover(pair(kind, Some(guest)));
+    });
+    if let Some(live) = live_from_word(entry.flags) {
+        set_live(live);
+    }
+    let lost = task.gone && !run.hint.contains(HostFlags::FOREIGN_FPSTATE);
+    assert!(
+        !lost || GIVEN_UP[cpu].load(Ordering::SeqCst),
+        "hyp has dropped registers that the host had not given up"
+    );
+    outcome
+}

@@ -1,0 +1,431 @@
+//! The VMs of a program, and entries into their vCPUs.
+
+use super::{cpu::Task, order};
+use crate::{context::context, workers};
+use core::{
+    ops::ControlFlow,
+    sync::atomic::{AtomicU16, Ordering},
+};
+use umbra_fuzz::{
+    coverage::Kind,
+    program::{Run, VCPUS, VMS, VcpuName},
+};
+use umbra_host::{
+    hypercall::{Hvc, Hypervisor},
+    kernel::{
+        supply::{self, Pages},
+        sync::{Lock, Once},
+        timer,
+    },
+    vcpu::{Answer, ExitHandler, LoadedVcpu, MmioAnswer, Vcpu},
+    vm::{BuildError, PageSupplier, VcpuSettings, Vm},
+};
+use umbra_patterns::{
+    pattern::whose_of,
+    protocol::{Argument, BASE, Command, FAIL, Failure, Mode, NEXT, counter},
+};
+use umbra_shared::{
+    call::{VcpuIndex, VmConfig, VmHandle},
+    error::Error,
+    exit::MmioAccess,
+    flags::{FlagShadowPage, HostFlags},
+    vl::{Vq, VqSet},
+};
+
+/// Owners of guests' tags: each vCPU has one of its own, so that none is taken for one that lived
+/// before it in the same place.
+const OWNERS: core::ops::Range<u16> = 0x200..0x1e00;
+/// Seconds that a guest may take for one command.
+const PATIENCE: u64 = 60;
+
+/// A loaded vCPU.
+pub type Loaded<'v> = LoadedVcpu<'v, Hvc>;
+
+/// A vCPU, and what must be known to go on with it.
+pub struct Driven {
+    pub vcpu: Vcpu,
+    pub flags: &'static FlagShadowPage,
+    pub book: Book,
+}
+
+/// Where a guest is.
+#[derive(Default)]
+pub struct Book {
+    number: u64,
+    /// It waits for a command.
+    waits: bool,
+    /// Commands it has been given.
+    given: u64,
+    /// The counter device.
+    sum: u64,
+    /// The answer to the MMIO access at which it was left.
+    open: Option<u64>,
+}
+
+struct Slot {
+    vm: Vm<64>,
+    handle: VmHandle,
+    vcpus: [Option<Driven>; VCPUS],
+    /// How many have been created.
+    count: usize,
+    dying: bool,
+}
+
+static SLOTS: [Lock<Option<Slot>>; VMS] = [const { Lock::new(None) }; VMS];
+static GUEST: Once<&'static [u8]> = Once::new();
+static NEXT_OWNER: AtomicU16 = AtomicU16::new(0);
+
+/// Before a program: there are no VMs.
+pub fn begin(guest: &'static [u8]) {
+    GUEST.call_once(|| guest);
+    for slot in &SLOTS {
+        assert!(slot.lock().is_none(), "a VM of the program before is still there");
+    }
+}
+
+/// The page allocator, which remembers the flag-shadow page it gave.
+struct Supplier(Option<&'static FlagShadowPage>);
+
+impl PageSupplier for Supplier {
+    fn allocate(&mut self, count: u64) -> Option<u64> {
+        Pages.allocate(count)
+    }
+
+    fn free(&mut self, first: u64, count: u64) {
+        Pages.free(first, count);
+    }
+
+    fn flag_page(&mut self, pa: u64) -> &'static FlagShadowPage {
+        let page = Pages.flag_page(pa);
+        self.0 = Some(page);
+        page
+    }
+}
+
+/// Builds a VM if there is none in the slot.
+pub fn create(slot: usize, config: VmConfig) -> u64 {
+    let mut slot = SLOTS[slot].lock();
+    if slot.is_some() {
+        return 1;
+    }
+    let mut vm = match Vm::create(&Hvc, &mut Pages, config) {
+        Ok(vm) => vm,
+        // VMs of junk may have taken all that hyp has.
+        Err(BuildError::Hyp(Error::Limit)) => return 2,
+        Err(error) => panic!("VM_CREATE: {error}"),
+    };
+    let guest = GUEST.get().expect("set before the first program");
+    let (first, count) = supply::image(guest).expect("memory for the guest");
+    if let Err(error) = vm.map(&Hvc, &mut Pages, first, count, BASE) {
+        panic!("VM_MAP: {error}");
+    }
+    let handle = vm.handle();
+    let vcpus = [const { None }; VCPUS];
+    *slot = Some(Slot { vm, handle, vcpus, count: 0, dying: false });
+    0
+}
+
+/// Creates a vCPU in its place, if it is the next one.
+pub fn create_vcpu(name: VcpuName, vl: u16) -> u64 {
+    let mut slot = SLOTS[usize::from(name.vm)].lock();
+    let Some(slot) = slot.as_mut().filter(|slot| slot.count == usize::from(name.vcpu)) else {
+        return 1;
+    };
+    let vq = Vq::from_vl(vl.into());
+    // What is no vector length at all can't even be asked for through the library.
+    if (vq.is_none() && vl != 0) || slot.dying {
+        return 2;
+    }
+    let owner =
+        OWNERS.start + NEXT_OWNER.fetch_add(1, Ordering::SeqCst) % (OWNERS.end - OWNERS.start);
+    let argument = Argument { vcpu: name.vcpu, owner, vq, mode: Mode::Driven };
+    let settings = VcpuSettings { vq, entry: BASE, argument: argument.encode() };
+    let mut supplier = Supplier(None);
+    match slot.vm.create_vcpu(&Hvc, &mut supplier, settings) {
+        Ok(vcpu) => {
+            assert!(possible(vq), "a vCPU has a vector length that guests can't have");
+            let flags = supplier.0.expect("asked for while creating");
+            let book = Book { number: name.vcpu.into(), ..Book::default() };
+            slot.vcpus[slot.count] = Some(Driven { vcpu, flags, book });
+            slot.count += 1;
+            0
+        }
+        Err(BuildError::Hyp(Error::BadVl | Error::NoSve)) if !possible(vq) => 3,
+        Err(error) => panic!("VCPU_CREATE: {error}"),
+    }
+}
+
+fn possible(vq: Option<Vq>) -> bool {
+    vq.is_none_or(|vq| context().guests.contains(vq))
+}
+
+/// Takes a VM down, if no CPU has one of its vCPUs loaded.
+pub fn destroy(slot: usize) -> u64 {
+    let mut place = SLOTS[slot].lock();
+    let Some(mut slot) = place.take() else { return 1 };
+    let all_here = slot.vcpus.iter().flatten().count() == slot.count;
+    // Asked before the library is, which wants all vCPUs at once.
+    match Hvc.vm_destroy(slot.handle) {
+        // In a storm the last of them may just have been put and be on its way here, or may be here
+        // while the CPU that had it goes off.
+        Ok(()) if all_here || order::is_storm() => slot.dying = true,
+        Err(Error::Dying) if slot.dying => {}
+        Err(Error::Busy) if !all_here || order::is_storm() => {
+            *place = Some(slot);
+            return 2;
+        }
+        other => panic!("VM_DESTROY, all vCPUs put: {all_here}: {other:?}"),
+    }
+    if !all_here {
+        *place = Some(slot);
+        return 3;
+    }
+    let vcpus = slot.vcpus.map(|driven| driven.map(|driven| driven.vcpu));
+    match slot.vm.destroy(&Hvc, &mut Pages, vcpus.into_iter().flatten()) {
+        Ok(()) => 0,
+        Err(failure) => panic!("VM_DESTROY: {}", failure.error),
+    }
+}
+
+/// Whether a VM's teardown has begun.
+pub fn is_dying(name: VcpuName) -> bool {
+    SLOTS[usize::from(name.vm)].lock().as_ref().is_some_and(|slot| slot.dying)
+}
+
+/// What became of [`take`].
+#[allow(clippy::large_enum_variant, reason = "it is taken apart at once")]
+pub enum Taken {
+    /// Nobody else has it.
+    Here(Driven),
+    /// Some CPU has it.
+    Elsewhere(VmHandle, VcpuIndex),
+    /// There is no such vCPU.
+    Nowhere,
+}
+
+/// Takes a vCPU out of its place.
+pub fn take(name: VcpuName) -> Taken {
+    let mut slot = SLOTS[usize::from(name.vm)].lock();
+    let Some(slot) = slot.as_mut().filter(|slot| usize::from(name.vcpu) < slot.count) else {
+        return Taken::Nowhere;
+    };
+    match slot.vcpus[usize::from(name.vcpu)].take() {
+        Some(driven) => Taken::Here(driven),
+        None => Taken::Elsewhere(slot.handle, VcpuIndex(name.vcpu.into())),
+    }
+}
+
+/// Puts it back.
+pub fn give_back(name: VcpuName, driven: Driven) {
+    let mut slot = SLOTS[usize::from(name.vm)].lock();
+    let slot = slot.as_mut().expect("a VM stays while one of its vCPUs is out");
+    slot.vcpus[usize::from(name.vcpu)] = Some(driven);
+}
+
+/// VCPU_LOAD while another vCPU is loaded on this CPU: refused, whatever it names.
+pub fn load_another(name: VcpuName) {
+    let handle = SLOTS[usize::from(name.vm)].lock().as_ref().map(|slot| slot.handle);
+    let handle = handle.unwrap_or(VmHandle(u64::MAX));
+    let refused = Hvc.vcpu_load(handle, VcpuIndex(name.vcpu.into()));
+    assert!(refused.is_err(), "a second vCPU is loaded on this CPU");
+}
+
+/// What the run of a vCPU needs beside it.
+pub struct Entry<'b> {
+    book: &'b mut Book,
+    pub flags: &'static FlagShadowPage,
+}
+
+impl<'b> Entry<'b> {
+    /// Of this vCPU.
+    pub fn of(book: &'b mut Book, flags: &'static FlagShadowPage) -> Self {
+        Self { book, flags }
+    }
+
+    /// Runs the vCPU until it has obeyed, or left before if that will do. `seen` is told of each exit.
+    pub fn run(
+        &mut self,
+        loaded: &mut Loaded<'_>,
+        task: &mut Task,
+        run: Run,
+        seen: &dyn Fn(Kind, &FlagShadowPage),
+    ) -> u64 {
+        if let Some(data) = self.book.open.take() {
+            loaded.answer_mmio(MmioAnswer::Read(data));
+        }
+        let mut command = Some(run.command);
+        if self.book.waits {
+            let [x0, x1] = run.command.encode();
+            loaded.answer([x0, x1, 0, 0]);
+            self.book.waits = false;
+            self.book.given += 1;
+            command = None;
+        }
+        let deadline = timer::now() + PATIENCE * timer::frequency();
+        let flags = self.flags;
+        let mut exits = Exits { book: self.book, command, once: run.once, flags, seen, deadline };
+        let stop = match loaded.run(task, &mut exits) {
+            Ok(stop) => stop,
+            Err(error) => panic!("VCPU_RUN: {error}"),
+        };
+        match stop {
+            Stop::Done => 0,
+            Stop::Left => 1,
+            Stop::Failed(failure) => named(failure),
+            Stop::Broken(esr) => panic!("the guest broke: ESR_EL2 {esr:#x}"),
+            Stop::Nothing(address) => panic!("the guest accesses {address:#x}"),
+            Stop::Strange(x0) => panic!("the guest says {x0:#x}"),
+            Stop::Stuck => panic!("the guest makes no progress"),
+        }
+    }
+}
+
+/// A guest's failure, with what it found traced to whose it is.
+fn named(failure: Failure) -> ! {
+    if let Failure::Register { found, .. } = failure {
+        panic!("guest: {failure} ({:?})", whose_of(found));
+    }
+    panic!("guest: {failure}");
+}
+
+enum Stop {
+    /// The guest has obeyed.
+    Done,
+    /// It was left at an exit, or everybody has to stop.
+    Left,
+    Failed(Failure),
+    Broken(u64),
+    Nothing(u64),
+    Strange(u64),
+    Stuck,
+}
+
+struct Exits<'e> {
+    book: &'e mut Book,
+    command: Option<Command>,
+    once: bool,
+    flags: &'static FlagShadowPage,
+    seen: &'e dyn Fn(Kind, &FlagShadowPage),
+    deadline: u64,
+}
+
+impl Exits<'_> {
+    fn leave(&self) -> ControlFlow<Stop> {
+        if self.once || order::stopped() {
+            ControlFlow::Break(Stop::Left)
+        } else if timer::now() > self.deadline {
+            ControlFlow::Break(Stop::Stuck)
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+}
+
+impl ExitHandler for Exits<'_> {
+    type Stop = Stop;
+
+    fn interrupt(&mut self) -> ControlFlow<Stop> {
+        (self.seen)(Kind::ExitIrq, self.flags);
+        self.leave()
+    }
+
+    fn wfi(&mut self) -> ControlFlow<Stop> {
+        (self.seen)(Kind::ExitWfi, self.flags);
+        self.leave()
+    }
+
+    fn hvc(&mut self, x: &[u64; 6]) -> ControlFlow<Stop, Answer> {
+        (self.seen)(Kind::ExitHvc, self.flags);
+        match x[0] {
+            NEXT if x[1] != self.book.given => {
+                ControlFlow::Break(Stop::Failed(Failure::Echo(x[1])))
+            }
+            NEXT => match self.command.take() {
+                Some(command) => {
+                    self.book.given += 1;
+                    let [x0, x1] = command.encode();
+                    ControlFlow::Continue([x0, x1, 0, 0])
+                }
+                None => {
+                    self.book.waits = true;
+                    ControlFlow::Break(Stop::Done)
+                }
+            },
+            FAIL => {
+                let failure = Failure::decode([x[1], x[2], x[3], x[4], x[5]]);
+                ControlFlow::Break(Stop::Failed(failure))
+            }
+            x0 => ControlFlow::Break(Stop::Strange(x0)),
+        }
+    }
+
+    fn mmio(
+        &mut self,
+        address: u64,
+        access: MmioAccess,
+        data: u64,
+    ) -> ControlFlow<Stop, MmioAnswer> {
+        (self.seen)(Kind::ExitMmio, self.flags);
+        if address != counter(self.book.number, 8) || access.bytes != 8 {
+            return ControlFlow::Break(Stop::Nothing(address));
+        }
+        if access.write {
+            self.book.sum = self.book.sum.wrapping_add(data);
+        }
+        if let ControlFlow::Break(stop) = self.leave() {
+            self.book.open = Some(self.book.sum);
+            return ControlFlow::Break(stop);
+        }
+        ControlFlow::Continue(MmioAnswer::Read(self.book.sum))
+    }
+
+    fn fault(&mut self, address: u64) -> ControlFlow<Stop> {
+        ControlFlow::Break(Stop::Nothing(address))
+    }
+
+    fn broken(&mut self, esr: u64) -> Stop {
+        Stop::Broken(esr)
+    }
+}
+
+/// The end of a program: every vCPU still has its registers, on a CPU that can run it, and every VM
+/// goes away.
+pub fn check_and_destroy() {
+    for slot in 0..VMS {
+        for vcpu in 0..VCPUS {
+            let name = VcpuName { vm: slot as u8, vcpu: vcpu as u8 };
+            let dying = is_dying(name);
+            let Taken::Here(driven) = take(name) else { continue };
+            let vqs: &[VqSet] = &context().vqs[..context().cpus];
+            let fits = |set: &VqSet| driven.vcpu.vq().is_none_or(|vq| set.contains(vq));
+            let cpu = vqs.iter().position(fits);
+            let held = Lock::new(Some(driven));
+            if let (Some(cpu), false) = (cpu, dying) {
+                workers::on(cpu, || {
+                    if let Some(driven) = held.lock().as_mut() {
+                        check(driven);
+                    }
+                });
+            }
+            let driven = held.lock().take().expect("put there above");
+            give_back(name, driven);
+        }
+        if SLOTS[slot].lock().is_some() {
+            assert_eq!(destroy(slot), 0, "VM_DESTROY at the program's end");
+        }
+    }
+}
+
+fn check(driven: &mut Driven) {
+    let mut task = Task::new(HostFlags::empty());
+    let mut loaded = match driven.vcpu.load(&Hvc, &mut task) {
+        Ok(loaded) => loaded,
+        Err(error) => panic!("VCPU_LOAD at the program's end: {error}"),
+    };
+    let mut entry = Entry::of(&mut driven.book, driven.flags);
+    let run = Run { command: Command::Check, hint: HostFlags::empty(), once: false };
+    entry.run(&mut loaded, &mut task, run, &|_, _| {});
+    if let Err(error) = loaded.put(&mut task) {
+        panic!("VCPU_PUT at the program's end: {error}");
+    }
+}

@@ -1,0 +1,128 @@
+//! The fuzzer as a test: so many programs from a seed that doesn't change, and the promise that replay
+//! mode makes.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use fastrand::Rng;
+use libtest_mimic::{Arguments, Failed, Trial};
+use umbra_fuzz::program::Mode;
+
+use super::PROGRAMS;
+use super::batch::{Lab, OnQemu, Runner, Verdict};
+use super::script::{MachineSpec, Program, Script};
+use crate::build::{Built, TestParts};
+use crate::harness::Settings;
+use crate::process;
+use crate::qemu::Qemu;
+
+/// Where the seeds of the test runs begin.
+pub const SEED: u64 = 0x5eed_0000;
+/// CPUs of the machines.
+const CPUS: u32 = 4;
+
+/// What boots programs with what was built.
+pub fn lab(qemu: Qemu, built: Built, firmware: PathBuf) -> Result<Lab<OnQemu>> {
+    Ok(Lab { runner: OnQemu { qemu, firmware }, parts: TestParts::read(&built)?, built })
+}
+
+/// Boots random machines and runs `boots` times [`PROGRAMS`] programs on them, until one fails: then
+/// says which and why. `name` is for the boots' files.
+pub fn sample<R: Runner>(
+    lab: &Lab<R>,
+    mode: Mode,
+    seed: u64,
+    boots: u64,
+    name: &str,
+) -> Result<Option<String>> {
+    let mut rng = Rng::with_seed(seed);
+    for boot in 0..boots {
+        let machine = MachineSpec::random(&mut rng, CPUS);
+        let first = seed + boot * PROGRAMS as u64;
+        let script = script(machine, mode, first);
+        let outcome = lab.run(&script, name)?;
+        if let (Some((step, why)), Some(program)) =
+            (outcome.failure(), script.programs.get(outcome.verdicts.len().max(1) - 1))
+        {
+            let tail: Vec<_> = outcome.tail.iter().map(String::as_str).collect();
+            return Ok(Some(format!(
+                "program {:#x} {mode}{} on {}: {why}\n{}",
+                program.seed,
+                super::at(program, step),
+                script.machine,
+                tail.join("\n")
+            )));
+        }
+    }
+    Ok(None)
+}
+
+fn script(machine: MachineSpec, mode: Mode, first: u64) -> Script {
+    let shape = machine.shape();
+    let seeds = first..first + PROGRAMS as u64;
+    let programs = seeds.map(|seed| Program::generate(seed, mode, &shape)).collect();
+    Script { machine, programs }
+}
+
+/// Two boots of the same programs in replay mode are the same run: every step ends at the same
+/// instruction with the same outcome.
+fn repeats<R: Runner>(lab: &Lab<R>) -> Result<()> {
+    let machine = "--vls 32,256,64,128".parse::<MachineSpec>()?;
+    let script = script(machine, Mode::Replay, SEED);
+    let digests = |name: &str| -> Result<Vec<u64>> {
+        let outcome = lab.run(&script, name)?;
+        let digest = |verdict: &Verdict| match verdict {
+            Verdict::Passed { digest } => Ok(*digest),
+            Verdict::Failed { why, .. } => bail!("{why}"),
+        };
+        outcome.verdicts.iter().map(digest).collect()
+    };
+    let (first, second) = (digests("fuzz-first")?, digests("fuzz-second")?);
+    if first != second {
+        bail!("two runs of the same programs differ:\n{first:x?}\n{second:x?}");
+    }
+    Ok(())
+}
+
+/// The whole of a test binary's `main`.
+pub fn main() -> ExitCode {
+    process::end_with_parent();
+    let arguments = Arguments::from_args();
+    let trials = match Settings::from_environment() {
+        Ok(Some(settings)) => trials(settings),
+        Ok(None) => {
+            println!("fuzzing needs a machine: run `cargo xtask test`");
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error),
+    };
+    match trials {
+        Ok(trials) => libtest_mimic::run(&arguments, trials).exit_code(),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn trials(settings: Settings) -> Result<Vec<Trial>> {
+    let qemu = Qemu::find(Some(&settings.qemu))?.context("no QEMU")?;
+    let lab = Arc::new(lab(qemu, settings.tests, settings.firmware)?);
+    let failed = |error: anyhow::Error| Failed::from(format!("{error:#}"));
+    let run = |mode: Mode, boots: u64| {
+        let lab = Arc::clone(&lab);
+        Trial::test(format!("fuzz::{mode}"), move || {
+            match sample(&lab, mode, SEED, boots, &format!("fuzz-{mode}")).map_err(failed)? {
+                None => Ok(()),
+                Some(why) => Err(Failed::from(why)),
+            }
+        })
+    };
+    let repeat = {
+        let lab = Arc::clone(&lab);
+        Trial::test("fuzz::a_replay_repeats_exactly", move || repeats(&lab).map_err(failed))
+    };
+    Ok(vec![run(Mode::Replay, 30), run(Mode::Storm, 30), repeat])
+}

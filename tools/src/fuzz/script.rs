@@ -1,0 +1,252 @@
+//! Scripts: a machine, and programs for it. What the fuzzer writes when a program fails, and what it
+//! reads to run it again.
+
+use std::fmt;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Parser, ValueEnum};
+use fastrand::Rng;
+use umbra_fuzz::generate::{Generator, Shape, random_vls};
+use umbra_fuzz::program::{CPUS, Line, Mode, STEPS, Step};
+
+use crate::firmware::{Setup, SuspendFormat};
+
+/// A machine to fuzz on.
+#[derive(Clone, Debug, PartialEq, Eq, Parser)]
+#[command(no_binary_name = true)]
+pub struct MachineSpec {
+    /// QEMU's `-cpu`.
+    #[arg(long, default_value = "max")]
+    pub cpu: String,
+    /// Number of CPUs.
+    #[arg(long, default_value_t = 4)]
+    pub smp: u32,
+    /// Largest vector length of each CPU, bytes; none: no EL3 firmware, unless a CPU is late.
+    #[arg(long, value_delimiter = ',')]
+    pub vls: Vec<u16>,
+    /// CPUs that come late.
+    #[arg(long, value_delimiter = ',')]
+    pub late: Vec<u32>,
+    /// Layout of the firmware's power_state.
+    #[arg(long, value_enum, default_value_t)]
+    pub suspend: SuspendFormat,
+}
+
+impl FromStr for MachineSpec {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let spec = Self::try_parse_from(text.split_whitespace())?;
+        ensure!(
+            (1..=CPUS as u32).contains(&spec.smp),
+            "a program runs on 1 to {CPUS} CPUs, not {}",
+            spec.smp
+        );
+        Ok(spec)
+    }
+}
+
+impl fmt::Display for MachineSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "--cpu {} --smp {}", self.cpu, self.smp)?;
+        let list = |numbers: Vec<String>| numbers.join(",");
+        if !self.vls.is_empty() {
+            write!(f, " --vls {}", list(self.vls.iter().map(u16::to_string).collect()))?;
+        }
+        if !self.late.is_empty() {
+            write!(f, " --late {}", list(self.late.iter().map(u32::to_string).collect()))?;
+        }
+        if self.suspend != SuspendFormat::default()
+            && let Some(value) = self.suspend.to_possible_value()
+        {
+            write!(f, " --suspend {}", value.get_name())?;
+        }
+        Ok(())
+    }
+}
+
+impl MachineSpec {
+    /// A machine by chance. Most have the EL3 firmware, which makes their CPUs differ.
+    pub fn random(rng: &mut Rng, smp: u32) -> Self {
+        let plain = |cpu: &str| Self {
+            cpu: cpu.to_owned(),
+            smp,
+            vls: Vec::new(),
+            late: Vec::new(),
+            suspend: SuspendFormat::Original,
+        };
+        match rng.u8(..12) {
+            0 => plain("max,sve=off,sme=off"),
+            1 => plain("a64fx"),
+            2 => plain("max"),
+            _ => {
+                let vls = random_vls(rng, smp as usize).to_vec();
+                let late = if smp > 1 && rng.u8(..4) == 0 { vec![rng.u32(1..smp)] } else { vec![] };
+                let suspend =
+                    if rng.bool() { SuspendFormat::Original } else { SuspendFormat::Extended };
+                Self { vls, late, suspend, ..plain("max") }
+            }
+        }
+    }
+
+    /// Whether it has the EL3 firmware.
+    pub fn has_firmware(&self) -> bool {
+        !self.vls.is_empty() || !self.late.is_empty()
+    }
+
+    /// What the firmware is to make of it, if it has one.
+    pub fn firmware(&self) -> Result<Option<Setup>> {
+        if !self.has_firmware() {
+            return Ok(None);
+        }
+        Setup::new(&self.vls, &self.late, self.suspend, self.smp).map(Some)
+    }
+
+    /// What a program for it may count on.
+    pub fn shape(&self) -> Shape {
+        let each = || vec![self.largest_vl(); self.smp as usize];
+        let vls = if self.vls.is_empty() { each() } else { self.vls.clone() };
+        Shape::new(&vls, self.has_firmware())
+    }
+
+    /// The largest VL of QEMU's CPU, bytes, as far as its name says it. A wrong guess makes programs
+    /// ask for what they don't get, which is no failure.
+    fn largest_vl(&self) -> u16 {
+        let mut words = self.cpu.split(',');
+        let model = words.next().unwrap_or_default();
+        if words.clone().any(|word| word == "sve=off") {
+            return 0;
+        }
+        let limit = words.find_map(|word| word.strip_prefix("sve-max-vq=")?.parse::<u16>().ok());
+        match (model, limit) {
+            ("max", Some(vq @ 1..=16)) => 16 * vq,
+            ("max", _) => 256,
+            ("a64fx", _) => 64,
+            ("neoverse-v1", _) => 32,
+            _ => 0,
+        }
+    }
+}
+
+/// A program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// What it was made from.
+    pub seed: u64,
+    /// Its order.
+    pub mode: Mode,
+    /// Its steps.
+    pub steps: Vec<Step>,
+}
+
+impl Program {
+    /// The program of a seed.
+    pub fn generate(seed: u64, mode: Mode, shape: &Shape) -> Self {
+        Self { seed, mode, steps: Generator::new(seed, mode, shape).collect() }
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "program {:#x} {}", self.seed, self.mode)?;
+        self.steps.iter().try_for_each(|step| writeln!(f, "{step}"))
+    }
+}
+
+/// A machine and programs for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Script {
+    /// The machine.
+    pub machine: MachineSpec,
+    /// The programs.
+    pub programs: Vec<Program>,
+}
+
+impl fmt::Display for Script {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "machine {}", self.machine)?;
+        self.programs.iter().try_for_each(|program| write!(f, "{program}"))
+    }
+}
+
+impl FromStr for Script {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let mut machine = None;
+        let mut programs: Vec<Program> = Vec::new();
+        for (n, line) in text.lines().enumerate() {
+            let place = || format!("line {}: {line:?}", n + 1);
+            match Line::parse(line).map_err(anyhow::Error::new).with_context(place)? {
+                Line::Blank => {}
+                Line::Machine(words) => {
+                    machine = Some(words.parse::<MachineSpec>().with_context(place)?);
+                }
+                Line::Program { seed, mode } => {
+                    programs.push(Program { seed, mode, steps: Vec::new() });
+                }
+                Line::Step(step) => {
+                    let Some(program) = programs.last_mut() else {
+                        bail!("{}: a step before any `program SEED MODE`", place());
+                    };
+                    program.steps.push(step);
+                    ensure!(program.steps.len() <= STEPS, "{}: more than {STEPS} steps", place());
+                }
+            }
+        }
+        let machine = machine.context("no line `machine ...`")?;
+        ensure!(!programs.is_empty(), "no line `program SEED MODE`");
+        for program in &programs {
+            let outside = program.steps.iter().find(|step| u32::from(step.cpu) >= machine.smp);
+            if let Some(step) = outside {
+                bail!("step `{step}`: the machine has {} CPUs", machine.smp);
+            }
+        }
+        machine.firmware()?;
+        Ok(Self { machine, programs })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_are_read_as_written() {
+        let mut rng = Rng::with_seed(5);
+        for seed in 0..40 {
+            let machine = MachineSpec::random(&mut rng, 4);
+            let mode = if seed % 2 == 0 { Mode::Replay } else { Mode::Storm };
+            let programs = vec![
+                Program::generate(seed, mode, &machine.shape()),
+                Program::generate(seed + 1000, mode, &machine.shape()),
+            ];
+            let script = Script { machine, programs };
+            assert_eq!(script.to_string().parse::<Script>().unwrap(), script);
+        }
+    }
+
+    #[test]
+    fn what_is_no_script_is_refused_with_its_line() {
+        let fails = |text: &str| format!("{:#}", text.parse::<Script>().unwrap_err());
+        assert!(fails("program 0x1 storm\n0 check\n").contains("machine"));
+        assert!(fails("machine --smp 2\n0 check\n").contains("line 2"));
+        assert!(fails("machine --smp 2\nprogram 0x1 storm\n2 check\n").contains("2 CPUs"));
+        assert!(fails("machine --smp 2\nprogram 0x1 storm\n1 chek\n").contains("line 3"));
+        assert!(fails("machine --smp 2 --vls 48,16\nprogram 0x1 storm\n").contains("allowed are"));
+        assert!(fails("machine --smp 9\nprogram 0x1 storm\n").contains("1 to 8"));
+        assert!(fails("machine --speed 9\nprogram 0x1 storm\n").contains("--speed"));
+    }
+
+    #[test]
+    fn the_largest_vector_length_is_in_the_cpus_name() {
+        let largest =
+            |cpu: &str| format!("--cpu {cpu}").parse::<MachineSpec>().unwrap().largest_vl();
+        assert_eq!(largest("max"), 256);
+        assert_eq!(largest("max,sve-max-vq=2"), 32);
+        assert_eq!(largest("max,sve=off,sme=off"), 0);
+        assert_eq!(largest("a64fx"), 64);
+        assert_eq!(largest("cortex-a57"), 0);
+    }
+}
