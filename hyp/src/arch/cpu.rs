@@ -46,6 +46,9 @@ pub struct Cpu {
     pub has_image: bool,
     /// The vCPU loaded here.
     pub loaded: Option<Loaded>,
+    /// The host's CNTV_CTL_EL0 and CNTV_CVAL_EL0 while its CPU is suspended: where the device tree calls
+    /// the timer always-on, the host counts on them behind a power-down, whatever firmware leaves.
+    pub suspended_timer: Option<[u64; 2]>,
     /// What others may look at.
     pub shared: &'static Shared,
 }
@@ -151,6 +154,7 @@ impl Cpu {
             host_vttbr: 0,
             has_image: false,
             loaded: None,
+            suspended_timer: None,
             shared: &SHARED[index],
         }
     }
@@ -242,8 +246,10 @@ impl Cpu {
         }
         self.loaded = None;
         super::world::switch_el1(&self.world, &mut self.host, &El1Context::reset());
+        let [ctl, cval] = self.suspended_timer.take().unwrap_or_default();
         write_cntv_ctl_el0(0);
-        write_cntv_cval_el0(0);
+        write_cntv_cval_el0(cval);
+        write_cntv_ctl_el0(ctl);
         self.host_vttbr = machine().host_vttbr;
         write_vttbr_el2(self.host_vttbr);
         // SAFETY: stage 2 of the host is complete; VTCR_EL2 matches its root level.

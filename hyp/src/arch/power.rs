@@ -2,6 +2,7 @@
 
 use super::boot::{boot_params_address, secondary_entry_address};
 use super::cpu::{Cpu, SHARED, machine, send_event};
+use super::sysreg::{read_cntv_ctl_el0, read_cntv_cval_el0};
 use super::trap::HostFrame;
 use super::vm;
 use crate::psci::{
@@ -135,12 +136,14 @@ fn cpu_suspend(cpu: &mut Cpu, state: u32, entry: HostEntry) -> i64 {
     // Whatever firmware makes of the state: if it comes back through an entry, that is hyp's, never the
     // host's, and 64 bits wide even if the host called with 32.
     cpu.shared.power.suspend(entry);
+    cpu.suspended_timer = Some([read_cntv_ctl_el0(), read_cntv_cval_el0()]);
     let answer = firmware([
         u64::from(FunctionId::CpuSuspend64 as u32),
         u64::from(state),
         secondary_entry_address(),
         boot_params_address(cpu.index),
     ]);
+    cpu.suspended_timer = None;
     cpu.shared.power.set(Power::On);
     answer
 }

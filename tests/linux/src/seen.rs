@@ -14,6 +14,10 @@ const LOG_BYTES: usize = 256 << 10;
 /// Lines of it that are shown when something went wrong.
 const SHOWN_LINES: usize = 20;
 
+/// Naps in each idle state, and how long each is.
+const SLEEPS: u32 = 5;
+const SLEEP_MICROS: u64 = 10_000;
+
 /// A row.
 fn row(what: &str, is: &str) {
     say::line(format_args!("@seen what={what} is={is}"));
@@ -127,24 +131,54 @@ pub fn check_after(start: &Start) -> Result<(), Text> {
     })
 }
 
-/// CPU_SUSPEND, where the device tree has states for it: each CPU must have used each.
+/// CPU_SUSPEND, where the device tree has states for it: each CPU sleeps in each.
 fn suspends(start: &Start) -> Result<(), Text> {
-    let mut buffer = [0; 128];
-    for cpu in 0..start.number("cpus").unwrap_or(1) {
+    let cpus = start.number("cpus").unwrap_or(1);
+    // State 0 is Linux's own WFI.
+    let states = (1..).take_while(|&state| usage(0, state).is_some()).count() as u64;
+    for cpu in 0..cpus {
+        if states != 0 && sys::set_affinity(1 << cpu).is_err() {
+            fail!("CPU {cpu} is not there any more");
+        }
         let mut counts = Text::new();
-        for state in 1.. {
-            let folder =
-                say::text(format_args!("/sys/devices/system/cpu/cpu{cpu}/cpuidle/state{state}"));
-            let Some(usage) = read_at(format_args!("{folder}/usage"), &mut buffer) else { break };
-            if usage == "0" {
-                fail!("CPU {cpu} never used idle state {state}");
+        for state in 1..=states {
+            (0..=states).try_for_each(|other| allow(cpu, other, other == state))?;
+            let before = usage(cpu, state);
+            (0..SLEEPS).for_each(|_| sys::sleep_micros(SLEEP_MICROS));
+            let after = usage(cpu, state);
+            if after <= before {
+                fail!("CPU {cpu} never slept in idle state {state}");
             }
             let comma = if counts.is_empty() { "" } else { "," };
-            counts.push_str(&say::text(format_args!("{comma}{usage}")));
+            counts.push_str(&say::text(format_args!("{comma}{}", after.unwrap_or(0))));
         }
-        if !counts.is_empty() {
+        if states != 0 {
+            (0..=states).try_for_each(|state| allow(cpu, state, true))?;
             say::line(format_args!("@seen what=suspends-of-CPU-{cpu} is={counts}"));
         }
+    }
+    Ok(())
+}
+
+/// How often a CPU was in an idle state.
+fn usage(cpu: u64, state: u64) -> Option<u64> {
+    let mut buffer = [0; 32];
+    let path = "/sys/devices/system/cpu";
+    let usage = format_args!("{path}/cpu{cpu}/cpuidle/state{state}/usage");
+    read_at(usage, &mut buffer)?.parse().ok()
+}
+
+/// Whether a CPU may go into an idle state.
+fn allow(cpu: u64, state: u64, may: bool) -> Result<(), Text> {
+    let mut path =
+        say::text(format_args!("/sys/devices/system/cpu/cpu{cpu}/cpuidle/state{state}/disable"));
+    path.push('\0');
+    let written = CStr::from_bytes_until_nul(path.as_bytes())
+        .ok()
+        .and_then(|path| File::write_only(path).ok())
+        .and_then(|file| file.write(if may { b"0" } else { b"1" }).ok());
+    if written.is_none() {
+        fail!("CPU {cpu}: idle state {state} can't be switched");
     }
     Ok(())
 }
