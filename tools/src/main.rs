@@ -115,7 +115,7 @@ struct BootArgs {
     /// Show the machine's console.
     #[arg(long, short)]
     verbose: bool,
-    /// Seconds after which the machine is killed.
+    /// Seconds after which the machine is killed; for a Linux, beyond those of --seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     timeout: u64,
     /// Boot this packed file (see `image`) instead of building the demonstration.
@@ -149,6 +149,12 @@ enum HostKind {
 }
 
 impl BootArgs {
+    fn bounds(&self) -> Bounds {
+        let working = if self.host == HostKind::Linux { self.seconds } else { 0 };
+        let total = Duration::from_secs(self.timeout.saturating_add(working));
+        Bounds { total, ..Bounds::default() }
+    }
+
     fn host(&self) -> Result<Host> {
         ensure!(
             self.kernel.is_none() || self.host == HostKind::Linux,
@@ -285,7 +291,7 @@ fn run(verb: Verb) -> Result<bool> {
             host: args.host()?,
             machine: args.machine.machine(),
             firmware: args.firmware.setup(args.machine.smp)?,
-            bounds: Bounds { total: Duration::from_secs(args.timeout), ..Bounds::default() },
+            bounds: args.bounds(),
             verbose: args.verbose,
             qemu: args.machine.qemu,
             command_line: args.machine.cmdline,

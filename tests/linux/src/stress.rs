@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32};
 
 use umbra_shared::vl::{Vq, VqSet};
 
-use crate::clock::Deadline;
+use crate::clock::{self, Deadline};
 use crate::fail;
 use crate::say::{self, Text};
 use crate::start::Start;
@@ -148,8 +148,8 @@ fn disturb(
     plugged: &mut [u64; MAX_CPUS],
 ) -> Result<(), Text> {
     let end = Deadline::in_micros(seconds * 1_000_000);
-    let mut second = Deadline::in_micros(1_000_000);
-    let mut passed = 0;
+    let begin = clock::ticks();
+    let mut told = 0;
     let mut turn = 0u64;
     while !end.is_over() || plugged[1..cpus as usize].contains(&0) {
         sys::sleep_micros(PACE_MICROS);
@@ -165,9 +165,9 @@ fn disturb(
             // The worker says more when it is waited for.
             break;
         }
-        while second.is_over() && passed < seconds {
-            passed += 1;
-            second = Deadline::in_micros(1_000_000);
+        let passed = ((clock::ticks() - begin) / clock::frequency()).min(seconds);
+        if passed > told {
+            told = passed;
             say::line(format_args!("@progress {passed} {seconds}"));
         }
         turn += 1;
