@@ -58,7 +58,15 @@ impl Kernel {
         }
         let apt = PrivateApt::new(&folder.join("apt"), &suite)?;
         let package = apt.kernel_package()?;
-        let found = apt.file_in(&package, "./boot/vmlinuz-*")?;
+        let found = match apt.kernel_in(&package)? {
+            Some(found) => found,
+            // Newer releases have the file in a package of its own.
+            None => {
+                let binary = apt.dependency(&package, "linux-binary-")?;
+                let binary = binary.with_context(|| format!("{package} has no vmlinuz"))?;
+                apt.kernel_in(&binary)?.with_context(|| format!("{binary} has no vmlinuz"))?
+            }
+        };
         image::write_whole(&image, &unpack(found).context(package.clone())?)?;
         image::write_whole(&name, package.as_bytes())?;
         Ok(Self { image, name: package })
@@ -138,17 +146,21 @@ impl PrivateApt {
         eprintln!("fetching Debian's arm64 kernel into {}", self.folder.display());
         // A source that fails need not be the one that matters.
         let updated = self.get(&["update"]);
-        let depends = self.command("apt-cache").args(["depends", META_PACKAGE]).output()?;
-        let text = String::from_utf8_lossy(&depends.stdout);
-        match (parse_dependency(&text), updated) {
+        match (self.dependency(META_PACKAGE, "linux-image-")?, updated) {
             (Some(package), _) => Ok(package),
             (None, Err(error)) => Err(error),
             (None, Ok(())) => bail!("the package lists have no {META_PACKAGE}"),
         }
     }
 
-    /// The content of the one file in a package that matches `pattern`.
-    fn file_in(&self, package: &str, pattern: &str) -> Result<Vec<u8>> {
+    /// The dependency of a package whose name begins so.
+    fn dependency(&self, package: &str, prefix: &str) -> Result<Option<String>> {
+        let depends = self.command("apt-cache").args(["depends", package]).output()?;
+        Ok(parse_dependency(&String::from_utf8_lossy(&depends.stdout), prefix))
+    }
+
+    /// The vmlinuz of a package, if it has one.
+    fn kernel_in(&self, package: &str) -> Result<Option<Vec<u8>>> {
         self.get(&["download", package])?;
         let deb = fs::read_dir(&self.folder)?
             .filter_map(|entry| Some(entry.ok()?.path()))
@@ -161,14 +173,17 @@ impl PrivateApt {
             .stdout(Stdio::piped())
             .spawn()?;
         let content = archive.stdout.take().context("dpkg-deb has no output")?;
-        let mut tar = Command::new("tar");
-        tar.args(["-xO", "--wildcards", pattern]).stdin(content).stderr(Stdio::inherit());
-        let output = tar.output();
-        archive.wait()?;
+        // A pattern that matches nothing is an error to tar, and no file to us.
+        let output = Command::new("tar")
+            .args(["-xO", "--wildcards", "*/vmlinuz*"])
+            .stdin(content)
+            .stderr(Stdio::null())
+            .output();
+        let unpacked = archive.wait()?;
         let output = output?;
         fs::remove_file(&deb)?;
-        ensure!(output.status.success(), "{}: no {pattern}", deb.display());
-        Ok(output.stdout)
+        ensure!(unpacked.success(), "{} can't be unpacked", deb.display());
+        Ok((!output.stdout.is_empty()).then_some(output.stdout))
     }
 }
 
@@ -195,11 +210,11 @@ fn sources(configured: &str, suite: &str) -> String {
         .collect()
 }
 
-/// The kernel's package among what `apt-cache depends` lists.
-fn parse_dependency(text: &str) -> Option<String> {
+/// The package with this prefix among what `apt-cache depends` lists.
+fn parse_dependency(text: &str, prefix: &str) -> Option<String> {
     text.lines()
         .filter_map(|line| line.trim().strip_prefix("Depends: "))
-        .find(|package| package.starts_with("linux-image-"))
+        .find(|package| package.starts_with(prefix))
         .map(str::to_owned)
 }
 
@@ -316,8 +331,10 @@ mod tests {
 
     #[test]
     fn the_kernels_package_is_found() {
-        let text = "linux-image-arm64\n  Depends: linux-image-6.1.0-9-arm64\n";
-        assert_eq!(parse_dependency(text), Some("linux-image-6.1.0-9-arm64".to_owned()));
-        assert_eq!(parse_dependency("linux-image-arm64\n"), None);
+        let text = "linux-image-arm64\n  Depends: linux-base-arm64\n  \
+            Depends: linux-image-6.1.0-9-arm64\n";
+        let found = parse_dependency(text, "linux-image-");
+        assert_eq!(found, Some("linux-image-6.1.0-9-arm64".to_owned()));
+        assert_eq!(parse_dependency("linux-image-arm64\n", "linux-image-"), None);
     }
 }
