@@ -128,7 +128,13 @@ pub trait Hypervisor {
         self.call(&call).map(drop)
     }
 
-    /// Begins a VM's teardown.
+    /// Takes a page of a normal VM back; returns which.
+    fn vm_unmap(&self, vm: VmHandle, ipa: u64) -> Result<u64, Error> {
+        self.call(&Call::VmUnmap { vm, ipa: UntrustedIpa(ipa) }).map(|r| r[0])
+    }
+
+    /// Begins a VM's teardown. BUSY while one of its vCPUs is loaded: from then on none is loaded any
+    /// more, and it is to be called again when all are put.
     fn vm_destroy(&self, vm: VmHandle) -> Result<(), Error> {
         self.call(&Call::VmDestroy { vm }).map(drop)
     }

@@ -95,6 +95,11 @@ pub trait ExitHandler {
     fn sgi(&mut self, _value: u64) -> ControlFlow<Self::Stop> {
         ControlFlow::Continue(())
     }
+    /// The guest has given its memory at `address` back: `page` is the host's again. Whoever keeps the
+    /// VM tells it so ([`Vm::returned`](crate::vm::Vm::returned)).
+    fn relinquished(&mut self, _address: u64, _page: u64) -> ControlFlow<Self::Stop> {
+        ControlFlow::Continue(())
+    }
     /// The guest can't continue.
     fn broken(&mut self, esr: u64) -> Self::Stop;
 }
@@ -333,6 +338,7 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
             }
             Some(Reason::Fault) => handler.fault(a)?,
             Some(Reason::Sgi) => handler.sgi(a)?,
+            Some(Reason::Relinquished) => handler.relinquished(a, b)?,
             // A reason this version doesn't know can't be continued either.
             Some(Reason::Broken) | None => return ControlFlow::Break(handler.broken(a)),
         }

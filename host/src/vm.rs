@@ -54,6 +54,9 @@ pub enum BuildError {
     /// Hyp refused.
     #[error("hyp refused: {0}")]
     Hyp(#[from] HypError),
+    /// The page is none that the VM has.
+    #[error("the VM does not have that page")]
+    NotOut,
     /// Not all vCPUs of the VM were handed in to be destroyed.
     #[error("vCPUs of the VM are still about")]
     VcpusLeft,
@@ -236,6 +239,47 @@ impl<const RANGES: usize> Vm<RANGES> {
         }
     }
 
+    /// Takes the page at guest-physical address `ipa` back from a normal guest, to the supplier.
+    pub fn unmap<H: Hypervisor, S: PageSupplier>(
+        &mut self,
+        hyp: &H,
+        supplier: &mut S,
+        ipa: u64,
+    ) -> Result<(), BuildError> {
+        // A page from the middle of a range makes two of it: room for that is made sure of first.
+        if self.out.is_full() {
+            return Err(BuildError::NoRoom);
+        }
+        let page = hyp.vm_unmap(self.handle, ipa)?;
+        self.returned(supplier, page)
+    }
+
+    /// The guest has given a page back ([`Reason::Relinquished`](umbra_shared::exit::Reason)): it goes
+    /// to the supplier. [`BuildError::NoRoom`]: not yet, because the books have no line left for the rest
+    /// of the range that it was in; it goes there when the VM is destroyed.
+    pub fn returned<S: PageSupplier>(
+        &mut self,
+        supplier: &mut S,
+        page: u64,
+    ) -> Result<(), BuildError> {
+        let holds = |range: &Out| (range.first..range.first + range.count * PAGE).contains(&page);
+        let Some(at) = self.out.iter().position(holds) else { return Err(BuildError::NotOut) };
+        let Out { first, count } = self.out[at];
+        let before = (page - first) / PAGE;
+        let after = count - before - 1;
+        if before != 0 && after != 0 && self.out.is_full() {
+            return Err(BuildError::NoRoom);
+        }
+        self.out.remove(at);
+        for rest in [Out { first: page + PAGE, count: after }, Out { first, count: before }] {
+            if rest.count != 0 {
+                self.out.insert(at, rest);
+            }
+        }
+        supplier.free(page, 1);
+        Ok(())
+    }
+
     /// Creates a vCPU.
     pub fn create_vcpu<H: Hypervisor, S: PageSupplier>(
         &mut self,
@@ -320,7 +364,11 @@ impl<const RANGES: usize> Vm<RANGES> {
         }
         while let Some(last) = self.out.last_mut() {
             let page = last.first + (last.count - 1) * PAGE;
-            hyp.vm_reclaim(self.handle, page)?;
+            match hyp.vm_reclaim(self.handle, page) {
+                // NOT_OWNED: the guest gave it back when the books had no room to say so.
+                Ok(_) | Err(HypError::NotOwned) => {}
+                Err(error) => return Err(error.into()),
+            }
             self.strike_last(1);
             supplier.free(page, 1);
         }

@@ -31,6 +31,7 @@ pub mod platform;
 pub mod psci;
 pub mod stats;
 pub mod syndrome;
+pub mod vms;
 
 #[cfg(target_os = "none")]
 pub mod arch;

@@ -184,11 +184,14 @@ functions! {
     VmTopup = 0x21;
     /// x1 VM, x2 page, x3 guest-physical address: put a page of memory, with its content, in place.
     VmMap = 0x22;
-    /// x1 VM: begin teardown. BUSY while one of its vCPUs is loaded.
+    /// x1 VM: begin teardown. BUSY while one of its vCPUs is loaded: from then on no other is, nothing
+    /// is added to the VM, and it is to be called again when all are put.
     VmDestroy = 0x23;
     /// x1 VM, x2 page: get one page of a dying VM back, wiped → x1 pages still out. At zero the
     /// handle is gone.
     VmReclaim = 0x24;
+    /// x1 VM, x2 guest-physical address: take a page of a normal VM back → x1 the page.
+    VmUnmap = 0x25;
     /// x1 VM, x2 first page, x3 number of pages, x4 flag-shadow page, x5 VL in bytes or 0, x6 entry,
     /// x7 argument → x1 index.
     VcpuCreate = 0x30;
@@ -341,6 +344,13 @@ pub enum Call {
         /// where the guest finds it
         ipa: UntrustedIpa,
     },
+    /// [`Function::VmUnmap`]
+    VmUnmap {
+        /// the VM
+        vm: VmHandle,
+        /// where the guest has it
+        ipa: UntrustedIpa,
+    },
     /// [`Function::VmDestroy`]
     VmDestroy {
         /// the VM
@@ -391,6 +401,7 @@ impl Call {
                 (Function::VmTopup, [vm.0, pages.start.0, pages.count, 0, 0, 0, 0])
             }
             Self::VmMap { vm, page, ipa } => (Function::VmMap, [vm.0, page.0, ipa.0, 0, 0, 0, 0]),
+            Self::VmUnmap { vm, ipa } => (Function::VmUnmap, [vm.0, ipa.0, 0, 0, 0, 0, 0]),
             Self::VmDestroy { vm } => (Function::VmDestroy, [vm.0, 0, 0, 0, 0, 0, 0]),
             Self::VmReclaim { vm, page } => (Function::VmReclaim, [vm.0, page.0, 0, 0, 0, 0, 0]),
             Self::VcpuCreate(c) => (
@@ -438,6 +449,7 @@ impl Call {
             Function::VmMap => {
                 Self::VmMap { vm: VmHandle(a[0]), page: UntrustedPa(a[1]), ipa: UntrustedIpa(a[2]) }
             }
+            Function::VmUnmap => Self::VmUnmap { vm: VmHandle(a[0]), ipa: UntrustedIpa(a[1]) },
             Function::VmDestroy => Self::VmDestroy { vm: VmHandle(a[0]) },
             Function::VmReclaim => Self::VmReclaim { vm: VmHandle(a[0]), page: UntrustedPa(a[1]) },
             Function::VcpuCreate => Self::VcpuCreate(VcpuConfig {

@@ -76,6 +76,8 @@ errors! {
     SvcrLive = -36, "streaming mode or ZA active";
     /// No such CPU, or it is not online at hyp.
     BadCpu = -37, "no such CPU";
+    /// Nothing is mapped at the guest address.
+    NotMapped = -38, "nothing is mapped at the guest address";
 }
 
 impl Error {

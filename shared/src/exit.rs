@@ -15,6 +15,7 @@
 //! | `Wfi` | - | the guest waits for an interrupt |
 //! | `Fault` | guest-physical address | nothing is mapped there and the access can't be emulated (a fetch, a pair, a cache operation); map it and run again |
 //! | `Sgi` | value written to ICC_SGI1R_EL1 | |
+//! | `Relinquished` | guest-physical address | x3: the page, which is the host's again |
 //! | `Broken` | ESR_EL2 | the guest did what hyp can't continue from; every further run answers the same |
 
 use bitflags::bitflags;
@@ -84,6 +85,8 @@ reasons! {
     Sgi = 5;
     /// The guest can't continue.
     Broken = 6;
+    /// The guest has given a page back ([`crate::guest`]); its call has been answered.
+    Relinquished = 7;
 }
 
 /// x1 after VCPU_RUN.

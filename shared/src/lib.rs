@@ -15,6 +15,7 @@ pub mod error;
 pub mod exit;
 pub mod firmware;
 pub mod flags;
+pub mod guest;
 pub mod package;
 pub mod sve;
 pub mod vl;

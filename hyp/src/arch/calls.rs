@@ -79,6 +79,7 @@ fn perform(cpu: &mut Cpu, call: Call) -> Result<Results, Error> {
         Call::VmCreate { pages, config } => vm::create(pages, config).map(|vm| one(vm.0)),
         Call::VmTopup { vm, pages } => vm::topup(vm, pages).map(|()| NOTHING),
         Call::VmMap { vm, page, ipa } => vm::map(vm, page, ipa).map(|()| NOTHING),
+        Call::VmUnmap { vm, ipa } => vm::unmap(vm, ipa).map(one),
         Call::VmDestroy { vm } => vm::destroy(vm).map(|()| NOTHING),
         Call::VmReclaim { vm, page } => vm::reclaim(vm, page).map(one),
         Call::VcpuCreate(config) => create_vcpu(&config),

@@ -1,11 +1,17 @@
 //! What a guest traps on: answered here, or handed to the host.
 
+use super::cpu::machine;
 use super::sysreg::*;
-use super::vm::{Open, Vcpu};
+use super::tables::with_vttbr;
+use super::vm::{self, Open, Vcpu};
 use crate::cpufeatures::IdRegisters;
 use crate::idregs::{self, IdRegister};
+use crate::memory::pages::VmId;
 use crate::syndrome::{self, Abort, SysReg, ec, pstate};
+use umbra_shared::call::UntrustedIpa;
+use umbra_shared::error::SUCCESS;
 use umbra_shared::exit::{ExitInfo, Reason};
+use umbra_shared::guest::GuestFunction;
 
 /// An exit to the host: the reason and what goes with it into x2 and up.
 #[derive(Clone, Copy, Debug)]
@@ -23,15 +29,11 @@ impl Exit {
     }
 }
 
-/// Handles a synchronous exception other than FP, with the guest's EL1 still in the registers.
-/// `None`: go on.
-pub fn synchronous(vcpu: &mut Vcpu, id: &IdRegisters, esr: u64) -> Option<Exit> {
+/// Handles a synchronous exception other than FP, with the guest's EL1 still in the registers. `vm` is
+/// its VM's number. `None`: go on.
+pub fn synchronous(vcpu: &mut Vcpu, vm: VmId, id: &IdRegisters, esr: u64) -> Option<Exit> {
     match syndrome::class(esr) {
-        ec::HVC64 => {
-            let x = &vcpu.regs.x;
-            vcpu.open = Open::Hvc;
-            Some(Exit::new(Reason::Hvc, [x[0], x[1], x[2], x[3], x[4], x[5]]))
-        }
+        ec::HVC64 => memory_call(vcpu, vm),
         ec::WFX => {
             step_over(vcpu);
             Some(Exit::new(Reason::Wfi, [0; 6]))
@@ -49,6 +51,28 @@ pub fn synchronous(vcpu: &mut Vcpu, id: &IdRegisters, esr: u64) -> Option<Exit> 
             undefined(vcpu);
             None
         }
+    }
+}
+
+/// A call of the guest's about its memory; other HVCs are `run`'s. ELR_EL2 is behind it already.
+#[cold]
+fn memory_call(vcpu: &mut Vcpu, vm: VmId) -> Option<Exit> {
+    let function = GuestFunction::from_id(vcpu.regs.x[0])?;
+    let ipa = UntrustedIpa(vcpu.regs.x[1]);
+    // What the host loses, its own VMID has to lose in the TLBs.
+    let result = with_vttbr(machine().host_vttbr, || match function {
+        GuestFunction::MemShare => vm::guest_share(vm, ipa).map(|()| None),
+        GuestFunction::MemUnshare => vm::guest_unshare(vm, ipa).map(|()| None),
+        GuestFunction::MemRelinquish => vm::guest_relinquish(vm, ipa).map(Some),
+    });
+    let code = match result {
+        Ok(_) => SUCCESS,
+        Err(error) => error.code(),
+    };
+    vcpu.regs.x[0] = code as u64;
+    match result {
+        Ok(Some(pa)) => Some(Exit::new(Reason::Relinquished, [ipa.0, pa, 0, 0, 0, 0])),
+        _ => None,
     }
 }
 

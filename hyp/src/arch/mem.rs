@@ -10,8 +10,9 @@ use super::frames::linear;
 use super::layout::LINEAR_BASE;
 use super::tables::{HypTables, Stage2, Use};
 use crate::arch::sysreg::sys;
-use crate::memory::handover::{self, Hands, Ready};
-use crate::memory::pages::{Page, PageRange, Pages, VmId};
+use crate::memory::handover::Hands;
+use crate::memory::pages::{Page, Pages};
+use crate::vms;
 use core::arch::asm;
 use spin::Once;
 use umbra_shared::PAGE_SIZE;
@@ -63,40 +64,6 @@ pub enum HostFault {
 }
 
 impl Memory {
-    /// Donated pages become hyp's for a VM: gone from the host, mapped for hyp, zeroed.
-    ///
-    /// # Errors
-    ///
-    /// As [`Pages::donate_to_vm`].
-    pub fn donate_to_vm(&mut self, range: PageRange, vm: VmId) -> Result<(), Error> {
-        self.pages.donate_to_vm(range, vm)?;
-        for page in range.pages() {
-            handover::donate(self, page);
-        }
-        Ok(())
-    }
-
-    /// A page is the VM's guest's from now on, and ready to be mapped for it.
-    ///
-    /// # Errors
-    ///
-    /// As [`Pages::give_to_guest`].
-    pub fn give_to_guest(&mut self, page: Page, vm: VmId, protected: bool) -> Result<Ready, Error> {
-        self.pages.give_to_guest(page, vm, protected)?;
-        Ok(handover::prepare_for_guest(self, page, protected))
-    }
-
-    /// The host gets a page of a dying VM back, without what a protected guest or hyp left in it.
-    ///
-    /// # Errors
-    ///
-    /// As [`Pages::reclaim`].
-    pub fn reclaim(&mut self, page: Page, vm: VmId) -> Result<(), Error> {
-        let was = self.pages.reclaim(page, vm)?;
-        handover::reclaim(self, page, was);
-        Ok(())
-    }
-
     /// Shares a host page as a flag-shadow page and maps it for hyp.
     ///
     /// # Errors
@@ -117,18 +84,6 @@ impl Memory {
         self.pages.unshare_flag_page(page)?;
         self.hyp.unmap(linear(page.pa()), PAGE_SIZE);
         Ok(())
-    }
-
-    /// Pins a flag-shadow page for a vCPU.
-    ///
-    /// # Errors
-    ///
-    /// As [`Pages::pin_flag_page`].
-    pub fn pin_flag_page(&mut self, page: Page) -> Result<&'static FlagShadowPage, Error> {
-        self.pages.pin_flag_page(page)?;
-        // SAFETY: the page is shared, hence mapped, and stays so while it is pinned. All of it is
-        // atomics, valid for any content, so the host may write it meanwhile.
-        Ok(unsafe { &*(linear(page.pa()) as *const FlagShadowPage) })
     }
 
     /// The first host page at or above `from` that hyp has mapped, read from hyp's own tables, in a
@@ -166,6 +121,19 @@ impl Memory {
             Err(_) => HostFault::Abort,
         }
     }
+}
+
+impl vms::Memory for Memory {
+    fn pages(&mut self) -> &mut Pages<'static> {
+        &mut self.pages
+    }
+}
+
+/// The flag-shadow page that a vCPU has pinned.
+pub fn flag_page(page: Page) -> &'static FlagShadowPage {
+    // SAFETY: the page is shared, hence mapped, and stays so while it is pinned. All of it is atomics,
+    // valid for any content, so the host may write it meanwhile.
+    unsafe { &*(linear(page.pa()) as *const FlagShadowPage) }
 }
 
 impl Hands for Memory {

@@ -12,6 +12,7 @@ use crate::syndrome::{self, ec, pstate};
 use umbra_shared::call::Counter;
 use umbra_shared::error::Error;
 use umbra_shared::exit::{ExitInfo, Reason, RunFlags};
+use umbra_shared::guest::GuestFunction;
 
 /// How the guest left (switch.S).
 const LEFT_SYNCHRONOUS: u64 = 0;
@@ -27,7 +28,9 @@ pub fn run(cpu: &mut Cpu, frame: &mut HostFrame) {
 
 fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame) -> Result<(), Error> {
     let stats = &cpu.shared.stats;
-    let vcpu = cpu.loaded.as_mut().ok_or(Error::NotLoaded)?.vcpu();
+    let loaded = cpu.loaded.as_mut().ok_or(Error::NotLoaded)?;
+    let vm = loaded.vm();
+    let vcpu = loaded.vcpu();
     let flags = RunFlags::from_bits(frame.x[1]).ok_or(Error::InvalidArgument)?;
 
     // Everything that can be refused comes before anything that changes.
@@ -90,7 +93,13 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame) -> Result<(), Error> {
             ec::FP => TrapClass::Fpsimd,
             ec::SVE => TrapClass::Sve,
             ec::SME => TrapClass::Sme,
-            _ => match guest::synchronous(vcpu, &machine().id, esr) {
+            // What most exits are.
+            ec::HVC64 if GuestFunction::from_id(vcpu.regs.x[0]).is_none() => {
+                let [x0, x1, x2, x3, x4, x5, ..] = vcpu.regs.x;
+                vcpu.open = Open::Hvc;
+                break Exit::new(Reason::Hvc, [x0, x1, x2, x3, x4, x5]);
+            }
+            _ => match guest::synchronous(vcpu, vm, &machine().id, esr) {
                 Some(exit) => break exit,
                 // However often a guest does what is answered here, the host's interrupts get through.
                 None if read_isr_el1() != 0 => break Exit::new(Reason::Irq, [0; 6]),

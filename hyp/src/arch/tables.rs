@@ -76,27 +76,32 @@ fn region(start: u64, end: u64) -> MemoryRegion {
     MemoryRegion::new(start as usize, end as usize)
 }
 
-/// Drops every translation of the VM with this VTTBR_EL2, on all CPUs.
-pub fn invalidate_vm(vttbr: u64) {
+/// Does something with this VTTBR_EL2: TLB maintenance for EL1&0 is for the VMID that is loaded.
+pub fn with_vttbr<R>(vttbr: u64, f: impl FnOnce() -> R) -> R {
     let current = read_vttbr_el2();
     write_vttbr_el2(vttbr);
     isb();
-    // SAFETY: dropping translations is always sound; VTTBR_EL2 is back before anything runs at EL1.
-    unsafe { asm!("dsb ishst", "tlbi vmalls12e1is", "dsb ish", "isb", options(nostack)) };
+    let result = f();
     write_vttbr_el2(current);
     isb();
+    result
+}
+
+/// Drops every translation of the VM with this VTTBR_EL2, on all CPUs.
+pub fn invalidate_vm(vttbr: u64) {
+    with_vttbr(vttbr, || {
+        // SAFETY: dropping translations is always sound.
+        unsafe { asm!("dsb ishst", "tlbi vmalls12e1is", "dsb ish", "isb", options(nostack)) };
+    });
 }
 
 /// Another vCPU of the same VM runs on this CPU than last time: both have the same VMID, but their
 /// own stage 1, so this CPU's stage-1 translations and instruction cache must not be shared.
 pub fn invalidate_local_vcpu(vttbr: u64) {
-    let current = read_vttbr_el2();
-    write_vttbr_el2(vttbr);
-    isb();
-    // SAFETY: as above.
-    unsafe { asm!("tlbi vmalle1", "ic iallu", "dsb nsh", "isb", options(nostack)) };
-    write_vttbr_el2(current);
-    isb();
+    with_vttbr(vttbr, || {
+        // SAFETY: dropping translations and instructions is always sound.
+        unsafe { asm!("tlbi vmalle1", "ic iallu", "dsb nsh", "isb", options(nostack)) };
+    });
 }
 
 /// VTTBR_EL2 for a VMID and a root table.
@@ -361,6 +366,12 @@ impl Stage2 {
         } else {
             self.invalidate_range(pa, pa + PAGE_SIZE as u64);
         }
+    }
+
+    /// Takes a guest's page away. The caller sees to the TLBs.
+    pub fn unmap_page(&mut self, ipa: u64) {
+        self.invalidate_range(ipa, ipa + PAGE_SIZE as u64);
+        super::sysreg::dsb_ish();
     }
 
     fn invalidate_range(&mut self, start: u64, end: u64) {

@@ -1,40 +1,30 @@
-//! VMs and vCPUs: what hyp keeps of them, and every change to that.
+//! VMs and vCPUs on this machine: what the decisions of [`crate::vms`] are put into effect with.
 //!
-//! A VM is a slot in a fixed table (its VMID is the slot's number plus one, so there are no VMIDs to
-//! run out of or to recycle under somebody's feet), guarded by a lock of its own. Everything that
-//! grows with the guest lies in pages that the host donated: stage-2 tables in the VM's pool, a vCPU's
-//! registers and FP image in the vCPU's pages. Locks are taken in this order: VM, pool, memory.
-//!
-//! A vCPU that is loaded belongs to its CPU: the slot only remembers where, and the run path takes no
+//! Each VM's slot is guarded by a lock of its own. Locks are taken in this order: VM, pool, memory. A
+//! vCPU that is loaded belongs to its CPU: the slot only remembers where, and the run path takes no
 //! lock.
 
 use super::Lock;
 use super::cpu::{Cpu, machine};
 use super::frames::{FrameList, Tables, WORST_CASE_TABLES, linear};
-use super::mem::memory;
+use super::mem::{self, flag_page};
 use super::tables::{Stage2, invalidate_local_vcpu, invalidate_vm, vttbr};
 use super::world::{El1Context, GuestRegs, PSTATE_EL1H_MASKED, Timer, VirtualGic};
 use crate::fp::hw::Image;
 use crate::fp::{CpuFp, VcpuFp};
 use crate::idregs;
-use crate::memory::pages::Page;
-use crate::platform::MAX_CPUS;
-use arrayvec::ArrayVec;
+use crate::memory::handover::Ready;
+use crate::memory::pages::{PageRange, VmId};
+use crate::vms::{self, MAX_VMS, Machine, NewVcpu};
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{
-    MAX_PAGES_PER_CALL, Policy, UntrustedIpa, UntrustedPa, UntrustedPages, VM_PAGES, VcpuConfig,
-    VcpuIndex, VmConfig, VmHandle, vcpu_pages,
+    UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
 use umbra_shared::flags::FlagShadowPage;
-use umbra_shared::vl::{Vq, VqSet};
-
-/// VMs at a time: with 8-bit VMIDs, less the host's 0, there could be 255.
-pub const MAX_VMS: usize = 64;
-/// vCPUs of a VM.
-pub const MAX_VCPUS: usize = 16;
+use umbra_shared::vl::VqSet;
 
 /// What the guest waits for the host to finish.
 ///
@@ -115,18 +105,19 @@ pub struct Vcpu {
 
 static_assertions::const_assert!(size_of::<Vcpu>() <= PAGE_SIZE);
 
-#[derive(Debug)]
-struct VcpuSlot {
-    vcpu: NonNull<Vcpu>,
-    flag_page: Page,
-    loaded_on: Option<usize>,
-}
+/// A vCPU's place in its donated pages.
+#[derive(Clone, Copy, Debug)]
+pub struct Place(NonNull<Vcpu>);
+
+// SAFETY: it leads to donated pages, which every CPU has mapped alike; who may use them is decided by
+// the slot that it is kept in.
+unsafe impl Send for Place {}
 
 /// The vCPU loaded on a CPU.
 #[derive(Debug)]
 pub struct Loaded {
-    vcpu: NonNull<Vcpu>,
-    slot: usize,
+    vcpu: Place,
+    vm: VmId,
     index: usize,
 }
 
@@ -135,115 +126,150 @@ impl Loaded {
     pub fn vcpu(&mut self) -> &mut Vcpu {
         // SAFETY: a loaded vCPU's pages stay hyp's (a VM with a loaded vCPU can't be torn down), and
         // its slot says that this CPU alone has it.
-        unsafe { self.vcpu.as_mut() }
+        unsafe { self.vcpu.0.as_mut() }
+    }
+
+    /// Its VM's number.
+    pub const fn vm(&self) -> VmId {
+        self.vm
     }
 }
 
+/// A VM's stage 2.
 #[derive(Debug)]
-enum Life {
-    Free,
-    Alive(ManuallyDrop<Stage2>),
-    Dying,
-}
-
-#[derive(Debug)]
-struct Vm {
-    life: Life,
-    /// How often the slot was used: makes old handles invalid.
-    generation: u64,
-    config: VmConfig,
-    vcpus: ArrayVec<VcpuSlot, MAX_VCPUS>,
-    /// Pages the host has not got back.
-    pages_out: u64,
+pub struct VmTables {
+    /// Dropped by nobody: its pages go back to the host one by one.
+    stage2: ManuallyDrop<Stage2>,
     vttbr: u64,
-    /// CNTVOFF_EL2: when it was created.
-    clock: u64,
-    /// Per CPU, which vCPU ran there last, plus one.
-    last_vcpu: [u8; MAX_CPUS],
 }
 
-// SAFETY: the pointers lead to donated pages, which every CPU has mapped alike.
-unsafe impl Send for Vm {}
+// SAFETY: the raw table pointers inside lead to the VM's pool, which every CPU has mapped alike.
+unsafe impl Send for VmTables {}
 
-static VMS: [Lock<Vm>; MAX_VMS] = [const {
-    Lock::new(Vm {
-        life: Life::Free,
-        generation: 0,
-        config: VmConfig { policy: Policy::Lazy, protected: false },
-        vcpus: ArrayVec::new_const(),
-        pages_out: 0,
-        vttbr: 0,
-        clock: 0,
-        last_vcpu: [0; MAX_CPUS],
-    })
-}; MAX_VMS];
+type Vm = vms::Vm<VmTables, Place>;
+
+static VMS: [Lock<Vm>; MAX_VMS] = [const { Lock::new(Vm::new()) }; MAX_VMS];
 
 /// Each VM's free stage-2 tables.
 static POOLS: [Lock<FrameList>; MAX_VMS] = [const { Lock::new(FrameList::new()) }; MAX_VMS];
 
-const SLOT_BITS: u32 = 8;
+/// This machine.
+struct Target;
 
-/// Looks a handle up.
-fn slot(handle: VmHandle) -> Result<(usize, &'static Lock<Vm>), Error> {
-    let number = (handle.0 & ((1 << SLOT_BITS) - 1)) as usize;
-    VMS.get(number).map(|vm| (number, vm)).ok_or(Error::BadVm)
-}
+impl Machine for Target {
+    type Memory = mem::Memory;
+    type Tables = VmTables;
+    type Vcpu = Place;
 
-impl Vm {
-    fn check(&self, handle: VmHandle) -> Result<(), Error> {
-        let known = handle.0 >> SLOT_BITS == self.generation && !matches!(self.life, Life::Free);
-        if known { Ok(()) } else { Err(Error::BadVm) }
+    fn memory<R>(&self, f: impl FnOnce(&mut mem::Memory) -> R) -> R {
+        f(&mut mem::memory().lock())
     }
 
-    fn stage2(&mut self) -> Result<&mut Stage2, Error> {
-        match &mut self.life {
-            Life::Alive(stage2) => Ok(stage2),
-            Life::Dying => Err(Error::Dying),
-            Life::Free => Err(Error::BadVm),
+    fn ipa_bits(&self) -> u32 {
+        machine().stage2.ipa_bits
+    }
+
+    fn guest_vqs(&self) -> VqSet {
+        machine().common
+    }
+
+    fn now(&self) -> u64 {
+        super::sysreg::read_cntpct_el0()
+    }
+
+    fn add_tables(&self, vm: VmId, pages: PageRange) {
+        let mut pool = POOLS[usize::from(vm)].lock();
+        for page in pages.pages() {
+            // SAFETY: the page has just become hyp's for this VM, is mapped, and nobody uses it.
+            unsafe { pool.push(page.pa()) };
         }
     }
+
+    fn tables_left(&self, vm: VmId) -> usize {
+        POOLS[usize::from(vm)].lock().count()
+    }
+
+    fn tables_for_one(&self) -> usize {
+        WORST_CASE_TABLES
+    }
+
+    fn new_tables(&self, vm: VmId) -> VmTables {
+        let stage2 = Stage2::new(Tables(&POOLS[usize::from(vm)]), machine().stage2);
+        VmTables { vttbr: vttbr(vm + 1, stage2.root()), stage2: ManuallyDrop::new(stage2) }
+    }
+
+    fn drop_tables(&self, vm: VmId, tables: VmTables) {
+        invalidate_vm(tables.vttbr);
+        POOLS[usize::from(vm)].lock().clear();
+    }
+
+    fn lookup(&self, tables: &VmTables, ipa: u64) -> Option<u64> {
+        tables.stage2.lookup(ipa)
+    }
+
+    fn map(&self, tables: &mut VmTables, ipa: u64, page: Ready) {
+        tables.stage2.map_page(ipa, page.pa());
+    }
+
+    fn unmap(&self, tables: &mut VmTables, ipa: u64) {
+        tables.stage2.unmap_page(ipa);
+        invalidate_vm(tables.vttbr);
+    }
+
+    fn new_vcpu(&self, tables: &VmTables, new: &NewVcpu) -> Place {
+        let base = linear(new.pages.first().pa());
+        let image =
+            NonNull::new((base + PAGE_SIZE) as *mut u8).expect("the linear map is not at 0");
+        // SAFETY: the pages behind the first are this vCPU's image, zeroed, mapped, and nobody else's.
+        let image = unsafe { Image::new(image, (new.pages.count() - 1) * PAGE_SIZE) };
+        let vcpu = Vcpu {
+            regs: GuestRegs {
+                x: {
+                    let mut x = [0; 31];
+                    x[0] = new.argument;
+                    x
+                },
+                pc: new.entry,
+                pstate: PSTATE_EL1H_MASKED,
+            },
+            el1: El1Context::reset(),
+            timer: Timer::with_offset(new.clock),
+            gic: VirtualGic::default(),
+            fp: VcpuFp::new(image, new.vq, new.policy),
+            // RES1, and the index as Aff0.
+            vmpidr: 1 << 31 | new.index as u64,
+            vttbr: tables.vttbr,
+            open: Open::Nothing,
+            id: idregs::Guest { sve: new.vq.is_some(), pa_range: machine().stage2.pa_range },
+            flags: flag_page(new.flag_page),
+        };
+        let place = NonNull::new(base as *mut Vcpu).expect("the linear map is not at 0");
+        // SAFETY: the first page is this vCPU's, mapped, zeroed, and large enough.
+        unsafe { place.write(vcpu) };
+        Place(place)
+    }
+
+    fn forget_sibling(&self, tables: &VmTables) {
+        invalidate_local_vcpu(tables.vttbr);
+    }
 }
 
-/// Takes pages over for a VM's pool.
-fn donate_tables(number: usize, pages: UntrustedPages) -> Result<(), Error> {
-    if pages.count > MAX_PAGES_PER_CALL {
-        return Err(Error::InvalidArgument);
-    }
-    let mut pool = POOLS[number].lock();
-    let mut memory = memory().lock();
-    let range = memory.pages.lookup_range(pages.start.0, pages.count)?;
-    memory.donate_to_vm(range, number as u8)?;
-    for page in range.pages() {
-        // SAFETY: the page has just become hyp's for this VM and is mapped.
-        unsafe { pool.push(page.pa()) };
-    }
-    Ok(())
+/// The slot that a handle names.
+fn slot(handle: VmHandle) -> Result<&'static Lock<Vm>, Error> {
+    vms::slot(handle).map(|number| &VMS[usize::from(number)])
 }
 
 /// VM_CREATE.
 ///
 /// # Errors
 ///
-/// TOO_FEW_PAGES, LIMIT, and what is wrong with the pages.
+/// LIMIT, and those of [`vms::Vm::create`].
 pub fn create(pages: UntrustedPages, config: VmConfig) -> Result<VmHandle, Error> {
-    if pages.count < VM_PAGES {
-        return Err(Error::TooFewPages);
-    }
     for (number, lock) in VMS.iter().enumerate() {
         let mut vm = lock.lock();
-        if !matches!(vm.life, Life::Free) {
-            continue;
+        if vm.is_free() {
+            return vm.create(&Target, number as VmId, pages, config);
         }
-        donate_tables(number, pages)?;
-        let stage2 = Stage2::new(Tables(&POOLS[number]), machine().stage2);
-        vm.vttbr = vttbr(number as u8 + 1, stage2.root());
-        vm.generation += 1;
-        vm.life = Life::Alive(ManuallyDrop::new(stage2));
-        vm.config = config;
-        vm.pages_out = pages.count;
-        vm.clock = super::sysreg::read_cntpct_el0();
-        vm.last_vcpu = [0; MAX_CPUS];
-        return Ok(VmHandle(vm.generation << SLOT_BITS | number as u64));
     }
     Err(Error::Limit)
 }
@@ -252,216 +278,75 @@ pub fn create(pages: UntrustedPages, config: VmConfig) -> Result<VmHandle, Error
 ///
 /// # Errors
 ///
-/// BAD_VM, DYING, and what is wrong with the pages.
+/// Those of [`vms::Vm::topup`].
 pub fn topup(handle: VmHandle, pages: UntrustedPages) -> Result<(), Error> {
-    let (number, lock) = slot(handle)?;
-    let mut vm = lock.lock();
-    vm.check(handle)?;
-    vm.stage2()?;
-    donate_tables(number, pages)?;
-    vm.pages_out += pages.count;
-    Ok(())
+    slot(handle)?.lock().topup(&Target, handle, pages)
 }
 
 /// VM_MAP.
 ///
 /// # Errors
 ///
-/// BAD_VM, DYING, BAD_IPA, IPA_IN_USE, NO_TABLES, and what is wrong with the page.
+/// Those of [`vms::Vm::map`].
 pub fn map(handle: VmHandle, pa: UntrustedPa, ipa: UntrustedIpa) -> Result<(), Error> {
-    let (number, lock) = slot(handle)?;
-    let mut vm = lock.lock();
-    vm.check(handle)?;
-    let protected = vm.config.protected;
-    let stage2 = vm.stage2()?;
-    if !ipa.0.is_multiple_of(PAGE_SIZE as u64) {
-        return Err(Error::Unaligned);
-    }
-    if ipa.0 >> machine().stage2.ipa_bits != 0 {
-        return Err(Error::BadIpa);
-    }
-    if stage2.lookup(ipa.0).is_some() {
-        return Err(Error::IpaInUse);
-    }
-    if POOLS[number].lock().count() < WORST_CASE_TABLES {
-        return Err(Error::NoTables);
-    }
-    let ready = {
-        let mut memory = memory().lock();
-        let page = memory.pages.lookup(pa.0)?;
-        memory.give_to_guest(page, number as u8, protected)?
-    };
-    stage2.map_page(ipa.0, ready.pa());
-    vm.pages_out += 1;
-    Ok(())
+    slot(handle)?.lock().map(&Target, handle, pa, ipa)
 }
 
-/// VM_DESTROY: from here on the VM can only be reclaimed.
+/// VM_UNMAP. Returns the page's address.
 ///
 /// # Errors
 ///
-/// BAD_VM, DYING, BUSY.
+/// Those of [`vms::Vm::unmap`].
+pub fn unmap(handle: VmHandle, ipa: UntrustedIpa) -> Result<u64, Error> {
+    slot(handle)?.lock().unmap(&Target, handle, ipa)
+}
+
+/// VM_DESTROY.
+///
+/// # Errors
+///
+/// Those of [`vms::Vm::destroy`].
 pub fn destroy(handle: VmHandle) -> Result<(), Error> {
-    let (number, lock) = slot(handle)?;
-    let mut vm = lock.lock();
-    vm.check(handle)?;
-    vm.stage2()?;
-    if vm.vcpus.iter().any(|v| v.loaded_on.is_some()) {
-        return Err(Error::Busy);
-    }
-    // Nothing of it runs and nothing of it can be loaded again: the tables are dead, and with their
-    // last translations gone no walk begins in them. Their pages go back one by one.
-    vm.life = Life::Dying;
-    invalidate_vm(vm.vttbr);
-    POOLS[number].lock().clear();
-    let mut memory = memory().lock();
-    for vcpu in vm.vcpus.drain(..) {
-        memory.pages.unpin_flag_page(vcpu.flag_page);
-    }
-    Ok(())
+    slot(handle)?.lock().destroy(&Target, handle)
 }
 
 /// VM_RECLAIM. Returns how many pages are still out.
 ///
 /// # Errors
 ///
-/// BAD_VM, NOT_DYING, NOT_OWNED, and what is wrong with the address.
+/// Those of [`vms::Vm::reclaim`].
 pub fn reclaim(handle: VmHandle, pa: UntrustedPa) -> Result<u64, Error> {
-    let (number, lock) = slot(handle)?;
-    let mut vm = lock.lock();
-    vm.check(handle)?;
-    if !matches!(vm.life, Life::Dying) {
-        return Err(Error::NotDying);
-    }
-    {
-        let mut memory = memory().lock();
-        let page = memory.pages.lookup(pa.0)?;
-        memory.reclaim(page, number as u8)?;
-    }
-    vm.pages_out -= 1;
-    if vm.pages_out == 0 {
-        vm.life = Life::Free;
-    }
-    Ok(vm.pages_out)
+    slot(handle)?.lock().reclaim(&Target, handle, pa)
 }
 
 /// VCPU_CREATE.
 ///
 /// # Errors
 ///
-/// BAD_VM, DYING, LIMIT, NO_SVE, BAD_VL, TOO_FEW_PAGES, BUSY or NOT_SHARED for the flag-shadow page,
-/// and what is wrong with the pages.
+/// Those of [`vms::Vm::create_vcpu`].
 pub fn create_vcpu(config: &VcpuConfig) -> Result<VcpuIndex, Error> {
-    let (number, lock) = slot(config.vm)?;
-    let mut vm = lock.lock();
-    vm.check(config.vm)?;
-    vm.stage2()?;
-    if vm.vcpus.is_full() {
-        return Err(Error::Limit);
-    }
-    let vq = guest_vq(config.vl_bytes)?;
-    if config.pages.count != vcpu_pages(vq) {
-        return Err(if config.pages.count < vcpu_pages(vq) {
-            Error::TooFewPages
-        } else {
-            Error::InvalidArgument
-        });
-    }
-    if !config.entry.is_multiple_of(4) {
-        return Err(Error::InvalidArgument);
-    }
-    let mut memory = memory().lock();
-    let range = memory.pages.lookup_range(config.pages.start.0, config.pages.count)?;
-    let flag_page = memory.pages.lookup(config.flag_page.0)?;
-    // All that can fail on the donated pages is asked before the flag page is pinned.
-    memory.pages.check_donation(range)?;
-    let flags = memory.pin_flag_page(flag_page)?;
-    memory.donate_to_vm(range, number as u8)?;
-    drop(memory);
-
-    let base = linear(range.first().pa());
-    let image = NonNull::new((base + PAGE_SIZE) as *mut u8).expect("the linear map is not at 0");
-    // SAFETY: the pages behind the first are this vCPU's image, zeroed, mapped, and nobody else's.
-    let image = unsafe { Image::new(image, (range.count() - 1) * PAGE_SIZE) };
-    let index = vm.vcpus.len();
-    let vcpu = Vcpu {
-        regs: GuestRegs {
-            x: {
-                let mut x = [0; 31];
-                x[0] = config.argument;
-                x
-            },
-            pc: config.entry,
-            pstate: PSTATE_EL1H_MASKED,
-        },
-        el1: El1Context::reset(),
-        timer: Timer::with_offset(vm.clock),
-        gic: VirtualGic::default(),
-        fp: VcpuFp::new(image, vq, vm.config.policy),
-        // RES1, and the index as Aff0.
-        vmpidr: 1 << 31 | index as u64,
-        vttbr: vm.vttbr,
-        open: Open::Nothing,
-        id: idregs::Guest { sve: vq.is_some(), pa_range: machine().stage2.pa_range },
-        flags,
-    };
-    let place = NonNull::new(base as *mut Vcpu).expect("the linear map is not at 0");
-    // SAFETY: the first page is this vCPU's, mapped, zeroed, and large enough.
-    unsafe { place.write(vcpu) };
-    vm.vcpus.push(VcpuSlot { vcpu: place, flag_page, loaded_on: None });
-    vm.pages_out += config.pages.count;
-    Ok(VcpuIndex(index as u64))
-}
-
-/// The clamp for a guest that asks for `vl_bytes`.
-fn guest_vq(vl_bytes: u64) -> Result<Option<Vq>, Error> {
-    if vl_bytes == 0 {
-        return Ok(None);
-    }
-    let common = machine().common;
-    if common.is_empty() {
-        return Err(Error::NoSve);
-    }
-    match Vq::from_vl(vl_bytes) {
-        Some(vq) if common.contains(vq) => Ok(Some(vq)),
-        _ => Err(Error::BadVl),
-    }
+    slot(config.vm)?.lock().create_vcpu(&Target, config)
 }
 
 /// VCPU_LOAD.
 ///
 /// # Errors
 ///
-/// BUSY (another is loaded here, or it is loaded elsewhere), BAD_VM, BAD_VCPU, DYING, VL_MISMATCH.
+/// BUSY if another is loaded here, VL_MISMATCH, and those of [`vms::Vm::load`].
 pub fn load(cpu: &mut Cpu, handle: VmHandle, index: VcpuIndex) -> Result<(), Error> {
     if cpu.loaded.is_some() {
         return Err(Error::Busy);
     }
-    let (number, lock) = slot(handle)?;
-    let mut vm = lock.lock();
-    vm.check(handle)?;
-    vm.stage2()?;
-    let index = usize::try_from(index.0).map_err(|_| Error::BadVcpu)?;
-    let vm_vttbr = vm.vttbr;
-    let vcpu = vm.vcpus.get_mut(index).ok_or(Error::BadVcpu)?;
-    if vcpu.loaded_on.is_some() {
-        return Err(Error::Busy);
-    }
-    let mut loaded = Loaded { vcpu: vcpu.vcpu, slot: number, index };
+    let number = vms::slot(handle)?;
+    let mut vm = slot(handle)?.lock();
     // Of a CPU that came late, only the lengths below which it agrees with the others count: with one
     // more in between, what a guest selects under its clamp would differ there.
     let vqs = VqSet::common([cpu.shared.vqs(), machine().common]);
-    CpuFp::check_load(&loaded.vcpu().fp, vqs)?;
-    vcpu.loaded_on = Some(cpu.index);
-    let last = &mut vm.last_vcpu[cpu.index];
-    let this = index as u8 + 1;
-    if *last != this {
-        if *last != 0 {
-            invalidate_local_vcpu(vm_vttbr);
-        }
-        *last = this;
-    }
-    cpu.loaded = Some(loaded);
+    let (&vcpu, index) = vm.load(&Target, handle, index, cpu.index, |&vcpu| {
+        // SAFETY: it is loaded nowhere, and the slot's lock is held: nobody else uses it.
+        CpuFp::check_load(unsafe { &vcpu.0.as_ref().fp }, vqs)
+    })?;
+    cpu.loaded = Some(Loaded { vcpu, vm: number, index });
     Ok(())
 }
 
@@ -475,6 +360,33 @@ pub fn put(cpu: &mut Cpu) -> Result<(), Error> {
     let vcpu = loaded.vcpu();
     let flags = cpu.fp.put(&mut cpu.hw, &mut vcpu.fp, &cpu.shared.stats);
     vcpu.flags.publish(flags);
-    VMS[loaded.slot].lock().vcpus[loaded.index].loaded_on = None;
+    VMS[usize::from(loaded.vm)].lock().put(loaded.index);
     Ok(())
+}
+
+/// MEM_SHARE by a guest of this VM.
+///
+/// # Errors
+///
+/// Those of [`vms::Vm::guest_share`].
+pub fn guest_share(vm: VmId, ipa: UntrustedIpa) -> Result<(), Error> {
+    VMS[usize::from(vm)].lock().guest_share(&Target, vm, ipa)
+}
+
+/// MEM_UNSHARE by a guest of this VM.
+///
+/// # Errors
+///
+/// Those of [`vms::Vm::guest_unshare`].
+pub fn guest_unshare(vm: VmId, ipa: UntrustedIpa) -> Result<(), Error> {
+    VMS[usize::from(vm)].lock().guest_unshare(&Target, vm, ipa)
+}
+
+/// MEM_RELINQUISH by a guest of this VM. Returns the page's address.
+///
+/// # Errors
+///
+/// Those of [`vms::Vm::guest_relinquish`].
+pub fn guest_relinquish(vm: VmId, ipa: UntrustedIpa) -> Result<u64, Error> {
+    VMS[usize::from(vm)].lock().guest_relinquish(&Target, vm, ipa)
 }

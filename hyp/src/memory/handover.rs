@@ -71,6 +71,23 @@ pub fn prepare_for_guest(hands: &mut impl Hands, page: Page, protected: bool) ->
     Ready(page)
 }
 
+/// A protected guest's page becomes the host's to use as well, with what the guest left in it.
+pub fn share_with_host(hands: &mut impl Hands, page: Page) {
+    // The guest may have written it with its caches off, beside older lines.
+    hands.map_for_hyp(page);
+    hands.clean(page);
+    hands.unmap_for_hyp(page);
+    hands.give_to_host(page);
+}
+
+/// It is the guest's alone again, with what is in it.
+pub fn unshare_with_host(hands: &mut impl Hands, page: Page) {
+    hands.take_from_host(page);
+    hands.map_for_hyp(page);
+    hands.clean(page);
+    hands.unmap_for_hyp(page);
+}
+
 /// A page of a VM that has no translations any more becomes the host's again, without what a protected
 /// guest or hyp left in it. `was` is what it has been.
 pub fn reclaim(hands: &mut impl Hands, page: Page, was: State) {

@@ -9,6 +9,11 @@
 //!         <------------------                  Host ---------> Guest (protected)      \ put memory
 //!            unshare, not in use               Host ---------> SharedWithGuest        / in place
 //!                                              Vm, Guest, SharedWithGuest of a dying VM --> Host
+//!
+//!            guest shares                      unmap (a normal VM's), relinquish (by the guest)
+//!    Guest -------------> SharedByGuest        SharedWithGuest --------------> Host
+//!          <-------------                      Guest, SharedByGuest ---------> Host (relinquish only)
+//!            guest unshares
 //! ```
 
 #![forbid(unsafe_code)]
@@ -41,6 +46,8 @@ pub enum State {
     Guest(VmId),
     /// The host's, shared with a normal guest.
     SharedWithGuest(VmId),
+    /// A protected guest's, which shares it with the host.
+    SharedByGuest(VmId),
 }
 
 impl State {
@@ -48,7 +55,11 @@ impl State {
     pub const fn host_has_access(self) -> bool {
         matches!(
             self,
-            Self::Host | Self::Reserved | Self::FlagPage { .. } | Self::SharedWithGuest(_)
+            Self::Host
+                | Self::Reserved
+                | Self::FlagPage { .. }
+                | Self::SharedWithGuest(_)
+                | Self::SharedByGuest(_)
         )
     }
 }
@@ -210,7 +221,9 @@ impl<'a> Pages<'a> {
                 Ok(())
             }
             State::FlagPage { used: true } => Err(Error::Busy),
-            State::Host | State::SharedWithGuest(_) => Err(Error::NotShared),
+            State::Host | State::SharedWithGuest(_) | State::SharedByGuest(_) => {
+                Err(Error::NotShared)
+            }
             _ => Err(Error::NotOwned),
         }
     }
@@ -275,7 +288,10 @@ impl<'a> Pages<'a> {
     pub fn reclaim(&mut self, page: Page, vm: VmId) -> Result<State, Error> {
         let state = self.state(page);
         match state {
-            State::Vm(owner) | State::Guest(owner) | State::SharedWithGuest(owner)
+            State::Vm(owner)
+            | State::Guest(owner)
+            | State::SharedWithGuest(owner)
+            | State::SharedByGuest(owner)
                 if owner == vm =>
             {
                 self.entries[page.index] = State::Host;
@@ -285,11 +301,68 @@ impl<'a> Pages<'a> {
         }
     }
 
+    /// The host takes a page back that it shared with a normal guest.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotOwned`] if it is not the host's to take.
+    pub fn unshare_with_guest(&mut self, page: Page, vm: VmId) -> Result<(), Error> {
+        self.change(page, State::SharedWithGuest(vm), State::Host, Error::NotOwned)
+    }
+
+    /// A protected guest shares a page of its own with the host.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shared`] if it does already; [`Error::NotOwned`].
+    pub fn share_by_guest(&mut self, page: Page, vm: VmId) -> Result<(), Error> {
+        let refused = match self.state(page) {
+            State::SharedByGuest(owner) if owner == vm => Error::Shared,
+            _ => Error::NotOwned,
+        };
+        self.change(page, State::Guest(vm), State::SharedByGuest(vm), refused)
+    }
+
+    /// It no longer does.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotShared`] if it didn't; [`Error::NotOwned`].
+    pub fn unshare_by_guest(&mut self, page: Page, vm: VmId) -> Result<(), Error> {
+        let refused = match self.state(page) {
+            State::Guest(owner) if owner == vm => Error::NotShared,
+            _ => Error::NotOwned,
+        };
+        self.change(page, State::SharedByGuest(vm), State::Guest(vm), refused)
+    }
+
+    /// A guest gives a page of its memory back to the host. Returns what it was.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotOwned`] if it is none of its memory.
+    pub fn relinquish(&mut self, page: Page, vm: VmId) -> Result<State, Error> {
+        match self.state(page) {
+            State::Vm(_) => Err(Error::NotOwned),
+            _ => self.reclaim(page, vm),
+        }
+    }
+
+    fn change(&mut self, page: Page, from: State, to: State, refused: Error) -> Result<(), Error> {
+        if self.state(page) != from {
+            return Err(refused);
+        }
+        self.entries[page.index] = to;
+        Ok(())
+    }
+
     fn require_host(&self, page: Page) -> Result<(), Error> {
         match self.state(page) {
             State::Host => Ok(()),
             State::Reserved => Err(Error::NotMemory),
-            State::FlagPage { .. } | State::SharedWithGuest(_) => Err(Error::Shared),
+            State::FlagPage { .. } | State::SharedWithGuest(_) | State::SharedByGuest(_) => {
+                Err(Error::Shared)
+            }
             State::Hyp | State::Vm(_) | State::Guest(_) => Err(Error::NotOwned),
         }
     }

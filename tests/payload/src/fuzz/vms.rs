@@ -170,7 +170,9 @@ pub fn destroy(slot: usize) -> u64 {
         // while the CPU that had it goes off.
         Ok(()) if all_here || order::is_storm() => slot.dying = true,
         Err(Error::Dying) if slot.dying => {}
+        // From now on none of its vCPUs can be loaded.
         Err(Error::Busy) if !all_here || order::is_storm() => {
+            slot.dying = true;
             *place = Some(slot);
             return 2;
         }

@@ -231,10 +231,22 @@ fn destroy_needs_all_vcpus_put() -> Result<(), Skip> {
     let (a, b) = (machine.vcpu(None), machine.vcpu(None));
     b.load();
     assert_eq!(Hvc.vm_destroy(machine.vm), Err(Error::Busy));
+    // What runs goes on.
     b.start();
     assert_eq!(b.exec(crate::instruction::NOP, 1), 1);
+    assert_eq!(Hvc.vm_destroy(machine.vm), Err(Error::Busy));
+    // But nothing new begins, on whatever CPU, so that an end is in sight.
+    let last = context().cpus - 1;
+    workers::on(last, || {
+        let expected = if last == 0 { Error::Busy } else { Error::Dying };
+        assert_eq!(Hvc.vcpu_load(machine.vm, a.index), Err(expected));
+    });
+    let page = ledger::take(1);
+    assert_eq!(Hvc.vm_map(machine.vm, page, 0x9000_0000), Err(Error::Dying));
+    assert_eq!(Hvc.vm_topup(machine.vm, page, 1), Err(Error::Dying));
+    assert_eq!(machine.try_vcpu(None).err(), Some(Error::Dying));
     b.put();
-    a.loaded(|a| a.start());
+    assert_eq!(Hvc.vcpu_load(machine.vm, b.index), Err(Error::Dying));
     assert_eq!(Hvc.vm_destroy(machine.vm), Ok(()));
     Ok(())
 }

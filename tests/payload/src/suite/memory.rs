@@ -39,7 +39,7 @@ const PROTECTED: VmConfig = VmConfig { policy: Policy::Lazy, protected: true };
 
 /// The host can neither read nor write it, and learns so by an external abort.
 #[track_caller]
-fn assert_hidden(page: u64) {
+pub fn assert_hidden(page: u64) {
     for pa in [page, page + 8, page + PAGE - 8] {
         let read = probe_read(pa).expect_err("a read of a page that is not the host's");
         assert!(read.is_external(), "{pa:#x}: {read:x?}");
@@ -52,7 +52,7 @@ fn assert_hidden(page: u64) {
 }
 
 /// Fills a page of ours.
-fn fill(page: u64) {
+pub fn fill(page: u64) {
     let words = mmu::linear::<u64>(page);
     for n in 0..PAGE_SIZE / 8 {
         // SAFETY: a page of the test's.
@@ -62,7 +62,7 @@ fn fill(page: u64) {
 
 /// A page of ours as it is: all zero, or as filled.
 #[track_caller]
-fn assert_content(page: u64, filled: bool) {
+pub fn assert_content(page: u64, filled: bool) {
     for n in 0..PAGE_SIZE as u64 / 8 {
         let word = probe_read(page + 8 * n).expect("the page is the host's");
         let expected = if filled { 0xc0de_0000_0000_0000 | page + n } else { 0 };

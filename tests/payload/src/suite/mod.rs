@@ -11,6 +11,7 @@ mod memory;
 pub mod pages;
 mod power;
 mod registers;
+mod sharing;
 mod storm;
 mod tasks;
 mod version;
@@ -27,6 +28,7 @@ pub const ALL: &[&[Named]] = &[
     pages::TESTS,
     lifecycle::TESTS,
     memory::TESTS,
+    sharing::TESTS,
     registers::TESTS,
     hidden::TESTS,
     exits::TESTS,

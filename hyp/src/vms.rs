@@ -1,0 +1,574 @@
+//! VMs and vCPUs: what is decided about them, and when.
+//!
+//! A VM is a slot in a fixed table; its VMID is the slot's number plus one, so there are no VMIDs to
+//! run out of or to recycle under somebody's feet. Everything that grows with the guest lies in pages
+//! that the host donated: stage-2 tables in the VM's pool, a vCPU's registers and FP image in the
+//! vCPU's pages.
+//!
+//! Here are the decisions alone: which call is refused and why, and in which order things happen
+//! once nothing can fail any more. What is done to the machine is behind [`Machine`]: page tables, TLBs
+//! and memory on the target (`arch::vm`), a machine in a vector in the tests. Whoever calls a method
+//! of [`Vm`] holds that VM's lock; the locks behind [`Machine`] are taken after it.
+//!
+//! ```text
+//!          VM_CREATE             VM_DESTROY, no vCPU loaded          the last page is reclaimed
+//!   Free ------------> Alive ----------------------------------> Dying ----------------------> Free
+//!                        |  VM_DESTROY, some vCPU loaded: BUSY     ^
+//!                        +------> Alive, closing ------------------+ VM_DESTROY again, all put
+//! ```
+
+#![forbid(unsafe_code)]
+
+use crate::memory::handover::{self, Hands, Ready};
+use crate::memory::pages::{Page, PageRange, Pages, VmId};
+use crate::platform::MAX_CPUS;
+use arrayvec::ArrayVec;
+use umbra_shared::PAGE_SIZE;
+use umbra_shared::call::{
+    MAX_PAGES_PER_CALL, Policy, UntrustedIpa, UntrustedPa, UntrustedPages, VM_PAGES, VcpuConfig,
+    VcpuIndex, VmConfig, VmHandle, vcpu_pages,
+};
+use umbra_shared::error::Error;
+use umbra_shared::vl::{Vq, VqSet};
+
+/// VMs at a time: with 8-bit VMIDs, less the host's 0, there could be 255.
+pub const MAX_VMS: usize = 64;
+/// vCPUs of a VM.
+pub const MAX_VCPUS: usize = 16;
+/// Bits of a handle that are the slot's number; the rest counts how often the slot was used.
+const SLOT_BITS: u32 = 8;
+
+/// Memory as one lock guards it: who owns each page, and what is done to one that changes hands.
+pub trait Memory: Hands {
+    /// The owners.
+    fn pages(&mut self) -> &mut Pages<'static>;
+}
+
+/// What VMs are made of.
+pub trait Machine {
+    /// Memory, behind its lock.
+    type Memory: Memory;
+    /// A VM's stage 2.
+    type Tables;
+    /// A vCPU in its donated pages.
+    type Vcpu;
+
+    /// Does something with memory, under its lock.
+    fn memory<R>(&self, f: impl FnOnce(&mut Self::Memory) -> R) -> R;
+
+    /// Bits of a guest's address space.
+    fn ipa_bits(&self) -> u32;
+
+    /// Vector lengths that guests can have; empty: no SVE.
+    fn guest_vqs(&self) -> VqSet;
+
+    /// The physical counter.
+    fn now(&self) -> u64;
+
+    /// Pages of this VM's, mapped for hyp and zeroed, that its tables may be made of.
+    fn add_tables(&self, vm: VmId, pages: PageRange);
+
+    /// How many of them are left.
+    fn tables_left(&self, vm: VmId) -> usize;
+
+    /// Tables that a single mapping may take.
+    fn tables_for_one(&self) -> usize;
+
+    /// An empty stage 2 out of these pages, of which there are [`VM_PAGES`] at least.
+    fn new_tables(&self, vm: VmId) -> Self::Tables;
+
+    /// The end of a VM's stage 2: afterwards no TLB holds anything of it, no walk begins in it, and
+    /// the pages for tables are forgotten.
+    fn drop_tables(&self, vm: VmId, tables: Self::Tables);
+
+    /// The physical address of what is mapped at a guest's page.
+    fn lookup(&self, tables: &Self::Tables, ipa: u64) -> Option<u64>;
+
+    /// Maps a page where nothing is mapped. There are tables for it.
+    fn map(&self, tables: &mut Self::Tables, ipa: u64, page: Ready);
+
+    /// Takes a mapping away, complete with TLB maintenance for the VM's VMID.
+    fn unmap(&self, tables: &mut Self::Tables, ipa: u64);
+
+    /// Makes a vCPU in its reset state. Its pages are mapped for hyp and zeroed, its flag-shadow page
+    /// is pinned.
+    fn new_vcpu(&self, tables: &Self::Tables, vcpu: &NewVcpu) -> Self::Vcpu;
+
+    /// A vCPU is to run on this CPU where another of the same VM ran last: they share a VMID, but
+    /// what this CPU keeps of its stage 1 and instructions is the other's.
+    fn forget_sibling(&self, tables: &Self::Tables);
+}
+
+/// A vCPU about to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct NewVcpu {
+    /// Its pages.
+    pub pages: PageRange,
+    /// Its flag-shadow page.
+    pub flag_page: Page,
+    /// Its number in the VM.
+    pub index: usize,
+    /// Its largest VL.
+    pub vq: Option<Vq>,
+    /// When its FP registers move.
+    pub policy: Policy,
+    /// PC.
+    pub entry: u64,
+    /// x0.
+    pub argument: u64,
+    /// CNTVOFF_EL2.
+    pub clock: u64,
+}
+
+#[derive(Debug)]
+struct VcpuSlot<V> {
+    vcpu: V,
+    flag_page: Page,
+    loaded_on: Option<usize>,
+}
+
+#[derive(Debug)]
+enum Life<T> {
+    Free,
+    Alive(T),
+    Dying,
+}
+
+/// A VM's slot.
+#[derive(Debug)]
+pub struct Vm<T, V> {
+    life: Life<T>,
+    /// Its end has been asked for while vCPUs were loaded.
+    closing: bool,
+    /// How often the slot was used: makes old handles invalid.
+    generation: u64,
+    config: VmConfig,
+    vcpus: ArrayVec<VcpuSlot<V>, MAX_VCPUS>,
+    /// Pages the host has not got back.
+    pages_out: u64,
+    /// When it was created.
+    clock: u64,
+    /// Per CPU, which vCPU ran there last, plus one.
+    last_vcpu: [u8; MAX_CPUS],
+}
+
+/// The slot that a handle names, if any.
+///
+/// # Errors
+///
+/// [`Error::BadVm`].
+pub fn slot(handle: VmHandle) -> Result<VmId, Error> {
+    let number = handle.0 & ((1 << SLOT_BITS) - 1);
+    if number < MAX_VMS as u64 { Ok(number as VmId) } else { Err(Error::BadVm) }
+}
+
+/// Takes pages over for a VM's tables.
+fn donate_tables<M: Machine>(m: &M, vm: VmId, pages: UntrustedPages) -> Result<(), Error> {
+    if pages.count > MAX_PAGES_PER_CALL {
+        return Err(Error::InvalidArgument);
+    }
+    let range = m.memory(|memory| {
+        let range = memory.pages().lookup_range(pages.start.0, pages.count)?;
+        memory.pages().donate_to_vm(range, vm)?;
+        range.pages().for_each(|page| handover::donate(memory, page));
+        Ok(range)
+    })?;
+    m.add_tables(vm, range);
+    Ok(())
+}
+
+impl<T, V> Default for Vm<T, V> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T, V> Vm<T, V> {
+    /// A free slot.
+    pub const fn new() -> Self {
+        Self {
+            life: Life::Free,
+            closing: false,
+            generation: 0,
+            config: VmConfig { policy: Policy::Lazy, protected: false },
+            vcpus: ArrayVec::new_const(),
+            pages_out: 0,
+            clock: 0,
+            last_vcpu: [0; MAX_CPUS],
+        }
+    }
+
+    /// Whether a VM can be created here.
+    pub const fn is_free(&self) -> bool {
+        matches!(self.life, Life::Free)
+    }
+
+    /// Whether the handle names the VM that is here.
+    fn check(&self, handle: VmHandle) -> Result<(), Error> {
+        let known = handle.0 >> SLOT_BITS == self.generation && !self.is_free();
+        if known { Ok(()) } else { Err(Error::BadVm) }
+    }
+
+    /// The stage 2 of a VM that is neither dying nor about to.
+    fn tables(&mut self) -> Result<&mut T, Error> {
+        match &mut self.life {
+            Life::Alive(_) if self.closing => Err(Error::Dying),
+            Life::Alive(tables) => Ok(tables),
+            Life::Dying => Err(Error::Dying),
+            Life::Free => Err(Error::BadVm),
+        }
+    }
+
+    /// VM_CREATE in this free slot, whose number is `vm`.
+    ///
+    /// # Errors
+    ///
+    /// TOO_FEW_PAGES, and what is wrong with the pages.
+    pub fn create<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        vm: VmId,
+        pages: UntrustedPages,
+        config: VmConfig,
+    ) -> Result<VmHandle, Error> {
+        if pages.count < VM_PAGES {
+            return Err(Error::TooFewPages);
+        }
+        donate_tables(m, vm, pages)?;
+        self.life = Life::Alive(m.new_tables(vm));
+        self.closing = false;
+        self.generation += 1;
+        self.config = config;
+        self.pages_out = pages.count;
+        self.clock = m.now();
+        self.last_vcpu = [0; MAX_CPUS];
+        Ok(VmHandle(self.generation << SLOT_BITS | u64::from(vm)))
+    }
+
+    /// VM_TOPUP.
+    ///
+    /// # Errors
+    ///
+    /// BAD_VM, DYING, and what is wrong with the pages.
+    pub fn topup<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        handle: VmHandle,
+        pages: UntrustedPages,
+    ) -> Result<(), Error> {
+        self.check(handle)?;
+        self.tables()?;
+        donate_tables(m, slot(handle)?, pages)?;
+        self.pages_out += pages.count;
+        Ok(())
+    }
+
+    /// VM_MAP.
+    ///
+    /// # Errors
+    ///
+    /// BAD_VM, DYING, UNALIGNED, BAD_IPA, IPA_IN_USE, NO_TABLES, and what is wrong with the page.
+    pub fn map<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        handle: VmHandle,
+        pa: UntrustedPa,
+        ipa: UntrustedIpa,
+    ) -> Result<(), Error> {
+        let vm = slot(handle)?;
+        self.check(handle)?;
+        let protected = self.config.protected;
+        let tables = self.tables()?;
+        check_ipa(m, ipa)?;
+        if m.lookup(tables, ipa.0).is_some() {
+            return Err(Error::IpaInUse);
+        }
+        if m.tables_left(vm) < m.tables_for_one() {
+            return Err(Error::NoTables);
+        }
+        let ready = m.memory(|memory| {
+            let page = memory.pages().lookup(pa.0)?;
+            memory.pages().give_to_guest(page, vm, protected)?;
+            Ok(handover::prepare_for_guest(memory, page, protected))
+        })?;
+        m.map(tables, ipa.0, ready);
+        self.pages_out += 1;
+        Ok(())
+    }
+
+    /// VM_UNMAP: the host takes a page of a normal VM back. Returns its address.
+    ///
+    /// # Errors
+    ///
+    /// BAD_VM, DYING, UNALIGNED, BAD_IPA, NOT_MAPPED, NOT_OWNED if the VM is protected.
+    pub fn unmap<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        handle: VmHandle,
+        ipa: UntrustedIpa,
+    ) -> Result<u64, Error> {
+        let vm = slot(handle)?;
+        self.check(handle)?;
+        let tables = self.tables()?;
+        check_ipa(m, ipa)?;
+        let pa = m.lookup(tables, ipa.0).ok_or(Error::NotMapped)?;
+        m.memory(|memory| {
+            let page = memory.pages().lookup(pa)?;
+            memory.pages().unshare_with_guest(page, vm)?;
+            // The host has had the page all along: it is told when the guest has it no more.
+            m.unmap(tables, ipa.0);
+            Ok(())
+        })?;
+        self.pages_out -= 1;
+        Ok(pa)
+    }
+
+    /// VM_DESTROY: from here on the VM can only be reclaimed.
+    ///
+    /// # Errors
+    ///
+    /// BAD_VM, DYING; BUSY while one of its vCPUs is loaded: then no other is loaded any more, and
+    /// nothing can be added to the VM, until it is called again.
+    pub fn destroy<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        handle: VmHandle,
+    ) -> Result<(), Error> {
+        let vm = slot(handle)?;
+        self.check(handle)?;
+        if matches!(self.life, Life::Dying) {
+            return Err(Error::Dying);
+        }
+        if self.vcpus.iter().any(|vcpu| vcpu.loaded_on.is_some()) {
+            self.closing = true;
+            return Err(Error::Busy);
+        }
+        // Nothing of it runs and nothing of it can be loaded again. Its pages go back one by one.
+        if let Life::Alive(tables) = core::mem::replace(&mut self.life, Life::Dying) {
+            m.drop_tables(vm, tables);
+        }
+        m.memory(|memory| {
+            for vcpu in self.vcpus.drain(..) {
+                memory.pages().unpin_flag_page(vcpu.flag_page);
+            }
+        });
+        Ok(())
+    }
+
+    /// VM_RECLAIM. Returns how many pages are still out.
+    ///
+    /// # Errors
+    ///
+    /// BAD_VM, NOT_DYING, NOT_OWNED, and what is wrong with the address.
+    pub fn reclaim<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        handle: VmHandle,
+        pa: UntrustedPa,
+    ) -> Result<u64, Error> {
+        let vm = slot(handle)?;
+        self.check(handle)?;
+        if !matches!(self.life, Life::Dying) {
+            return Err(Error::NotDying);
+        }
+        m.memory(|memory| {
+            let page = memory.pages().lookup(pa.0)?;
+            let was = memory.pages().reclaim(page, vm)?;
+            handover::reclaim(memory, page, was);
+            Ok(())
+        })?;
+        self.pages_out -= 1;
+        if self.pages_out == 0 {
+            self.life = Life::Free;
+        }
+        Ok(self.pages_out)
+    }
+
+    /// VCPU_CREATE.
+    ///
+    /// # Errors
+    ///
+    /// BAD_VM, DYING, LIMIT, NO_SVE, BAD_VL, TOO_FEW_PAGES, BUSY or NOT_SHARED for the flag-shadow
+    /// page, and what is wrong with the pages.
+    pub fn create_vcpu<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        config: &VcpuConfig,
+    ) -> Result<VcpuIndex, Error> {
+        let vm = slot(config.vm)?;
+        self.check(config.vm)?;
+        let full = self.vcpus.is_full();
+        let (index, policy, clock) = (self.vcpus.len(), self.config.policy, self.clock);
+        let tables = self.tables()?;
+        if full {
+            return Err(Error::Limit);
+        }
+        let vq = guest_vq(m, config.vl_bytes)?;
+        let needed = vcpu_pages(vq);
+        if config.pages.count < needed {
+            return Err(Error::TooFewPages);
+        }
+        if config.pages.count != needed || !config.entry.is_multiple_of(4) {
+            return Err(Error::InvalidArgument);
+        }
+        let (pages, flag_page) = m.memory(|memory| {
+            let owners = memory.pages();
+            let range = owners.lookup_range(config.pages.start.0, config.pages.count)?;
+            let flag_page = owners.lookup(config.flag_page.0)?;
+            // All that can fail on the donated pages is asked before the flag page is pinned.
+            owners.check_donation(range)?;
+            owners.pin_flag_page(flag_page)?;
+            owners.donate_to_vm(range, vm)?;
+            range.pages().for_each(|page| handover::donate(memory, page));
+            Ok((range, flag_page))
+        })?;
+        let (entry, argument) = (config.entry, config.argument);
+        let new = NewVcpu { pages, flag_page, index, vq, policy, entry, argument, clock };
+        let vcpu = m.new_vcpu(tables, &new);
+        self.vcpus.push(VcpuSlot { vcpu, flag_page, loaded_on: None });
+        self.pages_out += config.pages.count;
+        Ok(VcpuIndex(index as u64))
+    }
+
+    /// VCPU_LOAD on a CPU that has nothing loaded. `fits` says whether the CPU has the vCPU's vector
+    /// length. Returns the vCPU and its number.
+    ///
+    /// # Errors
+    ///
+    /// BUSY if it is loaded elsewhere, BAD_VM, BAD_VCPU, DYING, and what `fits` says.
+    pub fn load<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        handle: VmHandle,
+        index: VcpuIndex,
+        cpu: usize,
+        fits: impl FnOnce(&V) -> Result<(), Error>,
+    ) -> Result<(&V, usize), Error> {
+        self.check(handle)?;
+        self.tables()?;
+        let index = usize::try_from(index.0).map_err(|_| Error::BadVcpu)?;
+        let slot = self.vcpus.get_mut(index).ok_or(Error::BadVcpu)?;
+        if slot.loaded_on.is_some() {
+            return Err(Error::Busy);
+        }
+        fits(&slot.vcpu)?;
+        slot.loaded_on = Some(cpu);
+        let this = index as u8 + 1;
+        let last = core::mem::replace(&mut self.last_vcpu[cpu], this);
+        if let (Life::Alive(tables), true) = (&self.life, last != this && last != 0) {
+            m.forget_sibling(tables);
+        }
+        Ok((&self.vcpus[index].vcpu, index))
+    }
+
+    /// The vCPU is loaded no longer.
+    pub fn put(&mut self, index: usize) {
+        if let Some(slot) = self.vcpus.get_mut(index) {
+            slot.loaded_on = None;
+        }
+    }
+
+    /// The page at a guest's address, for a call of the guest's own.
+    fn guests_page<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        ipa: UntrustedIpa,
+    ) -> Result<u64, Error> {
+        check_ipa(m, ipa)?;
+        // A guest goes on as it was while its VM is closing.
+        match &self.life {
+            Life::Alive(tables) => m.lookup(tables, ipa.0).ok_or(Error::NotMapped),
+            Life::Dying | Life::Free => Err(Error::Dying),
+        }
+    }
+
+    /// MEM_SHARE by a guest of this VM, whose number is `vm`.
+    ///
+    /// # Errors
+    ///
+    /// UNALIGNED, BAD_IPA, NOT_MAPPED, SHARED; NOT_OWNED in a normal VM, whose memory is the host's.
+    pub fn guest_share<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        vm: VmId,
+        ipa: UntrustedIpa,
+    ) -> Result<(), Error> {
+        let pa = self.guests_page(m, ipa)?;
+        m.memory(|memory| {
+            let page = memory.pages().lookup(pa)?;
+            memory.pages().share_by_guest(page, vm)?;
+            handover::share_with_host(memory, page);
+            Ok(())
+        })
+    }
+
+    /// MEM_UNSHARE by a guest.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::guest_share`], with NOT_SHARED for SHARED.
+    pub fn guest_unshare<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        vm: VmId,
+        ipa: UntrustedIpa,
+    ) -> Result<(), Error> {
+        let pa = self.guests_page(m, ipa)?;
+        m.memory(|memory| {
+            let page = memory.pages().lookup(pa)?;
+            memory.pages().unshare_by_guest(page, vm)?;
+            handover::unshare_with_host(memory, page);
+            Ok(())
+        })
+    }
+
+    /// MEM_RELINQUISH by a guest: the page is the host's again, without what a protected guest had in
+    /// it. Returns its address.
+    ///
+    /// # Errors
+    ///
+    /// UNALIGNED, BAD_IPA, NOT_MAPPED.
+    pub fn guest_relinquish<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        vm: VmId,
+        ipa: UntrustedIpa,
+    ) -> Result<u64, Error> {
+        let pa = self.guests_page(m, ipa)?;
+        let Life::Alive(tables) = &mut self.life else { return Err(Error::Dying) };
+        m.memory(|memory| {
+            let page = memory.pages().lookup(pa)?;
+            let was = memory.pages().relinquish(page, vm)?;
+            m.unmap(tables, ipa.0);
+            handover::reclaim(memory, page, was);
+            Ok(())
+        })?;
+        self.pages_out -= 1;
+        Ok(pa)
+    }
+}
+
+fn check_ipa<M: Machine>(m: &M, ipa: UntrustedIpa) -> Result<(), Error> {
+    if !ipa.0.is_multiple_of(PAGE_SIZE as u64) {
+        Err(Error::Unaligned)
+    } else if ipa.0 >> m.ipa_bits() != 0 {
+        Err(Error::BadIpa)
+    } else {
+        Ok(())
+    }
+}
+
+/// The clamp for a guest that asks for `vl_bytes`.
+fn guest_vq<M: Machine>(m: &M, vl_bytes: u64) -> Result<Option<Vq>, Error> {
+    if vl_bytes == 0 {
+        return Ok(None);
+    }
+    let vqs = m.guest_vqs();
+    if vqs.is_empty() {
+        return Err(Error::NoSve);
+    }
+    match Vq::from_vl(vl_bytes) {
+        Some(vq) if vqs.contains(vq) => Ok(Some(vq)),
+        _ => Err(Error::BadVl),
+    }
+}

@@ -1,0 +1,290 @@
+//! Pages that change hands while a VM lives: a protected guest shares its memory with its host and
+//! takes it back, guests give memory back for good, and the host takes a normal guest's.
+
+use super::{
+    memory::{assert_content, assert_hidden, fill},
+    pages::assert_ours,
+};
+use crate::{
+    context::{context, need_cpus},
+    instruction::{self as insn, HVC},
+    ledger::{self, PAGE},
+    puppet::{BASE, Event, MEMORY_PAGES, Machine, NOWHERE, Puppet, Routine},
+    runner::Skip,
+    tests, workers,
+};
+use core::sync::atomic::{AtomicBool, Ordering};
+use umbra_host::{
+    hypercall::{Hvc, Hypervisor},
+    kernel::{
+        exception::{probe_read, probe_write},
+        mmu, sysreg, timer,
+    },
+};
+use umbra_shared::{
+    call::{Policy, VmConfig},
+    error::{Error, SUCCESS},
+    exit::Reason,
+    guest::GuestFunction,
+};
+
+tests![
+    a_protected_guest_shares_and_unshares,
+    what_is_unshared_is_gone_on_every_cpu,
+    guest_calls_are_checked,
+    a_normal_guest_has_nothing_to_share,
+    the_host_cannot_give_away_what_a_guest_shares,
+    shared_memory_comes_back_at_the_end,
+    relinquished_memory_is_wiped_and_the_hosts,
+    a_normal_guest_relinquishes,
+    unmap_takes_a_page_from_a_normal_guest,
+    unmap_reaches_a_guest_that_runs,
+];
+
+const PROTECTED: VmConfig = VmConfig { policy: Policy::Lazy, protected: true };
+const SECRET: u64 = 0x5ec2_e700_5ec2_e700;
+
+/// A call of the guest's; its x0 afterwards.
+#[track_caller]
+fn call(puppet: &Puppet, function: GuestFunction, ipa: u64) -> Result<(), Error> {
+    let x0 = puppet.at(ipa).exec(HVC, function.id()) as i64;
+    if x0 == SUCCESS { Ok(()) } else { Err(Error::from_code(x0).expect("an error of ours")) }
+}
+
+fn share(puppet: &Puppet, ipa: u64) -> Result<(), Error> {
+    call(puppet, GuestFunction::MemShare, ipa)
+}
+
+fn unshare(puppet: &Puppet, ipa: u64) -> Result<(), Error> {
+    call(puppet, GuestFunction::MemUnshare, ipa)
+}
+
+/// The guest gives a page back; its x0 is in the next exit.
+#[track_caller]
+fn relinquish(puppet: &Puppet, ipa: u64) {
+    let event = puppet.at(ipa).attempt(HVC, GuestFunction::MemRelinquish.id());
+    let exit = event.exit(Reason::Relinquished);
+    assert_eq!(exit.data[..2], [ipa, puppet.physical(ipa)], "which page it was");
+    match puppet.resume(Default::default(), [0x77; 4]) {
+        Event::Done(x) => assert_eq!(x[0], SUCCESS as u64, "the call was answered by hyp"),
+        event => panic!("after MEM_RELINQUISH: {event:x?}"),
+    }
+}
+
+fn store(puppet: &Puppet, ipa: u64, value: u64) {
+    puppet.at(ipa).exec(insn::STR64, value);
+}
+
+fn load(puppet: &Puppet, ipa: u64) -> u64 {
+    puppet.at(ipa).exec(insn::LDR64, 0)
+}
+
+fn a_protected_guest_shares_and_unshares() -> Result<(), Skip> {
+    let puppet = Machine::new(PROTECTED).started(context().largest());
+    let ipa = puppet.scratch();
+    let page = puppet.physical(ipa);
+    for round in 0..3 {
+        store(&puppet, ipa, SECRET + round);
+        assert_hidden(page);
+        assert_eq!(share(&puppet, ipa), Ok(()));
+        assert_eq!(probe_read(page), Ok(SECRET + round), "what the guest wrote");
+        // SAFETY: a page that both may write.
+        assert_eq!(unsafe { probe_write(page + 8, round) }, Ok(()));
+        sysreg::clean_to_poc(mmu::linear::<u8>(page) as usize, 64);
+        assert_eq!(load(&puppet, ipa + 8), round, "what the host wrote");
+        // Its neighbours are as secret as before.
+        assert_hidden(page + PAGE);
+        assert_eq!(unshare(&puppet, ipa), Ok(()));
+        assert_hidden(page);
+        assert_eq!(load(&puppet, ipa), SECRET + round, "unsharing changes no content");
+        assert_eq!(load(&puppet, ipa + 8), round);
+    }
+    puppet.put();
+    Ok(())
+}
+
+/// Every CPU has used the page, so every TLB has had it.
+fn what_is_unshared_is_gone_on_every_cpu() -> Result<(), Skip> {
+    need_cpus(2)?;
+    let puppet = Machine::new(PROTECTED).started(None);
+    let ipa = puppet.scratch();
+    let page = puppet.physical(ipa);
+    for _ in 0..4 {
+        assert_eq!(share(&puppet, ipa), Ok(()));
+        workers::on_all(|_| assert!(probe_read(page).is_ok()));
+        assert_eq!(unshare(&puppet, ipa), Ok(()));
+        workers::on_all(|_| assert_hidden(page));
+    }
+    puppet.put();
+    Ok(())
+}
+
+fn guest_calls_are_checked() -> Result<(), Skip> {
+    let puppet = Machine::new(PROTECTED).started(None);
+    let ipa = puppet.scratch();
+    for function in GuestFunction::ALL {
+        for (ipa, error) in [
+            (ipa + 8, Error::Unaligned),
+            (NOWHERE, Error::NotMapped),
+            (BASE + MEMORY_PAGES * PAGE, Error::NotMapped),
+            (1 << 47, Error::BadIpa),
+            (!0 << 12, Error::BadIpa),
+        ] {
+            assert_eq!(call(&puppet, *function, ipa), Err(error), "{function:?} {ipa:#x}");
+        }
+    }
+    assert_eq!(unshare(&puppet, ipa), Err(Error::NotShared));
+    assert_eq!(share(&puppet, ipa), Ok(()));
+    assert_eq!(share(&puppet, ipa), Err(Error::Shared));
+    assert_eq!(unshare(&puppet, ipa), Ok(()));
+    assert_eq!(unshare(&puppet, ipa), Err(Error::NotShared));
+    assert_hidden(puppet.physical(ipa));
+    puppet.put();
+    Ok(())
+}
+
+fn a_normal_guest_has_nothing_to_share() -> Result<(), Skip> {
+    let puppet = Machine::normal().started(None);
+    assert_eq!(share(&puppet, puppet.scratch()), Err(Error::NotOwned));
+    assert_eq!(unshare(&puppet, puppet.scratch()), Err(Error::NotOwned));
+    puppet.put();
+    Ok(())
+}
+
+fn the_host_cannot_give_away_what_a_guest_shares() -> Result<(), Skip> {
+    let machine = Machine::new(PROTECTED);
+    let puppet = machine.started(None);
+    let page = puppet.physical(puppet.scratch());
+    assert_eq!(share(&puppet, puppet.scratch()), Ok(()));
+    let other = Machine::normal();
+    assert_eq!(Hvc.vm_map(other.vm, page, 0x9000_0000), Err(Error::Shared));
+    assert_eq!(Hvc.vm_topup(other.vm, page, 1), Err(Error::Shared));
+    assert_eq!(Hvc.share_flag_page(page), Err(Error::Shared));
+    assert_eq!(Hvc.unshare_flag_page(page), Err(Error::NotShared));
+    assert_eq!(Hvc.vm_unmap(machine.vm, puppet.scratch()), Err(Error::NotOwned));
+    assert_eq!(Hvc.vm_reclaim(machine.vm, page), Err(Error::NotDying));
+    assert_eq!(unshare(&puppet, puppet.scratch()), Ok(()));
+    assert_hidden(page);
+    puppet.put();
+    Ok(())
+}
+
+fn shared_memory_comes_back_at_the_end() -> Result<(), Skip> {
+    let machine = Machine::new(PROTECTED);
+    let puppet = machine.started(None);
+    let page = puppet.physical(puppet.scratch());
+    store(&puppet, puppet.scratch(), SECRET);
+    assert_eq!(share(&puppet, puppet.scratch()), Ok(()));
+    puppet.put();
+    assert_eq!(Hvc.vm_destroy(machine.vm), Ok(()));
+    // Shared is shared until it is reclaimed; then it is the host's.
+    assert_eq!(probe_read(page), Ok(SECRET));
+    assert_eq!(Hvc.share_flag_page(page), Err(Error::Shared));
+    assert_eq!(ledger::destroy(machine.vm), 0);
+    assert_ours(page);
+    Ok(())
+}
+
+fn relinquished_memory_is_wiped_and_the_hosts() -> Result<(), Skip> {
+    let machine = Machine::new(PROTECTED);
+    let puppet = machine.started(context().largest());
+    for shared in [false, true] {
+        let ipa = puppet.scratch() + if shared { PAGE } else { 0 };
+        let page = puppet.physical(ipa);
+        store(&puppet, ipa + 16, SECRET);
+        if shared {
+            assert_eq!(share(&puppet, ipa), Ok(()));
+        }
+        relinquish(&puppet, ipa);
+        if !shared {
+            assert_content(page, false);
+        }
+        assert_ours(page);
+        // The guest finds nothing there any more.
+        let exit = puppet.at(ipa).attempt(insn::LDR64, 0).exit(Reason::Mmio);
+        assert_eq!(exit.data[0], ipa);
+        assert!(matches!(puppet.resume(Default::default(), [0; 4]), Event::Done(_)));
+        assert_eq!(share(&puppet, ipa), Err(Error::NotMapped));
+    }
+    puppet.put();
+    // The books balance: what came back before is not waited for.
+    assert_eq!(ledger::destroy(machine.vm), 0);
+    Ok(())
+}
+
+fn a_normal_guest_relinquishes() -> Result<(), Skip> {
+    let machine = Machine::normal();
+    let puppet = machine.started(None);
+    let ipa = puppet.scratch();
+    store(&puppet, ipa, SECRET);
+    relinquish(&puppet, ipa);
+    let page = puppet.physical(ipa);
+    assert_eq!(probe_read(page), Ok(SECRET), "the host could read it all along");
+    assert_ours(page);
+    puppet.put();
+    assert_eq!(ledger::destroy(machine.vm), 0);
+    Ok(())
+}
+
+fn unmap_takes_a_page_from_a_normal_guest() -> Result<(), Skip> {
+    const IPA: u64 = 0x9000_0000;
+    let machine = Machine::normal();
+    let puppet = machine.started(None);
+    let page = ledger::take(1);
+    fill(page);
+    Hvc.vm_map(machine.vm, page, IPA).expect("VM_MAP");
+    assert_ne!(load(&puppet, IPA), 0);
+    for (ipa, error) in
+        [(IPA + 1, Error::Unaligned), (1 << 47, Error::BadIpa), (IPA + PAGE, Error::NotMapped)]
+    {
+        assert_eq!(Hvc.vm_unmap(machine.vm, ipa), Err(error));
+    }
+    assert_eq!(Hvc.vm_unmap(machine.vm, IPA), Ok(page));
+    assert_content(page, true);
+    assert_ours(page);
+    puppet.at(IPA).attempt(insn::LDR64, 0).exit(Reason::Mmio);
+    assert_eq!(Hvc.vm_unmap(machine.vm, IPA), Err(Error::NotMapped));
+    // There is room for another one, which the guest finds without further ado.
+    let other = ledger::take(1);
+    Hvc.vm_map(machine.vm, other, IPA).expect("VM_MAP where something was before");
+    let flags = umbra_shared::exit::RunFlags::RETRY;
+    assert!(matches!(puppet.resume(flags, [0; 4]), Event::Done([0, ..])));
+    puppet.put();
+    assert_eq!(ledger::destroy(machine.vm), 0);
+    Ok(())
+}
+
+/// The guest's CPU has the translation in its TLB, and uses it all the time.
+fn unmap_reaches_a_guest_that_runs() -> Result<(), Skip> {
+    need_cpus(2)?;
+    const IPA: u64 = 0x9000_0000;
+    let machine = Machine::normal();
+    let puppet = machine.vcpu(None);
+    let page = ledger::take(1);
+    Hvc.vm_map(machine.vm, page, IPA).expect("VM_MAP");
+    let unmapped = AtomicBool::new(false);
+    workers::on_all(|cpu| match cpu {
+        0 => {
+            let counts = timer::wait_until(60, || probe_read(page).is_ok_and(|n| n > 1000));
+            assert!(counts, "the guest does not count");
+            assert_eq!(Hvc.vm_unmap(machine.vm, IPA), Ok(page));
+            unmapped.store(true, Ordering::SeqCst);
+            let last = probe_read(page).expect("the host's own page");
+            // Nothing comes after what the unmapping has waited for.
+            for _ in 0..1000 {
+                assert_eq!(probe_read(page), Ok(last), "the guest still writes to the page");
+            }
+        }
+        1 => {
+            puppet.load();
+            puppet.start();
+            let exit = puppet.begin(Routine::Spin, [IPA, 0, 0]).exit(Reason::Mmio);
+            assert_eq!(exit.data[0], IPA);
+            puppet.put();
+        }
+        _ => {}
+    });
+    assert!(unmapped.load(Ordering::SeqCst));
+    assert_eq!(ledger::destroy(machine.vm), 0);
+    Ok(())
+}
