@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::packages::SetupLock;
+use crate::process::Running;
 use crate::{image, process, workspace};
 
 /// The package that depends on the release's kernel.
@@ -138,7 +139,10 @@ impl PrivateApt {
     fn get(&self, arguments: &[&str]) -> Result<()> {
         let mut command = self.command("apt-get");
         command.arg("-q").args(arguments).current_dir(&self.folder).stdout(std::io::stderr());
-        process::run(&mut command)
+        // Not with its whole command line, of which the options above are the larger part.
+        let status = Running::start(&mut command)?.child().wait()?;
+        ensure!(status.success(), "apt-get {} failed ({status})", arguments.join(" "));
+        Ok(())
     }
 
     /// The package of the release's current kernel.
