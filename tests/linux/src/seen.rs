@@ -157,7 +157,9 @@ pub fn check_after(start: &Start) -> Result<(), Text> {
     suspends(start)?;
     with_log(|log| {
         for bad in ["WARNING: CPU", "BUG: ", "Internal error", "rcu: INFO:"] {
-            if let Some(line) = log.lines().find(|line| line.contains(bad)) {
+            // Of CPUs whose cache lines are longer than it allows for (A64FX), Linux says so anywhere.
+            let known = |line: &str| line.contains("arch_setup_dma_ops");
+            if let Some(line) = log.lines().find(|line| line.contains(bad) && !known(line)) {
                 fail!("the kernel's log says: {line}");
             }
         }
