@@ -4,10 +4,13 @@
 
 #![forbid(unsafe_code)]
 
+mod edit;
+
+pub use edit::{HostBoot, hand_over};
+
 use crate::memory::pages::MAX_BANKS;
 use arrayvec::{ArrayString, ArrayVec};
 use dtoolkit::fdt::{Fdt, FdtNode};
-use dtoolkit::fdt_mut::FdtMut;
 use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
 use thiserror::Error;
@@ -112,6 +115,9 @@ impl Platform {
         for node in fdt.root().children() {
             let is = |name| node.name_without_address() == name;
             if is("memory") {
+                if named(fdt, node.name()) != 1 {
+                    return Err(PlatformError::BadTree);
+                }
                 for range in ranges(node)? {
                     let bank = pages_of(range?);
                     if bank.0 < bank.1 {
@@ -190,6 +196,13 @@ impl Platform {
     }
 }
 
+/// How many of the root's children this name may mean. The host's tree is edited by names: of two that
+/// one name finds, the second would stay as it is.
+fn named(fdt: &Fdt<'_>, name: &str) -> usize {
+    let matches = |node: &FdtNode<'_>| node.name() == name || node.name_without_address() == name;
+    fdt.root().children().filter(matches).count()
+}
+
 const fn overlaps(a: Range, b: Range) -> bool {
     a.0 < b.1 && b.0 < a.1
 }
@@ -217,97 +230,9 @@ pub fn conduit(fdt: &Fdt<'_>) -> Option<Conduit> {
     }
 }
 
-/// What the host is told.
-#[derive(Clone, Copy, Debug)]
-pub struct HostBoot<'a> {
-    /// Memory that is not the host's: it disappears from /memory.
-    pub hyp: &'a [Range],
-    /// The initrd, if there is one.
-    pub initrd: Option<Range>,
-    /// The command line; empty: the one in the tree stays.
-    pub command_line: &'a str,
-}
-
-/// Copies `dtb` into `room` and edits it there for the host. Returns the bytes it takes.
-///
-/// # Errors
-///
-/// If the tree can't say what it has to.
-pub fn hand_over(dtb: &[u8], room: &mut [u8], boot: &HostBoot<'_>) -> Result<usize, PlatformError> {
-    room.get_mut(..dtb.len()).ok_or(PlatformError::NoRoom)?.copy_from_slice(dtb);
-    let mut fdt = FdtMut::from_slice(room).map_err(|_| PlatformError::BadTree)?;
-    for n in 0.. {
-        let Some((name, value)) = memory_without(&fdt.as_read_only(), n, boot.hyp)? else { break };
-        let mut root = fdt.root_mut();
-        let mut node = root.child_mut(&name).ok_or(PlatformError::BadTree)?;
-        let mut reg = node.property_mut("reg").ok_or(PlatformError::BadTree)?;
-        reg.set_value(value.as_slice()).map_err(|_| PlatformError::NoRoom)?;
-    }
-    if boot.initrd.is_some() || !boot.command_line.is_empty() {
-        let mut root = fdt.root_mut();
-        let mut chosen = root.child_mut("chosen").ok_or(PlatformError::NoChosen)?;
-        if let Some((start, end)) = boot.initrd {
-            for (name, value) in [("linux,initrd-start", start), ("linux,initrd-end", end)] {
-                chosen.remove_property(name);
-                chosen.add_property(name, value).map_err(|_| PlatformError::NoRoom)?;
-            }
-        }
-        if !boot.command_line.is_empty() {
-            chosen.remove_property("bootargs");
-            chosen
-                .add_property("bootargs", boot.command_line)
-                .map_err(|_| PlatformError::NoRoom)?;
-        }
-    }
-    Ok(fdt.as_read_only().data().len())
-}
-
-type RegBytes = ArrayVec<u8, 512>;
-
-/// The `n`th memory node: its name, and its reg less `hyp`.
-fn memory_without(
-    fdt: &Fdt<'_>,
-    n: usize,
-    hyp: &[Range],
-) -> Result<Option<(ArrayString<64>, RegBytes)>, PlatformError> {
-    let Some(node) =
-        fdt.root().children().filter(|node| node.name_without_address() == "memory").nth(n)
-    else {
-        return Ok(None);
-    };
-    let cells = |name| {
-        fdt.root().property(name).and_then(|p| p.value_as::<u32>().ok()).unwrap_or(2) as usize
-    };
-    let (address_cells, size_cells) = (cells("#address-cells"), cells("#size-cells"));
-    let mut value = RegBytes::new();
-    for range in ranges(node)? {
-        let mut rest = ArrayVec::<Range, 8>::new();
-        rest.push(range?);
-        for &hole in hyp {
-            let mut next = ArrayVec::<Range, 8>::new();
-            for part in rest {
-                for piece in [(part.0, part.1.min(hole.0)), (part.0.max(hole.1), part.1)] {
-                    if piece.0 < piece.1 {
-                        next.try_push(piece).map_err(|_| PlatformError::NoRoom)?;
-                    }
-                }
-            }
-            rest = next;
-        }
-        for (start, end) in rest {
-            for (number, cells) in [(start, address_cells), (end - start, size_cells)] {
-                let bytes = number.to_be_bytes();
-                let bytes = bytes.get(8 - 4 * cells..).ok_or(PlatformError::BadTree)?;
-                value.try_extend_from_slice(bytes).map_err(|_| PlatformError::NoRoom)?;
-            }
-        }
-    }
-    let name = ArrayString::from(node.name()).map_err(|_| PlatformError::BadTree)?;
-    Ok(Some((name, value)))
-}
-
 #[cfg(test)]
 mod tests {
+    use super::edit::{is_editable, word};
     use super::*;
     use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
     use proptest::prelude::*;
@@ -418,6 +343,55 @@ mod tests {
         let number = |name| chosen.property(name).unwrap().value_as::<u64>().unwrap();
         assert_eq!(number("linux,initrd-start"), 0x4500_0000);
         assert_eq!(number("linux,initrd-end"), 0x4500_1234);
+    }
+
+    /// A tree with one more node at the end of the root's.
+    fn tree_with(extra: DeviceTreeNode) -> Vec<u8> {
+        let mut tree = DeviceTree::from_fdt(&Fdt::new(&tree(&[])).unwrap());
+        tree.root.add_child(extra);
+        tree.to_dtb()
+    }
+
+    #[test]
+    fn a_name_that_may_mean_two_nodes_is_refused() {
+        let memory = cells(&[2, 0, 0, 0x1000_0000]);
+        for (name, fine) in [("memory@200000000", true), ("memory", false)] {
+            let dtb = tree_with(node(name, &[("reg", memory.clone())]));
+            let read = Platform::read(&Fdt::new(&dtb).unwrap());
+            assert_eq!(read.map(|_| ()), if fine { Ok(()) } else { Err(PlatformError::BadTree) });
+        }
+        let boot = HostBoot { hyp: &[], initrd: Some((0, 1)), command_line: "" };
+        let dtb = tree_with(node("chosen@1", &[]));
+        let mut room = vec![0; dtb.len() + 4096];
+        assert_eq!(hand_over(&dtb, &mut room, &boot), Err(PlatformError::BadTree));
+    }
+
+    #[test]
+    fn what_cannot_be_edited_is_refused() {
+        let good = tree(&[]);
+        assert!(is_editable(&good));
+        let field = |at: usize| word(&good, at).unwrap();
+        let (strings, structure_bytes) = (field(12), field(36));
+        let put = |at: usize, value: usize| {
+            let mut dtb = good.clone();
+            dtb[at..at + 4].copy_from_slice(&(value as u32).to_be_bytes());
+            dtb
+        };
+        // The structure block ends before its tokens do, or behind them.
+        assert!(!is_editable(&put(36, structure_bytes - 4)));
+        assert!(!is_editable(&put(36, structure_bytes + 4)));
+        // Strings in front of it; without an end; of no characters.
+        assert!(!is_editable(&put(12, 40)));
+        assert!(!is_editable(&put(32, field(32) - 1)));
+        let mut dtb = good.clone();
+        dtb[strings] = 0xff;
+        assert!(!is_editable(&dtb));
+        let boot = HostBoot { hyp: &[], initrd: None, command_line: "x" };
+        let mut room = vec![0; dtb.len() + 4096];
+        assert_eq!(hand_over(&dtb, &mut room, &boot), Err(PlatformError::BadTree));
+        for bytes in 0..40 {
+            assert!(!is_editable(&good[..bytes]));
+        }
     }
 
     #[test]

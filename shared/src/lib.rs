@@ -1,7 +1,7 @@
 //! What Umbra's host (EL1) and hyp (EL2) both know, and nothing else: hypercall numbers and argument
 //! types ([`call`]), what a vCPU run takes and returns ([`exit`]), error codes ([`error`]), the
 //! flag-shadow page ([`flags`]), vector lengths ([`vl`]) and the one layout of a saved SVE register
-//! file ([`sve`]), the bootable file ([`package`]), and what the test firmware is told ([`firmware`]).
+//! file ([`sve`]), the bootable file ([`package`]), what a test build writes down ([`record`]), and what the test firmware is told ([`firmware`]).
 //!
 //! This crate holds no `unsafe` and touches no hardware. Everything a host passes to hyp is
 //! untrusted: the types here only *decode*; what a value means for memory or for a vCPU is decided
@@ -17,6 +17,7 @@ pub mod firmware;
 pub mod flags;
 pub mod guest;
 pub mod package;
+pub mod record;
 pub mod sve;
 pub mod vl;
 

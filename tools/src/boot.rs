@@ -12,7 +12,7 @@ use crate::build::{self, Built};
 use crate::console::{Line, parse};
 use crate::firmware::{self, Setup};
 use crate::linux;
-use crate::qemu::{Bounds, Machine, Qemu};
+use crate::qemu::{Bounds, End, Machine, Qemu};
 use crate::report::Report;
 use crate::setup;
 use crate::symbols::Symbols;
@@ -85,7 +85,7 @@ pub struct Watched {
     pub failure: Option<String>,
 }
 
-/// Runs a machine, with what it does on the screen.
+/// Runs a QEMU, with what it does on the screen.
 pub fn watch(
     qemu: &Qemu,
     image: &Path,
@@ -102,16 +102,37 @@ pub fn watch(
         machine.cpu,
         if machine.icount { ", icount" } else { "" }
     );
-    let mut screen = Screen::new(symbols, request.verbose);
+    let run = |on_line: &mut dyn FnMut(&str)| qemu.run(machine, image, request.bounds, on_line);
+    watch_with(symbols, request.verbose, run)
+}
+
+/// Shows what the demonstration does on the machine that `run` runs: it is to hand every line of the
+/// console on. Whether the demonstration went well.
+pub fn show(
+    symbols: Symbols,
+    verbose: bool,
+    run: impl FnOnce(&mut dyn FnMut(&str)) -> Result<End>,
+) -> Result<bool> {
+    let Watched { report, failure } = watch_with(symbols, verbose, run)?;
+    println!("{}", report.render(failure.as_deref()).trim_end());
+    Ok(failure.is_none())
+}
+
+fn watch_with(
+    symbols: Symbols,
+    verbose: bool,
+    run: impl FnOnce(&mut dyn FnMut(&str)) -> Result<End>,
+) -> Result<Watched> {
+    let mut screen = Screen::new(symbols, verbose);
     let mut report = Report::default();
-    let end = qemu.run(machine, image, request.bounds, &mut |line| {
+    let end = run(&mut |line| {
         let parsed = parse(line);
         report.take(&parsed);
         screen.take(line, &parsed);
     })?;
     screen.finish();
     let failure = report.failure(&end);
-    if failure.is_some() && !request.verbose {
+    if failure.is_some() && !verbose {
         eprintln!("the end of the console:");
         screen.print_tail();
     }

@@ -9,6 +9,7 @@ use crate::fpcheck;
 use crate::process;
 use crate::setup;
 use crate::toolchain::{Toolchain, cargo};
+use crate::workspace;
 
 /// Runs every check, also after one failed; whether all passed.
 pub fn check() -> Result<bool> {
@@ -33,6 +34,8 @@ pub fn check() -> Result<bool> {
         command.args(["doc", "--no-deps"]);
         run(command.env("RUSTDOCFLAGS", "-D warnings"))
     });
+    step("formatting of the fuzz targets", run(fuzz_targets("fmt").arg("--check")));
+    step("lints of the fuzz targets", lint_fuzz_targets());
     step("lints on the target", lint_target(&toolchain));
     step("I5: FP/SIMD/SVE instructions of hyp", hyp_instructions(&toolchain));
     step("I5: FP/SIMD/SVE instructions of the host library", host_instructions(&toolchain));
@@ -46,6 +49,26 @@ pub fn check() -> Result<bool> {
 fn run(command: &mut Command) -> Result<()> {
     eprintln!("checking: {}", process::line(command));
     process::run(command)
+}
+
+/// A cargo command on the decoders' fuzz targets, which stand apart from the workspace: to be run they
+/// need a nightly compiler, to be looked at they don't.
+fn fuzz_targets(verb: &str) -> Command {
+    let mut command = cargo();
+    command
+        .arg(verb)
+        .arg("--manifest-path")
+        .arg(workspace::root().join("tests/decoders/fuzz/Cargo.toml"))
+        .env("CARGO_TARGET_DIR", workspace::target_dir().join("decoders"));
+    command
+}
+
+fn lint_fuzz_targets() -> Result<()> {
+    if process::find_on_path("c++").is_none() {
+        eprintln!("note: libFuzzer is C++, and there is no c++: the fuzz targets go unchecked");
+        return Ok(());
+    }
+    run(fuzz_targets("clippy").args(["--", "-D", "warnings"]))
 }
 
 /// The bare-metal binaries: clippy where it can, otherwise the compiler's own lints.

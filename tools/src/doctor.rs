@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::fvp;
 use crate::process;
 use crate::qemu::Qemu;
 use crate::toolchain::{Missing, Toolchain, cargo};
@@ -54,6 +55,16 @@ pub fn report() -> Result<bool> {
         let version = process::stdout(cargo().args([verb, "--version"])).ok();
         optional(name, version.map(|text| text.trim().to_owned()), advice);
     }
+    optional(
+        "dtc",
+        fvp::tree_compiler().map(|path| path.display().to_string()),
+        "for `xtask test`, which installs it if it may: the package device-tree-compiler",
+    );
+    optional(
+        "fvp",
+        fvp::Model::find().ok().flatten().map(|model| model.program.display().to_string()),
+        "for `xtask fvp`: Arm's Base RevC model; `xtask fvp boot` says more",
+    );
     optional(
         "gdb",
         process::find_on_path("gdb-multiarch").map(|path| path.display().to_string()),

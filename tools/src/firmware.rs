@@ -11,11 +11,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 use umbra_shared::firmware::{
-    FIRMWARE_CONFIG_OFFSET, FIRMWARE_CPUS, FIRMWARE_MAGIC, FIRMWARE_VERSION, FirmwareConfig,
-    SUSPEND_EXTENDED, SUSPEND_ORIGINAL,
+    FIRMWARE_CONFIG_OFFSET, FIRMWARE_CPUS, FIRMWARE_MAGIC, FIRMWARE_TABLES_BYTES,
+    FIRMWARE_TABLES_OFFSET, FIRMWARE_VERSION, FirmwareConfig, SUSPEND_EXTENDED, SUSPEND_ORIGINAL,
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
+use crate::board::Board;
 use crate::{elf, image, workspace};
 
 /// Vector lengths, in bytes, that a CPU of the SVE2 era may have.
@@ -32,13 +33,23 @@ pub enum SuspendFormat {
 }
 
 /// What the firmware is to make of the machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Setup {
     smp: u32,
     /// Empty: all that the CPUs have.
     vls: Vec<u16>,
     late: BTreeSet<u32>,
     suspend: SuspendFormat,
+    board: Board,
+}
+
+/// The EL3 firmware of one machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Firmware {
+    /// Its file.
+    pub file: PathBuf,
+    /// Where it looks for the image for EL2.
+    pub boot_address: u64,
 }
 
 impl Setup {
@@ -65,7 +76,24 @@ impl Setup {
                 smp.saturating_sub(1)
             );
         }
-        Ok(Self { smp, vls: vls.to_vec(), late: late.iter().copied().collect(), suspend })
+        Ok(Self {
+            smp,
+            vls: vls.to_vec(),
+            late: late.iter().copied().collect(),
+            suspend,
+            board: Board::VIRT,
+        })
+    }
+
+    /// How many CPUs there are.
+    pub fn cpus(&self) -> u32 {
+        self.smp
+    }
+
+    /// The same on another board.
+    #[must_use]
+    pub fn on(self, board: Board) -> Self {
+        Self { board, ..self }
     }
 
     /// From the command line: lists separated by commas.
@@ -101,6 +129,14 @@ impl Setup {
             SuspendFormat::Original => SUSPEND_ORIGINAL,
             SuspendFormat::Extended => SUSPEND_EXTENDED,
         };
+        config.dtb = self.board.dtb;
+        config.ram = self.board.ram;
+        config.boot_address = self.board.boot_address;
+        config.counter = self.board.counter.unwrap_or(0);
+        config.affinities = [u64::MAX; FIRMWARE_CPUS];
+        for (cpu, affinity) in (0..self.smp).zip(&mut config.affinities) {
+            *affinity = (self.board.affinity)(cpu);
+        }
         config.vl_bytes[..self.vls.len()].copy_from_slice(&self.vls);
         for &cpu in &self.late {
             config.refusals[cpu as usize] = 1;
@@ -129,13 +165,13 @@ impl fmt::Display for Setup {
     }
 }
 
-/// Writes the file for QEMU's `-bios`: `program` (its ELF) with `setup` in it.
-pub fn configure(program: &Path, setup: &Setup, name: &str) -> Result<PathBuf> {
-    let mut file = elf::flatten_file(program)?.bytes;
-    patch(&mut file, setup)?;
-    let path = workspace::image_dir().join(format!("firmware-{name}.bin"));
-    image::write_whole(&path, &file)?;
-    Ok(path)
+/// Writes the file that goes into the board's flash: `program` (its ELF) with `setup` in it.
+pub fn configure(program: &Path, setup: &Setup, name: &str) -> Result<Firmware> {
+    let mut content = elf::flatten_file(program)?.bytes;
+    patch(&mut content, setup)?;
+    let file = workspace::image_dir().join(format!("firmware-{name}.bin"));
+    image::write_whole(&file, &content)?;
+    Ok(Firmware { file, boot_address: setup.board.boot_address })
 }
 
 fn patch(file: &mut [u8], setup: &Setup) -> Result<()> {
@@ -148,6 +184,12 @@ fn patch(file: &mut [u8], setup: &Setup) -> Result<()> {
         "the firmware has no empty configuration at byte {FIRMWARE_CONFIG_OFFSET}"
     );
     hole.as_mut_bytes().copy_from_slice(setup.config().as_bytes());
+    let tables = FIRMWARE_TABLES_OFFSET..FIRMWARE_TABLES_OFFSET + FIRMWARE_TABLES_BYTES;
+    let Some(tables) = file.get_mut(tables).filter(|bytes| bytes.iter().all(|&byte| byte == 0))
+    else {
+        bail!("the firmware has no room for its tables at byte {FIRMWARE_TABLES_OFFSET}");
+    };
+    tables.copy_from_slice(&setup.board.tables());
     Ok(())
 }
 
@@ -164,7 +206,7 @@ mod tests {
     #[test]
     fn a_machine_is_written_into_the_file() {
         let setup = parse("32,256,64,128", "3").unwrap();
-        let mut file = vec![0; 4096];
+        let mut file = vec![0; 0x3000];
         patch(&mut file, &setup).unwrap();
         let (config, _) = FirmwareConfig::read_from_prefix(&file[64..]).unwrap();
         assert_eq!(config.magic, FIRMWARE_MAGIC);
@@ -172,9 +214,20 @@ mod tests {
         assert_eq!(config.suspend_format, SUSPEND_EXTENDED);
         assert_eq!(config.vl_bytes[..5], [32, 256, 64, 128, 0]);
         assert_eq!(config.refusals[..4], [0, 0, 0, 1]);
+        assert_eq!(config.affinities[..5], [0, 1, 2, 3, u64::MAX]);
+        assert_eq!((config.dtb, config.boot_address), (0x4000_0000, 0x4020_0000));
+        assert_eq!(file[0x1000..], Board::VIRT.tables());
+        // On another board only the board differs.
+        let mut other = vec![0; 0x3000];
+        patch(&mut other, &setup.clone().on(Board::FVP)).unwrap();
+        let (other, _) = FirmwareConfig::read_from_prefix(&other[64..]).unwrap();
+        assert_eq!(other.affinities[..5], [0, 0x100, 0x200, 0x300, u64::MAX]);
+        assert_eq!((other.ram, other.counter), (0x8000_0000, 0x2a43_0000));
+        assert_eq!(other.vl_bytes, config.vl_bytes);
         // Twice is a mistake, and so is what is no firmware.
         assert!(patch(&mut file, &setup).is_err());
         assert!(patch(&mut [0; 100], &setup).is_err());
+        assert!(patch(&mut [0; 4096], &setup).is_err());
         assert_eq!(setup.to_string(), "vectors of 32,256,64,128 bytes, late CPUs 3");
     }
 

@@ -21,9 +21,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
+use crate::board::Board;
 use crate::build::Built;
 use crate::firmware::{self, Setup, SuspendFormat};
 use crate::fpcheck;
+use crate::image;
 use crate::kernel::Kernel;
 use crate::linux::{self, Programs};
 use crate::process;
@@ -52,6 +54,10 @@ pub struct Configuration {
     pub late: &'static [u32],
     /// Layout of the firmware's power_state.
     pub suspend: SuspendFormat,
+    /// Words for hyp's command line.
+    pub options: &'static str,
+    /// With firmware: EL2 has memory from 2 GiB on only, and the image is there.
+    pub high: bool,
 }
 
 /// All of them: every VL the emulator has, none, and CPUs of several generations.
@@ -69,10 +75,26 @@ pub const CONFIGURATIONS: &[Configuration] = &[
     asymmetric("asym-narrow-boot", &[16, 256, 256, 128], &[], SuspendFormat::Extended),
     asymmetric("asym-late", &[32, 64, 64, 256], &[3], SuspendFormat::Original),
     asymmetric("asym-late-narrow", &[128, 64, 64, 16], &[3], SuspendFormat::Extended),
+    common(asymmetric("asym-common", &[32, 256, 64, 128], &[], SuspendFormat::Extended)),
+    // One late CPU lacks what the others have, the other has more.
+    common(asymmetric("asym-common-late", &[64, 256, 16, 256], &[2, 3], SuspendFormat::Original)),
+    // The same binaries where all RAM is somewhere else.
+    high(asymmetric("ram-high", &[256, 64, 256, 32], &[], SuspendFormat::Original)),
 ];
 
+/// EL2 has no memory below 2 GiB.
+const fn high(configuration: Configuration) -> Configuration {
+    Configuration { high: true, ..configuration }
+}
+
+/// The host is held to the common vector lengths.
+const fn common(configuration: Configuration) -> Configuration {
+    Configuration { options: "umbra.host-vl=common", ..configuration }
+}
+
 const fn configuration(name: &'static str, cpu: &'static str, smp: u32) -> Configuration {
-    Configuration { name, cpu, smp, vls: &[], late: &[], suspend: SuspendFormat::Original }
+    let suspend = SuspendFormat::Original;
+    Configuration { name, cpu, smp, vls: &[], late: &[], suspend, options: "", high: false }
 }
 
 const fn asymmetric(
@@ -81,7 +103,8 @@ const fn asymmetric(
     late: &'static [u32],
     suspend: SuspendFormat,
 ) -> Configuration {
-    Configuration { name, cpu: "max", smp: vls.len() as u32, vls, late, suspend }
+    let smp = vls.len() as u32;
+    Configuration { name, cpu: "max", smp, vls, late, suspend, options: "", high: false }
 }
 
 impl Configuration {
@@ -95,7 +118,8 @@ impl Configuration {
         if !self.has_firmware() {
             return Ok(None);
         }
-        Setup::new(self.vls, self.late, self.suspend, self.smp).map(Some)
+        let board = if self.high { Board::VIRT_HIGH } else { Board::VIRT };
+        Ok(Some(Setup::new(self.vls, self.late, self.suspend, self.smp)?.on(board)))
     }
 }
 
@@ -296,8 +320,19 @@ fn machine(firmware: &Path, configuration: &Configuration) -> Result<Machine> {
         cpu: configuration.cpu.to_owned(),
         smp: configuration.smp,
         firmware,
+        memory: if configuration.high { 3 } else { 1 },
         ..Machine::default()
     })
+}
+
+/// The image that a configuration boots: the tests' own, or one with more on its command line.
+fn image(tests: &Path, configuration: &Configuration) -> Result<PathBuf> {
+    if configuration.options.is_empty() {
+        return Ok(tests.to_path_buf());
+    }
+    let path = tests.with_file_name(format!("tests-{}.img", configuration.name));
+    image::add_to_command_line(tests, configuration.options, &path)?;
+    Ok(path)
 }
 
 /// Boots one machine to its end: its tests, the boot among them, and how they ended. `elf` is the
@@ -313,7 +348,8 @@ pub fn run(
     let mut symbols = tests.symbols();
     let mut transcript = Transcript::default();
     let end = machine(elf, configuration).and_then(|machine| {
-        qemu.run(&machine, &tests.image, BOUNDS, &mut |line| {
+        let image = image(&tests.image, configuration)?;
+        qemu.run(&machine, &image, BOUNDS, &mut |line| {
             transcript.take(line, |line| symbols.show(line));
         })
     });
@@ -326,7 +362,8 @@ pub fn run(
     transcript.into_outcomes(failure)
 }
 
-fn trial(name: String, outcome: Outcome) -> Trial {
+/// One test as `cargo test` shows it.
+pub(crate) fn trial(name: String, outcome: Outcome) -> Trial {
     Trial::ignorable_test(name, move || match outcome {
         Outcome::Ok => Ok(Completion::Completed),
         Outcome::Skipped(why) => Ok(Completion::ignored_with(why)),
@@ -359,7 +396,8 @@ mod tests {
     fn every_configuration_can_be_made() {
         for configuration in CONFIGURATIONS {
             let firmware = configuration.firmware().unwrap();
-            assert_eq!(firmware.is_some(), configuration.name.starts_with("asym"));
+            let with = ["asym", "ram"].iter().any(|name| configuration.name.starts_with(name));
+            assert_eq!(firmware.is_some(), with);
         }
     }
 

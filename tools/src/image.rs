@@ -73,6 +73,42 @@ pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     fs::rename(&partial, path).with_context(complain)
 }
 
+/// Writes the package in `from` to `to`, with more words at the end of its command line.
+pub fn add_to_command_line(from: &Path, words: &str, to: &Path) -> Result<()> {
+    let mut package =
+        fs::read(from).with_context(|| format!("could not read {}", from.display()))?;
+    append_words(&mut package, words).with_context(|| from.display().to_string())?;
+    write_whole(to, &package)
+}
+
+fn append_words(package: &mut [u8], words: &str) -> Result<()> {
+    let header = package
+        .get_mut(PACKAGE_HEADER_OFFSET..)
+        .and_then(|rest| PackageHeader::mut_from_prefix(rest).ok())
+        .map(|(header, _)| header)
+        .filter(|header| header.magic == PACKAGE_MAGIC);
+    let Some(header) = header else {
+        bail!("not a package");
+    };
+    let used = usize::try_from(header.command_line_bytes)?;
+    let mut line = String::from_utf8_lossy(header.command_line.get(..used).unwrap_or_default())
+        .trim()
+        .to_owned();
+    if !line.is_empty() {
+        line.push(' ');
+    }
+    line.push_str(words);
+    ensure!(
+        line.len() <= COMMAND_LINE_BYTES,
+        "the command line would have {} bytes; at most {COMMAND_LINE_BYTES} fit",
+        line.len()
+    );
+    header.command_line = [0; COMMAND_LINE_BYTES];
+    header.command_line[..line.len()].copy_from_slice(line.as_bytes());
+    header.command_line_bytes = line.len() as u64;
+    Ok(())
+}
+
 /// Reads a host payload: an ELF file, or an arm64 `Image`.
 pub fn read_host(path: &Path) -> Result<Flat> {
     let data = fs::read(path).with_context(|| format!("could not read {}", path.display()))?;
@@ -221,6 +257,26 @@ mod tests {
         // The host's .bss is zero.
         let bss = header.host_offset as usize + host.len()..header.initrd_offset as usize;
         assert!(package[bss].iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn words_are_added_to_the_command_line() {
+        let line = |package: &[u8]| {
+            let header = &package[PACKAGE_HEADER_OFFSET..];
+            let header = PackageHeader::read_from_prefix(header).unwrap().0;
+            let line = &header.command_line[..header.command_line_bytes as usize];
+            String::from_utf8(line.to_vec()).unwrap()
+        };
+        for (before, after) in [("", "umbra.x=1"), ("only=a", "only=a umbra.x=1")] {
+            let mut package = packed(&hyp(0x1000), image(0x1000, 0x1000), b"", before).unwrap();
+            append_words(&mut package, "umbra.x=1").unwrap();
+            assert_eq!(line(&package), after);
+        }
+        let mut full = packed(&hyp(0x1000), image(0x1000, 0x1000), b"", &"x".repeat(1020)).unwrap();
+        assert!(append_words(&mut full, "y=12").is_err());
+        append_words(&mut full, "y=1").unwrap();
+        assert_eq!(line(&full).len(), 1024);
+        assert!(append_words(&mut image(0x1000, 0x1000), "y").is_err());
     }
 
     #[test]

@@ -6,9 +6,10 @@
 //! into one bootable file, [`qemu`] runs it and [`console`] understands what it says, with
 //! [`symbols`] turning code addresses into source lines. [`kernel`] gets a Linux, which [`linux`] boots
 //! as the host. [`boot`], [`harness`], [`gdb`] and [`check`] are what people ask for by name, and so is
-//! [`fuzz`]; [`fpcheck`] is the check of invariant I5 on the
+//! [`fuzz`]; [`fvp`] is another machine to run it all on; [`fpcheck`] is the check of invariant I5 on the
 //! built image, and [`plants`] shows that the tests notice what they are there for.
 
+pub mod board;
 pub mod boot;
 pub mod build;
 pub mod check;
@@ -19,6 +20,7 @@ pub mod elf;
 pub mod firmware;
 pub mod fpcheck;
 pub mod fuzz;
+pub mod fvp;
 pub mod gdb;
 pub mod harness;
 pub mod image;

@@ -11,6 +11,7 @@ use umbra_tools::check;
 use umbra_tools::doctor;
 use umbra_tools::firmware::{Setup, SuspendFormat};
 use umbra_tools::fuzz::{self, ModeChoice, Vls};
+use umbra_tools::fvp;
 use umbra_tools::gdb;
 use umbra_tools::image;
 use umbra_tools::linux;
@@ -48,6 +49,12 @@ enum Verb {
     Image(ImageArgs),
     /// Boot the demonstration paused, and say how a debugger gets in.
     Gdb(GdbArgs),
+    /// Boot, test or fuzz on Arm's Base RevC model instead of QEMU.
+    ///
+    /// The model is Arm's and free; get it from Arm, and put it on PATH or set FVP to it. Without it,
+    /// everything is prepared, and the command line shown that would start it.
+    #[command(subcommand)]
+    Fvp(FvpVerb),
     /// Build the bare-metal binaries and pack the demonstration and test images.
     Build,
     /// Check formatting, lints, documentation, and that hyp's image has FP/SIMD/SVE instructions
@@ -173,6 +180,58 @@ impl BootArgs {
     }
 }
 
+#[derive(Subcommand)]
+enum FvpVerb {
+    /// Boot the demonstration and show its table.
+    Boot(FvpArgs),
+    /// Run the on-target tests.
+    Test(FvpTestArgs),
+    /// Run the fuzzer.
+    Fuzz(FuzzArgs),
+}
+
+#[derive(Args)]
+struct FvpArgs {
+    /// Number of CPUs: up to 8, in clusters of four.
+    #[arg(long, default_value_t = 4)]
+    smp: u32,
+    #[command(flatten)]
+    firmware: FirmwareArgs,
+    /// Command line of hyp (words that begin with `umbra.`) and host.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    cmdline: String,
+    /// Show the machine's console.
+    #[arg(long, short)]
+    verbose: bool,
+    /// Seconds after which the model is killed.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    timeout: u64,
+}
+
+#[derive(Args)]
+struct FvpTestArgs {
+    #[command(flatten)]
+    machine: FvpArgs,
+    /// Arguments for the test runner: a filter, `--exact` and so on.
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+impl FvpArgs {
+    fn request(self) -> Result<fvp::Request> {
+        let suspend = self.firmware.suspend.unwrap_or_default();
+        let (vls, late) = (self.firmware.vls.as_deref(), self.firmware.late.as_deref());
+        let total = Duration::from_secs(self.timeout);
+        Ok(fvp::Request {
+            setup: Setup::parse(vls, late, suspend, self.smp)?,
+            command_line: self.cmdline,
+            // A model of everything is slow.
+            bounds: Bounds { total, silence: total },
+            verbose: self.verbose,
+        })
+    }
+}
+
 #[derive(Args)]
 struct TestArgs {
     /// The QEMU to use.
@@ -218,6 +277,24 @@ struct FuzzArgs {
     /// Folder for the record and for failing programs; target/fuzz if not given.
     #[arg(long, value_name = "FOLDER")]
     output: Option<PathBuf>,
+}
+
+impl FuzzArgs {
+    fn request(self) -> fuzz::Request {
+        fuzz::Request {
+            seed: self.seed,
+            minutes: self.minutes,
+            iterations: self.iterations,
+            mode: self.mode,
+            vls: self.vls,
+            smp: self.smp,
+            cpu: self.cpu,
+            jobs: self.jobs,
+            qemu: self.qemu,
+            replay: self.replay,
+            output: self.output,
+        }
+    }
 }
 
 fn seed(text: &str) -> Result<u64, std::num::ParseIntError> {
@@ -297,19 +374,7 @@ fn run(verb: Verb) -> Result<bool> {
             command_line: args.machine.cmdline,
         }),
         Verb::Test(args) => test::test(args.qemu.as_deref(), &args.arguments),
-        Verb::Fuzz(args) => fuzz::fuzz(&fuzz::Request {
-            seed: args.seed,
-            minutes: args.minutes,
-            iterations: args.iterations,
-            mode: args.mode,
-            vls: args.vls,
-            smp: args.smp,
-            cpu: args.cpu,
-            jobs: args.jobs,
-            qemu: args.qemu,
-            replay: args.replay,
-            output: args.output,
-        }),
+        Verb::Fuzz(args) => fuzz::fuzz(&args.request()),
         Verb::Plants(args) => plants::plants(&plants::Request {
             names: args.names,
             baseline: !args.no_baseline,
@@ -335,6 +400,9 @@ fn run(verb: Verb) -> Result<bool> {
             tests: args.tests,
             start: args.start,
         }),
+        Verb::Fvp(FvpVerb::Boot(args)) => fvp::boot(&args.request()?),
+        Verb::Fvp(FvpVerb::Test(args)) => fvp::test(&args.machine.request()?, &args.arguments),
+        Verb::Fvp(FvpVerb::Fuzz(args)) => fvp::fuzz(&args.request()),
         Verb::Build => {
             let toolchain = setup::toolchain()?;
             for built in [build::demo(&toolchain, "")?, build::tests(&toolchain)?] {

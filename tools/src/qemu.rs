@@ -14,12 +14,11 @@ use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use umbra_shared::firmware::FIRMWARE_BOOT_ADDRESS;
-
+use crate::firmware::Firmware;
 use crate::packages::{self, Apt};
 use crate::process::{self, Running};
 use crate::workspace;
+use anyhow::{Context, Result, bail};
 
 const PROGRAM: &str = "qemu-system-aarch64";
 const PACKAGE: &str = "qemu-system-arm";
@@ -44,9 +43,11 @@ pub struct Machine {
     pub icount: bool,
     /// Wait for a debugger, and let it connect here.
     pub gdb_port: Option<u16>,
-    /// The EL3 firmware's configured file (see [`crate::firmware`]); without one, QEMU itself is
-    /// what starts CPUs, and all are alike.
-    pub firmware: Option<PathBuf>,
+    /// The EL3 firmware (see [`crate::firmware`]); without one, QEMU itself is what starts CPUs, and
+    /// all are alike.
+    pub firmware: Option<Firmware>,
+    /// GiB of memory, which begins at 1 GiB.
+    pub memory: u32,
     /// No EL2: QEMU starts a kernel at EL1, for comparison.
     pub direct: Option<Direct>,
 }
@@ -69,6 +70,7 @@ impl Default for Machine {
             gdb_port: None,
             firmware: None,
             direct: None,
+            memory: 1,
         }
     }
 }
@@ -99,7 +101,7 @@ impl Bounds {
 /// How a machine ended.
 #[derive(Clone, Debug)]
 pub enum End {
-    /// By itself, with this status of QEMU.
+    /// By itself, with this status of the emulator.
     Exited(ExitStatus),
     /// It was killed after so much silence.
     Silent(Duration),
@@ -112,7 +114,7 @@ impl End {
     pub fn failure(&self) -> Option<String> {
         match self {
             Self::Exited(status) if status.success() => None,
-            Self::Exited(status) => Some(format!("QEMU ended with {status}")),
+            Self::Exited(status) => Some(format!("the emulator ended with {status}")),
             Self::Silent(time) => {
                 Some(format!("the console was silent for {} s: machine killed", time.as_secs()))
             }
@@ -213,7 +215,8 @@ impl Qemu {
             .args(["-M", &board])
             .args(["-cpu", &machine.cpu])
             .args(["-smp", &machine.smp.to_string()])
-            .args(["-m", "1G", "-display", "none", "-monitor", "none"])
+            .args(["-m", &format!("{}G", machine.memory)])
+            .args(["-display", "none", "-monitor", "none"])
             .args(["-serial", "stdio", "-net", "none", "-no-reboot"]);
         if machine.icount {
             command.args(["-icount", "shift=0,sleep=off"]);
@@ -233,8 +236,8 @@ impl Qemu {
             Some(firmware) => {
                 // A comma in an option's value is doubled.
                 let file = image.display().to_string().replace(',', ",,");
-                let address = FIRMWARE_BOOT_ADDRESS;
-                command.arg("-bios").arg(firmware).arg("-device");
+                let address = firmware.boot_address;
+                command.arg("-bios").arg(&firmware.file).arg("-device");
                 command.arg(format!("loader,file={file},addr={address:#x},force-raw=on"));
             }
         }
@@ -260,7 +263,8 @@ enum Message {
     Exited(std::io::Result<ExitStatus>),
 }
 
-fn run_bounded(
+/// Runs an emulator to its end, or to the end of its bounds.
+pub(crate) fn run_bounded(
     command: &mut Command,
     bounds: Bounds,
     on_line: &mut dyn FnMut(&str),
@@ -318,7 +322,7 @@ fn run_bounded(
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
-    end.context("QEMU's end was not seen")
+    end.context("the emulator's end was not seen")
 }
 
 /// Sends the lines of `output` from a thread of its own.
@@ -435,7 +439,8 @@ mod tests {
         };
         let plain = line(None);
         assert!(plain.contains("-kernel a,b.img") && !plain.contains("secure"), "{plain}");
-        let firm = line(Some(PathBuf::from("el3.bin")));
+        let firmware = Firmware { file: PathBuf::from("el3.bin"), boot_address: 0x4020_0000 };
+        let firm = line(Some(firmware));
         assert!(firm.contains(",secure=on") && firm.contains("-bios el3.bin"), "{firm}");
         assert!(firm.contains("loader,file=a,,b.img,addr=0x40200000,force-raw=on"), "{firm}");
     }

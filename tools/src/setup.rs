@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::packages::SetupLock;
+use crate::fvp;
+use crate::packages::{Apt, SetupLock};
 use crate::qemu::Qemu;
 use crate::toolchain::{self, Toolchain};
 
@@ -18,6 +19,24 @@ pub fn toolchain() -> Result<Toolchain> {
 pub fn qemu(chosen: Option<&Path>) -> Result<Qemu> {
     let _lock = SetupLock::take()?;
     Qemu::set_up(chosen)
+}
+
+/// What the tests look at device trees with. Without it they leave that out, and say so.
+pub fn device_tree_compiler() -> Result<()> {
+    const PACKAGE: &str = "device-tree-compiler";
+    if fvp::tree_compiler().is_some() {
+        return Ok(());
+    }
+    let _lock = SetupLock::take()?;
+    let installed = Apt::find().filter(Apt::may_install).is_some_and(|apt| {
+        apt.ensure_known(PACKAGE).is_ok()
+            && apt.can_install(&[PACKAGE])
+            && apt.install(&[PACKAGE]).is_ok()
+    });
+    if !installed {
+        eprintln!("no dtc: the generated device tree goes unchecked by it; install {PACKAGE}");
+    }
+    Ok(())
 }
 
 /// What `xtask check` needs: rustfmt and clippy.

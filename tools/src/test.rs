@@ -13,6 +13,7 @@ use crate::toolchain::cargo;
 /// Sets up, builds the on-target tests, and runs `cargo test` with `arguments`; whether all passed.
 pub fn test(qemu: Option<&Path>, arguments: &[String]) -> Result<bool> {
     let qemu = setup::qemu(qemu)?;
+    setup::device_tree_compiler()?;
     let toolchain = setup::toolchain()?;
     let settings = Settings {
         tests: build::tests(&toolchain)?,

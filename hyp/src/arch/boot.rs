@@ -21,6 +21,7 @@ use super::{Lock, layout};
 use crate::arch::sysreg::sys;
 use crate::cpufeatures::CpuFeatures;
 use crate::fp::hw::Image;
+use crate::fp::lengths::Lengths;
 use crate::memory::pages::{Pages, State, count};
 use crate::options::Options;
 use crate::platform::{
@@ -524,7 +525,7 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
     if first && MACHINE.is_completed() {
         log::info!("CPU {index} comes late");
         report_host_vq(cpu.index, cpu.shared.vqs(), cpu.host_vq());
-        report_missing(cpu.index, cpu.shared.vqs(), machine().common);
+        report_missing(cpu.index, cpu.shared.vqs());
     }
     if first && cpu.shared.power.state() == Power::Off {
         cpu.shared.power.set(Power::Held);
@@ -548,8 +549,7 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
     }
     start_others(cpu.index, finish.cpus);
     let sets = || SHARED[..finish.cpus].iter().filter(|s| s.online()).map(|s| s.vqs());
-    let largest = sets().filter_map(VqSet::max).max();
-    let common = VqSet::common(sets());
+    let lengths = Lengths::new(sets(), finish.options.host_vl_common);
     let image_bytes = crate::fp::host_image_bytes(sets());
     for n in 0..finish.cpus {
         let pa = finish.images.take(image_bytes);
@@ -557,26 +557,25 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         SHARED[n].image_bytes.store(image_bytes as u64, Ordering::Relaxed);
     }
     for (n, shared) in SHARED[..finish.cpus].iter().enumerate().filter(|(_, s)| s.online()) {
-        let limit = if finish.options.host_vl_common { common.max() } else { largest };
-        report_host_vq(n, shared.vqs(), limit.and_then(|vq| shared.vqs().effective(vq)));
+        report_host_vq(n, shared.vqs(), lengths.host(shared.vqs()));
     }
     let describe = |set: VqSet| set.max().map_or(0, |vq| vq.vl_bytes());
     log::info!(
         "{} CPUs, largest VL {} bytes, guests up to {}, host images {image_bytes} bytes",
         finish.cpus,
-        largest.map_or(0, |vq| vq.vl_bytes()),
-        describe(common),
+        lengths.largest.map_or(0, |vq| vq.vl_bytes()),
+        describe(lengths.common),
     );
     MACHINE.call_once(|| Machine {
         cpus: finish.cpus,
-        common,
-        largest,
         options: finish.options,
+        lengths,
         id: finish.id,
         features: finish.features,
         stage2: finish.shape,
         host_vttbr: finish.host_vttbr,
     });
+    super::log::boot();
     cpu.set_image(host_image(cpu.index));
     cpu.start_host(finish.host)
 }
@@ -591,8 +590,10 @@ fn report_host_vq(n: usize, vqs: VqSet, held: Option<Vq>) {
 
 /// Says so if a CPU that came late lacks vector lengths that guests may have: they can't be loaded
 /// there.
-fn report_missing(n: usize, vqs: VqSet, guests: VqSet) {
-    let missing = guests.iter().find(|&vq| !vqs.contains(vq));
+fn report_missing(n: usize, vqs: VqSet) {
+    let lengths = &machine().lengths;
+    let here = lengths.guests(vqs);
+    let missing = lengths.common.iter().find(|&vq| !here.contains(vq));
     if let Some(vq) = missing {
         log::warn!("CPU {n} does not run guests of VL {} bytes and more", vq.vl_bytes());
     }

@@ -1,7 +1,8 @@
 //! Hypercalls other than VCPU_RUN: decode, do, answer.
 
 use super::cpu::{Cpu, MACHINE, SHARED, machine};
-use super::mem::memory;
+use super::log::{self, Transition};
+use super::mem;
 use super::trap::HostFrame;
 use super::vm;
 use umbra_shared::call::{
@@ -9,6 +10,7 @@ use umbra_shared::call::{
     VM_PAGES, VcpuConfig, vcpu_pages,
 };
 use umbra_shared::error::Error;
+use umbra_shared::record::Kind;
 use umbra_shared::vl::Vq;
 
 /// x1-x8 of an answer.
@@ -28,8 +30,17 @@ pub fn handle(cpu: &mut Cpu, frame: &mut HostFrame) {
         }
         return;
     }
+    log::forget();
+    let function = frame.x[0];
     let mut args = [0; 7];
     args.copy_from_slice(&frame.x[1..8]);
+    let record = |result: i64, results: Results| Transition {
+        kind: Kind::Call,
+        function,
+        args,
+        result: result as u64,
+        results: [results[0], results[1], results[2]],
+    };
     let (code, results) = match Call::decode(frame.x[0], &args) {
         Ok(call) => match perform(cpu, call) {
             Ok(results) => (0, results),
@@ -38,11 +49,13 @@ pub fn handle(cpu: &mut Cpu, frame: &mut HostFrame) {
         Err(error) => {
             // Not one of ours, or not meant: a caller of something else counts on its registers.
             frame.x[0] = error.code() as u64;
+            log::write(&cpu.fp, cpu.loaded_name(), || record(error.code(), NOTHING));
             return;
         }
     };
     frame.x[0] = code as u64;
     frame.x[1..9].copy_from_slice(&results);
+    log::write(&cpu.fp, cpu.loaded_name(), || record(code, results));
 }
 
 /// TOO_FEW_PAGES says in x1 how many it takes.
@@ -68,8 +81,7 @@ fn perform(cpu: &mut Cpu, call: Call) -> Result<Results, Error> {
             Ok(core::array::from_fn(|n| shared.stats.get(first.saturating_add(n as u64))))
         }
         Call::NextSharedPage { from } => {
-            let memory = memory().lock();
-            let (found, rest) = memory.next_host_page_mapped(from.0);
+            let (found, rest) = mem::with(|memory| memory.next_host_page_mapped(from.0));
             let mut results = one(found.unwrap_or(NO_PAGE));
             results[1] = rest.unwrap_or(NO_PAGE);
             Ok(results)
@@ -91,10 +103,10 @@ fn perform(cpu: &mut Cpu, call: Call) -> Result<Results, Error> {
 fn version() -> Results {
     let machine = machine();
     let mut features = Features::empty();
-    features.set(Features::SVE, !machine.common.is_empty());
+    features.set(Features::SVE, !machine.lengths.common.is_empty());
     features.set(Features::SME, machine.features.sme);
     features.set(Features::PAUTH, machine.features.pauth);
-    features.set(Features::HOST_VL_COMMON, machine.options.host_vl_common);
+    features.set(Features::HOST_VL_COMMON, machine.lengths.host_common);
     let mut results = one(u64::from(INTERFACE_VERSION));
     results[1] = features.bits();
     results
@@ -104,7 +116,7 @@ fn vl_info(cpu: Option<u64>) -> Result<Results, Error> {
     let machine = MACHINE.get().ok_or(Error::BadCpu)?;
     let cpus = machine.cpus as u64;
     let Some(cpu) = cpu else {
-        return Ok([u64::from(machine.common.bits()), 0, cpus, 0, 1, 0, 0, 0]);
+        return Ok([u64::from(machine.lengths.common.bits()), 0, cpus, 0, 1, 0, 0, 0]);
     };
     let shared = usize::try_from(cpu)
         .ok()
@@ -124,15 +136,17 @@ fn vl_info(cpu: Option<u64>) -> Result<Results, Error> {
 }
 
 fn share(page: UntrustedPa) -> Result<(), Error> {
-    let mut memory = memory().lock();
-    let page = memory.pages.lookup(page.0)?;
-    memory.share_flag_page(page)
+    mem::with(|memory| {
+        let page = memory.pages.lookup(page.0)?;
+        memory.share_flag_page(page)
+    })
 }
 
 fn unshare(page: UntrustedPa) -> Result<(), Error> {
-    let mut memory = memory().lock();
-    let page = memory.pages.lookup(page.0)?;
-    memory.unshare_flag_page(page)
+    mem::with(|memory| {
+        let page = memory.pages.lookup(page.0)?;
+        memory.unshare_flag_page(page)
+    })
 }
 
 fn create_vcpu(config: &VcpuConfig) -> Result<Results, Error> {

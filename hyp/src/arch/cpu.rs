@@ -4,11 +4,13 @@
 //! time, so the exclusive reference that a trap handler makes from TPIDR_EL2 is the only one.
 //! [`Shared`] is what other CPUs may look at.
 
+use super::log::{self, Transition};
 use super::sysreg::*;
 use super::world::{El1Context, PSTATE_EL1H_MASKED, World};
 use crate::arch::sysreg::sys;
 use crate::cpufeatures::{CpuFeatures, IdRegisters};
 use crate::fp::hw::{Cpu as FpCpu, Image};
+use crate::fp::lengths::Lengths;
 use crate::fp::{Access, CpuFp, FpHw};
 use crate::options::Options;
 use crate::platform::MAX_CPUS;
@@ -18,6 +20,7 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use percore::Cores;
 use spin::Once;
+use umbra_shared::record::Kind;
 use umbra_shared::vl::{Vq, VqSet};
 
 use super::vm::Loaded;
@@ -101,12 +104,10 @@ pub static SHARED: [Shared; MAX_CPUS] = [const { Shared::new() }; MAX_CPUS];
 pub struct Machine {
     /// CPUs.
     pub cpus: usize,
-    /// The vector lengths that guests can have.
-    pub common: VqSet,
-    /// The largest VL of any CPU: what host images are sized for. `None`: no SVE.
-    pub largest: Option<Vq>,
-    /// Command line.
+    /// What the command line asks for.
     pub options: Options,
+    /// Vector lengths.
+    pub lengths: Lengths,
     /// ID registers of the boot CPU.
     pub id: IdRegisters,
     /// Its features.
@@ -171,6 +172,11 @@ impl Cpu {
         unsafe { &mut *this }
     }
 
+    /// The loaded vCPU as the log names it; 0: none.
+    pub fn loaded_name(&self) -> u64 {
+        self.loaded.as_ref().map_or(0, Loaded::name)
+    }
+
     /// This CPU's number, if it has got that far.
     pub fn current_index() -> Option<usize> {
         let this = sys::read_tpidr_el2().bits() as *const Self;
@@ -223,14 +229,9 @@ impl Cpu {
         self.has_image = true;
     }
 
-    /// What the host may use on this CPU: all it has, or the common lengths; never more than its image
-    /// can hold.
+    /// The most that the host may use on this CPU.
     pub fn host_vq(&self) -> Option<Vq> {
-        let machine = machine();
-        let here = self.shared.vqs();
-        let limit =
-            if machine.options.host_vl_common { machine.common.max()? } else { machine.largest? };
-        here.effective(limit)
+        machine().lengths.host(self.shared.vqs())
     }
 
     /// Begins the host's life on this CPU: EL1 in its reset state.
@@ -245,6 +246,12 @@ impl Cpu {
             self.world.trap_host_displacement(true);
         }
         self.loaded = None;
+        log::forget();
+        log::write(&self.fp, 0, || {
+            let vqs = self.shared.vqs().bits().into();
+            let held = host_vq.map_or(0, |vq| vq.quadwords() as u64);
+            Transition::new(Kind::Reset, [vqs, held, 0, 0, 0, 0, 0])
+        });
         super::world::switch_el1(&self.world, &mut self.host, &El1Context::reset());
         let [ctl, cval] = self.suspended_timer.take().unwrap_or_default();
         write_cntv_ctl_el0(0);

@@ -29,11 +29,10 @@ impl Exit {
     }
 }
 
-/// Handles a synchronous exception other than FP, with the guest's EL1 still in the registers. `vm` is
-/// its VM's number. `None`: go on.
-pub fn synchronous(vcpu: &mut Vcpu, vm: VmId, id: &IdRegisters, esr: u64) -> Option<Exit> {
+/// Handles a synchronous exception other than FP and HVC, with the guest's EL1 still in the registers.
+/// `None`: go on.
+pub fn synchronous(vcpu: &mut Vcpu, id: &IdRegisters, esr: u64) -> Option<Exit> {
     match syndrome::class(esr) {
-        ec::HVC64 => memory_call(vcpu, vm),
         ec::WFX => {
             step_over(vcpu);
             Some(Exit::new(Reason::Wfi, [0; 6]))
@@ -54,9 +53,10 @@ pub fn synchronous(vcpu: &mut Vcpu, vm: VmId, id: &IdRegisters, esr: u64) -> Opt
     }
 }
 
-/// A call of the guest's about its memory; other HVCs are `run`'s. ELR_EL2 is behind it already.
+/// A call of the guest's about its memory, the guest being of the VM with this number. ELR_EL2 is
+/// behind the HVC already.
 #[cold]
-fn memory_call(vcpu: &mut Vcpu, vm: VmId) -> Option<Exit> {
+pub fn memory_call(vcpu: &mut Vcpu, vm: VmId) -> Option<Exit> {
     let function = GuestFunction::from_id(vcpu.regs.x[0])?;
     let ipa = UntrustedIpa(vcpu.regs.x[1]);
     // What the host loses, its own VMID has to lose in the TLBs.

@@ -8,6 +8,7 @@
 use super::Lock;
 use super::frames::linear;
 use super::layout::LINEAR_BASE;
+use super::log;
 use super::tables::{HypTables, Stage2, Use};
 use crate::arch::sysreg::sys;
 use crate::memory::handover::Hands;
@@ -45,13 +46,17 @@ pub fn init(memory: Memory) {
     MEMORY.call_once(|| Lock::new(memory));
 }
 
-/// The lock.
+/// Does something with memory, under its lock.
 ///
 /// # Panics
 ///
 /// Before [`init`].
-pub fn memory() -> &'static Lock<Memory> {
-    MEMORY.get().expect("memory is set up before the host runs")
+pub fn with<R>(f: impl FnOnce(&mut Memory) -> R) -> R {
+    let mut memory = MEMORY.get().expect("memory is set up before the host runs").lock();
+    log::locked();
+    let result = f(&mut memory);
+    log::touched(&mut memory.pages);
+    result
 }
 
 /// What to do about a host's stage-2 fault.

@@ -12,6 +12,7 @@
 //! | [`calls`], [`vm`] | hypercalls; VMs and vCPUs |
 //! | [`mem`], [`tables`], [`frames`] | memory: ownership put into effect, page tables, page pools |
 //! | [`power`] | PSCI put into effect |
+//! | [`log`] | transitions written down, in a test build |
 //! | [`console`], [`fatal`] | messages, and the last ones |
 //! | [`report`] | counters on the console |
 //! | [`sysreg`] | registers that the sysreg crate lacks |
@@ -24,6 +25,7 @@ pub mod fatal;
 pub mod frames;
 pub mod guest;
 pub mod layout;
+pub mod log;
 pub mod mem;
 pub mod power;
 pub mod report;
@@ -36,6 +38,9 @@ pub mod world;
 
 /// A spin lock whose waiters say so to the machine (YIELD): under emulation that lets the holder run.
 pub type Lock<T> = spin::mutex::SpinMutex<T, Yield>;
+
+/// What a taken [`Lock`] is held by.
+pub type LockGuard<'a, T> = spin::mutex::SpinMutexGuard<'a, T, Yield>;
 
 /// The relax strategy of [`Lock`].
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 
 use super::boot::{boot_params_address, secondary_entry_address};
 use super::cpu::{Cpu, SHARED, machine, send_event};
+use super::log::{self, Transition};
 use super::sysreg::{read_cntv_ctl_el0, read_cntv_cval_el0};
 use super::trap::HostFrame;
 use super::vm;
@@ -11,6 +12,7 @@ use crate::psci::{
 use arm_psci::{ErrorCode, FunctionId};
 use core::sync::atomic::Ordering;
 use smccc::smc64;
+use umbra_shared::record::Kind;
 
 const NOT_SUPPORTED: i64 = -1;
 /// SMCCC 1.2.
@@ -112,10 +114,17 @@ fn cpu_on(target: u64, entry: HostEntry) -> i64 {
     }
 }
 
-/// CPU_OFF: an implicit put, then firmware. Returns only if firmware refuses.
-fn cpu_off(cpu: &mut Cpu) -> i64 {
+/// What is loaded is put: the CPU is about to lose its registers.
+fn implicit_put(cpu: &mut Cpu) {
+    log::forget();
     // There is nothing to put if no vCPU is loaded.
     let _ = vm::put(cpu);
+    log::write(&cpu.fp, cpu.loaded_name(), || Transition::new(Kind::ImplicitPut, [0; 7]));
+}
+
+/// CPU_OFF: an implicit put, then firmware. Returns only if firmware refuses.
+fn cpu_off(cpu: &mut Cpu) -> i64 {
+    implicit_put(cpu);
     cpu.shared.power.set(Power::Off);
     let answer = firmware([u64::from(FunctionId::CpuOff as u32), 0, 0, 0]);
     cpu.shared.power.set(Power::On);
@@ -130,8 +139,7 @@ fn cpu_suspend(cpu: &mut Cpu, state: u32, entry: HostEntry) -> i64 {
         0,
     ]);
     if psci::loses_context(state, features) {
-        // There is nothing to put if no vCPU is loaded.
-        let _ = vm::put(cpu);
+        implicit_put(cpu);
     }
     // Whatever firmware makes of the state: if it comes back through an entry, that is hyp's, never the
     // host's, and 64 bits wide even if the host called with 32.

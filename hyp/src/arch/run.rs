@@ -2,17 +2,21 @@
 
 use super::cpu::{Cpu, machine};
 use super::guest::{self, Exit};
+use super::log::{self, Transition};
 use super::sysreg::read_isr_el1;
 use super::trap::HostFrame;
-use super::vm::Open;
+use super::vm::{Open, Vcpu};
 use super::world;
 use crate::arch::sysreg::sys;
-use crate::fp::{GuestTrap, TrapClass};
+use crate::fp::hw::Image;
+use crate::fp::{CpuFp, GuestTrap, TrapClass};
+use crate::memory::pages::VmId;
 use crate::syndrome::{self, ec, pstate};
 use umbra_shared::call::Counter;
 use umbra_shared::error::Error;
 use umbra_shared::exit::{ExitInfo, Reason, RunFlags};
 use umbra_shared::guest::GuestFunction;
+use umbra_shared::record::Kind;
 
 /// How the guest left (switch.S).
 const LEFT_SYNCHRONOUS: u64 = 0;
@@ -20,16 +24,33 @@ const LEFT_IRQ: u64 = 1;
 
 /// Handles the hypercall: `frame` holds the host's x0-x17 and takes the results.
 pub fn run(cpu: &mut Cpu, frame: &mut HostFrame) {
-    match run_loaded(cpu, frame) {
+    let mut seen = Seen { flags: frame.x[1], ..Seen::default() };
+    match run_loaded(cpu, frame, &mut seen) {
         Ok(()) => frame.x[0] = 0,
         Err(error) => frame.x[0] = error.code() as u64,
     }
+    log::forget();
+    log::write(&cpu.fp, cpu.loaded_name(), || Transition {
+        result: frame.x[0],
+        results: [frame.x[1], frame.x[2], frame.x[3]],
+        ..Transition::new(Kind::Run, [seen.flags, seen.hint, seen.opened, seen.word, 0, 0, 0])
+    });
 }
 
-fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame) -> Result<(), Error> {
+/// What the log is told of a run.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    flags: u64,
+    hint: u64,
+    opened: u64,
+    word: u64,
+}
+
+#[inline(always)]
+fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(), Error> {
     let stats = &cpu.shared.stats;
     let loaded = cpu.loaded.as_mut().ok_or(Error::NotLoaded)?;
-    let vm = loaded.vm();
+    let (vm, name) = (loaded.vm(), loaded.name());
     let vcpu = loaded.vcpu();
     let flags = RunFlags::from_bits(frame.x[1]).ok_or(Error::InvalidArgument)?;
 
@@ -48,6 +69,7 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame) -> Result<(), Error> {
         }
     }
     let hint = vcpu.flags.snapshot_hint().decode();
+    seen.hint = hint.bits();
     cpu.hw.set_base(cpu.world.cptr_guest());
     if let Err(error) = cpu.fp.enter(&mut cpu.hw, &vcpu.fp, hint, stats) {
         cpu.hw.set_base(0);
@@ -99,15 +121,24 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame) -> Result<(), Error> {
                 vcpu.open = Open::Hvc;
                 break Exit::new(Reason::Hvc, [x0, x1, x2, x3, x4, x5]);
             }
-            _ => match guest::synchronous(vcpu, vm, &machine().id, esr) {
-                Some(exit) => break exit,
-                // However often a guest does what is answered here, the host's interrupts get through.
-                None if read_isr_el1() != 0 => break Exit::new(Reason::Irq, [0; 6]),
-                None => continue,
-            },
+            class => {
+                let exit = if class == ec::HVC64 {
+                    memory_call(&cpu.fp, name, vcpu, vm)
+                } else {
+                    guest::synchronous(vcpu, &machine().id, esr)
+                };
+                match exit {
+                    Some(exit) => break exit,
+                    // However often a guest does what is answered here, the host's interrupts get
+                    // through.
+                    None if read_isr_el1() != 0 => break Exit::new(Reason::Irq, [0; 6]),
+                    None => continue,
+                }
+            }
         };
-        if cpu.fp.guest_trap(&mut cpu.hw, &mut vcpu.fp, class, stats) == GuestTrap::Undefined {
-            guest::undefined(vcpu);
+        match cpu.fp.guest_trap(&mut cpu.hw, &mut vcpu.fp, class, stats) {
+            GuestTrap::Opened => seen.opened += 1,
+            GuestTrap::Undefined => guest::undefined(vcpu),
         }
     };
 
@@ -117,6 +148,7 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame) -> Result<(), Error> {
     cpu.hw.set_base(0);
     let fp_flags = cpu.fp.exit(&mut cpu.hw, &mut vcpu.fp, stats);
     vcpu.flags.publish(fp_flags);
+    seen.word = fp_flags.bits();
     cpu.world.leave_guest(cpu.host_vttbr);
     vcpu.gic.leave();
     let vtimer = world::leave_timer(&mut vcpu.timer, host_timer);
@@ -140,8 +172,22 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame) -> Result<(), Error> {
     Ok(())
 }
 
+/// A call of the guest's about its memory.
+#[cold]
+fn memory_call(fp: &CpuFp<Image>, name: u64, vcpu: &mut Vcpu, vm: VmId) -> Option<Exit> {
+    log::forget();
+    let [function, ipa, ..] = vcpu.regs.x;
+    let exit = guest::memory_call(vcpu, vm);
+    log::write(fp, name, || Transition {
+        function,
+        result: vcpu.regs.x[0],
+        ..Transition::new(Kind::GuestCall, [ipa, 0, 0, 0, 0, 0, 0])
+    });
+    exit
+}
+
 /// Finishes what the last exit left open, with the host's x2-x5.
-fn complete(vcpu: &mut super::vm::Vcpu, flags: RunFlags, x: &[u64; 18]) {
+fn complete(vcpu: &mut Vcpu, flags: RunFlags, x: &[u64; 18]) {
     match vcpu.open {
         Open::Hvc => vcpu.regs.x[..4].copy_from_slice(&x[2..6]),
         Open::Read { esr, far, .. } | Open::Write { esr, far } | Open::Fault { esr, far }

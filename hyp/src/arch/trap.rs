@@ -1,13 +1,15 @@
 //! What the host traps on.
 
 use super::cpu::{Cpu, machine, wait_for_interrupt};
-use super::mem::{HostFault, memory};
+use super::log::{self, Transition};
+use super::mem::{self, HostFault};
 use super::sysreg::*;
 use super::{calls, power, run};
 use crate::arch::sysreg::sys;
 use crate::fp::Live;
 use crate::syndrome::{self, Abort, ec, pstate};
 use umbra_shared::call::{Counter, Function};
+use umbra_shared::record::Kind;
 
 /// The host's registers at a trap: vectors.S stores x0-x18 and x30 at these offsets.
 #[derive(Debug)]
@@ -93,6 +95,8 @@ fn floating_point(cpu: &mut Cpu) {
             }
         }
     }
+    log::forget();
+    log::write(&cpu.fp, cpu.loaded_name(), || Transition::new(Kind::HostFp, [0; 7]));
 }
 
 /// WFI, trapped because of `umbra.displace` only.
@@ -112,11 +116,16 @@ fn zero_block(cpu: &mut Cpu) {
 fn abort(cpu: &mut Cpu, esr: u64) {
     let far = sys::read_far_el2().bits();
     let ipa = syndrome::fault_ipa(read_hpfar_el2(), far);
+    log::forget();
     let fault = if Abort::new(esr).is_translation() {
-        memory().lock().host_fault(ipa)
+        mem::with(|memory| memory.host_fault(ipa))
     } else {
         HostFault::Abort
     };
+    log::write(&cpu.fp, cpu.loaded_name(), || Transition {
+        result: u64::from(fault == HostFault::Retry),
+        ..Transition::new(Kind::HostFault, [ipa, 0, 0, 0, 0, 0, 0])
+    });
     match fault {
         HostFault::Retry => cpu.shared.stats.add(Counter::Stage2Retries, 1),
         HostFault::Abort => {

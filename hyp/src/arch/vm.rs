@@ -4,12 +4,13 @@
 //! vCPU that is loaded belongs to its CPU: the slot only remembers where, and the run path takes no
 //! lock.
 
-use super::Lock;
 use super::cpu::{Cpu, machine};
 use super::frames::{FrameList, Tables, WORST_CASE_TABLES, linear};
+use super::log;
 use super::mem::{self, flag_page};
 use super::tables::{Stage2, invalidate_local_vcpu, invalidate_vm, vttbr};
 use super::world::{El1Context, GuestRegs, PSTATE_EL1H_MASKED, Timer, VirtualGic};
+use super::{Lock, LockGuard};
 use crate::fp::hw::Image;
 use crate::fp::{CpuFp, VcpuFp};
 use crate::idregs;
@@ -133,6 +134,11 @@ impl Loaded {
     pub const fn vm(&self) -> VmId {
         self.vm
     }
+
+    /// Both numbers as the log has them.
+    pub const fn name(&self) -> u64 {
+        self.vm as u64 + 1 | (self.index as u64) << 8
+    }
 }
 
 /// A VM's stage 2.
@@ -162,7 +168,7 @@ impl Machine for Target {
     type Vcpu = Place;
 
     fn memory<R>(&self, f: impl FnOnce(&mut mem::Memory) -> R) -> R {
-        f(&mut mem::memory().lock())
+        mem::with(f)
     }
 
     fn ipa_bits(&self) -> u32 {
@@ -170,7 +176,7 @@ impl Machine for Target {
     }
 
     fn guest_vqs(&self) -> VqSet {
-        machine().common
+        machine().lengths.common
     }
 
     fn now(&self) -> u64 {
@@ -254,9 +260,16 @@ impl Machine for Target {
     }
 }
 
+/// A VM's slot.
+fn lock(vm: VmId) -> LockGuard<'static, Vm> {
+    let guard = VMS[usize::from(vm)].lock();
+    log::locked();
+    guard
+}
+
 /// The slot that a handle names.
-fn slot(handle: VmHandle) -> Result<&'static Lock<Vm>, Error> {
-    vms::slot(handle).map(|number| &VMS[usize::from(number)])
+fn slot(handle: VmHandle) -> Result<LockGuard<'static, Vm>, Error> {
+    vms::slot(handle).map(lock)
 }
 
 /// VM_CREATE.
@@ -265,10 +278,10 @@ fn slot(handle: VmHandle) -> Result<&'static Lock<Vm>, Error> {
 ///
 /// LIMIT, and those of [`vms::Vm::create`].
 pub fn create(pages: UntrustedPages, config: VmConfig) -> Result<VmHandle, Error> {
-    for (number, lock) in VMS.iter().enumerate() {
-        let mut vm = lock.lock();
+    for number in 0..MAX_VMS as VmId {
+        let mut vm = lock(number);
         if vm.is_free() {
-            return vm.create(&Target, number as VmId, pages, config);
+            return vm.create(&Target, number, pages, config);
         }
     }
     Err(Error::Limit)
@@ -280,7 +293,7 @@ pub fn create(pages: UntrustedPages, config: VmConfig) -> Result<VmHandle, Error
 ///
 /// Those of [`vms::Vm::topup`].
 pub fn topup(handle: VmHandle, pages: UntrustedPages) -> Result<(), Error> {
-    slot(handle)?.lock().topup(&Target, handle, pages)
+    slot(handle)?.topup(&Target, handle, pages)
 }
 
 /// VM_MAP.
@@ -289,7 +302,7 @@ pub fn topup(handle: VmHandle, pages: UntrustedPages) -> Result<(), Error> {
 ///
 /// Those of [`vms::Vm::map`].
 pub fn map(handle: VmHandle, pa: UntrustedPa, ipa: UntrustedIpa) -> Result<(), Error> {
-    slot(handle)?.lock().map(&Target, handle, pa, ipa)
+    slot(handle)?.map(&Target, handle, pa, ipa)
 }
 
 /// VM_UNMAP. Returns the page's address.
@@ -298,7 +311,7 @@ pub fn map(handle: VmHandle, pa: UntrustedPa, ipa: UntrustedIpa) -> Result<(), E
 ///
 /// Those of [`vms::Vm::unmap`].
 pub fn unmap(handle: VmHandle, ipa: UntrustedIpa) -> Result<u64, Error> {
-    slot(handle)?.lock().unmap(&Target, handle, ipa)
+    slot(handle)?.unmap(&Target, handle, ipa)
 }
 
 /// VM_DESTROY.
@@ -307,7 +320,7 @@ pub fn unmap(handle: VmHandle, ipa: UntrustedIpa) -> Result<u64, Error> {
 ///
 /// Those of [`vms::Vm::destroy`].
 pub fn destroy(handle: VmHandle) -> Result<(), Error> {
-    slot(handle)?.lock().destroy(&Target, handle)
+    slot(handle)?.destroy(&Target, handle)
 }
 
 /// VM_RECLAIM. Returns how many pages are still out.
@@ -316,7 +329,7 @@ pub fn destroy(handle: VmHandle) -> Result<(), Error> {
 ///
 /// Those of [`vms::Vm::reclaim`].
 pub fn reclaim(handle: VmHandle, pa: UntrustedPa) -> Result<u64, Error> {
-    slot(handle)?.lock().reclaim(&Target, handle, pa)
+    slot(handle)?.reclaim(&Target, handle, pa)
 }
 
 /// VCPU_CREATE.
@@ -325,7 +338,7 @@ pub fn reclaim(handle: VmHandle, pa: UntrustedPa) -> Result<u64, Error> {
 ///
 /// Those of [`vms::Vm::create_vcpu`].
 pub fn create_vcpu(config: &VcpuConfig) -> Result<VcpuIndex, Error> {
-    slot(config.vm)?.lock().create_vcpu(&Target, config)
+    slot(config.vm)?.create_vcpu(&Target, config)
 }
 
 /// VCPU_LOAD.
@@ -338,10 +351,8 @@ pub fn load(cpu: &mut Cpu, handle: VmHandle, index: VcpuIndex) -> Result<(), Err
         return Err(Error::Busy);
     }
     let number = vms::slot(handle)?;
-    let mut vm = slot(handle)?.lock();
-    // Of a CPU that came late, only the lengths below which it agrees with the others count: with one
-    // more in between, what a guest selects under its clamp would differ there.
-    let vqs = VqSet::common([cpu.shared.vqs(), machine().common]);
+    let mut vm = slot(handle)?;
+    let vqs = machine().lengths.guests(cpu.shared.vqs());
     let (&vcpu, index) = vm.load(&Target, handle, index, cpu.index, |&vcpu| {
         // SAFETY: it is loaded nowhere, and the slot's lock is held: nobody else uses it.
         CpuFp::check_load(unsafe { &vcpu.0.as_ref().fp }, vqs)
@@ -360,7 +371,7 @@ pub fn put(cpu: &mut Cpu) -> Result<(), Error> {
     let vcpu = loaded.vcpu();
     let flags = cpu.fp.put(&mut cpu.hw, &mut vcpu.fp, &cpu.shared.stats);
     vcpu.flags.publish(flags);
-    VMS[usize::from(loaded.vm)].lock().put(loaded.index);
+    lock(loaded.vm).put(loaded.index);
     Ok(())
 }
 
@@ -370,7 +381,7 @@ pub fn put(cpu: &mut Cpu) -> Result<(), Error> {
 ///
 /// Those of [`vms::Vm::guest_share`].
 pub fn guest_share(vm: VmId, ipa: UntrustedIpa) -> Result<(), Error> {
-    VMS[usize::from(vm)].lock().guest_share(&Target, vm, ipa)
+    lock(vm).guest_share(&Target, vm, ipa)
 }
 
 /// MEM_UNSHARE by a guest of this VM.
@@ -379,7 +390,7 @@ pub fn guest_share(vm: VmId, ipa: UntrustedIpa) -> Result<(), Error> {
 ///
 /// Those of [`vms::Vm::guest_unshare`].
 pub fn guest_unshare(vm: VmId, ipa: UntrustedIpa) -> Result<(), Error> {
-    VMS[usize::from(vm)].lock().guest_unshare(&Target, vm, ipa)
+    lock(vm).guest_unshare(&Target, vm, ipa)
 }
 
 /// MEM_RELINQUISH by a guest of this VM. Returns the page's address.
@@ -388,5 +399,5 @@ pub fn guest_unshare(vm: VmId, ipa: UntrustedIpa) -> Result<(), Error> {
 ///
 /// Those of [`vms::Vm::guest_relinquish`].
 pub fn guest_relinquish(vm: VmId, ipa: UntrustedIpa) -> Result<u64, Error> {
-    VMS[usize::from(vm)].lock().guest_relinquish(&Target, vm, ipa)
+    lock(vm).guest_relinquish(&Target, vm, ipa)
 }

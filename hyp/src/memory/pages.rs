@@ -94,6 +94,9 @@ pub const MAX_BANKS: usize = 16;
 pub struct Pages<'a> {
     banks: arrayvec::ArrayVec<Bank, MAX_BANKS>,
     entries: &'a mut [State],
+    /// What has changed since somebody asked.
+    #[cfg(feature = "transition-log")]
+    changes: super::changes::Changes,
 }
 
 /// Pages in `banks` (start, end), which [`Pages::new`] needs entries for.
@@ -119,7 +122,12 @@ impl<'a> Pages<'a> {
                 bank
             })
             .collect();
-        Self { banks, entries }
+        Self {
+            banks,
+            entries,
+            #[cfg(feature = "transition-log")]
+            changes: super::changes::Changes::default(),
+        }
     }
 
     /// The page at an address.
@@ -168,6 +176,13 @@ impl<'a> Pages<'a> {
         Some(Page { pa, index: bank.first + ((pa - bank.start) as usize) / PAGE_SIZE })
     }
 
+    /// The one place where a state changes.
+    fn set(&mut self, page: Page, state: State) {
+        self.entries[page.index] = state;
+        #[cfg(feature = "transition-log")]
+        self.changes.note(page.pa, state);
+    }
+
     /// A page's state.
     pub fn state(&self, page: Page) -> State {
         self.entries[page.index]
@@ -181,7 +196,7 @@ impl<'a> Pages<'a> {
     pub fn take_for_hyp(&mut self, pa: u64, count: u64) -> Result<(), Error> {
         let range = self.lookup_range(pa, count)?;
         for page in range.pages() {
-            self.entries[page.index] = State::Hyp;
+            self.set(page, State::Hyp);
         }
         Ok(())
     }
@@ -193,7 +208,7 @@ impl<'a> Pages<'a> {
             if let Ok(page) = self.lookup(pa)
                 && self.state(page) == State::Host
             {
-                self.entries[page.index] = State::Reserved;
+                self.set(page, State::Reserved);
             }
         }
     }
@@ -205,7 +220,7 @@ impl<'a> Pages<'a> {
     /// [`Error::Shared`], [`Error::NotOwned`].
     pub fn share_flag_page(&mut self, page: Page) -> Result<(), Error> {
         self.require_host(page)?;
-        self.entries[page.index] = State::FlagPage { used: false };
+        self.set(page, State::FlagPage { used: false });
         Ok(())
     }
 
@@ -217,7 +232,7 @@ impl<'a> Pages<'a> {
     pub fn unshare_flag_page(&mut self, page: Page) -> Result<(), Error> {
         match self.state(page) {
             State::FlagPage { used: false } => {
-                self.entries[page.index] = State::Host;
+                self.set(page, State::Host);
                 Ok(())
             }
             State::FlagPage { used: true } => Err(Error::Busy),
@@ -234,15 +249,23 @@ impl<'a> Pages<'a> {
     ///
     /// [`Error::Busy`] if another does, [`Error::NotShared`], [`Error::NotOwned`].
     pub fn pin_flag_page(&mut self, page: Page) -> Result<(), Error> {
-        self.unshare_flag_page(page)?;
-        self.entries[page.index] = State::FlagPage { used: true };
-        Ok(())
+        match self.state(page) {
+            State::FlagPage { used: false } => {
+                self.set(page, State::FlagPage { used: true });
+                Ok(())
+            }
+            State::FlagPage { used: true } => Err(Error::Busy),
+            State::Host | State::SharedWithGuest(_) | State::SharedByGuest(_) => {
+                Err(Error::NotShared)
+            }
+            _ => Err(Error::NotOwned),
+        }
     }
 
     /// The vCPU is gone.
     pub fn unpin_flag_page(&mut self, page: Page) {
-        if let State::FlagPage { used } = &mut self.entries[page.index] {
-            *used = false;
+        if let State::FlagPage { .. } = self.state(page) {
+            self.set(page, State::FlagPage { used: false });
         }
     }
 
@@ -263,7 +286,7 @@ impl<'a> Pages<'a> {
     pub fn donate_to_vm(&mut self, range: PageRange, vm: VmId) -> Result<(), Error> {
         self.check_donation(range)?;
         for page in range.pages() {
-            self.entries[page.index] = State::Vm(vm);
+            self.set(page, State::Vm(vm));
         }
         Ok(())
     }
@@ -275,8 +298,7 @@ impl<'a> Pages<'a> {
     /// [`Error::Shared`], [`Error::NotOwned`].
     pub fn give_to_guest(&mut self, page: Page, vm: VmId, protected: bool) -> Result<(), Error> {
         self.require_host(page)?;
-        self.entries[page.index] =
-            if protected { State::Guest(vm) } else { State::SharedWithGuest(vm) };
+        self.set(page, if protected { State::Guest(vm) } else { State::SharedWithGuest(vm) });
         Ok(())
     }
 
@@ -294,7 +316,7 @@ impl<'a> Pages<'a> {
             | State::SharedByGuest(owner)
                 if owner == vm =>
             {
-                self.entries[page.index] = State::Host;
+                self.set(page, State::Host);
                 Ok(state)
             }
             _ => Err(Error::NotOwned),
@@ -352,8 +374,30 @@ impl<'a> Pages<'a> {
         if self.state(page) != from {
             return Err(refused);
         }
-        self.entries[page.index] = to;
+        self.set(page, to);
         Ok(())
+    }
+
+    /// What has changed since the last time, oldest first.
+    #[cfg(feature = "transition-log")]
+    pub fn take_changes(&mut self) -> impl Iterator<Item = umbra_shared::record::Change> {
+        self.changes.take()
+    }
+
+    /// All pages as runs of one state: address of the first, how many, and the state as a change of
+    /// one page.
+    #[cfg(feature = "transition-log")]
+    pub fn runs(&self) -> impl Iterator<Item = (u64, u64, umbra_shared::record::Change)> {
+        self.banks.iter().flat_map(move |bank| {
+            let pages = ((bank.end - bank.start) as usize) / PAGE_SIZE;
+            let states = &self.entries[bank.first..bank.first + pages];
+            let mut at = bank.start;
+            states.chunk_by(|a, b| a == b).map(move |run| {
+                let pa = at;
+                at += (run.len() * PAGE_SIZE) as u64;
+                (pa, run.len() as u64, super::changes::change(pa, run[0]))
+            })
+        })
     }
 
     fn require_host(&self, page: Page) -> Result<(), Error> {

@@ -1,10 +1,12 @@
 //! The configuration as `cargo xtask` wrote it into the file, checked.
 
 use thiserror::Error;
+use umbra_shared::PAGE_SIZE;
 use umbra_shared::firmware::{
     FIRMWARE_CPUS, FIRMWARE_MAGIC, FIRMWARE_VERSION, FirmwareConfig, SUSPEND_EXTENDED,
     SUSPEND_ORIGINAL,
 };
+use umbra_shared::package::PAYLOAD_ALIGN;
 use umbra_shared::vl::Vq;
 use zerocopy::FromBytes;
 
@@ -22,6 +24,10 @@ pub enum ConfigError {
     Vl { cpu: usize, bytes: u16 },
     #[error("the configuration knows no power_state format {0}")]
     SuspendFormat(u32),
+    #[error("the configuration has memory begin at {ram:#x} and the image at {boot_address:#x}")]
+    Memory { ram: u64, boot_address: u64 },
+    #[error("the configuration gives CPU {0} no affinity, or another CPU's")]
+    Affinity(usize),
 }
 
 /// How CPU_SUSPEND's power_state is laid out (PSCI 1.1, 5.4.2).
@@ -45,6 +51,9 @@ impl SuspendFormat {
     /// The power_state in which a CPU only waits.
     pub const STANDBY: u32 = 0;
 }
+
+/// Aff3 to Aff0 of MPIDR_EL1.
+pub const AFFINITY: u64 = 0xff_00ff_ffff;
 
 /// A usable configuration.
 #[derive(Clone, Debug)]
@@ -82,12 +91,49 @@ impl Config {
             SUSPEND_EXTENDED => SuspendFormat::Extended,
             other => return Err(ConfigError::SuspendFormat(other)),
         };
+        let (ram, boot_address) = (raw.ram, raw.boot_address);
+        let aligned =
+            ram.is_multiple_of(PAGE_SIZE as u64) && boot_address.is_multiple_of(PAYLOAD_ALIGN);
+        if !aligned || ram >= boot_address {
+            return Err(ConfigError::Memory { ram, boot_address });
+        }
+        let affinities = &raw.affinities[..raw.cpus as usize];
+        for (cpu, affinity) in affinities.iter().enumerate() {
+            if affinity & !AFFINITY != 0 || affinities[..cpu].contains(affinity) {
+                return Err(ConfigError::Affinity(cpu));
+            }
+        }
         Ok(Self { raw, suspend })
     }
 
     /// Number of CPUs.
     pub fn cpus(&self) -> usize {
         self.raw.cpus as usize
+    }
+
+    /// Where the machine's device tree is.
+    pub fn dtb(&self) -> u64 {
+        self.raw.dtb
+    }
+
+    /// Where memory of EL2 and below begins, with the edited tree.
+    pub fn ram(&self) -> u64 {
+        self.raw.ram
+    }
+
+    /// Where the image for EL2 is.
+    pub fn boot_address(&self) -> u64 {
+        self.raw.boot_address
+    }
+
+    /// The control frame of the system counter, if it is to be started.
+    pub fn counter(&self) -> Option<u64> {
+        (self.raw.counter != 0).then_some(self.raw.counter)
+    }
+
+    /// The CPUs' affinities.
+    pub fn affinities(&self) -> &[u64] {
+        &self.raw.affinities[..self.cpus()]
     }
 
     /// The most that this CPU's vector length may be; `None`: all that it has.
@@ -113,6 +159,11 @@ mod tests {
         raw.cpus = 2;
         raw.vl_bytes[0] = 32;
         raw.refusals[1] = 1;
+        raw.dtb = 0x4000_0000;
+        raw.ram = 0x8000_0000;
+        raw.boot_address = 0x8020_0000;
+        raw.affinities = [u64::MAX; FIRMWARE_CPUS];
+        raw.affinities[..2].copy_from_slice(&[0, 0x100]);
         raw
     }
 
@@ -124,6 +175,10 @@ mod tests {
         assert_eq!(config.vq(1), None);
         assert_eq!((config.refusals(0), config.refusals(1)), (0, 1));
         assert_eq!(config.suspend, SuspendFormat::Original);
+        assert_eq!((config.dtb(), config.ram()), (0x4000_0000, 0x8000_0000));
+        assert_eq!(config.boot_address(), 0x8020_0000);
+        assert_eq!(config.affinities(), [0, 0x100]);
+        assert_eq!(config.counter(), None);
     }
 
     #[test]
@@ -140,6 +195,22 @@ mod tests {
         assert_eq!(with(|raw| raw.vl_bytes[1] = 24), ConfigError::Vl { cpu: 1, bytes: 24 });
         assert_eq!(with(|raw| raw.vl_bytes[1] = 512), ConfigError::Vl { cpu: 1, bytes: 512 });
         assert_eq!(with(|raw| raw.suspend_format = 2), ConfigError::SuspendFormat(2));
+        let (ram, boot_address) = (0x8000_0000, 0x8020_0000);
+        for (error, change) in [
+            (
+                ConfigError::Memory { ram: ram + 1, boot_address },
+                (|raw| raw.ram += 1) as fn(&mut FirmwareConfig),
+            ),
+            (ConfigError::Memory { ram, boot_address: ram }, |raw| raw.boot_address = raw.ram),
+            (ConfigError::Memory { ram, boot_address: boot_address + 4096 }, |raw| {
+                raw.boot_address += 4096
+            }),
+            (ConfigError::Affinity(1), |raw| raw.affinities[1] = 0),
+            (ConfigError::Affinity(1), |raw| raw.affinities[1] = u64::MAX),
+            (ConfigError::Affinity(0), |raw| raw.affinities[0] = 1 << 31),
+        ] {
+            assert_eq!(with(change), error);
+        }
         assert_eq!(Config::read(&[0; 8]).map(|_| ()), Err(ConfigError::NotConfigured));
     }
 }

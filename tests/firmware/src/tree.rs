@@ -39,8 +39,25 @@ pub enum TreeError {
     NoGic,
     #[error("the device tree has no memory, or more than {MAX_BANKS} banks")]
     Memory,
-    #[error("the device tree has no secure gpio-poweroff (QEMU: -M virt,secure=on)")]
+    #[error(
+        "the device tree has neither a secure gpio-poweroff (QEMU: -M virt,secure=on) nor a Versatile \
+         Express's system registers"
+    )]
     NoPowerOff,
+}
+
+/// What turns the machine off, and resets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Power {
+    /// Pins that do, driven high.
+    Pins {
+        /// Turns it off.
+        off: Pin,
+        /// Resets it.
+        reset: Option<Pin>,
+    },
+    /// A Versatile Express's system registers (Linux, vexpress-sysreg.txt), at this address.
+    SystemRegisters(u64),
 }
 
 /// A pin of a PL061.
@@ -66,9 +83,7 @@ pub struct Facts {
     /// The console: a PL011.
     pub uart: Option<u64>,
     /// What turns the machine off.
-    pub power_off: Pin,
-    /// What resets it.
-    pub reset: Option<Pin>,
+    pub power: Power,
 }
 
 fn cells(bytes: &[u8]) -> Option<u64> {
@@ -99,13 +114,27 @@ fn pin(fdt: &Fdt<'_>, compatible: &str) -> Option<Pin> {
     (number < 8).then_some(Pin { pl061, number })
 }
 
+fn power(fdt: &Fdt<'_>) -> Option<Power> {
+    if let Some(off) = pin(fdt, "gpio-poweroff") {
+        return Some(Power::Pins { off, reset: pin(fdt, "gpio-restart") });
+    }
+    let node = fdt.root().children().find(|node| node.is_compatible("arm,vexpress-sysreg"))?;
+    let (start, _) = ranges(node).next()??;
+    Some(Power::SystemRegisters(start))
+}
+
+/// What of a range of memory is at `ram` or above.
+fn above((start, end): Range, ram: u64) -> Option<Range> {
+    (end > ram).then_some((start.max(ram), end))
+}
+
 impl Facts {
-    /// Reads a tree.
+    /// Reads a tree. Memory below `ram` is not the non-secure world's.
     ///
     /// # Errors
     ///
     /// What is missing from it.
-    pub fn read(fdt: &Fdt<'_>) -> Result<Self, TreeError> {
+    pub fn read(fdt: &Fdt<'_>, ram: u64) -> Result<Self, TreeError> {
         let mut affinities = ArrayVec::new();
         for cpu in fdt.cpus().map_err(|_| TreeError::Cpus)?.cpus() {
             let id = cpu.property("reg").and_then(|reg| cells(reg.value()));
@@ -118,7 +147,9 @@ impl Facts {
         let root = fdt.root();
         for node in root.children().filter(|node| node.name_without_address() == "memory") {
             for range in ranges(node) {
-                banks.try_push(range.ok_or(TreeError::Damaged)?).map_err(|_| TreeError::Memory)?;
+                if let Some(bank) = above(range.ok_or(TreeError::Damaged)?, ram) {
+                    banks.try_push(bank).map_err(|_| TreeError::Memory)?;
+                }
             }
         }
         if banks.is_empty() {
@@ -148,8 +179,7 @@ impl Facts {
             distributor,
             redistributors,
             uart,
-            power_off: pin(fdt, "gpio-poweroff").ok_or(TreeError::NoPowerOff)?,
-            reset: pin(fdt, "gpio-restart"),
+            power: power(fdt).ok_or(TreeError::NoPowerOff)?,
         })
     }
 }
@@ -202,8 +232,26 @@ fn idle_states(format: SuspendFormat) -> DeviceTreeNode {
     node
 }
 
-/// The tree for EL2: with PSCI, without the secure world.
-pub fn hand_over(fdt: &Fdt<'_>, format: SuspendFormat) -> Vec<u8> {
+/// The reg of a node of memory without what is below `ram`, in the root's cells; `None`: nothing is
+/// left.
+fn memory_above(fdt: &Fdt<'_>, node: FdtNode<'_>, ram: u64) -> Option<Vec<u8>> {
+    // The defaults are the Devicetree Specification's (2.3.5).
+    let cells = |name, default| {
+        let property = fdt.root().property(name);
+        let cells = property.and_then(|p| p.value_as::<u32>().ok()).unwrap_or(default);
+        8 - 4 * cells.clamp(1, 2) as usize
+    };
+    let (address, size) = (cells("#address-cells", 2), cells("#size-cells", 1));
+    let mut reg = Vec::new();
+    for (start, end) in ranges(node).flatten().filter_map(|range| above(range, ram)) {
+        reg.extend_from_slice(&start.to_be_bytes()[address..]);
+        reg.extend_from_slice(&(end - start).to_be_bytes()[size..]);
+    }
+    (!reg.is_empty()).then_some(reg)
+}
+
+/// The tree for EL2: with PSCI, without the secure world, without memory below `ram`.
+pub fn hand_over(fdt: &Fdt<'_>, format: SuspendFormat, ram: u64) -> Vec<u8> {
     let secure: Vec<_> = fdt
         .root()
         .children()
@@ -216,6 +264,18 @@ pub fn hand_over(fdt: &Fdt<'_>, format: SuspendFormat) -> Vec<u8> {
     let mut tree = DeviceTree::from_fdt(fdt);
     for name in secure {
         tree.root.remove_child(name);
+    }
+    for memory in fdt.root().children().filter(|node| node.name_without_address() == "memory") {
+        match memory_above(fdt, memory, ram) {
+            None => {
+                tree.root.remove_child(memory.name());
+            }
+            Some(reg) => {
+                if let Some(node) = tree.root.child_mut(memory.name()) {
+                    node.add_property(DeviceTreeProperty::new_unchecked("reg", reg.as_slice()));
+                }
+            }
+        }
     }
     tree.root.add_child(psci());
     if let Some(cpus) = tree.root.child_mut("cpus") {
@@ -315,7 +375,7 @@ mod tests {
     }
 
     fn read(without: &[&str]) -> Result<Facts, TreeError> {
-        Facts::read(&Fdt::new(&tree(without)).unwrap())
+        Facts::read(&Fdt::new(&tree(without)).unwrap(), 0)
     }
 
     #[test]
@@ -326,8 +386,32 @@ mod tests {
         assert_eq!(facts.distributor, 0x800_0000);
         assert_eq!(facts.redistributors[..], [(0x80a_0000, 0x900_0000)]);
         assert_eq!(facts.uart, Some(0x900_0000));
-        assert_eq!(facts.power_off, Pin { pl061: 0x90b_0000, number: 0 });
-        assert_eq!(facts.reset, Some(Pin { pl061: 0x90b_0000, number: 1 }));
+        let pin = |number| Pin { pl061: 0x90b_0000, number };
+        assert_eq!(facts.power, Power::Pins { off: pin(0), reset: Some(pin(1)) });
+    }
+
+    #[test]
+    fn memory_can_begin_higher() {
+        for (ram, left) in [
+            (0, (0x4000_0000, 0x8000_0000)),
+            (0x4000_0000, (0x4000_0000, 0x8000_0000)),
+            (0x6000_0000, (0x6000_0000, 0x8000_0000)),
+        ] {
+            let dtb = tree(&[]);
+            let fdt = Fdt::new(&dtb).unwrap();
+            assert_eq!(Facts::read(&fdt, ram).unwrap().banks[..], [left]);
+            let edited = hand_over(&fdt, SuspendFormat::Original, ram);
+            // Who reads the edited tree finds the same.
+            let again = Fdt::new(&edited).unwrap();
+            let memory = again.root().children().find(|n| n.name_without_address() == "memory");
+            assert_eq!(ranges(memory.unwrap()).collect::<Vec<_>>(), [Some(left)]);
+        }
+        let dtb = tree(&[]);
+        let fdt = Fdt::new(&dtb).unwrap();
+        assert_eq!(Facts::read(&fdt, 0x8000_0000).map(|_| ()), Err(TreeError::Memory));
+        let edited = hand_over(&fdt, SuspendFormat::Original, 0x8000_0000);
+        let edited = Fdt::new(&edited).unwrap();
+        assert!(!edited.root().children().any(|n| n.name_without_address() == "memory"));
     }
 
     #[test]
@@ -346,7 +430,7 @@ mod tests {
     #[test]
     fn el2_gets_psci_and_no_secure_world() {
         let dtb = tree(&[]);
-        let edited = hand_over(&Fdt::new(&dtb).unwrap(), SuspendFormat::Extended);
+        let edited = hand_over(&Fdt::new(&dtb).unwrap(), SuspendFormat::Extended, 0);
         let fdt = Fdt::new(&edited).unwrap();
         let text = |path: &str, name: &str| {
             let property = fdt.find_node(path).unwrap().property(name)?;

@@ -348,10 +348,8 @@ mod tests {
                 let cpu = usize::from(cpu);
                 assert!(!off[cpu], "an event on a CPU that is off");
                 match event {
-                    Event::Load(name) => {
-                        if loaded[cpu].is_none() && !loaded.contains(&Some(name)) {
-                            loaded[cpu] = Some(name);
-                        }
+                    Event::Load(name) if loaded[cpu].is_none() && !loaded.contains(&Some(name)) => {
+                        loaded[cpu] = Some(name);
                     }
                     Event::Put | Event::Suspend { power_down: true } => loaded[cpu] = None,
                     Event::Off => {

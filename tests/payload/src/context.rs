@@ -84,10 +84,17 @@ fn vl_info(number: u64) -> VlInfo {
 }
 
 impl Context {
-    /// What the host can use of a CPU's vector lengths: no more than its image holds.
+    /// What the host can use of a CPU's vector lengths: no more than its image holds, or with
+    /// `umbra.host-vl=common` than all CPUs have.
     pub fn host_vqs(&self, cpu: usize) -> VqSet {
-        let held = self.vqs[cpu].iter().filter(|&vq| Some(vq) <= self.image_vq);
+        let limit = if self.host_vl_common() { self.guests.max() } else { self.image_vq };
+        let held = self.vqs[cpu].iter().filter(|&vq| Some(vq) <= limit);
         held.fold(VqSet::EMPTY, VqSet::with)
+    }
+
+    /// Whether the command line holds the host to the common vector lengths.
+    pub fn host_vl_common(&self) -> bool {
+        self.machine.argument("umbra.host-vl") == Some("common")
     }
 
     /// The largest VL that a host image holds.

@@ -109,9 +109,14 @@ pub fn fuzz(request: &Request) -> Result<bool> {
     let toolchain = setup::toolchain()?;
     let built = build::tests(&toolchain)?;
     let lab = sample::lab(qemu, built, build::binary(&toolchain, build::FIRMWARE)?)?;
+    on(&lab, request)
+}
+
+/// Fuzzes in a lab, which may have another machine than QEMU; whether nothing failed.
+pub fn on<R: Runner>(lab: &Lab<R>, request: &Request) -> Result<bool> {
     match &request.replay {
-        Some(path) => replay(&lab, path),
-        None => search(&lab, request),
+        Some(path) => replay(lab, path),
+        None => search(lab, request),
     }
 }
 

@@ -28,7 +28,7 @@ pub fn lab(qemu: Qemu, built: Built, firmware: PathBuf) -> Result<Lab<OnQemu>> {
     Ok(Lab { runner: OnQemu { qemu, firmware }, parts: TestParts::read(&built)?, built })
 }
 
-/// Boots random machines and runs `boots` times [`PROGRAMS`] programs on them, until one fails: then
+/// Boots random machines and runs `boots` times some programs on them, until one fails: then
 /// says which and why. `name` is for the boots' files.
 pub fn sample<R: Runner>(
     lab: &Lab<R>,

@@ -5,14 +5,7 @@
 // holds the last run's values, so no word in it can tell other CPUs to wait for the boot CPU: they
 // wait in WFI for its SGI.
 
-.equ    BLOCK, 1 | 1 << 6 | 1 << 10         // valid block, AP[1] RES1, accessed
-.equ    NORMAL, 3 << 8                      // inner shareable, MAIR 0
-.equ    DEVICE, 1 << 2                      // MAIR 1
-.equ    NON_SECURE, 1 << 5
-.equ    READ_ONLY, 1 << 7
-.equ    NEVER_EXECUTE, 1 << 54
-
-.section .reset, "ax"
+.section .head, "ax"
 .global umbra_firmware_start
 umbra_firmware_start:
     b       reset
@@ -20,8 +13,14 @@ umbra_firmware_start:
 .global umbra_firmware_config
 umbra_firmware_config:
     .skip   {CONFIG_BYTES}
-    .balign 4
 
+// Filled in, like the configuration, in the file: they are the board's.
+.section .tables, "a"
+.balign 4096
+umbra_tables:
+    .skip   {TABLES_BYTES}
+
+.section .reset, "ax"
 reset:
     msr     daifset, #0xf
     adr     x0, umbra_vectors
@@ -45,15 +44,20 @@ reset:
     msr     sctlr_el3, x0
     isb
 
-    // CPU n has Aff0 = n % 16, Aff1 = n / 16: how QEMU numbers them with a GICv3. The device tree is
-    // checked against it later.
-    mrs     x19, mpidr_el1
-    and     x0, x19, #0xf
-    ubfx    x19, x19, #8, #8
-    add     x19, x0, x19, lsl #4
+    // This CPU's number, by its affinity. The device tree is checked against the list later.
+    mrs     x0, mpidr_el1
+    ldr     x1, ={AFFINITY}
+    and     x0, x0, x1
+    ldr     x1, =umbra_firmware_start + {AFFINITIES_OFFSET}
+    mov     x19, xzr
+6:  ldr     x2, [x1], #8
+    cmp     x2, x0
+    b.eq    7f
+    add     x19, x19, #1
     cmp     x19, #{CPUS}
-    b.hs    dead
-    msr     tpidr_el3, x19
+    b.lo    6b
+    b       dead
+7:  msr     tpidr_el3, x19
     ldr     x0, =umbra_stacks
     add     x1, x19, #1
     mov     x2, #{STACK_BYTES}
@@ -106,36 +110,6 @@ dead:
     b       dead
 
 .ltorg
-
-.section .tables, "a"
-.balign 4096
-// 1 GiB each: the first through a table, then RAM.
-umbra_tables:
-    .quad   umbra_low_table + 3
-    .set    gib, 1
-    .rept   511
-    .quad   (gib << 30) + BLOCK + NORMAL + NON_SECURE + NEVER_EXECUTE
-    .set    gib, gib + 1
-    .endr
-// 2 MiB each: 64 MiB of flash; devices; 16 MiB of secure RAM; devices.
-umbra_low_table:
-    .set    block, 0
-    .rept   32
-    .quad   (block << 21) + BLOCK + NORMAL + READ_ONLY
-    .set    block, block + 1
-    .endr
-    .rept   80
-    .quad   (block << 21) + BLOCK + DEVICE + NEVER_EXECUTE
-    .set    block, block + 1
-    .endr
-    .rept   8
-    .quad   (block << 21) + BLOCK + NORMAL + NEVER_EXECUTE
-    .set    block, block + 1
-    .endr
-    .rept   392
-    .quad   (block << 21) + BLOCK + DEVICE + NEVER_EXECUTE
-    .set    block, block + 1
-    .endr
 
 .macro  save
     sub     sp, sp, #256

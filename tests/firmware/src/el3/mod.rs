@@ -6,6 +6,7 @@
 //! EL3's own.
 
 mod console;
+mod counter;
 mod gic;
 mod sysreg;
 
@@ -14,21 +15,19 @@ use buddy_system_allocator::LockedHeap;
 use console::fatal;
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
+use core::mem::offset_of;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
 use dtoolkit::fdt::Fdt;
-use umbra_firmware::config::Config;
+use umbra_firmware::config::{AFFINITY, Config};
 use umbra_firmware::features::{self, IdRegisters};
 use umbra_firmware::psci::{Action, Cpu, Cpus, Entry, Machine};
-use umbra_firmware::tree::{Facts, Pin, hand_over};
+use umbra_firmware::tree::{Facts, Pin, Power, hand_over};
 use umbra_shared::firmware::{
-    FIRMWARE_BOOT_ADDRESS, FIRMWARE_CONFIG_OFFSET, FIRMWARE_CPUS, FirmwareConfig,
+    FIRMWARE_CONFIG_OFFSET, FIRMWARE_CPUS, FIRMWARE_DTB_BYTES, FIRMWARE_TABLES_BYTES,
+    FirmwareConfig,
 };
 
-/// Where QEMU leaves the device tree: the start of RAM.
-const DTB_ADDRESS: usize = 0x4000_0000;
-/// Room for it: up to the image.
-const DTB_BYTES: usize = FIRMWARE_BOOT_ADDRESS as usize - DTB_ADDRESS;
 const STACK_BYTES: usize = 16 << 10;
 const HEAP_BYTES: usize = 8 << 20;
 
@@ -44,12 +43,15 @@ global_asm!(
     include_str!("boot.S"),
     CONFIG_OFFSET = const FIRMWARE_CONFIG_OFFSET,
     CONFIG_BYTES = const size_of::<FirmwareConfig>(),
+    TABLES_BYTES = const FIRMWARE_TABLES_BYTES,
     SCTLR = const SCTLR_EL3,
     SCTLR_ENABLES = const SCTLR_ENABLES,
     TCR = const TCR_EL3,
     CPUS = const FIRMWARE_CPUS,
     STACK_BYTES = const STACK_BYTES,
     SGI = const gic::SGI,
+    AFFINITIES_OFFSET = const FIRMWARE_CONFIG_OFFSET + offset_of!(FirmwareConfig, affinities),
+    AFFINITY = const AFFINITY,
 );
 global_asm!(
     include_str!("scramble.S"),
@@ -87,6 +89,8 @@ static CPUS: Cpus = [const { Cpu::new() }; FIRMWARE_CPUS];
 struct Known {
     config: Config,
     facts: Facts,
+    /// For CNTFRQ_EL0, where EL3 has to set it: hertz.
+    counter: Option<u64>,
 }
 
 struct Once {
@@ -114,44 +118,36 @@ fn known() -> &'static Known {
 extern "C" fn firmware_boot() -> ! {
     // SAFETY: nobody else has this memory; the allocator gets it once.
     unsafe { HEAP.lock().init(HEAP_MEMORY.0.get() as usize, HEAP_BYTES) };
-    // SAFETY: QEMU's device tree is there; nobody else writes that memory before EL2 runs.
-    let room = unsafe { core::slice::from_raw_parts_mut(DTB_ADDRESS as *mut u8, DTB_BYTES) };
-    let size = u32::from_be_bytes([room[4], room[5], room[6], room[7]]) as usize;
-    let Some(Ok(fdt)) = room.get(..size).map(Fdt::new) else {
-        fatal(format_args!("no device tree at {DTB_ADDRESS:#x}"))
-    };
-    let facts = Facts::read(&fdt);
-    if let Ok(Facts { uart: Some(uart), .. }) = &facts {
-        console::init(*uart as usize);
-    }
-    let facts = match facts {
-        Ok(facts) => facts,
-        Err(error) => fatal(format_args!("{error}")),
-    };
     let config = match Config::read(&umbra_firmware_config) {
         Ok(config) => config,
         Err(error) => fatal(format_args!("{error}")),
     };
-    let edited: Vec<u8> = hand_over(&fdt, config.suspend);
+    let (facts, edited) = read_tree(&config);
     if config.cpus() != facts.affinities.len() {
         let (asked, there) = (config.cpus(), facts.affinities.len());
         fatal(format_args!("configured for {asked} CPUs; the machine has {there}"));
     }
     for (n, &affinity) in facts.affinities.iter().enumerate() {
-        if affinity != (n as u64 / 16) << 8 | n as u64 % 16 {
+        if affinity != config.affinities()[n] {
             fatal(format_args!("CPU {n} has affinity {affinity:#x}"));
         }
         CPUS[n].refuse(config.refusals(n));
     }
-    let Some(place) = room.get_mut(..edited.len()) else {
-        fatal(format_args!("no room for the device tree"))
-    };
+    let room = (config.boot_address() - config.ram()) as usize;
+    if edited.len() > room {
+        fatal(format_args!("no room for the device tree"));
+    }
+    // SAFETY: RAM below the image, by the configuration; the old tree, which may lie there, is not
+    // looked at any more, and nobody else runs.
+    let place = unsafe { core::slice::from_raw_parts_mut(config.ram() as *mut u8, edited.len()) };
     place.copy_from_slice(&edited);
-    clean_to_poc(DTB_ADDRESS, edited.len());
+    clean_to_poc(config.ram() as usize, edited.len());
     gic::init(&facts);
+    let (boot_address, dtb) = (config.boot_address(), config.ram());
+    let counter = config.counter().map(counter::start);
     let others = facts.affinities.len();
     // SAFETY: the boot CPU, once; others look only after `set`.
-    unsafe { *KNOWN.value.get() = Some(Known { config, facts }) };
+    unsafe { *KNOWN.value.get() = Some(Known { config, facts, counter }) };
     KNOWN.set.store(true, Ordering::Release);
     CPUS[0].set_on();
     init_cpu(0);
@@ -162,7 +158,27 @@ extern "C" fn firmware_boot() -> ! {
     sysreg::write_cntvoff_el2(0);
     sysreg::isb();
     // SAFETY: the image that the emulator's loader put there, entered as Linux's boot protocol says.
-    unsafe { umbra_enter_el2(FIRMWARE_BOOT_ADDRESS, DTB_ADDRESS as u64) }
+    unsafe { umbra_enter_el2(boot_address, dtb) }
+}
+
+/// What the machine's tree says, and the tree for EL2. The console works as soon as it is known.
+fn read_tree(config: &Config) -> (Facts, Vec<u8>) {
+    let address = config.dtb() as *const u8;
+    // SAFETY: RAM, by the configuration; nobody writes it before EL2 runs.
+    let header = unsafe { core::slice::from_raw_parts(address, 8) };
+    let size = u64::from(u32::from_be_bytes([header[4], header[5], header[6], header[7]]));
+    // SAFETY: as above; no tree is larger.
+    let tree =
+        unsafe { core::slice::from_raw_parts(address, size.clamp(8, FIRMWARE_DTB_BYTES) as usize) };
+    let Ok(fdt) = Fdt::new(tree) else { fatal(format_args!("no device tree at {address:p}")) };
+    let facts = Facts::read(&fdt, config.ram());
+    if let Ok(Facts { uart: Some(uart), .. }) = &facts {
+        console::init(*uart as usize);
+    }
+    match facts {
+        Ok(facts) => (facts, hand_over(&fdt, config.suspend, config.ram())),
+        Err(error) => fatal(format_args!("{error}")),
+    }
 }
 
 // Called by boot.S on every other CPU, once.
@@ -175,6 +191,9 @@ extern "C" fn firmware_cpu(index: usize) -> ! {
 /// Makes EL3 on this CPU what lower ELs need, and its vector length what the configuration says.
 fn init_cpu(index: usize) {
     let id = sysreg::id_registers();
+    if let Some(hertz) = known().counter {
+        sysreg::write_cntfrq_el0(hertz);
+    }
     sysreg::write_scr_el3(id.scr_el3());
     sysreg::write_cptr_el3(id.cptr_el3());
     sysreg::write_mdcr_el3(id.mdcr_el3());
@@ -253,11 +272,11 @@ extern "C" fn firmware_smc(frame: &mut [u64; 31], index: usize) {
             enter(entry)
         }
         Action::SystemOff => {
-            raise(known.facts.power_off);
+            power_off(&known.facts);
             hang()
         }
         Action::SystemReset => {
-            raise(known.facts.reset.unwrap_or(known.facts.power_off));
+            reset(&known.facts);
             hang()
         }
     };
@@ -284,6 +303,36 @@ extern "C" fn firmware_exception(esr: u64, elr: u64, far: u64, spsr: u64) -> ! {
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     fatal(format_args!("{info}"))
+}
+
+fn power_off(facts: &Facts) {
+    match facts.power {
+        Power::Pins { off, .. } => raise(off),
+        Power::SystemRegisters(registers) => ask_board(registers, SHUTDOWN),
+    }
+}
+
+fn reset(facts: &Facts) {
+    match facts.power {
+        Power::Pins { off, reset } => raise(reset.unwrap_or(off)),
+        Power::SystemRegisters(registers) => ask_board(registers, REBOOT),
+    }
+}
+
+/// Functions of SYS_CFGCTRL (Linux, vexpress-config.txt).
+const SHUTDOWN: u32 = 8;
+const REBOOT: u32 = 9;
+
+/// Has a Versatile Express's system registers carry a function out.
+fn ask_board(registers: u64, function: u32) {
+    const SYS_CFGCTRL: u64 = 0xa4;
+    const START: u32 = 1 << 31;
+    const WRITE: u32 = 1 << 30;
+    // SAFETY: the device tree's system registers, mapped as Device.
+    unsafe {
+        let control = (registers + SYS_CFGCTRL) as *mut u32;
+        control.write_volatile(START | WRITE | function << 20);
+    }
 }
 
 /// Drives a pin of a PL061 high: an output, low first, because the board looks at the edge.

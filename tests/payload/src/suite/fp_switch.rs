@@ -44,7 +44,7 @@ fn r02_ffr_survives_at_every_vl() -> Result<(), Skip> {
     need_sve()?;
     for policy in POLICIES {
         let guest = Machine::with_policy(policy).started(context().largest());
-        for (n, vq) in context().vqs[0].iter().enumerate() {
+        for (n, vq) in context().host_vqs(0).iter().enumerate() {
             assert_eq!(regs::set_vl(vq), vq);
             host::fill(n as u32);
             for guest_vq in context().common.iter() {
@@ -136,7 +136,7 @@ fn r07_kernel_fp_between_exit_and_put() -> Result<(), Skip> {
             // An interrupt stops the guest at that VL, and the host uses FP before it puts.
             let daif = host::pend_interrupt();
             guest.enter(Default::default(), [0; 4]).exit(Reason::Irq);
-            assert_eq!(Some(regs::rdvl()), context().vqs[0].max(), "the host's VL");
+            assert_eq!(Some(regs::rdvl()), context().host_vqs(0).max(), "the host's VL");
             host::check(3);
             host::fill(4);
             host::release_interrupt(daif);
@@ -205,7 +205,7 @@ fn r12_the_host_never_sees_a_guests_registers() -> Result<(), Skip> {
             let machine = Machine::with_policy(policy);
             let guest = machine.started(vq);
             // Without SVE there is one turn, at the only length there is.
-            for host_vq in context().vqs[0].with(Vq::MIN).iter() {
+            for host_vq in context().host_vqs(0).with(Vq::MIN).iter() {
                 for foreign in [false, true] {
                     if context().sve() {
                         assert_eq!(regs::set_vl(host_vq), host_vq);

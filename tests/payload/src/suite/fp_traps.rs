@@ -181,7 +181,7 @@ fn discarded_saves_fpsimd_and_zeroes_the_rest() -> Result<(), Skip> {
     for policy in POLICIES {
         let guest = guest(policy);
         guest.hint(HostFlags::SVE_DISCARDED);
-        for vq in context().vqs[0].iter() {
+        for vq in context().host_vqs(0).iter() {
             regs::set_vl(vq);
             host::fill(1);
             let before = Counters::now();

@@ -5,6 +5,7 @@ mod fp_smp;
 mod fp_switch;
 mod fp_traps;
 mod hidden;
+mod host_vl;
 mod interrupts;
 mod lifecycle;
 mod memory;
@@ -36,6 +37,7 @@ pub const ALL: &[&[Named]] = &[
     fp_switch::TESTS,
     fp_traps::TESTS,
     fp_smp::TESTS,
+    host_vl::TESTS,
     tasks::TESTS,
     power::TESTS,
     storm::TESTS,

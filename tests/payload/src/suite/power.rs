@@ -244,9 +244,11 @@ fn a_late_cpu_is_held_to_the_images() -> Result<(), Skip> {
         let info = Hvc.vl_info(Some(context().at_hyp(cpu))).expect("VL_INFO");
         assert!(info.online, "it is here");
         assert_ne!(info.vqs, VqSet::EMPTY, "and hyp has looked");
-        let held = info.vqs.effective(context().image_vq().expect("late CPUs come with SVE"));
+        let held = context().host_vqs(cpu).max();
         host::full_vl();
         assert_eq!(Some(regs::rdvl()), held, "the host's VL");
+        let images = context().image_vq().expect("late CPUs come with SVE");
+        assert!(held <= info.vqs.effective(images), "never more than the images hold");
         let image = held.map_or(0, |vq| Layout::new(vq).image_bytes());
         assert!(info.image_bytes >= image as u64, "its image holds that");
         let guest = Machine::normal().vcpu(context().largest());

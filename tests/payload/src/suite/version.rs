@@ -54,7 +54,7 @@ fn version_and_features() -> Result<(), Skip> {
     let pauth = id_register(id!("id_aa64isar1_el1"), 4) | id_register(id!("id_aa64isar1_el1"), 8);
     let pauth = pauth | id_register(id!("s3_0_c0_c6_2"), 12);
     assert_eq!(has(Features::PAUTH), pauth != 0, "PAuth");
-    assert!(!has(Features::HOST_VL_COMMON));
+    assert_eq!(has(Features::HOST_VL_COMMON), context().host_vl_common(), "umbra.host-vl");
     Ok(())
 }
 

@@ -1,0 +1,196 @@
+//! What a test build of hyp writes down of each transition, for the executable specification
+//! (`tests/spec`) to judge.
+//!
+//! The log lies in hyp's own memory, where the host can't reach it, and is read from outside the
+//! machine. Records are in no order; their numbers say in which order the transitions took effect: a
+//! number is taken while the lock is held that makes the transition one step.
+
+use crate::call::Args;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Changes of page states that fit into a record.
+pub const TOUCHED: usize = 15;
+
+/// A record.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Record {
+    /// Its place in the order, from 1 on; 0: there is none.
+    pub number: u64,
+    /// [`Kind`] in bits 7:0, the CPU's number from bit 8 on.
+    pub what: u64,
+    /// x0 as it was called, or what the kind says.
+    pub function: u64,
+    /// x1-x7, or what the kind says.
+    pub args: Args,
+    /// x0 after it.
+    pub result: u64,
+    /// x1-x3 after it.
+    pub results: [u64; 3],
+    /// The CPU's FP state after it ([`FpState`]).
+    pub fp: u64,
+    /// The vCPU loaded on the CPU after it: VM slot plus 1, index from bit 8 on; 0: none.
+    pub loaded: u64,
+    /// How many changes of page states there were; those that didn't fit are not among `touched`.
+    pub changes: u64,
+    /// The first of them ([`Change`]).
+    pub touched: [u64; TOUCHED],
+}
+
+static_assertions::const_assert!(size_of::<Record>() == 256);
+
+macro_rules! numbered {
+    ($(#[$outer:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $number:literal,)* }) => {
+        $(#[$outer])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum $name {
+            $($(#[$doc])* $variant = $number,)*
+        }
+
+        impl $name {
+            /// The one with this number.
+            pub const fn from_number(number: u8) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$variant),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+numbered! {
+    /// What happened.
+    Kind {
+        /// A hypercall of the host's other than VCPU_RUN.
+        Call = 1,
+        /// VCPU_RUN, at its end. args\[0\] is x1, args\[1\] the hint of the host's word as it was read,
+        /// args\[2\] how often the guest's FP trap made its state live, args\[3\] hyp's word after it.
+        Run = 2,
+        /// A call of the guest that is loaded. function is its x0, args\[0\] its x1.
+        GuestCall = 3,
+        /// The host trapped on FP, SVE or SME.
+        HostFp = 4,
+        /// The host's stage-2 fault at args\[0\]; result is 1 if it was told to try again.
+        HostFault = 5,
+        /// A vCPU was put because its CPU goes off or to sleep.
+        ImplicitPut = 6,
+        /// A CPU came out of reset. args\[0\] is the set of its vector lengths, args\[1\] the VQ that
+        /// its host is held to (0: no SVE).
+        Reset = 7,
+        /// At boot: args\[0\] pages from address args\[1\] on are in the state of [`Change`] args\[2\].
+        Pages = 8,
+        /// At boot: args\[0\] CPUs, args\[1\] the set of guests' vector lengths, args\[2\] bits of guest
+        /// addresses, args\[3\] the level of their root table, args\[4\] 1 with SME.
+        Machine = 9,
+    }
+}
+
+numbered! {
+    /// State of a page, with a VM's number where it has one.
+    PageState {
+        /// The host's alone.
+        Host = 0,
+        /// A flag-shadow page that no vCPU uses.
+        FlagPage = 1,
+        /// One that a vCPU uses.
+        FlagPageUsed = 2,
+        /// Not to be given away.
+        Reserved = 3,
+        /// Hyp's.
+        Hyp = 4,
+        /// A VM's tables or vCPUs.
+        Vm = 5,
+        /// A protected guest's.
+        Guest = 6,
+        /// Shared with a normal guest.
+        SharedWithGuest = 7,
+        /// Shared by a protected guest.
+        SharedByGuest = 8,
+    }
+}
+
+/// Pages that are in another state than before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Address of the first over the page size.
+    pub page: u64,
+    /// How many: 1..=255.
+    pub count: u8,
+    /// Their state now.
+    pub state: PageState,
+    /// Of which VM, if the state has one.
+    pub vm: u8,
+}
+
+impl Change {
+    /// The register form: 40 bits of page, 8 each of count, state and VM.
+    pub const fn encode(self) -> u64 {
+        self.page & ((1 << 40) - 1)
+            | (self.count as u64) << 40
+            | (self.state as u64) << 48
+            | (self.vm as u64) << 56
+    }
+
+    /// Reads it.
+    pub const fn decode(word: u64) -> Option<Self> {
+        let Some(state) = PageState::from_number((word >> 48) as u8) else { return None };
+        let (page, count) = (word & ((1 << 40) - 1), (word >> 40) as u8);
+        Some(Self { page, count, state, vm: (word >> 56) as u8 })
+    }
+}
+
+/// Whose registers are live on a CPU, and what of the host is in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FpState {
+    /// 0: the host's, 1: the loaded vCPU's, 2: nobody's.
+    pub live: u8,
+    /// 0: nothing, 1: V registers, 2: a whole image.
+    pub image: u8,
+    /// VQ of a whole image.
+    pub vq: u8,
+}
+
+impl FpState {
+    /// The register form.
+    pub const fn encode(self) -> u64 {
+        self.live as u64 | (self.image as u64) << 8 | (self.vq as u64) << 16
+    }
+
+    /// Reads it.
+    pub const fn decode(word: u64) -> Self {
+        Self { live: word as u8, image: (word >> 8) as u8, vq: (word >> 16) as u8 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn changes_survive(word: u64) {
+            if let Some(change) = Change::decode(word) {
+                prop_assert_eq!(change.encode(), word);
+            } else {
+                prop_assert!(word >> 48 & 0xff > 8);
+            }
+        }
+    }
+
+    #[test]
+    fn fp_states_survive() {
+        for live in 0..3 {
+            for image in 0..3 {
+                for vq in 0..17 {
+                    let state = FpState { live, image, vq };
+                    assert_eq!(FpState::decode(state.encode()), state);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Hypercalls: x0-x7, all of them the host's.
+
+use crate::Numbers;
+use umbra_shared::call::{Args, Call, Function, SVE_HINT};
+use umbra_shared::error::Error;
+
+/// Bits of VM_CREATE's configuration that mean something: the policy and PROTECTED.
+const CONFIG: u64 = 0x1f;
+/// The largest policy.
+const POLICIES: u64 = 2;
+
+/// Decodes x0-x7.
+pub fn call(data: &[u8]) {
+    let mut numbers = Numbers(data);
+    let x0 = numbers.next();
+    let args: Args = std::array::from_fn(|_| numbers.next());
+    check(x0, &args);
+    // The function alone, whatever the rest of x0 makes of it.
+    for &function in Function::ALL {
+        if x0 & 0xffff == function as u64 {
+            check(function.id(), &args);
+        }
+    }
+}
+
+fn check(x0: u64, args: &Args) {
+    let decoded = Call::decode(x0, args);
+    assert_eq!(decoded, Call::decode(x0, args), "the same twice");
+    assert_eq!(decoded, Call::decode(x0 ^ SVE_HINT, args), "the hint selects nothing");
+    assert_eq!(decoded, Call::decode(x0 & 0xffff_ffff, args), "w0 is what counts");
+    let function = Function::from_id(x0);
+    match decoded {
+        Ok(call) => {
+            let (id, encoded) = call.encode();
+            assert_eq!(Function::from_id(id), function, "it is the function that was asked for");
+            assert_ne!(function, Some(Function::VcpuRun), "whose registers mean something else");
+            assert_eq!(Call::decode(id, &encoded), Ok(call), "there and back");
+            for n in 0..args.len() {
+                let mut other = *args;
+                other[n] = !other[n];
+                if Call::decode(x0, &other) == Ok(call) {
+                    assert_eq!(encoded[n], 0, "x{} is not used", n + 1);
+                } else {
+                    assert_eq!(encoded[n], args[n], "x{} arrives as it is", n + 1);
+                }
+            }
+            if function == Some(Function::VmCreate) {
+                assert!(good_config(args[2]), "reserved bits of {:#x} were let in", args[2]);
+            }
+        }
+        Err(Error::NotSupported) => {
+            assert!(matches!(function, None | Some(Function::VcpuRun)), "{function:?} is ours");
+        }
+        Err(error) => {
+            assert_eq!(error, Error::InvalidArgument);
+            assert_eq!(function, Some(Function::VmCreate), "no other has something to refuse");
+            assert!(!good_config(args[2]), "{:#x} is a configuration", args[2]);
+        }
+    }
+}
+
+fn good_config(raw: u64) -> bool {
+    raw & !CONFIG == 0 && raw & 0xf <= POLICIES
+}

@@ -1,0 +1,354 @@
+//! Every hypercall: what it must answer, and what it changes.
+
+use umbra_shared::PAGE_SIZE;
+use umbra_shared::call::{
+    Call, MAX_PAGES_PER_CALL, NO_PAGE, UntrustedIpa, UntrustedPages, VM_PAGES, VcpuConfig,
+    vcpu_pages,
+};
+use umbra_shared::error::Error;
+use umbra_shared::guest::GuestFunction;
+use umbra_shared::record::PageState;
+use umbra_shared::vl::{Vq, VqSet};
+
+use crate::memory::{Changes, Owner};
+use crate::vm::{self, Life, Vcpu};
+use crate::{Spec, VCPUS};
+
+/// What a call must answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// x0.
+    pub result: Result<(), Error>,
+    /// x1, where the specification has an opinion.
+    pub x1: Option<u64>,
+    /// Pages whose states it changes.
+    pub changes: Changes,
+}
+
+impl Outcome {
+    fn ok() -> Self {
+        Self { result: Ok(()), x1: None, changes: Changes::new() }
+    }
+
+    fn refused(error: Error) -> Self {
+        Self { result: Err(error), ..Self::ok() }
+    }
+
+    fn with(x1: u64) -> Self {
+        Self { x1: Some(x1), ..Self::ok() }
+    }
+
+    fn changing(changes: Changes) -> Self {
+        Self { changes, ..Self::ok() }
+    }
+}
+
+/// What hyp has answered, where there is a choice.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice {
+    /// It refused the call because there is no slot for another VM.
+    pub no_slot: bool,
+    /// x1.
+    pub x1: u64,
+}
+
+fn one(page: u64, owner: Owner) -> Changes {
+    Changes::from([(page, owner)])
+}
+
+impl Spec {
+    /// A call of the host's on a CPU. A refused one changes nothing, but for VM_DESTROY's BUSY.
+    pub fn call(&mut self, cpu: usize, call: &Call, choice: Choice) -> Outcome {
+        let result = self.perform(cpu, call, choice);
+        match result {
+            Ok(outcome) => {
+                self.memory.apply(&outcome.changes);
+                outcome
+            }
+            Err(error) => {
+                let mut outcome = Outcome::refused(error);
+                // It says how many it takes.
+                outcome.x1 = match (error, call) {
+                    (Error::TooFewPages, Call::VmCreate { .. }) => Some(VM_PAGES),
+                    (Error::TooFewPages, Call::VcpuCreate(config)) => {
+                        Some(vcpu_pages(Vq::from_vl(config.vl_bytes)))
+                    }
+                    _ => Some(0),
+                };
+                outcome
+            }
+        }
+    }
+
+    fn perform(&mut self, cpu: usize, call: &Call, choice: Choice) -> Result<Outcome, Error> {
+        match *call {
+            Call::Version => Ok(Outcome::ok()),
+            Call::VlInfo { cpu: None } => Ok(Outcome::with(self.platform.guest_vqs.bits().into())),
+            Call::VlInfo { cpu: Some(n) } | Call::Stats { cpu: n, .. } => {
+                if n < self.platform.cpus as u64 { Ok(Outcome::ok()) } else { Err(Error::BadCpu) }
+            }
+            Call::NextSharedPage { .. } => Ok(self.next_shared_page(choice)),
+            Call::ShareFlagPage { page } => {
+                let page = self.memory.lookup(page.0)?;
+                self.memory.require_host(page)?;
+                Ok(Outcome::changing(one(page, Owner::of(PageState::FlagPage, 0))))
+            }
+            Call::UnshareFlagPage { page } => {
+                let page = self.memory.lookup(page.0)?;
+                self.memory.require_free_flag_page(page)?;
+                Ok(Outcome::changing(one(page, Owner::HOST)))
+            }
+            Call::VmCreate { pages, config } => {
+                let free = self.vms.iter().filter(|vm| vm.life == Life::Free).count();
+                // Slots are asked one by one: others may come and go meanwhile.
+                if free == 0 || (choice.no_slot && free <= self.platform.cpus) {
+                    return Err(Error::Limit);
+                }
+                if pages.count < VM_PAGES {
+                    return Err(Error::TooFewPages);
+                }
+                // Which slot it is, and so whose the pages are, is hyp's choice.
+                let slot = vm::slot(umbra_shared::call::VmHandle(choice.x1)).unwrap_or(0);
+                let changes = self.donate(pages, slot)?;
+                let vm = &mut self.vms[usize::from(slot)];
+                if vm.life != Life::Free {
+                    // A handle of a VM that is there already: no answer can be right.
+                    return Ok(Outcome::with(!choice.x1));
+                }
+                *vm = vm::Vm {
+                    life: Life::Alive,
+                    generation: vm.generation + 1,
+                    protected: config.protected,
+                    policy: config.policy,
+                    table_pages: pages.count,
+                    pages_out: pages.count,
+                    ..vm::Vm::default()
+                };
+                let handle = vm::handle(slot, vm.generation);
+                Ok(Outcome { x1: Some(handle.0), ..Outcome::changing(changes) })
+            }
+            Call::VmTopup { vm, pages } => {
+                let slot = vm::slot(vm)?;
+                self.vms[usize::from(slot)].check_alive(vm)?;
+                let changes = self.donate(pages, slot)?;
+                let vm = &mut self.vms[usize::from(slot)];
+                vm.table_pages += pages.count;
+                vm.pages_out += pages.count;
+                Ok(Outcome::changing(changes))
+            }
+            Call::VmMap { vm: handle, page, ipa } => {
+                let slot = vm::slot(handle)?;
+                let vm = &self.vms[usize::from(slot)];
+                vm.check_alive(handle)?;
+                self.check_ipa(ipa)?;
+                if vm.maps.contains_key(&ipa.0) {
+                    return Err(Error::IpaInUse);
+                }
+                if !vm.has_tables() {
+                    return Err(Error::NoTables);
+                }
+                let page = self.memory.lookup(page.0)?;
+                self.memory.require_host(page)?;
+                let state =
+                    if vm.protected { PageState::Guest } else { PageState::SharedWithGuest };
+                self.vms[usize::from(slot)].map(self.platform.root_level, ipa.0, page);
+                Ok(Outcome::changing(one(page, Owner::of(state, slot))))
+            }
+            Call::VmUnmap { vm: handle, ipa } => {
+                let slot = vm::slot(handle)?;
+                let vm = &self.vms[usize::from(slot)];
+                vm.check_alive(handle)?;
+                self.check_ipa(ipa)?;
+                let page = *vm.maps.get(&ipa.0).ok_or(Error::NotMapped)?;
+                if vm.protected {
+                    return Err(Error::NotOwned);
+                }
+                self.vms[usize::from(slot)].unmap(ipa.0);
+                let changes = one(page, Owner::HOST);
+                Ok(Outcome { x1: Some(page * PAGE_SIZE as u64), ..Outcome::changing(changes) })
+            }
+            Call::VmDestroy { vm: handle } => {
+                let vm = &mut self.vms[usize::from(vm::slot(handle)?)];
+                vm.check(handle)?;
+                if vm.life == Life::Dying {
+                    return Err(Error::Dying);
+                }
+                if vm.vcpus.iter().any(|vcpu| vcpu.loaded_on.is_some()) {
+                    vm.life = Life::Closing;
+                    return Err(Error::Busy);
+                }
+                vm.life = Life::Dying;
+                vm.maps.clear();
+                let unused = Owner::of(PageState::FlagPage, 0);
+                let changes = vm.vcpus.drain(..).map(|vcpu| (vcpu.flag_page, unused)).collect();
+                Ok(Outcome::changing(changes))
+            }
+            Call::VmReclaim { vm: handle, page } => {
+                let slot = vm::slot(handle)?;
+                let vm = &mut self.vms[usize::from(slot)];
+                vm.check(handle)?;
+                if vm.life != Life::Dying {
+                    return Err(Error::NotDying);
+                }
+                let page = self.memory.lookup(page.0)?;
+                let owner = self.memory.get(page).unwrap_or(Owner::HOST);
+                let of_a_vm = matches!(
+                    owner.state,
+                    PageState::Vm
+                        | PageState::Guest
+                        | PageState::SharedWithGuest
+                        | PageState::SharedByGuest
+                );
+                if !of_a_vm || owner.vm != slot {
+                    return Err(Error::NotOwned);
+                }
+                vm.pages_out -= 1;
+                if vm.pages_out == 0 {
+                    vm.life = Life::Free;
+                }
+                let changes = one(page, Owner::HOST);
+                Ok(Outcome { x1: Some(vm.pages_out), ..Outcome::changing(changes) })
+            }
+            Call::VcpuCreate(config) => self.create_vcpu(&config),
+            Call::VcpuLoad { vm: handle, vcpu } => {
+                if self.cpus[cpu].loaded.is_some() {
+                    return Err(Error::Busy);
+                }
+                let slot = vm::slot(handle)?;
+                let vm = &mut self.vms[usize::from(slot)];
+                vm.check_alive(handle)?;
+                let index = usize::try_from(vcpu.0).map_err(|_| Error::BadVcpu)?;
+                let vcpu = vm.vcpus.get_mut(index).ok_or(Error::BadVcpu)?;
+                if vcpu.loaded_on.is_some() {
+                    return Err(Error::Busy);
+                }
+                // What a guest may select below its clamp must be the same on every CPU.
+                let here = VqSet::common([self.cpus[cpu].vqs, self.platform.guest_vqs]);
+                if Vq::new(vcpu.vq.into()).is_some_and(|vq| !here.contains(vq)) {
+                    return Err(Error::VlMismatch);
+                }
+                vcpu.loaded_on = Some(cpu);
+                self.cpus[cpu].loaded = Some((slot, index));
+                Ok(Outcome::ok())
+            }
+            Call::VcpuPut => {
+                if self.put(cpu) {
+                    Ok(Outcome::ok())
+                } else {
+                    Err(Error::NotLoaded)
+                }
+            }
+        }
+    }
+
+    /// The vCPU loaded on a CPU is loaded no longer; whether there was one.
+    pub fn put(&mut self, cpu: usize) -> bool {
+        let Some((slot, index)) = self.cpus[cpu].loaded.take() else { return false };
+        if let Some(vcpu) = self.vms[usize::from(slot)].vcpus.get_mut(index) {
+            vcpu.loaded_on = None;
+        }
+        self.cpus[cpu].fp = self.cpus[cpu].fp.map(crate::fp::Fp::put);
+        true
+    }
+
+    fn check_ipa(&self, ipa: UntrustedIpa) -> Result<(), Error> {
+        if !ipa.0.is_multiple_of(PAGE_SIZE as u64) {
+            Err(Error::Unaligned)
+        } else if ipa.0 >> self.platform.ipa_bits != 0 {
+            Err(Error::BadIpa)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn donate(&self, pages: UntrustedPages, slot: u8) -> Result<Changes, Error> {
+        if pages.count > MAX_PAGES_PER_CALL {
+            return Err(Error::InvalidArgument);
+        }
+        self.memory.donate(pages, slot)
+    }
+
+    /// I6: whatever page of the host's hyp has mapped is a flag-shadow page.
+    fn next_shared_page(&self, choice: Choice) -> Outcome {
+        if choice.x1 == NO_PAGE {
+            return Outcome::ok();
+        }
+        let state = self.memory.lookup(choice.x1).ok().and_then(|page| self.memory.get(page));
+        match state.map(|owner| owner.state) {
+            Some(PageState::FlagPage | PageState::FlagPageUsed) => Outcome::ok(),
+            _ => Outcome::with(NO_PAGE),
+        }
+    }
+
+    fn create_vcpu(&mut self, config: &VcpuConfig) -> Result<Outcome, Error> {
+        let slot = vm::slot(config.vm)?;
+        let vm = &self.vms[usize::from(slot)];
+        vm.check_alive(config.vm)?;
+        if vm.vcpus.len() == VCPUS {
+            return Err(Error::Limit);
+        }
+        let vqs = self.platform.guest_vqs;
+        let vq = match Vq::from_vl(config.vl_bytes) {
+            None if config.vl_bytes == 0 => None,
+            _ if vqs.is_empty() => return Err(Error::NoSve),
+            Some(vq) if vqs.contains(vq) => Some(vq),
+            _ => return Err(Error::BadVl),
+        };
+        if config.pages.count < vcpu_pages(vq) {
+            return Err(Error::TooFewPages);
+        }
+        if config.pages.count > vcpu_pages(vq) || !config.entry.is_multiple_of(4) {
+            return Err(Error::InvalidArgument);
+        }
+        self.memory.range(config.pages)?;
+        let flag_page = self.memory.lookup(config.flag_page.0)?;
+        let mut changes = self.memory.donate(config.pages, slot)?;
+        self.memory.require_free_flag_page(flag_page)?;
+        changes.insert(flag_page, Owner::of(PageState::FlagPageUsed, 0));
+        let vm = &mut self.vms[usize::from(slot)];
+        let vq = vq.map_or(0, |vq| vq.quadwords() as u8);
+        vm.vcpus.push(Vcpu { flag_page, vq, ..Vcpu::default() });
+        vm.pages_out += config.pages.count;
+        let index = vm.vcpus.len() as u64 - 1;
+        Ok(Outcome { x1: Some(index), ..Outcome::changing(changes) })
+    }
+
+    /// A call of the guest that is loaded on a CPU.
+    pub fn guest_call(&mut self, cpu: usize, function: GuestFunction, ipa: u64) -> Outcome {
+        let Some((slot, _)) = self.cpus[cpu].loaded else {
+            return Outcome::refused(Error::NotLoaded);
+        };
+        match self.perform_guest_call(slot, function, ipa) {
+            Ok(outcome) => {
+                self.memory.apply(&outcome.changes);
+                outcome
+            }
+            Err(error) => Outcome::refused(error),
+        }
+    }
+
+    fn perform_guest_call(
+        &mut self,
+        slot: u8,
+        function: GuestFunction,
+        ipa: u64,
+    ) -> Result<Outcome, Error> {
+        self.check_ipa(UntrustedIpa(ipa))?;
+        let vm = &mut self.vms[usize::from(slot)];
+        let page = *vm.maps.get(&ipa).ok_or(Error::NotMapped)?;
+        let own = Owner::of(PageState::Guest, slot);
+        let shared = Owner::of(PageState::SharedByGuest, slot);
+        let now = self.memory.get(page).unwrap_or(Owner::HOST);
+        match function {
+            GuestFunction::MemShare if now == own => Ok(Outcome::changing(one(page, shared))),
+            GuestFunction::MemShare if now == shared => Err(Error::Shared),
+            GuestFunction::MemUnshare if now == shared => Ok(Outcome::changing(one(page, own))),
+            GuestFunction::MemUnshare if now == own => Err(Error::NotShared),
+            GuestFunction::MemShare | GuestFunction::MemUnshare => Err(Error::NotOwned),
+            GuestFunction::MemRelinquish => {
+                vm.unmap(ipa);
+                Ok(Outcome::changing(one(page, Owner::HOST)))
+            }
+        }
+    }
+}

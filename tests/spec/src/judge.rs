@@ -1,0 +1,314 @@
+//! Records of a machine against the specification.
+
+use std::collections::BTreeMap;
+
+use thiserror::Error as ThisError;
+use umbra_shared::call::{Call, Function};
+use umbra_shared::error::{Error, SUCCESS, check};
+use umbra_shared::exit::{ExitInfo, Reason, RunFlags};
+use umbra_shared::flags::HostFlags;
+use umbra_shared::guest::GuestFunction;
+use umbra_shared::record::{Change, FpState, Kind, Record, TOUCHED};
+use umbra_shared::vl::VqSet;
+
+use crate::calls::{Choice, Outcome};
+use crate::fp::Fp;
+use crate::memory::{Changes, Memory, Owner};
+use crate::{Platform, Spec};
+
+/// The first thing that is not as specified.
+#[derive(Clone, Debug, PartialEq, Eq, ThisError)]
+#[error("transition {number} on CPU {cpu}, {what}: {difference}")]
+pub struct Difference {
+    /// Number of the record.
+    pub number: u64,
+    /// On which CPU.
+    pub cpu: usize,
+    /// What it was.
+    pub what: String,
+    /// What is wrong with it.
+    pub difference: String,
+}
+
+/// What was judged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Transitions.
+    pub transitions: u64,
+    /// Calls of the host's other than VCPU_RUN, and how many of them did what they were asked.
+    pub calls: u64,
+    /// See there.
+    pub accepted: u64,
+    /// How often each call met each answer: name, error or "ok".
+    pub answers: BTreeMap<(String, String), u64>,
+}
+
+/// Judges the records of a machine. Those of the boot come first, whatever their number.
+///
+/// # Errors
+///
+/// The first [`Difference`].
+pub fn judge(mut records: Vec<Record>) -> Result<Report, Difference> {
+    records.sort_by_key(|record| record.number);
+    let mut memory = Memory::default();
+    let mut platform = None;
+    for record in &records {
+        match kind(record) {
+            Some(Kind::Pages) => {
+                let [count, pa, state, ..] = record.args;
+                if let Some(change) = Change::decode(state) {
+                    memory.add(pa / 4096, count, Owner::of(change.state, change.vm));
+                }
+            }
+            Some(Kind::Machine) => {
+                let [cpus, vqs, bits, root, sme, ..] = record.args;
+                platform = Some(Platform {
+                    cpus: cpus as usize,
+                    guest_vqs: VqSet::from_bits(vqs as u16),
+                    ipa_bits: bits as u32,
+                    root_level: root as u32,
+                    sme: sme != 0,
+                });
+            }
+            _ => {}
+        }
+    }
+    let Some(platform) = platform else {
+        return Err(Difference {
+            number: 0,
+            cpu: 0,
+            what: "boot".to_owned(),
+            difference: "the log does not say what machine it is".to_owned(),
+        });
+    };
+    let mut spec = Spec::new(platform, memory);
+    let mut report = Report::default();
+    for record in &records {
+        spec.step(record, &mut report)?;
+    }
+    Ok(report)
+}
+
+fn kind(record: &Record) -> Option<Kind> {
+    Kind::from_number(record.what as u8)
+}
+
+fn describe(record: &Record) -> String {
+    let args: Vec<_> = record.args.iter().map(|arg| format!("{arg:#x}")).collect();
+    let args = args.join(", ");
+    match kind(record) {
+        Some(Kind::Call) => match Function::from_id(record.function) {
+            Some(function) => format!("{function:?}({args})"),
+            None => format!("call {:#x}", record.function),
+        },
+        Some(Kind::GuestCall) => {
+            format!("guest's {:?}({:#x})", GuestFunction::from_id(record.function), record.args[0])
+        }
+        Some(kind) => format!("{kind:?}({args})"),
+        None => format!("record of kind {}", record.what as u8),
+    }
+}
+
+fn answer(result: u64) -> String {
+    match check(result) {
+        Ok(()) => "ok".to_owned(),
+        Err(error) if error.code() as u64 == result => format!("{error:?}"),
+        Err(_) => format!("{result:#x}"),
+    }
+}
+
+impl Spec {
+    /// Takes the next transition, and compares.
+    ///
+    /// # Errors
+    ///
+    /// What is not as specified.
+    pub fn step(&mut self, record: &Record, report: &mut Report) -> Result<(), Difference> {
+        let cpu = (record.what >> 8) as usize;
+        let differ = |difference: String| Difference {
+            number: record.number,
+            cpu,
+            what: describe(record),
+            difference,
+        };
+        if cpu >= self.cpus.len() {
+            return Err(differ("there is no such CPU".to_owned()));
+        }
+        report.transitions += 1;
+        let outcome = match kind(record) {
+            None => return Err(differ("unknown kind".to_owned())),
+            Some(Kind::Machine | Kind::Pages) => return Ok(()),
+            Some(Kind::Call) => {
+                report.calls += 1;
+                report.accepted += u64::from(record.result == SUCCESS as u64);
+                let name = Function::from_id(record.function)
+                    .map_or_else(|| "unknown".to_owned(), |function| format!("{function:?}"));
+                *report.answers.entry((name, answer(record.result))).or_default() += 1;
+                self.judged_call(cpu, record)
+            }
+            Some(Kind::Run) => {
+                *report
+                    .answers
+                    .entry(("VcpuRun".to_owned(), answer(record.result)))
+                    .or_default() += 1;
+                self.judged_run(cpu, record).map_err(differ)?
+            }
+            Some(Kind::GuestCall) => match GuestFunction::from_id(record.function) {
+                Some(function) => {
+                    let key = (format!("guest {function:?}"), answer(record.result));
+                    *report.answers.entry(key).or_default() += 1;
+                    self.guest_call(cpu, function, record.args[0])
+                }
+                None => return Err(differ("no call of a guest's".to_owned())),
+            },
+            Some(Kind::HostFp) => {
+                let fp = self.cpus[cpu].fp;
+                if fp.is_some_and(|fp| fp.live == crate::fp::Live::Host) {
+                    return Err(differ("the host is live and traps all the same".to_owned()));
+                }
+                self.cpus[cpu].fp = fp.map(Fp::host_trap);
+                nothing()
+            }
+            Some(Kind::HostFault) => {
+                self.judged_fault(record).map_err(differ)?;
+                return Ok(());
+            }
+            Some(Kind::ImplicitPut) => {
+                self.put(cpu);
+                nothing()
+            }
+            Some(Kind::Reset) => {
+                let [vqs, held, ..] = record.args;
+                self.put(cpu);
+                let this = &mut self.cpus[cpu];
+                this.vqs = VqSet::from_bits(vqs as u16);
+                this.held = held as u8;
+                this.fp = Some(Fp::RESET);
+                nothing()
+            }
+        };
+        self.compare(cpu, record, &outcome).map_err(differ)
+    }
+
+    fn judged_call(&mut self, cpu: usize, record: &Record) -> Outcome {
+        match Call::decode(record.function, &record.args) {
+            Ok(call) => {
+                let choice = Choice {
+                    no_slot: record.result == Error::Limit.code() as u64,
+                    x1: record.results[0],
+                };
+                self.call(cpu, &call, choice)
+            }
+            Err(error) => Outcome { result: Err(error), x1: None, changes: Changes::new() },
+        }
+    }
+
+    fn compare(&self, cpu: usize, record: &Record, outcome: &Outcome) -> Result<(), String> {
+        let expected = match outcome.result {
+            Ok(()) => SUCCESS as u64,
+            Err(error) => error.code() as u64,
+        };
+        if record.result != expected {
+            let (is, should) = (answer(record.result), answer(expected));
+            return Err(format!("answers {is}, should answer {should}"));
+        }
+        let x1 = record.results[0];
+        if let Some(expected) = outcome.x1.filter(|&expected| expected != x1) {
+            return Err(format!("x1 is {x1:#x}, should be {expected:#x}"));
+        }
+        compare_changes(record, &outcome.changes)?;
+        let loaded = self.cpus[cpu]
+            .loaded
+            .map_or(0, |(vm, index)| (u64::from(vm) + 1) | ((index as u64) << 8));
+        if record.loaded != loaded {
+            return Err(format!("loaded is {:#x}, should be {loaded:#x}", record.loaded));
+        }
+        let fp = FpState::decode(record.fp);
+        if let Some(expected) = self.cpus[cpu].fp.map(Fp::record).filter(|&e| e != fp) {
+            return Err(format!("FP state is {fp:?}, should be {expected:?}"));
+        }
+        Ok(())
+    }
+
+    fn judged_run(&mut self, cpu: usize, record: &Record) -> Result<Outcome, String> {
+        let [flags, hint, opened, word, ..] = record.args;
+        let refused = |error| Ok(Outcome { result: Err(error), ..nothing() });
+        let Some((slot, index)) = self.cpus[cpu].loaded else { return refused(Error::NotLoaded) };
+        let policy = self.vms[usize::from(slot)].policy;
+        let Some(vcpu) = self.vms[usize::from(slot)].vcpus.get_mut(index) else {
+            return Err("a vCPU runs that does not exist".to_owned());
+        };
+        let Some(flags) = RunFlags::from_bits(flags) else {
+            return refused(Error::InvalidArgument);
+        };
+        let info = ExitInfo::from_register(record.results[0]);
+        if vcpu.broken {
+            return match info.reason() {
+                Some(Reason::Broken) => Ok(nothing()),
+                _ => Err("a vCPU runs that can't go on".to_owned()),
+            };
+        }
+        if flags.contains(RunFlags::VIRQ) {
+            if flags.intid() >= 1020 {
+                return refused(Error::InvalidArgument);
+            }
+            if vcpu.in_flight {
+                return refused(Error::Busy);
+            }
+        }
+        let Some(fp) = self.cpus[cpu].fp else { return Ok(nothing()) };
+        let host_live = fp.live == crate::fp::Live::Host;
+        if record.result == Error::SvcrLive.code() as u64 && self.platform.sme && host_live {
+            // What the host does with SME is its own affair.
+            return refused(Error::SvcrLive);
+        }
+        vcpu.in_flight = info.virq_in_flight();
+        vcpu.broken = info.reason() == Some(Reason::Broken);
+        if opened > 1 || (opened == 1 && fp.live == crate::fp::Live::Guest) {
+            return Err("a guest traps on FP that is live".to_owned());
+        }
+        let hint = HostFlags::from_bits_truncate(hint);
+        let fp = fp.run(hint, opened != 0, policy, self.cpus[cpu].held);
+        self.cpus[cpu].fp = Some(fp);
+        let expected = fp.word().bits();
+        if record.result == SUCCESS as u64 && word != expected {
+            return Err(format!("hyp's word is {word:#x}, should be {expected:#x}"));
+        }
+        Ok(nothing())
+    }
+
+    fn judged_fault(&self, record: &Record) -> Result<(), String> {
+        let Some(owner) = self.memory.get(record.args[0] / 4096) else { return Ok(()) };
+        match (owner.host_has_access(), record.result != 0) {
+            (true, false) => Err(format!("an abort for a page that the host has: {owner:?}")),
+            (false, true) => Err(format!("no abort for a page that it has not: {owner:?}")),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn nothing() -> Outcome {
+    Outcome { result: Ok(()), x1: None, changes: Changes::new() }
+}
+
+fn compare_changes(record: &Record, expected: &Changes) -> Result<(), String> {
+    let mut found = Changes::new();
+    let words = &record.touched[..TOUCHED.min(record.changes as usize)];
+    for &word in words {
+        let Some(change) = Change::decode(word) else { return Err(format!("change {word:#x}")) };
+        for n in 0..u64::from(change.count) {
+            found.insert(change.page + n, Owner::of(change.state, change.vm));
+        }
+    }
+    let complete = record.changes as usize <= TOUCHED;
+    for (page, owner) in &found {
+        if expected.get(page) != Some(owner) {
+            let expected = expected.get(page);
+            return Err(format!("page {page:#x} becomes {owner:?}, should become {expected:?}"));
+        }
+    }
+    match expected.iter().find(|(page, _)| complete && !found.contains_key(page)) {
+        Some((page, owner)) => Err(format!("page {page:#x} should become {owner:?}")),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,82 @@
+//! The executable specification of hyp: who owns each page, what VMs and vCPUs there are, what is
+//! loaded and whose FP registers are live on each CPU; and for every transition, what it must answer
+//! and what it changes.
+//!
+//! It is written to be read: no locks, no hardware, no page tables, nothing that has to be fast. A
+//! [`Spec`] takes the transitions of a machine one after the other, in the order in which they took
+//! effect ([`umbra_shared::record`]), computes each one by itself, and names the first difference.
+//! The idea is that of pKVM's "ghost" specification (Sewell et al., "Ghost in the Android Shell",
+//! SOSP 2025), which leaves FP and SVE out; here they are part of it.
+//!
+//! - [`memory`]: pages and their owners;
+//! - [`vm`]: VMs and vCPUs;
+//! - [`fp`]: a CPU's registers, and what hints do;
+//! - [`calls`]: every hypercall of the host's and of guests;
+//! - [`judge`]: records against all of that.
+//!
+//! It judges hyp's decisions on a development machine (`tests/logic.rs`) and whole machines in the
+//! fuzzer (`cargo xtask fuzz --calls`).
+
+#![forbid(unsafe_code)]
+
+pub mod calls;
+pub mod fp;
+pub mod judge;
+pub mod memory;
+pub mod vm;
+
+use umbra_shared::vl::VqSet;
+
+/// What does not change while the machine runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Platform {
+    /// CPUs.
+    pub cpus: usize,
+    /// Vector lengths that guests can have; empty: no SVE.
+    pub guest_vqs: VqSet,
+    /// Bits of a guest's address space.
+    pub ipa_bits: u32,
+    /// Level of a guest's root table: 0 or 1.
+    pub root_level: u32,
+    /// The CPUs have SME: a run may be refused for what the host does with it.
+    pub sme: bool,
+}
+
+/// A CPU.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cpu {
+    /// Its vector lengths.
+    pub vqs: VqSet,
+    /// The VQ that its host is held to; 0: no SVE.
+    pub held: u8,
+    /// The vCPU loaded on it: slot of the VM, index.
+    pub loaded: Option<(u8, usize)>,
+    /// Its FP registers; `None` until it has come out of reset.
+    pub fp: Option<fp::Fp>,
+}
+
+/// The state of everything.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// What doesn't change.
+    pub platform: Platform,
+    /// Pages.
+    pub memory: memory::Memory,
+    /// VMs, by slot.
+    pub vms: Vec<vm::Vm>,
+    /// CPUs, by hyp's number.
+    pub cpus: Vec<Cpu>,
+}
+
+/// VMs at a time.
+pub const VMS: usize = 64;
+/// vCPUs of a VM.
+pub const VCPUS: usize = 16;
+
+impl Spec {
+    /// A machine on which nothing has happened yet.
+    pub fn new(platform: Platform, memory: memory::Memory) -> Self {
+        let cpus = vec![Cpu::default(); platform.cpus];
+        Self { platform, memory, vms: vec![vm::Vm::default(); VMS], cpus }
+    }
+}
