@@ -8,6 +8,13 @@ pub struct Options {
     /// `umbra.host-vl=common`: the host is held to the vector lengths that all CPUs have, instead of
     /// all that its CPU has (`full`, the default).
     pub host_vl_common: bool,
+    /// `umbra.stats`: the CPUs' counters on the console when the host turns the machine off or resets
+    /// it, for hosts that never ask.
+    pub stats: bool,
+    /// `umbra.displace`: at every WFI, and at DC ZVA (which programs may execute too), the host's
+    /// registers go to memory and are closed to it, as when a guest uses FP. For tests of a host that
+    /// runs no guest: its registers would never move.
+    pub displace: bool,
 }
 
 impl Options {
@@ -20,6 +27,8 @@ impl Options {
             match word {
                 "umbra.host-vl=common" => options.host_vl_common = true,
                 "umbra.host-vl=full" => options.host_vl_common = false,
+                "umbra.stats" => options.stats = true,
+                "umbra.displace" => options.displace = true,
                 _ => {
                     unknown.get_or_insert(word);
                 }
@@ -37,6 +46,10 @@ mod tests {
     fn words() {
         let (o, unknown) = Options::parse("console=ttyAMA0 umbra.host-vl=common quiet");
         assert!(o.host_vl_common && unknown.is_none());
+        let (o, unknown) = Options::parse("umbra.stats");
+        assert!(o.stats && !o.displace && unknown.is_none());
+        let (o, unknown) = Options::parse("umbra.displace x");
+        assert!(!o.stats && o.displace && unknown.is_none());
         let (o, unknown) = Options::parse("umbra.host-vl=comon umbra.x");
         assert!(!o.host_vl_common);
         assert_eq!(unknown, Some("umbra.host-vl=comon"));

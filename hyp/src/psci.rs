@@ -215,6 +215,17 @@ fn allowed(id: FunctionId) -> bool {
     )
 }
 
+/// Whether a function turns the machine off or resets it.
+pub fn ends_the_machine(function: u32) -> bool {
+    matches!(
+        FunctionId::try_from(function),
+        Ok(FunctionId::SystemOff
+            | FunctionId::SystemReset
+            | FunctionId::SystemReset232
+            | FunctionId::SystemReset264)
+    )
+}
+
 /// Decides. `regs` are the host's x0-x3.
 pub fn decide(regs: [u64; 4]) -> Action {
     let function = regs[0] as u32;
@@ -368,6 +379,8 @@ mod tests {
         }
         assert_eq!(decide([0x8400_0000, 0, 0, 0]), Action::Forward);
         assert_eq!(decide([0x8400_0008, 0, 0, 0]), Action::Forward);
+        assert!(ends_the_machine(0x8400_0008) && ends_the_machine(0x8400_0009));
+        assert!(!ends_the_machine(0x8400_0002) && !ends_the_machine(0x8400_0000));
         assert_eq!(decide([0x8400_0002, 0, 0, 0]), Action::CpuOff);
         assert_eq!(
             decide([0xc400_0003, 1, 0x4020_0000, 7]),

@@ -31,6 +31,11 @@ pub const fn class(esr: u64) -> u64 {
     esr >> 26 & 0x3f
 }
 
+/// Bytes of the instruction that trapped (IL): a T32 instruction of the host's EL0 may have two.
+pub const fn instruction_bytes(esr: u64) -> u64 {
+    if esr >> 25 & 1 == 1 { 4 } else { 2 }
+}
+
 /// The syndrome of a data or instruction abort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abort(u64);
@@ -229,6 +234,12 @@ mod tests {
         assert_eq!(Abort::new(load | 1 << 8).access(), None);
         assert_eq!(Abort::new(load | 1 << 7).access(), None);
         assert!(!Abort::new(0x24 << 26 | 0x10).is_stage2());
+    }
+
+    #[test]
+    fn traps_from_t32_are_stepped_over_too() {
+        assert_eq!(instruction_bytes(0x17 << 26 | 1 << 25), 4);
+        assert_eq!(instruction_bytes(0x01 << 26), 2);
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! `xtask boot`: the demonstration, from nothing to its table.
+//! `xtask boot`: the demonstration, or a Linux, from nothing to its table.
 
 use std::collections::VecDeque;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -11,7 +11,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::build::{self, Built};
 use crate::console::{Line, parse};
 use crate::firmware::{self, Setup};
-use crate::qemu::{Bounds, End, Machine};
+use crate::linux;
+use crate::qemu::{Bounds, End, Machine, Qemu};
 use crate::report::Report;
 use crate::setup;
 use crate::symbols::Symbols;
@@ -34,16 +35,29 @@ pub struct Request {
     pub qemu: Option<PathBuf>,
     /// The command line of hyp and host.
     pub command_line: String,
-    /// Boot this image instead of building the demonstration.
-    pub image: Option<PathBuf>,
+    /// What to boot.
+    pub host: Host,
 }
 
-/// Builds and runs the demonstration; whether it went well.
+/// What boots above hyp.
+#[derive(Clone, Debug, Default)]
+pub enum Host {
+    /// The demonstration.
+    #[default]
+    Demo,
+    /// Whatever is in this packed file.
+    Image(PathBuf),
+    /// A Linux.
+    Linux(linux::Options),
+}
+
+/// Builds and runs what is asked for; whether it went well.
 pub fn boot(request: &Request) -> Result<bool> {
     let qemu = setup::qemu(request.qemu.as_deref())?;
-    let (image, symbols) = match &request.image {
-        Some(image) => (image.clone(), Symbols::default()),
-        None => {
+    let (image, symbols) = match &request.host {
+        Host::Linux(options) => return linux::boot(&qemu, request, options),
+        Host::Image(image) => (image.clone(), Symbols::default()),
+        Host::Demo => {
             // With counted instructions the demonstration also measures.
             let bench = if request.machine.icount { " bench" } else { "" };
             let command_line = format!("{}{bench}", request.command_line);
@@ -58,16 +72,38 @@ pub fn boot(request: &Request) -> Result<bool> {
         machine.firmware = Some(firmware::configure(&program, setup, "boot")?);
         eprintln!("EL3 firmware: {setup}");
     }
+    let Watched { report, failure } = watch(&qemu, &image, symbols, &machine, request)?;
+    println!("{}", report.render(failure.as_deref()).trim_end());
+    Ok(failure.is_none())
+}
+
+/// What came of a machine.
+pub struct Watched {
+    /// What it said.
+    pub report: Report,
+    /// Why it failed, if it did.
+    pub failure: Option<String>,
+}
+
+/// Runs a QEMU, with what it does on the screen.
+pub fn watch(
+    qemu: &Qemu,
+    image: &Path,
+    symbols: Symbols,
+    machine: &Machine,
+    request: &Request,
+) -> Result<Watched> {
     eprintln!(
         "booting {} on QEMU {}.{} ({} × {}{})",
-        build::shown(&image),
+        build::shown(image),
         qemu.version.0,
         qemu.version.1,
-        request.machine.smp,
-        request.machine.cpu,
-        if request.machine.icount { ", icount" } else { "" }
+        machine.smp,
+        machine.cpu,
+        if machine.icount { ", icount" } else { "" }
     );
-    show(symbols, request.verbose, |on_line| qemu.run(&machine, &image, request.bounds, on_line))
+    let run = |on_line: &mut dyn FnMut(&str)| qemu.run(machine, image, request.bounds, on_line);
+    watch_with(symbols, request.verbose, run)
 }
 
 /// Shows what the demonstration does on the machine that `run` runs: it is to hand every line of the
@@ -77,6 +113,16 @@ pub fn show(
     verbose: bool,
     run: impl FnOnce(&mut dyn FnMut(&str)) -> Result<End>,
 ) -> Result<bool> {
+    let Watched { report, failure } = watch_with(symbols, verbose, run)?;
+    println!("{}", report.render(failure.as_deref()).trim_end());
+    Ok(failure.is_none())
+}
+
+fn watch_with(
+    symbols: Symbols,
+    verbose: bool,
+    run: impl FnOnce(&mut dyn FnMut(&str)) -> Result<End>,
+) -> Result<Watched> {
     let mut screen = Screen::new(symbols, verbose);
     let mut report = Report::default();
     let end = run(&mut |line| {
@@ -85,17 +131,12 @@ pub fn show(
         screen.take(line, &parsed);
     })?;
     screen.finish();
-    let failure = end.failure().or_else(|| match report.verdict() {
-        Some(Ok(())) => None,
-        Some(Err(why)) => Some(why.clone()),
-        None => Some("the machine ended without a verdict".to_owned()),
-    });
+    let failure = report.failure(&end);
     if failure.is_some() && !verbose {
         eprintln!("the end of the console:");
         screen.print_tail();
     }
-    println!("{}", report.render(failure.as_deref()).trim_end());
-    Ok(failure.is_none())
+    Ok(Watched { report, failure })
 }
 
 /// What the person sees while the machine runs.

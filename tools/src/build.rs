@@ -37,12 +37,15 @@ pub const GUEST: Binary =
 /// The EL1 kernel that runs the on-target tests.
 pub const PAYLOAD: Binary =
     Binary { package: "umbra-payload", name: "umbra-payload", feature: "payload" };
+/// The user space of a Linux above hyp.
+pub const LINUX: Binary =
+    Binary { package: "umbra-linux", name: "umbra-linux", feature: "payload" };
 /// EL3, in tests.
 pub const FIRMWARE: Binary =
     Binary { package: "umbra-firmware", name: "umbra-firmware", feature: "firmware" };
 
 /// All of them.
-pub const BINARIES: &[Binary] = &[HYP, HYP_LOG, HOST, GUEST, PAYLOAD, FIRMWARE];
+pub const BINARIES: &[Binary] = &[HYP, HYP_LOG, HOST, GUEST, PAYLOAD, LINUX, FIRMWARE];
 
 impl Binary {
     /// Adds the arguments that make cargo work on this binary.

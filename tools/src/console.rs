@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! @progress DONE TOTAL
-//! @cpu key=value ...              one row of the CPU table; likewise @vcpu and @bench
+//! @cpu key=value ...              one row of the CPU table; likewise @vcpu and @bench, and from a
+//!                                 Linux @seen (what it found) and @task (what its processes did)
 //! @verdict ok | @verdict failed: WHY
 //! @fatal WHY                      as a failed verdict, from a program that can't go on
 //! @tests N                        how many on-target tests there are; then, for each,
@@ -44,6 +45,10 @@ pub enum Table {
     Vcpu,
     /// Measurements.
     Bench,
+    /// What a Linux found.
+    Seen,
+    /// What a Linux's processes did, per CPU.
+    Task,
 }
 
 /// Keys and values of a row, in the order in which they came.
@@ -103,6 +108,8 @@ fn parse_command(line: &str) -> Option<Line<'_>> {
         "cpu" => Line::Row(Table::Cpu, fields(rest)?),
         "vcpu" => Line::Row(Table::Vcpu, fields(rest)?),
         "bench" => Line::Row(Table::Bench, fields(rest)?),
+        "seen" => Line::Row(Table::Seen, fields(rest)?),
+        "task" => Line::Row(Table::Task, fields(rest)?),
         "verdict" => Line::Verdict(match rest.split_once(':') {
             None if rest == "ok" => Ok(()),
             Some(("failed", why)) => Err(why.trim().to_owned()),
@@ -172,6 +179,11 @@ mod tests {
             parse("@bench name=no-fp instructions=600.5"),
             Line::Row(Table::Bench, pairs(&[("name", "no-fp"), ("instructions", "600.5")]))
         );
+        assert_eq!(
+            parse("@seen what=CPUs is=0-3"),
+            Line::Row(Table::Seen, pairs(&[("what", "CPUs"), ("is", "0-3")]))
+        );
+        assert_eq!(parse("@task cpu=1"), Line::Row(Table::Task, pairs(&[("cpu", "1")])));
         assert_eq!(parse("@verdict ok"), Line::Verdict(Ok(())));
         assert_eq!(
             parse("@verdict failed: vCPU 3: Z7 differs"),

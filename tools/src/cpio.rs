@@ -6,7 +6,8 @@
 //! `TRAILER!!!`. Owner, times and inode carry nothing here, so equal input gives an equal archive.
 
 const MAGIC: &str = "070701";
-const REGULAR_FILE: u32 = 0o100_644;
+/// A regular file that may be executed: Linux wants that of its first program.
+const REGULAR_FILE: u32 = 0o100_755;
 const TRAILER: &str = "TRAILER!!!";
 
 /// An archive of regular files, in the order given.

@@ -6,6 +6,9 @@
 //! machine that dies takes no test with it unseen. The test during which it died fails, those that
 //! never ran fail, and so does `CONFIGURATION::boot`, which stands for the machine as a whole: it
 //! came up, ran what it listed, found itself well and powered off.
+//!
+//! A Linux ([`crate::linux`]) is one test: `linux::NAME`. Where its kernel can't be had, it is ignored
+//! and says why.
 
 use std::collections::VecDeque;
 use std::env;
@@ -23,6 +26,8 @@ use crate::build::Built;
 use crate::firmware::{self, Setup, SuspendFormat};
 use crate::fpcheck;
 use crate::image;
+use crate::kernel::Kernel;
+use crate::linux::{self, Programs};
 use crate::process;
 use crate::qemu::{Bounds, Machine, Qemu};
 use crate::transcript::{Outcome, Transcript};
@@ -30,7 +35,8 @@ use crate::transcript::{Outcome, Transcript};
 /// Machines that run at the same time: each keeps several of this machine's CPUs busy.
 const MACHINES_AT_ONCE: usize = 2;
 
-const BOUNDS: Bounds =
+/// For one machine.
+pub const BOUNDS: Bounds =
     Bounds { total: Duration::from_secs(400), silence: Duration::from_secs(120) };
 
 /// A machine that the tests run on.
@@ -128,6 +134,8 @@ pub struct Settings {
     pub host_library: PathBuf,
     /// The EL3 firmware.
     pub firmware: PathBuf,
+    /// The first program of a Linux.
+    pub linux: PathBuf,
     /// The QEMU to use.
     pub qemu: PathBuf,
 }
@@ -139,6 +147,7 @@ const GUEST: &str = "UMBRA_TARGET_GUEST";
 const HYP_LOG: &str = "UMBRA_TARGET_HYP_LOG";
 const HOST_LIBRARY: &str = "UMBRA_TARGET_HOST_LIBRARY";
 const FIRMWARE: &str = "UMBRA_TARGET_FIRMWARE";
+const LINUX_INIT: &str = "UMBRA_TARGET_LINUX";
 const QEMU: &str = "UMBRA_QEMU";
 
 impl Settings {
@@ -152,6 +161,7 @@ impl Settings {
             .env(HYP_LOG, &self.hyp_log)
             .env(HOST_LIBRARY, &self.host_library)
             .env(FIRMWARE, &self.firmware)
+            .env(LINUX_INIT, &self.linux)
             .env(QEMU, &self.qemu);
     }
 
@@ -174,6 +184,7 @@ impl Settings {
             hyp_log: get(HYP_LOG)?,
             host_library: get(HOST_LIBRARY)?,
             firmware: get(FIRMWARE)?,
+            linux: get(LINUX_INIT)?,
             qemu: get(QEMU)?,
         }))
     }
@@ -204,7 +215,9 @@ pub fn main() -> ExitCode {
 fn trials(settings: &Settings, filter: Option<&str>) -> Result<Vec<Trial>> {
     let qemu = Qemu::find(Some(&settings.qemu))?.context("no QEMU")?;
     let wanted = CONFIGURATIONS.iter().filter(|configuration| wants(filter, configuration.name));
-    let queue = Mutex::new(wanted.copied().collect::<VecDeque<_>>());
+    let mut queue: VecDeque<Job> = wanted.copied().map(Job::Tests).collect();
+    queue.extend(linux_jobs(filter));
+    let queue = Mutex::new(queue);
     let next = || {
         let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.pop_front()
@@ -213,12 +226,18 @@ fn trials(settings: &Settings, filter: Option<&str>) -> Result<Vec<Trial>> {
     thread::scope(|scope| {
         for _ in 0..MACHINES_AT_ONCE {
             scope.spawn(|| {
-                while let Some(configuration) = next() {
-                    let found = run(&qemu, &settings.tests, &settings.firmware, &configuration);
-                    outcomes
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .push((configuration.name, found));
+                while let Some(job) = next() {
+                    let found = match job {
+                        Job::Tests(configuration) => (
+                            configuration.name,
+                            run(&qemu, &settings.tests, &settings.firmware, &configuration),
+                        ),
+                        Job::Linux(configuration, kernel) => {
+                            let outcome = run_linux(&qemu, settings, &configuration, kernel);
+                            (LINUX, vec![(configuration.name.to_owned(), outcome)])
+                        }
+                    };
+                    outcomes.lock().unwrap_or_else(PoisonError::into_inner).push(found);
                 }
             });
         }
@@ -233,6 +252,51 @@ fn trials(settings: &Settings, filter: Option<&str>) -> Result<Vec<Trial>> {
     Ok(trials)
 }
 
+/// A machine to boot.
+enum Job {
+    /// With the test payload.
+    Tests(Configuration),
+    /// With a Linux, or why there is none.
+    Linux(linux::Configuration, Result<Kernel, String>),
+}
+
+/// What the names of the tests of a Linux begin with.
+const LINUX: &str = "linux";
+
+/// The Linuxes that pass the filter; the kernel is fetched only if there are any.
+fn linux_jobs(filter: Option<&str>) -> Vec<Job> {
+    let passes =
+        |name: &str| filter.is_none_or(|filter| format!("{LINUX}::{name}").contains(filter));
+    let wanted: Vec<_> = linux::CONFIGURATIONS.iter().filter(|one| passes(one.name)).collect();
+    if wanted.is_empty() {
+        return Vec::new();
+    }
+    let kernel = Kernel::debian().map_err(|error| format!("no Linux to boot: {error:#}"));
+    if let Err(why) = &kernel {
+        eprintln!("skipping {LINUX}: {why}");
+    }
+    wanted.into_iter().map(|one| Job::Linux(*one, kernel.clone())).collect()
+}
+
+/// Boots a Linux to its end.
+fn run_linux(
+    qemu: &Qemu,
+    settings: &Settings,
+    configuration: &linux::Configuration,
+    kernel: Result<Kernel, String>,
+) -> Outcome {
+    let kernel = match kernel {
+        Ok(kernel) => kernel,
+        Err(why) => return Outcome::Skipped(why),
+    };
+    let start = Instant::now();
+    eprintln!("booting {LINUX} ({}, {})", configuration.name, kernel.name);
+    let programs = Programs { hyp: settings.tests.hyp.clone(), init: settings.linux.clone() };
+    let outcome = configuration.outcome(qemu, &programs, &settings.firmware, &kernel, BOUNDS);
+    eprintln!("{LINUX} ended after {:.1} s", start.elapsed().as_secs_f32());
+    outcome
+}
+
 /// Whether any test of this configuration can pass the filter. A filter without `::` may match a
 /// test's name on any machine.
 fn wants(filter: Option<&str>, name: &str) -> bool {
@@ -243,7 +307,9 @@ fn wants(filter: Option<&str>, name: &str) -> bool {
 
 /// What stands before `::` may also be a module in a test's own name.
 fn is_machine(text: &str) -> bool {
-    text == IMAGE || CONFIGURATIONS.iter().any(|configuration| configuration.name.ends_with(text))
+    text == IMAGE
+        || text == LINUX
+        || CONFIGURATIONS.iter().any(|configuration| configuration.name.ends_with(text))
 }
 
 /// What the names of the checks of the built images begin with.
@@ -348,6 +414,7 @@ mod tests {
         assert!(!wants(Some("max::r04"), "max-1cpu"));
         assert!(!wants(Some("no-sve::"), "max"));
         assert!(!wants(Some("image::i5"), "max"));
+        assert!(!wants(Some("linux::keeps"), "max"));
         // A module of the payload, not a machine.
         assert!(wants(Some("fp::lazy"), "max"));
     }

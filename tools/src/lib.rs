@@ -4,9 +4,10 @@
 //! The modules follow a file on its way to a running machine: [`toolchain`] and [`packages`] find
 //! (or install) what is needed, [`build`] compiles the bare-metal binaries, [`image`] packs them
 //! into one bootable file, [`qemu`] runs it and [`console`] understands what it says, with
-//! [`symbols`] turning code addresses into source lines. [`boot`], [`harness`], [`gdb`] and
-//! [`check`] are what people ask for by name, and so is [`fuzz`]; [`fvp`] is another machine to run it
-//! all on; [`fpcheck`] is the check of invariant I5 on the built image, and [`plants`] shows that the tests notice what they are there for.
+//! [`symbols`] turning code addresses into source lines. [`kernel`] gets a Linux, which [`linux`] boots
+//! as the host. [`boot`], [`harness`], [`gdb`] and [`check`] are what people ask for by name, and so is
+//! [`fuzz`]; [`fvp`] is another machine to run it all on; [`fpcheck`] is the check of invariant I5 on the
+//! built image, and [`plants`] shows that the tests notice what they are there for.
 
 pub mod board;
 pub mod boot;
@@ -23,6 +24,8 @@ pub mod fvp;
 pub mod gdb;
 pub mod harness;
 pub mod image;
+pub mod kernel;
+pub mod linux;
 pub mod packages;
 pub mod plants;
 pub mod process;

@@ -37,6 +37,8 @@ use crate::fpcheck;
 use crate::fuzz::sample;
 use crate::harness::{self, CONFIGURATIONS, Configuration};
 use crate::image::write_whole;
+use crate::kernel::Kernel;
+use crate::linux::{self, Programs};
 use crate::process::{self, Running};
 use crate::qemu::Qemu;
 use crate::setup;
@@ -73,6 +75,8 @@ enum Test {
     Unit { package: String, name: String },
     /// On QEMU.
     Target { configuration: String, name: String },
+    /// A Linux above hyp.
+    Linux { name: String },
     /// Random programs in this mode.
     Fuzz(Mode),
     /// The search for FP instructions in hyp's image.
@@ -84,6 +88,7 @@ impl fmt::Display for Test {
         match self {
             Self::Unit { package, name } => write!(f, "unit {package} {name}"),
             Self::Target { configuration, name } => write!(f, "target {configuration}::{name}"),
+            Self::Linux { name } => write!(f, "linux {name}"),
             Self::Fuzz(mode) => write!(f, "fuzz {mode}"),
             Self::I5 => write!(f, "i5"),
         }
@@ -102,12 +107,16 @@ impl Test {
                 find_configuration(configuration)?;
                 Ok(Self::Target { configuration: configuration.to_owned(), name: name.to_owned() })
             }
+            ["linux", name] => {
+                find_linux(name)?;
+                Ok(Self::Linux { name: name.to_owned() })
+            }
             ["fuzz", "replay"] => Ok(Self::Fuzz(Mode::Replay)),
             ["fuzz", "storm"] => Ok(Self::Fuzz(Mode::Storm)),
             ["i5"] => Ok(Self::I5),
             _ => bail!(
                 "`Test: {text}`: neither `unit PACKAGE NAME` nor `target MACHINE::NAME` nor \
-                 `fuzz replay|storm` nor `i5`"
+                 `fuzz replay|storm` nor `linux NAME` nor `i5`"
             ),
         }
     }
@@ -116,6 +125,11 @@ impl Test {
 fn find_configuration(name: &str) -> Result<&'static Configuration> {
     let found = CONFIGURATIONS.iter().find(|configuration| configuration.name == name);
     found.with_context(|| format!("no machine is called {name}"))
+}
+
+fn find_linux(name: &str) -> Result<&'static linux::Configuration> {
+    let found = linux::CONFIGURATIONS.iter().find(|configuration| configuration.name == name);
+    found.with_context(|| format!("no Linux is called {name}"))
 }
 
 /// A defect.
@@ -356,6 +370,27 @@ impl Copy {
         Ok(names.iter().map(|name| target_verdict(&outcomes, name)).collect())
     }
 
+    fn run_linux(&self, name: &str) -> Result<Verdict> {
+        let kernel = match Kernel::debian() {
+            Ok(kernel) => kernel,
+            Err(error) => return Ok(Verdict::Nothing(format!("no Linux to boot: {error:#}"))),
+        };
+        let programs = Programs { hyp: self.binary(build::HYP)?, init: self.binary(build::LINUX)? };
+        let configuration = find_linux(name)?;
+        let firmware = match configuration.has_firmware() {
+            true => self.binary(build::FIRMWARE)?,
+            false => PathBuf::new(),
+        };
+        let bounds = harness::BOUNDS;
+        Ok(match configuration.outcome(&self.qemu, &programs, &firmware, &kernel, bounds) {
+            Outcome::Ok => Verdict::Passed,
+            Outcome::Skipped(why) => Verdict::Nothing(why),
+            Outcome::Failed(why) => {
+                Verdict::Failed(why.lines().next().unwrap_or_default().to_owned())
+            }
+        })
+    }
+
     fn run_fuzz(&self, mode: Mode) -> Result<Verdict> {
         let built = Built {
             image: self.target.join("tests.img"),
@@ -377,6 +412,7 @@ impl Copy {
             Test::Target { configuration, name } => {
                 self.run_targets(configuration, &[name]).and_then(one)
             }
+            Test::Linux { name } => self.run_linux(name),
             Test::Fuzz(mode) => self.run_fuzz(*mode),
             Test::I5 => {
                 let hyp = self.binary(build::HYP)?;
@@ -409,7 +445,9 @@ impl Copy {
                     let names = targets.entry(configuration.as_str()).or_insert_with(Vec::new);
                     names.push(name.as_str());
                 }
-                Test::Fuzz(_) | Test::I5 => judge(test.to_string(), self.run(test)?),
+                Test::Linux { .. } | Test::Fuzz(_) | Test::I5 => {
+                    judge(test.to_string(), self.run(test)?)
+                }
             }
         }
         for (package, names) in &units {
@@ -593,7 +631,8 @@ mod tests {
     use super::*;
 
     const GOOD: &str = "What: FFR is at a constant offset\nRow: r02\n\
-        Test: unit umbra-hyp fp::tests::one\nTest: target vq4::r02_two\nTest: i5\n\n\
+        Test: unit umbra-hyp fp::tests::one\nTest: target vq4::r02_two\n\
+        Test: linux keeps_every_register\nTest: i5\n\n\
         --- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n";
 
     fn error(text: &str) -> String {
@@ -606,7 +645,15 @@ mod tests {
         assert_eq!((plant.name.as_str(), plant.row.as_str()), ("r02-x", "r02"));
         assert_eq!(plant.what, "FFR is at a constant offset");
         let tests: Vec<_> = plant.tests.iter().map(Test::to_string).collect();
-        assert_eq!(tests, ["unit umbra-hyp fp::tests::one", "target vq4::r02_two", "i5"]);
+        assert_eq!(
+            tests,
+            [
+                "unit umbra-hyp fp::tests::one",
+                "target vq4::r02_two",
+                "linux keeps_every_register",
+                "i5"
+            ]
+        );
         assert!(plant.is("r02") && plant.is("r02-x") && !plant.is("r0"));
     }
 
@@ -617,6 +664,7 @@ mod tests {
         assert!(error(&GOOD.replace("Row: r02", "Row: seven")).contains("rNN"));
         assert!(error(&GOOD.replace("Row: r02", "Row: r02\nRow: r03")).contains("two"));
         assert!(error(&GOOD.replace("vq4::", "pdp11::")).contains("pdp11"));
+        assert!(error(&GOOD.replace("linux keeps", "linux loses")).contains("loses"));
         assert!(error(&GOOD.replace("Test: i5", "Test: maybe")).contains("maybe"));
         assert!(error("What: x\nRow: -\n\n+++ b/x\n").contains("Test"));
         assert!(error(&GOOD.replace("+++ ", "*** ")).contains("no diff"));

@@ -50,6 +50,17 @@ pub struct Machine {
     pub memory: u32,
     /// A file that is its memory, for somebody to read when it is over.
     pub memory_file: Option<PathBuf>,
+    /// No EL2: QEMU starts a kernel at EL1, for comparison.
+    pub direct: Option<Direct>,
+}
+
+/// What a kernel that QEMU starts by itself is given.
+#[derive(Clone, Debug)]
+pub struct Direct {
+    /// The initrd.
+    pub initrd: PathBuf,
+    /// The command line.
+    pub command_line: String,
 }
 
 impl Default for Machine {
@@ -60,6 +71,7 @@ impl Default for Machine {
             icount: false,
             gdb_port: None,
             firmware: None,
+            direct: None,
             memory: 1,
             memory_file: None,
         }
@@ -201,7 +213,9 @@ impl Qemu {
         let mut command = Command::new(&self.path);
         let secure = if machine.firmware.is_some() { ",secure=on" } else { "" };
         let ram = if machine.memory_file.is_some() { ",memory-backend=ram" } else { "" };
-        let board = format!("virt,virtualization=on,gic-version=3,dtb-randomness=off{secure}{ram}");
+        let el2 = if machine.direct.is_some() { "off" } else { "on" };
+        let board =
+            format!("virt,virtualization={el2},gic-version=3,dtb-randomness=off{secure}{ram}");
         command
             .args(["-M", &board])
             .args(["-cpu", &machine.cpu])
@@ -223,6 +237,9 @@ impl Qemu {
         }
         if let Some(port) = machine.gdb_port {
             command.args(["-S", "-gdb", &format!("tcp:127.0.0.1:{port}")]);
+        }
+        if let Some(direct) = &machine.direct {
+            command.arg("-initrd").arg(&direct.initrd).args(["-append", &direct.command_line]);
         }
         match &machine.firmware {
             None => {

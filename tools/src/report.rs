@@ -3,18 +3,17 @@
 use std::fmt::Write as _;
 
 use crate::console::{Fields, Line, Table};
+use crate::qemu::End;
 
 /// What a run said, taken in line by line.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    cpus: Vec<Fields>,
-    vcpus: Vec<Fields>,
-    bench: Vec<Fields>,
+    rows: Vec<(Table, Fields)>,
     verdict: Option<Result<(), String>>,
 }
 
 /// Keys of the console's rows, in the order of the table's columns, and the columns' headings.
-type Columns = [(&'static str, &'static str)];
+pub type Columns = [(&'static str, &'static str)];
 
 const CPU_COLUMNS: &Columns = &[
     ("cpu", "CPU"),
@@ -32,6 +31,8 @@ const CPU_COLUMNS: &Columns = &[
     ("guest_loads", "guest loads"),
     ("loads_avoided", "loads avoided"),
     ("bytes", "bytes moved"),
+    ("host_aborts", "aborts"),
+    ("stage2_retries", "retries"),
 ];
 
 const VCPU_COLUMNS: &Columns = &[
@@ -48,18 +49,58 @@ const VCPU_COLUMNS: &Columns = &[
 const BENCH_COLUMNS: &Columns =
     &[("name", "exit round trip"), ("instructions", "instructions (average)")];
 
+const SEEN_COLUMNS: &Columns = &[("what", "Linux sees"), ("is", "")];
+
+const TASK_COLUMNS: &Columns = &[
+    ("cpu", "CPU"),
+    ("processes", "processes"),
+    ("fills", "verified patterns"),
+    ("signals", "signals"),
+    ("forks", "forks"),
+    ("preemptions", "preemptions"),
+    ("migrations", "migrations"),
+    ("hotplugs", "hot-plugs"),
+];
+
+/// The tables in the order in which they are shown.
+const TABLES: &[(Table, &Columns)] = &[
+    (Table::Seen, SEEN_COLUMNS),
+    (Table::Task, TASK_COLUMNS),
+    (Table::Cpu, CPU_COLUMNS),
+    (Table::Vcpu, VCPU_COLUMNS),
+    (Table::Bench, BENCH_COLUMNS),
+];
+
 impl Report {
     /// Takes one line in. The last verdict counts, but a failure stays one.
     pub fn take(&mut self, line: &Line<'_>) {
         match line {
-            Line::Row(Table::Cpu, fields) => self.cpus.push(fields.clone()),
-            Line::Row(Table::Vcpu, fields) => self.vcpus.push(fields.clone()),
-            Line::Row(Table::Bench, fields) => self.bench.push(fields.clone()),
+            Line::Row(table, fields) => self.rows.push((*table, fields.clone())),
             Line::Verdict(verdict) if !matches!(self.verdict, Some(Err(_))) => {
                 self.verdict = Some(verdict.clone());
             }
             _ => {}
         }
+    }
+
+    /// The rows of a table.
+    pub fn rows(&self, table: Table) -> impl Iterator<Item = &Fields> {
+        self.rows.iter().filter(move |(of, _)| *of == table).map(|(_, fields)| fields)
+    }
+
+    /// This without one of its tables.
+    pub fn without(mut self, table: Table) -> Self {
+        self.rows.retain(|(of, _)| *of != table);
+        self
+    }
+
+    /// Why the run failed, from outside or by its own verdict; `None` if it went well.
+    pub fn failure(&self, end: &End) -> Option<String> {
+        end.failure().or_else(|| match self.verdict() {
+            Some(Ok(())) => None,
+            Some(Err(why)) => Some(why.clone()),
+            None => Some("the machine ended without a verdict".to_owned()),
+        })
     }
 
     /// The machine's own verdict, if it came to one.
@@ -71,11 +112,10 @@ impl Report {
     /// otherwise: it did not power off, say.
     pub fn render(&self, failure: Option<&str>) -> String {
         let mut out = String::new();
-        for (columns, rows) in
-            [(CPU_COLUMNS, &self.cpus), (VCPU_COLUMNS, &self.vcpus), (BENCH_COLUMNS, &self.bench)]
-        {
+        for (which, columns) in TABLES {
+            let rows: Vec<_> = self.rows(*which).collect();
             if !rows.is_empty() {
-                out.push_str(&table(columns, rows));
+                out.push_str(&table(columns, &rows));
                 out.push('\n');
             }
         }
@@ -90,10 +130,10 @@ impl Report {
 }
 
 /// A table with the known columns that some row has, then any key that is not known.
-fn table(columns: &Columns, rows: &[Fields]) -> String {
-    let has = |key: &str| rows.iter().flatten().any(|(k, _)| k == key);
+pub fn table(columns: &Columns, rows: &[&Fields]) -> String {
+    let has = |key: &str| rows.iter().copied().flatten().any(|(k, _)| k == key);
     let mut shown: Vec<(&str, &str)> = columns.iter().copied().filter(|(k, _)| has(k)).collect();
-    for (key, _) in rows.iter().flatten() {
+    for (key, _) in rows.iter().copied().flatten() {
         if !shown.iter().any(|(k, _)| k == key) {
             shown.push((key, key));
         }
@@ -139,11 +179,16 @@ fn table(columns: &Columns, rows: &[Fields]) -> String {
     out
 }
 
+/// The value of a key in a row.
+pub fn value<'a>(row: &'a Fields, key: &str) -> Option<&'a str> {
+    row.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
+}
+
 fn cell(row: &Fields, key: &str) -> String {
     let value = row.iter().find(|(k, _)| k == key);
     match value {
         None => "-".to_owned(),
-        Some((_, list)) if key == "vls" => vector_lengths(list),
+        Some((_, list)) if key == "vls" || key == "is" => vector_lengths(list),
         Some((_, value)) => value.clone(),
     }
 }

@@ -20,6 +20,7 @@ pub fn test(qemu: Option<&Path>, arguments: &[String]) -> Result<bool> {
         hyp_log: build::binary(&toolchain, build::HYP_LOG)?,
         host_library: build::host_library(&toolchain)?,
         firmware: build::binary(&toolchain, build::FIRMWARE)?,
+        linux: build::binary(&toolchain, build::LINUX)?,
         qemu: qemu.path,
     };
     let mut command = cargo();

@@ -44,3 +44,8 @@ pub fn image_dir() -> PathBuf {
 pub fn tools_dir() -> PathBuf {
     target_dir().join("tools")
 }
+
+/// Where fetched Linux kernels are kept.
+pub fn kernel_dir() -> PathBuf {
+    target_dir().join("linux")
+}

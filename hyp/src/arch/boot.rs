@@ -568,6 +568,7 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
     );
     MACHINE.call_once(|| Machine {
         cpus: finish.cpus,
+        options: finish.options,
         lengths,
         id: finish.id,
         features: finish.features,

@@ -84,7 +84,8 @@ impl Log for Console {
     fn flush(&self) {}
 }
 
-/// The last words: takes the UART whoever holds it, because that may be the CPU that died.
+/// The last words, of hyp or of a machine: takes the UART whoever holds it, because that may be a CPU
+/// that died.
 pub fn emergency(args: core::fmt::Arguments<'_>) {
     if let Some(mut uart) = uart() {
         let _ = Lines(&mut uart).write_fmt(args);

@@ -12,6 +12,7 @@ use crate::cpufeatures::{CpuFeatures, IdRegisters};
 use crate::fp::hw::{Cpu as FpCpu, Image};
 use crate::fp::lengths::Lengths;
 use crate::fp::{Access, CpuFp, FpHw};
+use crate::options::Options;
 use crate::platform::MAX_CPUS;
 use crate::psci::{HostEntry, Power, PowerCell};
 use crate::stats::Stats;
@@ -48,6 +49,9 @@ pub struct Cpu {
     pub has_image: bool,
     /// The vCPU loaded here.
     pub loaded: Option<Loaded>,
+    /// The host's CNTV_CTL_EL0 and CNTV_CVAL_EL0 while its CPU is suspended: where the device tree calls
+    /// the timer always-on, the host counts on them behind a power-down, whatever firmware leaves.
+    pub suspended_timer: Option<[u64; 2]>,
     /// What others may look at.
     pub shared: &'static Shared,
 }
@@ -100,6 +104,8 @@ pub static SHARED: [Shared; MAX_CPUS] = [const { Shared::new() }; MAX_CPUS];
 pub struct Machine {
     /// CPUs.
     pub cpus: usize,
+    /// What the command line asks for.
+    pub options: Options,
     /// Vector lengths.
     pub lengths: Lengths,
     /// ID registers of the boot CPU.
@@ -149,6 +155,7 @@ impl Cpu {
             host_vttbr: 0,
             has_image: false,
             loaded: None,
+            suspended_timer: None,
             shared: &SHARED[index],
         }
     }
@@ -235,6 +242,9 @@ impl Cpu {
             self.hw.hide_sve();
         }
         self.fp.reset(&mut self.hw, host_vq);
+        if machine().options.displace {
+            self.world.trap_host_displacement(true);
+        }
         self.loaded = None;
         log::forget();
         log::write(&self.fp, 0, || {
@@ -243,8 +253,10 @@ impl Cpu {
             Transition::new(Kind::Reset, [vqs, held, 0, 0, 0, 0, 0])
         });
         super::world::switch_el1(&self.world, &mut self.host, &El1Context::reset());
+        let [ctl, cval] = self.suspended_timer.take().unwrap_or_default();
         write_cntv_ctl_el0(0);
-        write_cntv_cval_el0(0);
+        write_cntv_cval_el0(cval);
+        write_cntv_ctl_el0(ctl);
         self.host_vttbr = machine().host_vttbr;
         write_vttbr_el2(self.host_vttbr);
         // SAFETY: stage 2 of the host is complete; VTCR_EL2 matches its root level.
@@ -286,6 +298,12 @@ pub fn read_id_registers() -> IdRegisters {
 pub fn wait_for_event() {
     // SAFETY: a hint.
     unsafe { asm!("wfe", options(nostack, preserves_flags)) };
+}
+
+/// WFI: until an interrupt is pending, masked or not.
+pub fn wait_for_interrupt() {
+    // SAFETY: barriers and a hint.
+    unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) };
 }
 
 /// Wakes CPUs in [`wait_for_event`], after what was written before is visible to them.

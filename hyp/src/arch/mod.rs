@@ -14,6 +14,7 @@
 //! | [`power`] | PSCI put into effect |
 //! | [`log`] | transitions written down, in a test build |
 //! | [`console`], [`fatal`] | messages, and the last ones |
+//! | [`report`] | counters on the console |
 //! | [`sysreg`] | registers that the sysreg crate lacks |
 
 pub mod boot;
@@ -27,6 +28,7 @@ pub mod layout;
 pub mod log;
 pub mod mem;
 pub mod power;
+pub mod report;
 pub mod run;
 pub mod sysreg;
 pub mod tables;

@@ -3,6 +3,7 @@
 use super::boot::{boot_params_address, secondary_entry_address};
 use super::cpu::{Cpu, SHARED, machine, send_event};
 use super::log::{self, Transition};
+use super::sysreg::{read_cntv_ctl_el0, read_cntv_cval_el0};
 use super::trap::HostFrame;
 use super::vm;
 use crate::psci::{
@@ -57,7 +58,12 @@ const fn error(code: ErrorCode) -> i64 {
 fn psci_call(cpu: &mut Cpu, regs: [u64; 4]) -> i64 {
     match psci::decide(regs) {
         Action::Answer(answer) => answer,
-        Action::Forward => firmware(regs),
+        Action::Forward => {
+            if machine().options.stats && psci::ends_the_machine(regs[0] as u32) {
+                super::report::counters();
+            }
+            firmware(regs)
+        }
         Action::Features { function } => match function {
             SMCCC_VERSION => 0,
             _ if psci::may_exist(function) => firmware(regs),
@@ -138,12 +144,14 @@ fn cpu_suspend(cpu: &mut Cpu, state: u32, entry: HostEntry) -> i64 {
     // Whatever firmware makes of the state: if it comes back through an entry, that is hyp's, never the
     // host's, and 64 bits wide even if the host called with 32.
     cpu.shared.power.suspend(entry);
+    cpu.suspended_timer = Some([read_cntv_ctl_el0(), read_cntv_cval_el0()]);
     let answer = firmware([
         u64::from(FunctionId::CpuSuspend64 as u32),
         u64::from(state),
         secondary_entry_address(),
         boot_params_address(cpu.index),
     ]);
+    cpu.suspended_timer = None;
     cpu.shared.power.set(Power::On);
     answer
 }

@@ -1,6 +1,6 @@
 //! What the host traps on.
 
-use super::cpu::Cpu;
+use super::cpu::{Cpu, machine, wait_for_interrupt};
 use super::log::{self, Transition};
 use super::mem::{self, HostFault};
 use super::sysreg::*;
@@ -52,19 +52,21 @@ fn rare(cpu: &mut Cpu, frame: &mut HostFrame, esr: u64) {
     match syndrome::class(esr) {
         ec::SMC64 => {
             // Trapped before it executed (HCR_EL2.TSC).
-            step_over();
+            step_over(esr);
             power::handle(cpu, frame);
         }
         ec::FP | ec::SVE | ec::SME => floating_point(cpu),
         ec::DATA_ABORT | ec::INSTRUCTION_ABORT => abort(cpu, esr),
+        ec::WFX => wait(cpu, esr),
+        ec::SYSREG if machine().options.displace => zero_block(cpu),
         // Nothing else is trapped from the host; a CPU that traps more than hyp asked for has an
         // instruction that the host can't have.
         _ => inject(syndrome::ESR_UNDEFINED, None),
     }
 }
 
-fn step_over() {
-    let pc = sys::read_elr_el2().bits().wrapping_add(4);
+fn step_over(esr: u64) {
+    let pc = sys::read_elr_el2().bits().wrapping_add(syndrome::instruction_bytes(esr));
     let old = sys::read_spsr_el2().bits();
     // SAFETY: the host goes on behind the instruction that hyp executes for it.
     unsafe {
@@ -88,10 +90,27 @@ fn floating_point(cpu: &mut Cpu) {
         }
         None => {
             cpu.fp.host_trap(&mut cpu.hw, None, stats);
+            if machine().options.displace {
+                cpu.world.trap_host_displacement(true);
+            }
         }
     }
     log::forget();
     log::write(&cpu.fp, cpu.loaded_name(), || Transition::new(Kind::HostFp, [0; 7]));
+}
+
+/// WFI, trapped because of `umbra.displace` only.
+fn wait(cpu: &mut Cpu, esr: u64) {
+    cpu.fp.displace_host(&mut cpu.hw, &cpu.shared.stats);
+    wait_for_interrupt();
+    step_over(esr);
+}
+
+/// DC ZVA, trapped because of `umbra.displace` only: how a program can ask for its registers to be taken
+/// away. It is open to the host from here to its next use of FP, and zeroes by itself.
+fn zero_block(cpu: &mut Cpu) {
+    cpu.fp.displace_host(&mut cpu.hw, &cpu.shared.stats);
+    cpu.world.trap_host_displacement(false);
 }
 
 fn abort(cpu: &mut Cpu, esr: u64) {

@@ -47,7 +47,7 @@ umbra_host_vectors:
     fatal_entry 9
     fatal_entry 10
     fatal_entry 11
-    fatal_entry 12                      // lower EL, AArch32
+    fatal_entry 12                      // EL1 in AArch32: never; its 32-bit EL0 comes above
     fatal_entry 13
     fatal_entry 14
     fatal_entry 15

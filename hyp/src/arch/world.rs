@@ -47,7 +47,7 @@
 //!
 //! | register | host | guest |
 //! |---|---|---|
-//! | HCR_EL2 | RW, VM, TSC, API, APK, and ATA, EnSCXT, FIEN as implemented | [`HCR_GUEST`], API, APK |
+//! | HCR_EL2 | RW, VM, TSC, API, APK, and ATA, EnSCXT, FIEN as implemented; TWI, TDZ with `umbra.displace` | [`HCR_GUEST`], API, APK |
 //! | CPTR_EL2 | FP by the engine, nothing else trapped | FP by the engine, TTA, TAM |
 //! | MDCR_EL2 | HPMN, HPMD | HPMN, HPMD, TDA, TDOSA, TDRA, TPM, TPMCR, TPMS, TTRF |
 //! | CNTHCTL_EL2 | EL1PCTEN, EL1PCEN | EL1PCTEN |
@@ -207,6 +207,7 @@ const LR_PRIORITY: u64 = 0xa0 << 48;
 const ICH_HCR_EN: u64 = 1;
 
 const HCR_API_APK: u64 = 1 << 41 | 1 << 40;
+const HCR_TDZ: u64 = 1 << 28;
 const HCR_FIEN: u64 = 1 << 47;
 const HCR_ENSCXT: u64 = 1 << 53;
 const HCR_ATA: u64 = 1 << 56;
@@ -347,6 +348,13 @@ impl World {
             write_hafgrtr_el2(0);
         }
         isb();
+    }
+
+    /// Traps the host's WFI, and DC ZVA if `zva`: for `umbra.displace`.
+    pub fn trap_host_displacement(&mut self, zva: bool) {
+        self.hcr_host &= !HCR_TDZ;
+        self.hcr_host |= HcrEl2::TWI.bits() | if zva { HCR_TDZ } else { 0 };
+        set_hcr(self.hcr_host);
     }
 
     fn host_controls(&self) {

@@ -31,6 +31,7 @@
 //! | [`exit`](CpuFp::exit) | lazy: nothing moves; FP is closed to the host unless it is live |
 //! | [`host_trap`](CpuFp::host_trap) | open; if v is live save it; host's clamp; load the host image, or the reset state if there is none; `live = Host`, the image is consumed |
 //! | [`put`](CpuFp::put) | if v is live save it, `live = Nobody` |
+//! | [`displace_host`](CpuFp::displace_host) | tests only: if the host is live save it all, zeroes; `live = Nobody` |
 //! | [`reset`](CpuFp::reset) | the CPU came out of reset: `live = Nobody`, no host image, everything set whole |
 //!
 //! Two policies beside the lazy one share all of this and differ in `exit` alone: *eager* does what
@@ -464,6 +465,23 @@ impl<I> CpuFp<I> {
             hw.set_access(Access::Closed);
         }
         self.flags()
+    }
+
+    /// Takes the host's registers away as a guest would that uses FP, and leaves zeroes behind: its next
+    /// access traps and brings them back. Nothing happens while the host has PSTATE.SM or PSTATE.ZA set,
+    /// which hyp does not preserve.
+    pub fn displace_host<H: FpHw<Image = I>>(&mut self, hw: &mut H, stats: &Stats) {
+        // SVCR may be read here because SME is open while the host is live.
+        if self.live != Live::Host || (hw.has_sme() && hw.svcr() != 0) {
+            return;
+        }
+        self.hint = HostFlags::empty();
+        hw.set_access(Access::Full);
+        hw.sync();
+        self.save_host(hw, stats);
+        hw.zero();
+        self.live = Live::Nobody;
+        hw.set_access(Access::Closed);
     }
 
     const fn host_access(&self) -> Access {

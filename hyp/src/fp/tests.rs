@@ -7,7 +7,7 @@
 mod machine;
 
 use super::sim::SimImage;
-use super::{CpuFp, GuestTrap, HostImage, TrapClass, host_image_bytes};
+use super::{CpuFp, GuestTrap, HostImage, Live, TrapClass, host_image_bytes};
 use machine::{CANARY, Machine, Shape, vcpu};
 use proptest::prelude::*;
 use umbra_shared::call::{Counter, Policy};
@@ -23,6 +23,7 @@ enum Step {
     Put { cpu: usize },
     Run { cpu: usize, hint: u64, uses: Vec<(u8, Option<u64>)> },
     PowerCycle { cpu: usize },
+    Displace { cpu: usize },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -34,6 +35,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         8 => (0..2usize, 0u64..8, prop::collection::vec((0u8..4, zcr()), 0..3))
             .prop_map(|(cpu, hint, uses)| Step::Run { cpu, hint, uses }),
         1 => (0..2usize).prop_map(|cpu| Step::PowerCycle { cpu }),
+        2 => (0..2usize).prop_map(|cpu| Step::Displace { cpu }),
     ];
     prop::collection::vec(step, 1..40)
 }
@@ -61,6 +63,7 @@ fn execute(machine: &mut Machine, steps: &[Step]) {
                 machine.run(*cpu, hint, &uses);
             }
             Step::PowerCycle { cpu } => machine.power_cycle(*cpu),
+            Step::Displace { cpu } => machine.displace_host(*cpu),
         }
     }
     // Everybody looks once more.
@@ -232,6 +235,22 @@ fn r11_a_host_in_streaming_mode_is_refused() {
         cpu.hw.eret();
         assert_eq!((cpu.hw.el1_read(true), cpu.hw.moves), (before, moves));
         assert_eq!(cpu.hw.el1_access(TrapClass::Sme), Ok(()));
+    }
+}
+
+/// A host in streaming mode or with ZA keeps its registers where they are.
+#[test]
+fn a_streaming_host_is_not_displaced() {
+    for svcr in 1..4 {
+        let mut m = one_cpu(0x808b);
+        m.host_use(0, None);
+        let cpu = &mut m.cpus[0];
+        cpu.hw.el1_set_svcr(svcr);
+        let (before, moves) = (cpu.hw.el1_read(true), cpu.hw.moves);
+        cpu.fp.displace_host(&mut cpu.hw, &cpu.stats);
+        cpu.hw.eret();
+        assert_eq!((cpu.hw.el1_read(true), cpu.hw.moves), (before, moves));
+        assert_eq!(cpu.fp.live(), Live::Host);
     }
 }
 

@@ -6,8 +6,8 @@
 //!
 //! What CPU_SUSPEND takes is in /cpus/idle-states, as the binding has it (Linux,
 //! Documentation/devicetree/bindings/cpu/idle-states.yaml): so that who runs below knows that there is
-//! a CPU_SUSPEND to call, which QEMU's own PSCI answers by never waking up. No CPU refers to the
-//! states, for they save nothing: an operating system's idle loop is not to use them.
+//! a CPU_SUSPEND to call, which QEMU's own PSCI answers by never waking up. The CPUs refer to them: the
+//! states save nothing, so a Linux uses them at every chance, and loses its registers as often.
 
 use crate::config::SuspendFormat;
 use alloc::vec::Vec;
@@ -200,10 +200,11 @@ fn psci() -> DeviceTreeNode {
     node
 }
 
-fn idle_state(name: &str, power_state: u32, loses_timer: bool) -> DeviceTreeNode {
+fn idle_state(name: &str, handle: u32, power_state: u32, loses_timer: bool) -> DeviceTreeNode {
     let mut node = DeviceTreeNode::new_unchecked(name);
     node.add_property(property("compatible", "arm,idle-state"));
     for (name, value) in [
+        ("phandle", handle),
         ("arm,psci-suspend-param", power_state),
         ("entry-latency-us", 1),
         ("exit-latency-us", 1),
@@ -219,11 +220,15 @@ fn idle_state(name: &str, power_state: u32, loses_timer: bool) -> DeviceTreeNode
     node
 }
 
+/// The states' phandles: QEMU's begin at 0x8000.
+const IDLE_HANDLES: [u32; 2] = [0x10, 0x11];
+
 fn idle_states(format: SuspendFormat) -> DeviceTreeNode {
     let mut node = DeviceTreeNode::new_unchecked("idle-states");
     node.add_property(property("entry-method", "psci"));
-    node.add_child(idle_state("cpu-standby", SuspendFormat::STANDBY, false));
-    node.add_child(idle_state("cpu-power-down", format.power_down(), true));
+    let [standby, power_down] = IDLE_HANDLES;
+    node.add_child(idle_state("cpu-standby", standby, SuspendFormat::STANDBY, false));
+    node.add_child(idle_state("cpu-power-down", power_down, format.power_down(), true));
     node
 }
 
@@ -280,6 +285,11 @@ pub fn hand_over(fdt: &Fdt<'_>, format: SuspendFormat, ram: u64) -> Vec<u8> {
                 (*cpu).property("device_type").is_some_and(|property| property.value() == b"cpu\0");
             if is_cpu {
                 cpu.add_property(property("enable-method", "psci"));
+                let states: Vec<u8> = IDLE_HANDLES.into_iter().flat_map(u32::to_be_bytes).collect();
+                cpu.add_property(DeviceTreeProperty::new_unchecked(
+                    "cpu-idle-states",
+                    states.as_slice(),
+                ));
             }
         }
     }
@@ -436,6 +446,12 @@ mod tests {
             .map(|state| state.property("arm,psci-suspend-param").unwrap().value().to_vec())
             .collect();
         assert_eq!(parameters, [[0, 0, 0, 0], [0x40, 0, 0, 0]]);
+        let used = fdt.find_node("/cpus/cpu@1").unwrap().property("cpu-idle-states").unwrap();
+        let handles: Vec<u8> = states
+            .children()
+            .flat_map(|state| state.property("phandle").unwrap().value().to_vec())
+            .collect();
+        assert_eq!(used.value(), handles);
         assert_eq!(fdt.cpus().unwrap().cpus().count(), 2);
         let names: Vec<_> = fdt.root().children().map(|node| node.name().to_owned()).collect();
         assert!(names.contains(&"pl011@9000000".to_owned()));

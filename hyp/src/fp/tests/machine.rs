@@ -390,6 +390,15 @@ impl Machine {
         }
     }
 
+    pub(super) fn displace_host(&mut self, n: usize) {
+        let cpu = &mut self.cpus[n];
+        let was = cpu.live;
+        cpu.fp.displace_host(&mut cpu.hw, &cpu.stats);
+        cpu.live = if was == Live::Host { Live::Nobody } else { was };
+        assert_eq!(cpu.fp.live(), cpu.live);
+        cpu.hw.eret();
+    }
+
     pub(super) fn power_cycle(&mut self, n: usize) {
         self.put(n);
         let cpu = &mut self.cpus[n];

@@ -1,0 +1,75 @@
+//! The first and only program of a Linux that runs as Umbra's host, or without Umbra for comparison.
+//!
+//! It is a static AArch64 program without libc, made of direct system calls. It is built for the
+//! soft-float bare-metal target like everything else here: so the FP registers belong to the
+//! patterns, in compiled code nothing else touches them.
+//!
+//! As `init` it looks at what Linux found ([`seen`]), tries to reach hyp's memory ([`reach`]), then
+//! keeps several processes per CPU busy with patterns ([`stress`]) while CPUs go and come, says what
+//! it thinks of all that in the `@` protocol of the console (`tools/src/console.rs`), and ends the
+//! machine. Asked for `bench`, it measures instead ([`bench`]).
+//!
+//! Arguments, behind `--` on the kernel's command line:
+//!
+//! | word | what |
+//! |---|---|
+//! | `cpus=N` | CPUs that the machine has |
+//! | `seconds=N` | how long the patterns run |
+//! | `processes=N` | processes per CPU |
+//! | `umbra` | Umbra is underneath: its memory must be out of reach |
+//! | `reboot` | end with a reset instead of a power-off |
+//! | `bench` | measure |
+
+#![no_std]
+#![no_main]
+
+mod bench;
+mod clock;
+mod compat;
+mod frame;
+mod reach;
+mod say;
+mod seen;
+mod signal;
+mod start;
+mod stress;
+mod sys;
+mod worker;
+
+use start::Start;
+
+/// What `init` does; the reason if it finds something wrong.
+fn run(start: &Start) -> Result<(), say::Text> {
+    sys::mount(c"proc", c"/proc");
+    sys::mount(c"sysfs", c"/sys");
+    sys::mount(c"devtmpfs", c"/dev");
+    // From here on the console is ours: a kernel message in the middle of a line would break it.
+    sys::quiet_kernel();
+    if start.has("bench") {
+        return bench::run();
+    }
+    seen::check(start)?;
+    if start.has("umbra") {
+        reach::check()?;
+        compat::check()?;
+    }
+    stress::run(start)?;
+    seen::check_after(start)
+}
+
+fn main(start: &Start) -> ! {
+    match run(start) {
+        Ok(()) => say::line(format_args!("@verdict ok")),
+        Err(why) => {
+            seen::show_log();
+            say::line(format_args!("@verdict failed: {why}"));
+        }
+    }
+    sys::end_machine(start.has("reboot"))
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    say::line(format_args!("@fatal process {}: {info}", sys::process()));
+    sys::end_machine(false)
+}

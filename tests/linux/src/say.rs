@@ -1,0 +1,43 @@
+//! Lines on the console.
+
+use crate::sys;
+use arrayvec::ArrayString;
+use core::fmt::{self, Write};
+
+/// A line, or why something is wrong.
+pub type Text = ArrayString<400>;
+
+/// Formats; what doesn't fit is cut.
+pub fn text(args: fmt::Arguments<'_>) -> Text {
+    let mut text = Text::new();
+    // An error means that it is full.
+    let _ = Cut(&mut text).write_fmt(args);
+    text
+}
+
+struct Cut<'a>(&'a mut Text);
+
+impl Write for Cut<'_> {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        for c in s.chars() {
+            self.0.try_push(if c.is_control() { ' ' } else { c }).map_err(|_| fmt::Error)?;
+        }
+        Ok(())
+    }
+}
+
+/// One line in one write, so that no other process's line gets between.
+pub fn line(args: fmt::Arguments<'_>) {
+    let mut text = text(args);
+    if text.is_full() {
+        text.pop();
+    }
+    text.push('\n');
+    sys::write(1, text.as_bytes());
+}
+
+/// `Err` with a formatted reason.
+#[macro_export]
+macro_rules! fail {
+    ($($args:tt)*) => { return Err($crate::say::text(format_args!($($args)*))) };
+}

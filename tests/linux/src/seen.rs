@@ -1,0 +1,220 @@
+//! What Linux found: each thing as a row of a table, and an error if it isn't what it has to be.
+
+use core::ffi::CStr;
+
+use crate::fail;
+use crate::say::{self, Text};
+use crate::start::Start;
+use crate::stress;
+use crate::sys::{self, File};
+
+/// Bytes of a text that are looked at: of the kernel's log, its end.
+const TEXT_BYTES: usize = 256 << 10;
+
+/// Lines of it that are shown when something went wrong.
+const SHOWN_LINES: usize = 20;
+
+/// Naps in each idle state, and how long each is.
+const SLEEPS: u32 = 5;
+const SLEEP_MICROS: u64 = 10_000;
+
+/// A row.
+fn row(what: &str, is: &str) {
+    say::line(format_args!("@seen what={what} is={is}"));
+}
+
+/// The first bytes of a file, as text without line ends and zeroes.
+fn read<'a>(path: &CStr, buffer: &'a mut [u8]) -> Option<&'a str> {
+    let file = File::read_only(path).ok()?;
+    let text = core::str::from_utf8(file.read(buffer)).ok()?;
+    Some(text.trim_matches(|c: char| c.is_whitespace() || c == '\0'))
+}
+
+/// Reads the file at a path that is made up.
+fn read_at<'a>(path: core::fmt::Arguments<'_>, buffer: &'a mut [u8]) -> Option<&'a str> {
+    let mut path = say::text(path);
+    path.push('\0');
+    read(CStr::from_bytes_until_nul(path.as_bytes()).ok()?, buffer)
+}
+
+/// The file holds exactly this.
+fn expect(what: &str, path: &CStr, wanted: &str) -> Result<(), Text> {
+    let mut buffer = [0; 128];
+    match read(path, &mut buffer) {
+        Some(found) if found == wanted => {
+            row(what, found);
+            Ok(())
+        }
+        found => fail!("{what}: {:?} instead of {wanted}", found),
+    }
+}
+
+/// Calls `f` with what `read` puts into a large buffer.
+fn with_text<T>(
+    read: impl for<'a> FnOnce(&'a mut [u8]) -> &'a [u8],
+    f: impl FnOnce(&str) -> Result<T, Text>,
+) -> Result<T, Text> {
+    let Ok(memory) = sys::own_memory(TEXT_BYTES) else { fail!("no memory for a text") };
+    let result = {
+        // SAFETY: fresh memory of this process's own, given back when nothing refers to it any more.
+        let buffer = unsafe { core::slice::from_raw_parts_mut(memory, TEXT_BYTES) };
+        let text = read(buffer);
+        // It begins somewhere, perhaps inside a character.
+        let text = core::str::from_utf8(text).or_else(|e| {
+            core::str::from_utf8(&text[e.error_len().unwrap_or(text.len()) + e.valid_up_to()..])
+        });
+        f(text.unwrap_or(""))
+    };
+    // SAFETY: as above.
+    unsafe { sys::unmap(memory, TEXT_BYTES) };
+    result
+}
+
+/// Calls `f` with the kernel's log.
+fn with_log<T>(f: impl FnOnce(&str) -> Result<T, Text>) -> Result<T, Text> {
+    with_text(sys::kernel_log, f)
+}
+
+/// The kernel's log says so.
+fn expect_in_log(what: &str, is: &str, line: &str) -> Result<(), Text> {
+    with_log(|log| {
+        if !log.contains(line) {
+            fail!("{what}: the kernel's log doesn't say {line:?}");
+        }
+        row(what, is);
+        Ok(())
+    })
+}
+
+/// The timer's interrupt comes, through a GICv3.
+fn expect_interrupts() -> Result<(), Text> {
+    let file = match File::read_only(c"/proc/interrupts") {
+        Ok(file) => file,
+        Err(error) => fail!("no /proc/interrupts: {error:?}"),
+    };
+    with_text(
+        |buffer| file.read(buffer),
+        |text| {
+            let Some(line) = text.lines().find(|line| line.contains("arch_timer")) else {
+                fail!("no interrupt of the arch_timer");
+            };
+            if !line.contains("GICv3") {
+                fail!("the timer's interrupt is not a GICv3's: {line}");
+            }
+            let count = line.split_whitespace().nth(1).unwrap_or("0");
+            if count.parse().unwrap_or(0) == 0 {
+                fail!("the timer's interrupt never came: {line}");
+            }
+            row("interrupts", "GICv3");
+            row("timer-interrupts", count);
+            Ok(())
+        },
+    )
+}
+
+/// The end of the kernel's log: what stayed off the console.
+pub fn show_log() {
+    // Nothing here fails.
+    let _ = with_log(|log| {
+        let skip = log.lines().count().saturating_sub(SHOWN_LINES);
+        log.lines().skip(skip).for_each(|line| say::line(format_args!("{line}")));
+        Ok(())
+    });
+}
+
+/// Everything that a Linux on this machine has to find.
+pub fn check(start: &Start) -> Result<(), Text> {
+    let mut buffer = [0; 128];
+    if let Some(release) = read(c"/proc/sys/kernel/osrelease", &mut buffer) {
+        row("Linux", release);
+    }
+    let all = match start.number("cpus") {
+        None | Some(1) => say::text(format_args!("0")),
+        Some(n) => say::text(format_args!("0-{}", n - 1)),
+    };
+    expect("CPUs", c"/sys/devices/system/cpu/online", &all)?;
+    expect_in_log("exception-level", "EL1", "All CPU(s) started at EL1")?;
+    expect("PSCI", c"/sys/firmware/devicetree/base/psci/method", "smc")?;
+    expect_interrupts()?;
+    let clock = c"/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    expect("clock", clock, "arch_sys_counter")?;
+    match read(c"/sys/bus/pci/devices/0000:00:00.0/vendor", &mut buffer) {
+        Some(vendor) => row("PCI", vendor),
+        None => fail!("no PCI host bridge"),
+    }
+    let mut lengths = Text::new();
+    for vq in stress::vector_lengths(start)?.iter() {
+        let comma = if lengths.is_empty() { "" } else { "," };
+        lengths.push_str(&say::text(format_args!("{comma}{}", vq.vl_bytes())));
+    }
+    row("VLs", if lengths.is_empty() { "none" } else { &lengths });
+    row("SME", if start.has_sme() { "yes" } else { "no" });
+    Ok(())
+}
+
+/// What only shows at the end.
+pub fn check_after(start: &Start) -> Result<(), Text> {
+    suspends(start)?;
+    with_log(|log| {
+        for bad in ["WARNING: CPU", "BUG: ", "Internal error", "rcu: INFO:"] {
+            // Of CPUs whose cache lines are longer than it allows for (A64FX), Linux says so anywhere.
+            let known = |line: &str| line.contains("arch_setup_dma_ops");
+            if let Some(line) = log.lines().find(|line| line.contains(bad) && !known(line)) {
+                fail!("the kernel's log says: {line}");
+            }
+        }
+        Ok(())
+    })
+}
+
+/// CPU_SUSPEND, where the device tree has states for it: each CPU sleeps in each.
+fn suspends(start: &Start) -> Result<(), Text> {
+    let cpus = start.number("cpus").unwrap_or(1);
+    // State 0 is Linux's own WFI.
+    let states = (1..).take_while(|&state| usage(0, state).is_some()).count() as u64;
+    for cpu in 0..cpus {
+        if states != 0 && sys::set_affinity(1 << cpu).is_err() {
+            fail!("CPU {cpu} is not there any more");
+        }
+        let mut counts = Text::new();
+        for state in 1..=states {
+            (0..=states).try_for_each(|other| allow(cpu, other, other == state))?;
+            let before = usage(cpu, state);
+            (0..SLEEPS).for_each(|_| sys::sleep_micros(SLEEP_MICROS));
+            let after = usage(cpu, state);
+            if after <= before {
+                fail!("CPU {cpu} never slept in idle state {state}");
+            }
+            let comma = if counts.is_empty() { "" } else { "," };
+            counts.push_str(&say::text(format_args!("{comma}{}", after.unwrap_or(0))));
+        }
+        if states != 0 {
+            (0..=states).try_for_each(|state| allow(cpu, state, true))?;
+            say::line(format_args!("@seen what=suspends-of-CPU-{cpu} is={counts}"));
+        }
+    }
+    Ok(())
+}
+
+/// How often a CPU was in an idle state.
+fn usage(cpu: u64, state: u64) -> Option<u64> {
+    let mut buffer = [0; 32];
+    let path = "/sys/devices/system/cpu";
+    let usage = format_args!("{path}/cpu{cpu}/cpuidle/state{state}/usage");
+    read_at(usage, &mut buffer)?.parse().ok()
+}
+
+/// Whether a CPU may go into an idle state.
+fn allow(cpu: u64, state: u64, may: bool) -> Result<(), Text> {
+    let mut path =
+        say::text(format_args!("/sys/devices/system/cpu/cpu{cpu}/cpuidle/state{state}/disable"));
+    path.push('\0');
+    let written = CStr::from_bytes_until_nul(path.as_bytes())
+        .ok()
+        .and_then(|path| File::write_only(path).ok())
+        .and_then(|file| file.write(if may { b"0" } else { b"1" }).ok());
+    if written.is_none() {
+        fail!("CPU {cpu}: idle state {state} can't be switched");
+    }
+    Ok(())
+}

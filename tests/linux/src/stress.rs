@@ -1,0 +1,249 @@
+//! Processes on every CPU, patterns in all of their registers, CPUs that go and come.
+
+use core::cell::UnsafeCell;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32};
+
+use umbra_shared::vl::{Vq, VqSet};
+
+use crate::clock::{self, Deadline};
+use crate::fail;
+use crate::say::{self, Text};
+use crate::start::Start;
+use crate::sys::{self, Ended, File, Pid};
+use crate::worker::{self, Counts};
+
+/// Processes at most.
+pub const MAX_WORKERS: usize = 64;
+/// CPUs at most.
+const MAX_CPUS: usize = 16;
+/// Between two things that init does to the others, in microseconds.
+const PACE_MICROS: u64 = 30_000;
+/// CPU hot-plug every so many of those.
+const HOTPLUG_EVERY: u64 = 4;
+
+/// What all processes see.
+pub struct Shared {
+    /// Everybody is to end.
+    pub stop: AtomicBool,
+    /// Each worker's.
+    pub workers: [Slot; MAX_WORKERS],
+}
+
+/// What a worker tells.
+pub struct Slot {
+    /// What it did.
+    pub counts: Counts,
+    /// Bytes of the message; zero: none.
+    length: AtomicU32,
+    message: UnsafeCell<[u8; 400]>,
+}
+
+// SAFETY: the message is written before its length is, by one process (`fail` ends it), and read after.
+unsafe impl Sync for Slot {}
+
+impl Slot {
+    /// Says why the worker ends.
+    pub fn fail(&self, why: &Text) {
+        // A child's message stays: its parent fails because of it.
+        if self.length.load(SeqCst) != 0 {
+            return;
+        }
+        let bytes = why.as_bytes();
+        // SAFETY: nobody reads the message before its length is there, and nobody else writes it: a
+        // worker waits while its child lives.
+        let message = unsafe { &mut *self.message.get() };
+        message[..bytes.len()].copy_from_slice(bytes);
+        self.length.store(bytes.len() as u32, SeqCst);
+    }
+
+    /// What it said.
+    pub fn message(&self) -> Option<Text> {
+        let length = self.length.load(SeqCst) as usize;
+        // SAFETY: a length means that the message is complete and stays.
+        let message = unsafe { &*self.message.get() };
+        (length != 0).then(|| {
+            let text = core::str::from_utf8(message.get(..length)?).ok()?;
+            Text::from(text).ok()
+        })?
+    }
+}
+
+static SHARED: AtomicPtr<Shared> = AtomicPtr::new(core::ptr::null_mut());
+
+/// What all processes see.
+pub fn shared() -> &'static Shared {
+    // SAFETY: set by `run` before the first worker, to memory that stays mapped in all of them; zeroes
+    // are valid, and everything in it is shared by atomics.
+    unsafe { &*SHARED.load(SeqCst) }
+}
+
+/// The vector lengths that Linux has to offer.
+pub fn vector_lengths(start: &Start) -> Result<VqSet, Text> {
+    let mut set = VqSet::EMPTY;
+    if start.has_sve() {
+        for n in 1..=16 {
+            let Some(vq) = Vq::new(n) else { continue };
+            match sys::set_vl(vq.vl_bytes()) {
+                Ok(vl) if vl == vq.vl_bytes() => set = set.with(vq),
+                Ok(_) => {}
+                Err(error) => fail!("PR_SVE_SET_VL {}: {error:?}", vq.vl_bytes()),
+            }
+        }
+    }
+    Ok(set)
+}
+
+/// A CPU off or on.
+fn plug(cpu: u32, on: bool) -> Result<(), Text> {
+    let mut path = say::text(format_args!("/sys/devices/system/cpu/cpu{cpu}/online"));
+    path.push('\0');
+    let written = core::ffi::CStr::from_bytes_until_nul(path.as_bytes())
+        .ok()
+        .ok_or(sys::Errno(0))
+        .and_then(File::write_only)
+        .and_then(|file| file.write(if on { b"1" } else { b"0" }));
+    match written {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            fail!("CPU {cpu} can't be turned {}: {error:?}", if on { "on" } else { "off" })
+        }
+    }
+}
+
+/// The stress, and its table.
+pub fn run(start: &Start) -> Result<(), Text> {
+    let cpus = start.number("cpus").unwrap_or(1).clamp(1, MAX_CPUS as u64) as u32;
+    let per_cpu = start.number("processes").unwrap_or(2) as usize;
+    let seconds = start.number("seconds").unwrap_or(5);
+    let count = (cpus as usize * per_cpu).clamp(1, MAX_WORKERS);
+    let sve = vector_lengths(start)?;
+    match sys::shared_memory(size_of::<Shared>()) {
+        Ok(memory) => SHARED.store(memory.cast(), SeqCst),
+        Err(error) => fail!("no shared memory: {error:?}"),
+    }
+    let mut pids = [0; MAX_WORKERS];
+    for (index, pid) in pids[..count].iter_mut().enumerate() {
+        match sys::fork() {
+            Ok(None) => worker::live(index, index as u32 % cpus, cpus, sve),
+            Ok(Some(child)) => *pid = child,
+            Err(error) => fail!("fork: {error:?}"),
+        }
+    }
+    let mut plugged = [0; MAX_CPUS];
+    let result = disturb(&pids[..count], cpus, seconds, &mut plugged);
+    shared().stop.store(true, SeqCst);
+    let ended = collect(&pids[..count]);
+    table(cpus, count, &plugged);
+    result?;
+    ended?;
+    complete(cpus, count, sve, &plugged)
+}
+
+/// Sends signals and takes CPUs away, for so long.
+fn disturb(
+    pids: &[Pid],
+    cpus: u32,
+    seconds: u64,
+    plugged: &mut [u64; MAX_CPUS],
+) -> Result<(), Text> {
+    let end = Deadline::in_micros(seconds * 1_000_000);
+    let begin = clock::ticks();
+    let mut told = 0;
+    let mut turn = 0u64;
+    while !end.is_over() || plugged[1..cpus as usize].contains(&0) {
+        sys::sleep_micros(PACE_MICROS);
+        sys::kill(pids[turn as usize % pids.len()], sys::SIGUSR1);
+        if cpus > 1 && turn.is_multiple_of(HOTPLUG_EVERY) {
+            let cpu = 1 + (turn / HOTPLUG_EVERY) as u32 % (cpus - 1);
+            plug(cpu, false)?;
+            sys::sleep_micros(PACE_MICROS);
+            plug(cpu, true)?;
+            plugged[cpu as usize] += 1;
+        }
+        if shared().workers.iter().any(|slot| slot.length.load(SeqCst) != 0) {
+            // The worker says more when it is waited for.
+            break;
+        }
+        let passed = ((clock::ticks() - begin) / clock::frequency()).min(seconds);
+        if passed > told {
+            told = passed;
+            say::line(format_args!("@progress {passed} {seconds}"));
+        }
+        turn += 1;
+    }
+    Ok(())
+}
+
+/// Waits for the workers: the first that failed.
+fn collect(pids: &[Pid]) -> Result<(), Text> {
+    let mut result = Ok(());
+    for (index, &pid) in pids.iter().enumerate() {
+        let why = match sys::wait(pid) {
+            Ok(Ended::Exit(0)) => continue,
+            Ok(ended) => {
+                let said = shared().workers[index].message();
+                let said = said.as_deref().unwrap_or("without a word");
+                say::text(format_args!("process {index}: {said} ({ended:?})"))
+            }
+            Err(error) => say::text(format_args!("process {index}: {error:?}")),
+        };
+        say::line(format_args!("{why}"));
+        result = result.and(Err(why));
+    }
+    result
+}
+
+/// The workers of one CPU.
+fn workers_of(cpu: u32, cpus: u32, count: usize) -> impl Iterator<Item = &'static Counts> {
+    (0..count)
+        .filter(move |index| *index as u32 % cpus == cpu)
+        .map(|index| &shared().workers[index].counts)
+}
+
+fn table(cpus: u32, count: usize, plugged: &[u64; MAX_CPUS]) {
+    for cpu in 0..cpus {
+        let of = |field: fn(&Counts) -> &core::sync::atomic::AtomicU64| -> u64 {
+            workers_of(cpu, cpus, count).map(|counts| field(counts).load(Relaxed)).sum()
+        };
+        say::line(format_args!(
+            "@task cpu={cpu} processes={} fills={} signals={} forks={} preemptions={} \
+             migrations={} hotplugs={}",
+            workers_of(cpu, cpus, count).count(),
+            of(|counts| &counts.fills),
+            of(|counts| &counts.signals),
+            of(|counts| &counts.forks),
+            of(|counts| &counts.preemptions),
+            of(|counts| &counts.migrations),
+            plugged[cpu as usize],
+        ));
+    }
+}
+
+/// Everything that was to happen did.
+fn complete(cpus: u32, count: usize, sve: VqSet, plugged: &[u64; MAX_CPUS]) -> Result<(), Text> {
+    let wanted = u64::from(sve.bits()) | 1 << 16;
+    for cpu in 0..cpus {
+        let used =
+            workers_of(cpu, cpus, count).fold(0, |used, counts| used | counts.vqs.load(Relaxed));
+        if used != wanted {
+            fail!("CPU {cpu}: not every vector length was used ({used:#x} of {wanted:#x})");
+        }
+        if cpu > 0 && plugged[cpu as usize] == 0 {
+            fail!("CPU {cpu} was never turned off and on");
+        }
+    }
+    let sum = |field: fn(&Counts) -> &core::sync::atomic::AtomicU64| -> u64 {
+        (0..count).map(|index| field(&shared().workers[index].counts).load(Relaxed)).sum()
+    };
+    for (what, happened) in [
+        ("signal", sum(|counts| &counts.signals)),
+        ("fork", sum(|counts| &counts.forks)),
+        ("preemption", sum(|counts| &counts.preemptions)),
+    ] {
+        if happened == 0 {
+            fail!("no {what} in the whole run");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,296 @@
+//! One process of the stress: fills its registers, lets things happen to it, looks again.
+//!
+//! Linux keeps all registers across interrupts, preemption and signals, and V0-V31, FPSR and FPCR
+//! across system calls, behind which the rest is what it was or zero.
+
+use core::arch::asm;
+use core::cell::UnsafeCell;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+
+use umbra_patterns::pattern::Kept;
+use umbra_patterns::regs::{self, Bench, Width, rdvl};
+use umbra_patterns::tag::Tag;
+use umbra_shared::vl::{Vq, VqSet};
+
+use crate::clock::{self, Deadline};
+use crate::say::{Text, text};
+use crate::stress::{MAX_WORKERS, shared};
+use crate::sys::{self, Ended};
+use crate::{fail, signal};
+
+/// The owner in a worker's patterns.
+pub const fn owner(worker: usize) -> u16 {
+    0x100 + worker as u16
+}
+
+/// That of its signal handler's.
+pub const fn handler_owner(worker: usize) -> u16 {
+    0x200 + worker as u16
+}
+
+/// That of its children's.
+const fn child_owner(worker: usize) -> u16 {
+    0x300 + worker as u16
+}
+
+/// Everybody: a mismatch says whose the registers are. Only the owners matter.
+pub static KNOWN: [Tag; 3 * MAX_WORKERS] = {
+    let mut known = [Tag { owner: 0, generation: 0 }; 3 * MAX_WORKERS];
+    let mut n = 0;
+    while n < MAX_WORKERS {
+        known[3 * n].owner = owner(n);
+        known[3 * n + 1].owner = handler_owner(n);
+        known[3 * n + 2].owner = child_owner(n);
+        n += 1;
+    }
+    known
+};
+
+/// How long a signal may take to come, in microseconds: far more than it ever does.
+const SIGNAL_MICROS: u64 = 20_000_000;
+
+/// What happens between filling and looking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Between {
+    /// The CPU is busy; others want it too.
+    Preemption,
+    /// With `umbra.displace` hyp takes the registers away.
+    Displacement,
+    /// A signal, whose frame is looked at.
+    Signal,
+    /// A signal whose handler changes the frame.
+    Rewrite,
+    /// System calls that give the CPU away.
+    Yield,
+    /// A child that uses the registers too.
+    Fork,
+    /// Another CPU, and back.
+    Migration,
+}
+
+impl Between {
+    const ALL: [Self; 8] = [
+        Self::Preemption,
+        Self::Displacement,
+        Self::Signal,
+        Self::Rewrite,
+        Self::Yield,
+        Self::Preemption,
+        Self::Fork,
+        Self::Migration,
+    ];
+
+    /// Whether Linux may forget what is above V0-V31.
+    fn has_system_calls(self) -> bool {
+        matches!(self, Self::Yield | Self::Fork | Self::Migration)
+    }
+}
+
+/// What a worker has done, for its parent to read.
+#[derive(Debug)]
+pub struct Counts {
+    /// Patterns filled in and found again.
+    pub fills: AtomicU64,
+    /// Set of VQs used, as bits; bit 16: V0-V31 only.
+    pub vqs: AtomicU64,
+    /// Signals taken.
+    pub signals: AtomicU64,
+    /// Children.
+    pub forks: AtomicU64,
+    /// Preemptions.
+    pub preemptions: AtomicU64,
+    /// Times it found itself on another CPU than the one it asked for, or asked for another.
+    pub migrations: AtomicU64,
+}
+
+/// As large as DC ZVA's block can be.
+#[repr(C, align(2048))]
+struct Block(UnsafeCell<[u8; 2048]>);
+
+// SAFETY: nobody reads what is in it.
+unsafe impl Sync for Block {}
+
+/// DC ZVA. With `umbra.displace` it traps to hyp, which takes the registers away.
+pub fn displace() {
+    static BLOCK: Block = Block(UnsafeCell::new([1; 2048]));
+    // SAFETY: zeroes a part of the block, which is for nothing else.
+    unsafe { asm!("dc zva, {}", in(reg) BLOCK.0.get(), options(nostack)) };
+}
+
+struct Worker {
+    index: usize,
+    /// The CPU it asks for.
+    home: u32,
+    cpus: u32,
+    sve: VqSet,
+    generation: u32,
+    random: u64,
+    bench: Bench,
+}
+
+/// What a failing worker or its handler does.
+pub fn fail(index: usize, why: &Text) -> ! {
+    shared().workers[index].fail(why);
+    sys::exit(1)
+}
+
+/// The life of worker `index`, until the stress is over.
+pub fn live(index: usize, home: u32, cpus: u32, sve: VqSet) -> ! {
+    let mut worker = Worker {
+        index,
+        home,
+        cpus,
+        sve,
+        generation: 0,
+        random: 0x9e37_79b9_7f4a_7c15 ^ (index as u64 + 1) << 32,
+        bench: Bench::new(),
+    };
+    let result = signal::begin(index).and_then(|()| {
+        while !shared().stop.load(SeqCst) {
+            worker.step()?;
+        }
+        Ok(())
+    });
+    match result {
+        Ok(()) => sys::exit(0),
+        Err(why) => fail(index, &why),
+    }
+}
+
+impl Worker {
+    fn random(&mut self, below: u64) -> u64 {
+        // xorshift64
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % below
+    }
+
+    fn step(&mut self) -> Result<(), Text> {
+        let counts = &shared().workers[self.index].counts;
+        // The CPU may be off just now: Linux then runs this process elsewhere.
+        let pinned = sys::set_affinity(1 << self.home).is_ok();
+        if !pinned || sys::cpu() != self.home {
+            counts.migrations.fetch_add(1, Relaxed);
+        }
+        // Every length in turn, and V0-V31 alone; each with whatever happens to come.
+        let turn = self.generation as usize % (self.sve.iter().count() + 1);
+        let vq = self.sve.iter().nth(turn);
+        if let Some(vq) = vq {
+            self.set_vl(vq)?;
+        }
+        let between = Between::ALL[self.random(Between::ALL.len() as u64) as usize];
+        self.round(between, vq)?;
+        counts.vqs.fetch_or(vq.map_or(1 << 16, |vq| 1 << (vq.quadwords() - 1)), Relaxed);
+        counts.fills.fetch_add(1, Relaxed);
+        counts.signals.store(signal::count(), Relaxed);
+        counts.preemptions.store(sys::preemptions(), Relaxed);
+        Ok(())
+    }
+
+    fn set_vl(&self, vq: Vq) -> Result<(), Text> {
+        match sys::set_vl(vq.vl_bytes()) {
+            Ok(vl) if vl == vq.vl_bytes() && rdvl() == vq => Ok(()),
+            Ok(vl) => {
+                fail!("asked for VL {}, got {vl}, RDVL {}", vq.vl_bytes(), rdvl().vl_bytes())
+            }
+            Err(error) => fail!("VL {} refused: {error:?}", vq.vl_bytes()),
+        }
+    }
+
+    fn round(&mut self, between: Between, vq: Option<Vq>) -> Result<(), Text> {
+        let width = if vq.is_some() { Width::Sve } else { Width::Fpsimd };
+        let micros = 200 + self.random(3000);
+        let signal = matches!(between, Between::Signal | Between::Rewrite);
+        if signal {
+            sys::alarm(1 + self.random(2000));
+        }
+        self.generation += 1;
+        let tag = Tag { owner: owner(self.index), generation: self.generation };
+        self.bench.fill(tag, width);
+        if !between.has_system_calls() {
+            signal::full(self.generation, vq, between == Between::Rewrite);
+        }
+        match between {
+            Between::Preemption => {
+                displace();
+                clock::spin(micros);
+            }
+            Between::Displacement => {
+                for _ in 0..4 {
+                    displace();
+                    clock::spin(micros / 8);
+                    // The first use of FP brings them back.
+                    regs::status();
+                    clock::spin(micros / 8);
+                }
+            }
+            Between::Signal | Between::Rewrite => {
+                let limit = Deadline::in_micros(SIGNAL_MICROS);
+                while !signal::taken() {
+                    if limit.is_over() {
+                        fail!("no signal came");
+                    }
+                }
+            }
+            Between::Yield => {
+                sys::yield_now();
+                sys::sleep_micros(1 + micros / 4);
+            }
+            Between::Fork => self.fork(width)?,
+            Between::Migration => {
+                let other = self.random(self.cpus.into()) as u32;
+                // It may be off.
+                if sys::set_affinity(1 << other).is_ok() {
+                    shared().workers[self.index].counts.migrations.fetch_add(1, Relaxed);
+                }
+                clock::spin(micros / 4);
+            }
+        }
+        let kept = if between.has_system_calls() { Kept::Fpsimd } else { Kept::All };
+        // Only a rewriting handler changes the generation.
+        self.generation = if between.has_system_calls() { self.generation } else { signal::done() };
+        let tag = Tag { generation: self.generation, ..tag };
+        let found = self.bench.check(tag, width, kept, &KNOWN);
+        found.map_err(|mismatch| {
+            let vl = vq.map_or(0, Vq::vl_bytes);
+            text(format_args!("VL {vl}, generation {}, {between:?}: {mismatch}", tag.generation))
+        })
+    }
+
+    /// A child finds its parent's V0-V31, and uses the registers for itself.
+    fn fork(&mut self, width: Width) -> Result<(), Text> {
+        let parents = Tag { owner: owner(self.index), generation: self.generation };
+        match sys::fork() {
+            Err(error) => fail!("fork: {error:?}"),
+            Ok(Some(child)) => match sys::wait(child) {
+                Ok(Ended::Exit(0)) => {
+                    shared().workers[self.index].counts.forks.fetch_add(1, Relaxed);
+                    Ok(())
+                }
+                Ok(ended) => {
+                    let said = shared().workers[self.index].message();
+                    fail!("child: {ended:?} {}", said.as_deref().unwrap_or(""))
+                }
+                Err(error) => fail!("wait: {error:?}"),
+            },
+            Ok(None) => {
+                let tag = Tag { owner: child_owner(self.index), ..parents };
+                let result =
+                    self.bench.check(parents, width, Kept::Fpsimd, &KNOWN).and_then(|()| {
+                        self.bench.fill(tag, width);
+                        clock::spin(300);
+                        displace();
+                        self.bench.check(tag, width, Kept::All, &KNOWN)
+                    });
+                match result {
+                    Ok(()) => sys::exit(0),
+                    Err(mismatch) => {
+                        fail(self.index, &text(format_args!("after fork: {mismatch}")))
+                    }
+                }
+            }
+        }
+    }
+}

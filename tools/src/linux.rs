@@ -1,0 +1,381 @@
+//! Linux as Umbra's host: packed, booted, watched, and compared with a Linux that has no hypervisor.
+//!
+//! The kernel is anybody's ([`crate::kernel`]); the one program of its initrd is ours (`tests/linux`).
+//! That program says what it found and did, hyp says at the end what it did (`umbra.stats`), and
+//! [`verify`] holds one against the other: a Linux that ran on something else than Umbra is no success.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+
+use crate::boot::{self, Watched};
+use crate::build::{self, HYP, LINUX};
+use crate::console::{Fields, Space, Table, parse};
+use crate::firmware::{self, Setup, SuspendFormat};
+use crate::image::{self, Parts};
+use crate::kernel::Kernel;
+use crate::qemu::{Bounds, Direct, Machine, Qemu};
+use crate::report::{Columns, Report, table, value};
+use crate::symbols::Symbols;
+use crate::transcript::Outcome;
+use crate::{cpio, elf, setup, workspace};
+
+/// What a Linux is to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The kernel; `None`: Debian's.
+    pub kernel: Option<PathBuf>,
+    /// How long the patterns run, in seconds of the machine's time.
+    pub seconds: u64,
+    /// Processes per CPU.
+    pub processes: u32,
+    /// End with a reset instead of a power-off.
+    pub reboot: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { kernel: None, seconds: 60, processes: 3, reboot: false }
+    }
+}
+
+impl Options {
+    /// The words for our program.
+    fn words(&self, cpus: u32) -> String {
+        let Self { seconds, processes, reboot, .. } = self;
+        let end = if *reboot { " reboot" } else { "" };
+        format!("umbra cpus={cpus} seconds={seconds} processes={processes}{end}")
+    }
+}
+
+/// The programs around a kernel, compiled.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// hyp's ELF.
+    pub hyp: PathBuf,
+    /// The ELF of Linux's first program.
+    pub init: PathBuf,
+}
+
+impl Programs {
+    /// The initrd.
+    fn initrd(&self) -> Result<Vec<u8>> {
+        let init = std::fs::read(&self.init)?;
+        Ok(cpio::archive(&[("init", &init)]))
+    }
+
+    /// One bootable file of hyp and `kernel`, for a machine with so many CPUs.
+    pub fn pack(
+        &self,
+        kernel: &Kernel,
+        options: &Options,
+        cpus: u32,
+        extra: &str,
+        name: &str,
+    ) -> Result<PathBuf> {
+        let words = format!("umbra.stats umbra.displace {extra}");
+        let command_line = command_line(words.trim_end(), &options.words(cpus));
+        self.pack_with(kernel, &command_line, name)
+    }
+
+    fn pack_with(&self, kernel: &Kernel, command_line: &str, name: &str) -> Result<PathBuf> {
+        let package = image::pack(&Parts {
+            hyp: &elf::flatten_file(&self.hyp)?,
+            host: &image::read_host(&kernel.image)?,
+            initrd: &self.initrd()?,
+            command_line,
+        })?;
+        let path = workspace::image_dir().join(format!("{name}.img"));
+        image::write_whole(&path, &package)?;
+        Ok(path)
+    }
+}
+
+/// A kernel's command line: `words` are hyp's and the kernel's, `arguments` our program's.
+fn command_line(words: &str, arguments: &str) -> String {
+    let space = if words.is_empty() { "" } else { " " };
+    format!("console=ttyAMA0 panic=-1{space}{words} -- {arguments}")
+}
+
+fn kernel(options: &Options) -> Result<Kernel> {
+    match &options.kernel {
+        Some(file) => Kernel::from_file(file),
+        None => Kernel::debian(),
+    }
+}
+
+/// Boots a Linux under Umbra to the end of its program; whether it went well.
+pub fn boot(qemu: &Qemu, request: &boot::Request, options: &Options) -> Result<bool> {
+    let toolchain = setup::toolchain()?;
+    let kernel = kernel(options)?;
+    let programs =
+        Programs { hyp: build::binary(&toolchain, HYP)?, init: build::binary(&toolchain, LINUX)? };
+    if request.machine.icount {
+        return compare(qemu, request, &programs, &kernel);
+    }
+    let cpus = request.machine.smp;
+    let image = programs.pack(&kernel, options, cpus, &request.command_line, "linux")?;
+    let mut machine = request.machine.clone();
+    if let Some(setup) = &request.firmware {
+        let program = build::binary(&toolchain, build::FIRMWARE)?;
+        machine.firmware = Some(firmware::configure(&program, setup, "boot")?);
+        eprintln!("EL3 firmware: {setup}");
+    }
+    eprintln!("{} above Umbra for {} s", kernel.name, options.seconds);
+    let symbols = Symbols::new([(Space::Hyp, programs.hyp.clone())]);
+    let Watched { report, failure } = boot::watch(qemu, &image, symbols, &machine, request)?;
+    let failure = failure.or_else(|| verify(&report, cpus, options.kernel.is_none()).err());
+    println!("{}", report.render(failure.as_deref()).trim_end());
+    Ok(failure.is_none())
+}
+
+/// What a Linux that ran above Umbra has to have left behind; why it can't have, if it didn't. Not every
+/// kernel lets programs at physical memory; one that `must_reach` it does.
+pub fn verify(report: &Report, cpus: u32, must_reach: bool) -> Result<(), String> {
+    let rows: Vec<_> = report.rows(Table::Cpu).collect();
+    if rows.len() != cpus as usize {
+        return Err(format!("hyp told of {} CPUs, not of {cpus}: is it there?", rows.len()));
+    }
+    let number = |row: &Fields, key: &str| {
+        value(row, key).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0)
+    };
+    for row in &rows {
+        let saves = number(row, "saves_full") + number(row, "saves_fpsimd");
+        if saves == 0 || number(row, "host_traps") < saves {
+            let cpu = value(row, "cpu").unwrap_or("?");
+            return Err(format!("CPU {cpu}: Linux's registers never moved through hyp"));
+        }
+    }
+    let seen = |what: &str| {
+        let row = report.rows(Table::Seen).find(|row| value(row, "what") == Some(what));
+        row.and_then(|row| value(row, "is"))
+    };
+    let tried = seen("hyp's-memory").is_some_and(|is| is.ends_with("SIGBUS"));
+    let refused = rows.iter().any(|row| number(row, "host_aborts") != 0);
+    if tried != refused || (!tried && must_reach) {
+        return Err("no access to hyp's memory was tried and refused".to_owned());
+    }
+    // At boot Linux settles on what all CPUs have.
+    let mut sets = rows.iter().map(|row| lengths(value(row, "vls").unwrap_or("none")));
+    let first = sets.next().unwrap_or_default();
+    let all = sets.fold(first, |all, set| all.into_iter().filter(|l| set.contains(l)).collect());
+    match seen("VLs").map(lengths) {
+        Some(found) if found == all => Ok(()),
+        found => Err(format!("Linux offers the vector lengths {found:?}, the CPUs have {all:?}")),
+    }
+}
+
+fn lengths(list: &str) -> Vec<u32> {
+    list.split(',').filter_map(|length| length.parse().ok()).collect()
+}
+
+const COST_COLUMNS: &Columns = &[
+    ("name", "instructions per"),
+    ("direct", "at EL1 alone"),
+    ("umbra", "above Umbra"),
+    ("ratio", "ratio"),
+];
+
+/// What Umbra costs a Linux: the same kernel and program, above Umbra and started by QEMU at EL1 on a
+/// machine without EL2, instructions counted, one CPU.
+fn compare(
+    qemu: &Qemu,
+    request: &boot::Request,
+    programs: &Programs,
+    kernel: &Kernel,
+) -> Result<bool> {
+    ensure!(request.firmware.is_none(), "--icount compares with a machine without firmware");
+    let machine = Machine { smp: 1, ..request.machine.clone() };
+    let extra = &request.command_line;
+    let symbols = || Symbols::new([(Space::Hyp, programs.hyp.clone())]);
+
+    eprintln!("{} above Umbra, one CPU, counting instructions", kernel.name);
+    let words = format!("umbra.stats {extra}");
+    let image =
+        programs.pack_with(kernel, &command_line(words.trim_end(), "bench"), "linux-bench")?;
+    let above = boot::watch(qemu, &image, symbols(), &machine, request)?;
+
+    eprintln!("{} at EL1 without Umbra, one CPU, counting instructions", kernel.name);
+    let initrd = workspace::image_dir().join("linux-bench.initrd");
+    image::write_whole(&initrd, &programs.initrd()?)?;
+    let direct = Direct { initrd, command_line: command_line(extra, "bench") };
+    let machine = Machine { direct: Some(direct), ..machine };
+    let alone = boot::watch(qemu, &kernel.image, symbols(), &machine, request)?;
+
+    let costs = costs(&above.report, &alone.report);
+    let mut failure = above.failure.or(alone.failure);
+    if costs.is_empty() {
+        failure.get_or_insert_with(|| "nothing was measured".to_owned());
+    }
+    println!("{}", table(COST_COLUMNS, &costs.iter().collect::<Vec<_>>()));
+    println!("{}", above.report.without(Table::Bench).render(failure.as_deref()).trim_end());
+    Ok(failure.is_none())
+}
+
+/// The measurements that both made, side by side.
+fn costs(above: &Report, alone: &Report) -> Vec<Fields> {
+    let find = |report: &Report, name: &str| {
+        let row = report.rows(Table::Bench).find(|row| value(row, "name") == Some(name))?;
+        value(row, "instructions")?.parse::<f64>().ok()
+    };
+    above
+        .rows(Table::Bench)
+        .filter_map(|row| {
+            let name = value(row, "name")?;
+            let (with, without) = (find(above, name)?, find(alone, name)?);
+            let ratio = (without > 0.0).then(|| format!("{:.4}", with / without))?;
+            Some(vec![
+                ("name".to_owned(), name.to_owned()),
+                ("direct".to_owned(), without.to_string()),
+                ("umbra".to_owned(), with.to_string()),
+                ("ratio".to_owned(), ratio),
+            ])
+        })
+        .collect()
+}
+
+/// A machine on which the tests boot Linux.
+#[derive(Clone, Copy, Debug)]
+pub struct Configuration {
+    /// The test's name.
+    pub name: &'static str,
+    /// Vector length of each CPU in bytes, by the EL3 firmware; empty: no firmware.
+    pub vls: &'static [u16],
+    /// How it ends.
+    pub reboot: bool,
+}
+
+/// Lines of the console that a failed test shows.
+const TAIL_LINES: usize = 60;
+/// CPUs of these machines.
+const TEST_CPUS: u32 = 2;
+/// Seconds of patterns there.
+const TEST_SECONDS: u64 = 4;
+
+/// All of them.
+pub const CONFIGURATIONS: &[Configuration] = &[
+    Configuration { name: "keeps_every_register", vls: &[], reboot: false },
+    Configuration { name: "keeps_every_register_asym", vls: &[32, 64], reboot: true },
+];
+
+impl Configuration {
+    /// Boots it, as a test.
+    pub fn outcome(
+        &self,
+        qemu: &Qemu,
+        programs: &Programs,
+        firmware_elf: &Path,
+        kernel: &Kernel,
+        bounds: Bounds,
+    ) -> Outcome {
+        let mut console = Vec::new();
+        let ended = self.run(qemu, programs, firmware_elf, kernel, bounds, &mut console);
+        let why = match ended {
+            Ok(None) => return Outcome::Ok,
+            Ok(Some(why)) => why,
+            Err(error) => format!("{error:#}"),
+        };
+        let tail = console.len().saturating_sub(TAIL_LINES);
+        Outcome::Failed(format!("{why}\nconsole:\n{}", console[tail..].join("\n")))
+    }
+
+    fn run(
+        &self,
+        qemu: &Qemu,
+        programs: &Programs,
+        firmware_elf: &Path,
+        kernel: &Kernel,
+        bounds: Bounds,
+        console: &mut Vec<String>,
+    ) -> Result<Option<String>> {
+        let options = Options {
+            seconds: TEST_SECONDS,
+            processes: 2,
+            reboot: self.reboot,
+            ..Options::default()
+        };
+        let name = format!("linux-{}", self.name);
+        let image = programs.pack(kernel, &options, TEST_CPUS, "", &name)?;
+        let mut machine = Machine { smp: TEST_CPUS, ..Machine::default() };
+        if self.has_firmware() {
+            let setup = Setup::new(self.vls, &[], SuspendFormat::default(), TEST_CPUS)?;
+            machine.firmware = Some(firmware::configure(firmware_elf, &setup, &name)?);
+        }
+        let mut symbols = Symbols::new([(Space::Hyp, programs.hyp.clone())]);
+        let mut report = Report::default();
+        let end = qemu.run(&machine, &image, bounds, &mut |line| {
+            report.take(&parse(line));
+            console.push(symbols.show(line));
+        })?;
+        Ok(report.failure(&end).or_else(|| verify(&report, TEST_CPUS, true).err()))
+    }
+
+    /// Whether it has EL3 firmware.
+    pub fn has_firmware(&self) -> bool {
+        !self.vls.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(lines: &[&str]) -> Report {
+        let mut report = Report::default();
+        lines.iter().for_each(|line| report.take(&parse(line)));
+        report
+    }
+
+    const SEEN: &str = "@seen what=VLs is=16,32";
+    const HELD: &str = "@seen what=hyp's-memory is=0x1..0x2:SIGBUS";
+    const CPU0: &str =
+        "@cpu cpu=0 vls=16,32 host_traps=9 saves_full=8 saves_fpsimd=0 host_aborts=6";
+    const CPU1: &str = "@cpu cpu=1 vls=16,32,64 host_traps=3 saves_full=3 host_aborts=0";
+
+    #[test]
+    fn a_linux_above_umbra_is_told_from_one_that_is_not() {
+        let check = |lines: &[&str]| verify(&report(lines), 2, true);
+        assert_eq!(check(&[SEEN, HELD, CPU0, CPU1]), Ok(()));
+        assert!(check(&[SEEN, HELD]).unwrap_err().contains("is it there"));
+        assert!(check(&[SEEN, HELD, CPU0]).unwrap_err().contains("1 CPUs"));
+        let idle = CPU1.replace("saves_full=3", "saves_full=0");
+        assert!(check(&[SEEN, HELD, CPU0, &idle]).unwrap_err().contains("CPU 1"));
+        for seen in ["@seen what=VLs is=16,32,64", "@seen what=VLs is=16", "@seen what=x is=16,32"]
+        {
+            assert!(check(&[seen, HELD, CPU0, CPU1]).unwrap_err().contains("[16, 32]"));
+        }
+        let without = |cpu: &str| cpu.replace("16,32,64", "none").replace("16,32", "none");
+        let rows = ["@seen what=VLs is=none", HELD, &without(CPU0), &without(CPU1)];
+        assert_eq!(check(&rows), Ok(()));
+    }
+
+    #[test]
+    fn accesses_to_hyps_memory_are_refused_by_hyp() {
+        let calm = CPU0.replace("host_aborts=6", "host_aborts=0");
+        let check = |rows: &[&str], must| verify(&report(rows), 2, must).is_ok();
+        // SIGBUS without hyp, an abort that nobody asked for, and nothing tried.
+        assert!(!check(&[SEEN, HELD, &calm, CPU1], true));
+        assert!(!check(&[SEEN, CPU0, CPU1], false));
+        assert!(!check(&[SEEN, &calm, CPU1], true));
+        assert!(check(&[SEEN, &calm, CPU1], false));
+    }
+
+    #[test]
+    fn costs_stand_side_by_side() {
+        let above = report(&["@bench name=a instructions=110.0", "@bench name=b instructions=5"]);
+        let alone = report(&["@bench name=a instructions=100.0"]);
+        let costs = costs(&above, &alone);
+        assert_eq!(costs.len(), 1);
+        assert_eq!(value(&costs[0], "ratio"), Some("1.1000"));
+    }
+
+    #[test]
+    fn hyps_words_stand_before_our_programs() {
+        let options = Options { reboot: true, ..Options::default() };
+        assert_eq!(
+            command_line("umbra.stats", &options.words(4)),
+            "console=ttyAMA0 panic=-1 umbra.stats -- umbra cpus=4 seconds=60 processes=3 reboot"
+        );
+        assert_eq!(command_line("", "bench"), "console=ttyAMA0 panic=-1 -- bench");
+    }
+}
