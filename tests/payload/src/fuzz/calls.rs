@@ -118,10 +118,13 @@ pub fn call(cpu: usize, call: &Call) -> u64 {
     x0
 }
 
+/// A page that the host could not reach has come back: it holds nothing. Another CPU may have given it
+/// away again already, to a normal VM even, whose agent may have stored something.
 fn assert_wiped(n: u8) {
     for word in 0..PAGE / 8 {
-        let found = probe_read(page(n) + 8 * word);
-        assert_eq!(found, Ok(0), "word {word} of page {n}, which the host could not reach before");
+        let Ok(found) = probe_read(page(n) + 8 * word) else { return };
+        let agents = 8 * word == STORED && found >> 48 == AGENTS >> 48;
+        assert!(found == 0 || agents, "word {word} of page {n} came back as {found:#x}");
     }
 }
 
