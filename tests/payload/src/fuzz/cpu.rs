@@ -363,6 +363,8 @@ fn load(cpu: usize, n: usize, name: VcpuName, at: &mut Option<usize>) {
                 }
                 Ok(()) => panic!("a vCPU is loaded twice"),
                 Err(Error::Busy | Error::VlMismatch | Error::Dying) => {}
+                // Put, handed back, and its VM destroyed meanwhile.
+                Err(Error::BadVm) if order::is_storm() => {}
                 Err(error) => panic!("VCPU_LOAD of a loaded vCPU: {error}"),
             }
             return order::done(cpu, n, 2);
