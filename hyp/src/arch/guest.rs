@@ -1,5 +1,7 @@
 //! What a guest traps on: answered here, or handed to the host.
 
+#![forbid(unsafe_code)]
+
 use super::sysreg::*;
 use super::vm::{self, Open, Vcpu};
 use crate::cpufeatures::IdRegisters;

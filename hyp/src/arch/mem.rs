@@ -1,7 +1,7 @@
 //! Memory changing hands: the decisions of [`crate::memory::pages`] put into effect.
 //!
 //! One lock guards the page table of owners, hyp's stage 1 and the host's stage 2 together, because a
-//! transition touches all three. It is taken last (after a VM's lock) and never held across a run.
+//! transition touches all three. It is taken after a VM's lock and never held across a run.
 //!
 //! The order of a transition's steps is that of [`crate::memory::handover`].
 

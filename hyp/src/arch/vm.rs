@@ -1,6 +1,6 @@
 //! VMs and vCPUs on this machine: what the decisions of [`crate::vms`] are put into effect with.
 //!
-//! Each VM's slot is guarded by a lock of its own. Locks are taken in this order: VM, pool, memory. A
+//! Each VM's slot is guarded by a lock of its own (the order of locks is in [`crate`]'s description). A
 //! vCPU that is loaded belongs to its CPU: the slot only remembers where, and the run path takes no
 //! lock.
 
