@@ -288,7 +288,10 @@ pub fn fuzz(request: &fuzz::Request) -> Result<bool> {
     let toolchain = setup::toolchain()?;
     let built = build::tests(&toolchain)?;
     let runner = OnFvp { firmware: build::binary(&toolchain, build::FIRMWARE)? };
-    fuzz::on(&Lab { runner, parts: TestParts::read(&built)?, built, log: None }, request)
+    fuzz::on(
+        &Lab { runner, parts: TestParts::read(&built)?, built, log: None, calls: false },
+        request,
+    )
 }
 
 /// The compiler that checks device trees, if it is there.

@@ -103,10 +103,15 @@ pub enum Event {
 
 /// Pages that a program's calls can name.
 pub const PAGES: usize = 64;
+/// The CPU whose business a page's content is, of so many: each has pages in a row.
+pub const fn cpu_of_page(page: u8, cpus: usize) -> usize {
+    page as usize * cpus / PAGES
+}
+
 /// VM handles that it can keep.
 pub const HANDLES: usize = 8;
 /// How long the timer lets a guest run that is entered by [`Event::Enter`].
-pub const ENTRY_NANOSECONDS: u64 = 50_000;
+pub const ENTRY_NANOSECONDS: u64 = 1_000_000;
 
 /// An argument of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

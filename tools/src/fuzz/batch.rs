@@ -135,6 +135,8 @@ pub struct Lab<R> {
     pub built: Built,
     /// Where hyp writes its transitions down, if it does: then they are judged.
     pub log: Option<Place>,
+    /// Every other program is one of hypercalls above all.
+    pub calls: bool,
 }
 
 impl<R: Runner> Lab<R> {

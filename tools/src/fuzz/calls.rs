@@ -2,10 +2,11 @@
 //! calls out on a [`Spec`] of its own, so it knows which pages are whose and which VMs live, and mostly
 //! asks for what makes sense; now and then one argument is another than it should be. On the machine
 //! several CPUs go through their calls at the same time, so what was meant to work may not: what is
-//! right then is for the other [`Spec`] to say, which sees what hyp wrote down.
+//! right then is for the other [`Spec`] to say, which sees what hyp wrote down. So that VMs get old all
+//! the same, each CPU has pages and handles where it is at home, and mostly stays there.
 
 use fastrand::Rng;
-use umbra_fuzz::program::{Arg, Call, Event, HANDLES, PAGES, Step};
+use umbra_fuzz::program::{Arg, Call, Event, HANDLES, PAGES, Step, cpu_of_page};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{self, Function, Policy, VmConfig, VmHandle, vcpu_pages};
 use umbra_shared::exit::RunFlags;
@@ -26,6 +27,13 @@ const GUEST: u64 = 0x8000_0000;
 /// Upper half of what agents store (`tests/payload/src/fuzz/calls.rs`).
 const AGENTS: u64 = 0xa6e7_0000_0000_0000;
 
+// Where on the dice some calls are.
+const SHARE_FLAG_PAGE: u8 = 23;
+const VM_CREATE: u8 = 26;
+const VCPU_CREATE: u8 = 32;
+const VM_MAP: u8 = 40;
+const VCPU_LOAD: u8 = 59;
+
 /// A generator of calls.
 struct Guide {
     rng: Rng,
@@ -34,6 +42,8 @@ struct Guide {
     handles: [VmHandle; HANDLES],
     /// Pages with an agent in them, for guests to execute.
     written: [bool; PAGES],
+    /// The CPU at whose home the next call is; `None`: anywhere.
+    home: Option<u8>,
     /// Calls that did what they were asked, by the guide's own account.
     accepted: usize,
 }
@@ -71,9 +81,13 @@ fn guided(seed: u64, vls: &[u16]) -> (Vec<Step>, usize) {
         cpus: vls.len() as u8,
         handles: [VmHandle(0); HANDLES],
         written: [false; PAGES],
+        home: None,
         accepted: 0,
     };
     let mut steps = Vec::new();
+    for cpu in 0..guide.cpus {
+        guide.settle_in(cpu, &mut steps);
+    }
     while steps.len() < count {
         steps.push(guide.step());
     }
@@ -81,8 +95,21 @@ fn guided(seed: u64, vls: &[u16]) -> (Vec<Step>, usize) {
 }
 
 impl Guide {
+    /// A VM with a vCPU at a CPU's home, to begin with.
+    fn settle_in(&mut self, cpu: u8, steps: &mut Vec<Step>) {
+        self.home = Some(cpu);
+        steps.extend((0..4).map(|_| self.write()));
+        for dice in [VM_CREATE, VM_MAP, VM_MAP, SHARE_FLAG_PAGE, VCPU_CREATE, VCPU_LOAD] {
+            if let Some((function, args)) = self.call(cpu, dice) {
+                let event = self.perform(cpu, function, args);
+                steps.push(Step { cpu, event });
+            }
+        }
+    }
+
     fn step(&mut self) -> Step {
         let cpu = self.rng.u8(..self.cpus);
+        self.home = (self.rng.u8(..6) != 0).then_some(cpu);
         for _ in 0..20 {
             if let Some(step) = self.attempt(cpu) {
                 return step;
@@ -95,8 +122,8 @@ impl Guide {
     fn attempt(&mut self, cpu: u8) -> Option<Step> {
         let loaded = self.spec.cpus[usize::from(cpu)].loaded.is_some();
         let event = match self.rng.u8(..100) {
+            10..40 if loaded => self.enter(cpu),
             0..10 => return Some(self.write()),
-            10..30 if loaded => self.enter(cpu),
             10..16 => Event::Fill(16 << self.rng.u16(..5)),
             16..18 => Event::Check,
             18..20 => Event::Tick { after: 1 << self.rng.u32(6..18), kernel: false },
@@ -110,21 +137,29 @@ impl Guide {
 
     /// A page's content is one CPU's to write.
     fn write(&mut self) -> Step {
-        let page = self.rng.u8(..PAGES as u8);
+        let any = |_: &Self, _: u8| true;
+        let page = self.page(any).unwrap_or(0);
         if self.state(page).host_has_access() {
             self.written[usize::from(page)] = true;
         }
-        Step { cpu: page % self.cpus, event: Event::Write(page) }
+        Step { cpu: self.cpu_of(page), event: Event::Write(page) }
     }
 
     fn state(&self, page: u8) -> Owner {
         self.spec.memory.get(FIRST + u64::from(page)).unwrap_or(Owner::HOST)
     }
 
+    /// The CPU at home in a page, which alone writes there.
+    fn cpu_of(&self, page: u8) -> u8 {
+        cpu_of_page(page, usize::from(self.cpus)) as u8
+    }
+
     /// Some page that will do.
     fn page(&mut self, wanted: impl Fn(&Self, u8) -> bool) -> Option<u8> {
         let first = self.rng.u8(..PAGES as u8);
-        (0..PAGES as u8).map(|n| (first + n) % PAGES as u8).find(|&page| wanted(self, page))
+        let here = |page: u8| self.home.is_none_or(|cpu| self.cpu_of(page) == cpu);
+        let mut all = (0..PAGES as u8).map(|n| (first + n) % PAGES as u8);
+        all.find(|&page| here(page) && wanted(self, page))
     }
 
     fn page_in(&mut self, state: PageState) -> Option<u8> {
@@ -142,7 +177,9 @@ impl Guide {
     /// A handle that is kept, of a VM like this.
     fn vm(&mut self, wanted: impl Fn(&vm::Vm) -> bool) -> Option<(u8, usize)> {
         let first = self.rng.usize(..HANDLES);
-        (0..HANDLES).map(|n| (first + n) % HANDLES).find_map(|n| {
+        let here =
+            |n: usize| self.home.is_none_or(|cpu| n % usize::from(self.cpus) == usize::from(cpu));
+        (0..HANDLES).map(|n| (first + n) % HANDLES).filter(|&n| here(n)).find_map(|n| {
             let handle = self.handles[n];
             let slot = usize::from(vm::slot(handle).ok()?);
             let vm = &self.spec.vms[slot];
@@ -156,7 +193,7 @@ impl Guide {
         let mut args = [Number(0); 7];
         let mut set = |from: &[Arg]| args[..from.len()].copy_from_slice(from);
         let function = match dice {
-            0..24 => {
+            0..=SHARE_FLAG_PAGE => {
                 set(&[Page(self.page_in(PageState::Host)?, 0)]);
                 Function::ShareFlagPage
             }
@@ -164,7 +201,7 @@ impl Guide {
                 set(&[Page(self.page_in(PageState::FlagPage)?, 0)]);
                 Function::UnshareFlagPage
             }
-            26..32 => {
+            VM_CREATE..32 => {
                 let count = self.rng.u64(4..10);
                 let protected = self.rng.bool();
                 let policies = [Policy::Lazy, Policy::Eager, Policy::Scrub];
@@ -173,8 +210,9 @@ impl Guide {
                 set(&[Page(self.run(count)?, 0), Number(count), Number(config.encode())]);
                 Function::VmCreate
             }
-            32..40 => {
-                let (vm, slot) = self.vm(|vm| alive(vm) && vm.vcpus.len() < 6)?;
+            VCPU_CREATE..40 => {
+                let ready = |vm: &vm::Vm| !vm.maps.is_empty() || vm.generation.is_multiple_of(8);
+                let (vm, slot) = self.vm(|vm| alive(vm) && vm.vcpus.len() < 6 && ready(vm))?;
                 let vqs: Vec<_> = self.spec.platform.guest_vqs.iter().collect();
                 let vq = if vqs.is_empty() || self.rng.u8(..3) == 0 {
                     None
@@ -192,7 +230,7 @@ impl Guide {
                 set(&[Vm(vm), Page(pages, 0), count, Page(flag_page, 0), vl, entry]);
                 Function::VcpuCreate
             }
-            40..54 => {
+            VM_MAP..54 => {
                 let (vm, _) = self.vm(alive)?;
                 let page = self.page(|this, page| {
                     this.state(page) == Owner::HOST && this.written[usize::from(page)]
@@ -215,7 +253,7 @@ impl Guide {
                 set(&[Vm(vm), Page(self.run(count)?, 0), Number(count)]);
                 Function::VmTopup
             }
-            59..69 => {
+            VCPU_LOAD..69 => {
                 if self.spec.cpus[usize::from(cpu)].loaded.is_some() {
                     return None;
                 }
@@ -304,7 +342,14 @@ impl Guide {
             Arg::Hyp => HYP * PAGE,
             Arg::Mmio => 0x0900_0000,
         });
-        let keep = (function == Function::VmCreate).then(|| self.rng.u8(..HANDLES as u8));
+        let keep = (function == Function::VmCreate).then(|| {
+            let n = self.rng.u8(..HANDLES as u8);
+            // At home, if there is one.
+            self.home.map_or(n, |cpu| {
+                let own = n / self.cpus * self.cpus + cpu;
+                if usize::from(own) < HANDLES { own } else { cpu }
+            })
+        });
         let mut done = false;
         if let Ok(call) = call::Call::decode(function.id(), &numbers) {
             let choice = Choice { no_slot: false, x1: next.0 };
@@ -324,10 +369,10 @@ impl Guide {
     /// An entry into the loaded vCPU, for its agent to do something.
     fn enter(&mut self, cpu: u8) -> Event {
         let rng = &mut self.rng;
-        let flags = match rng.u8(..8) {
-            0 => RunFlags::inject(rng.u16(..1100)).bits(),
-            1 => rng.u64(..8),
-            2 => rng.u64(..),
+        let flags = match rng.u8(..32) {
+            0 | 1 => RunFlags::inject(rng.u16(..1100)).bits(),
+            2 => rng.u64(..8),
+            3 => rng.u64(..),
             _ => 0,
         };
         let mut command = [Arg::Number(0); 3];
@@ -338,9 +383,18 @@ impl Guide {
             1..4 => {
                 let functions = GuestFunction::ALL;
                 let function = functions[rng.usize(..functions.len())];
-                let ipa = GUEST + rng.u64(..16) * PAGE;
-                // It is carried out at the next entry, if at all.
-                self.spec.guest_call(usize::from(cpu), function, ipa);
+                let loaded = self.spec.cpus[usize::from(cpu)].loaded;
+                let maps: Vec<_> = match loaded {
+                    Some((slot, _)) if rng.u8(..4) != 0 => {
+                        self.spec.vms[usize::from(slot)].maps.keys().copied().collect()
+                    }
+                    _ => Vec::new(),
+                };
+                let ipa = match maps.as_slice() {
+                    [] => GUEST + rng.u64(..16) * PAGE,
+                    maps => maps[rng.usize(..maps.len())],
+                };
+                // Whether the guest gets there the guide can't know, so it does not count on it.
                 command = [Arg::Number(2), Arg::Number(function.id()), Arg::Number(ipa)];
             }
             4 => command[0] = Arg::Number(3),

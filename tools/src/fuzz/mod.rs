@@ -152,6 +152,9 @@ pub fn replay<R: Runner>(lab: &Lab<R>, path: &Path) -> Result<bool> {
             }
         }
     }
+    let mut summary = Summary::default();
+    summary.take(&script, &outcome);
+    print!("{}", summary.render());
     Ok(outcome.failure().is_none())
 }
 

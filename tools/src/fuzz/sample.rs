@@ -24,10 +24,12 @@ pub const SEED: u64 = 0x5eed_0000;
 /// CPUs of the machines.
 const CPUS: u32 = 4;
 
-/// What boots programs with what was built. If that hyp writes its transitions down, they are judged.
+/// What boots programs with what was built. If that hyp writes its transitions down, they are judged, and
+/// then they had better be calls.
 pub fn lab(qemu: Qemu, built: Built, firmware: PathBuf) -> Result<Lab<OnQemu>> {
     let log = Place::find(&built.hyp)?;
-    Ok(Lab { runner: OnQemu { qemu, firmware }, parts: TestParts::read(&built)?, built, log })
+    let (runner, parts) = (OnQemu { qemu, firmware }, TestParts::read(&built)?);
+    Ok(Lab { runner, parts, built, log, calls: log.is_some() })
 }
 
 /// Boots random machines and runs `boots` times some programs on them, until one fails: then
@@ -62,8 +64,7 @@ pub fn sample<R: Runner>(
 }
 
 fn script<R>(lab: &Lab<R>, machine: MachineSpec, mode: Mode, first: u64) -> Script {
-    // What is judged had better be calls.
-    Script::generate(machine, mode, first..first + PROGRAMS as u64, lab.log.is_some())
+    Script::generate(machine, mode, first..first + PROGRAMS as u64, lab.calls)
 }
 
 /// Two boots of the same programs in replay mode are the same run: every step ends at the same
@@ -111,6 +112,8 @@ fn trials(settings: Settings) -> Result<Vec<Trial>> {
     let qemu = Qemu::find(Some(&settings.qemu))?.context("no QEMU")?;
     let logged = Built { hyp: settings.hyp_log, ..settings.tests.clone() };
     let judged = Arc::new(lab(qemu.clone(), logged, settings.firmware.clone())?);
+    let unjudged = lab(qemu.clone(), settings.tests.clone(), settings.firmware.clone())?;
+    let unjudged = Arc::new(Lab { calls: true, ..unjudged });
     let lab = Arc::new(lab(qemu, settings.tests, settings.firmware)?);
     let failed = |error: anyhow::Error| Failed::from(format!("{error:#}"));
     let run = |lab: &Arc<Lab<OnQemu>>, name: &str, mode: Mode, boots: u64| {
@@ -129,6 +132,7 @@ fn trials(settings: Settings) -> Result<Vec<Trial>> {
     Ok(vec![
         run(&lab, "replay", Mode::Replay, 24),
         run(&lab, "storm", Mode::Storm, 24),
+        run(&unjudged, "calls", Mode::Storm, 8),
         run(&judged, "judged_replay", Mode::Replay, 16),
         run(&judged, "judged_storm", Mode::Storm, 24),
         repeat,

@@ -7,6 +7,9 @@
 .global umbra_fuzz_agent
 umbra_fuzz_agent:
     adr     x19, umbra_fuzz_agent
+    mov     x0, #(3 << 20)                  // CPACR_EL1.FPEN
+    msr     cpacr_el1, x0
+    isb
 1:  mov     x0, #0x77
     hvc     #0
     cmp     x0, #1

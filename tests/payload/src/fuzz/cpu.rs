@@ -52,6 +52,23 @@ pub fn touched() {
     set_live(Live::Host);
 }
 
+/// An entry follows whose hint is whatever a page happens to hold: the host's registers may be gone.
+pub fn give_up() {
+    let cpu = smp::cpu();
+    HOSTS[cpu].lock().model().lose();
+    GIVEN_UP[cpu].store(true, Ordering::SeqCst);
+}
+
+/// Whether a guest's registers are live on this CPU now.
+pub fn guest_is_live(live: bool) {
+    let was = LIVE[smp::cpu()].load(Ordering::SeqCst) == Live::Guest as u8;
+    if live {
+        set_live(Live::Guest);
+    } else if was {
+        set_live(Live::Nobody);
+    }
+}
+
 /// The event meets this CPU's registers now. `guest`: the loaded vCPU's VL.
 pub fn pair(kind: Kind, guest: Option<Option<Vq>>) -> Pair {
     let cpu = smp::cpu();

@@ -32,15 +32,17 @@ use crate::{
 use core::sync::atomic::{AtomicU32, Ordering};
 use umbra_fuzz::{
     coverage::Pair,
-    program::{Line, Mode, STEPS, Step},
+    program::{Line, Mode, PAGES, STEPS, Step},
 };
 use umbra_host::{
     emit,
     kernel::{exception, gic, initrd, machine::Machine, pages, power, timer},
 };
+use umbra_shared::call::MAX_PAGES_PER_CALL;
 
-/// Pages that hypercalls with random arguments may do anything with.
-const JUNK_PAGES: u64 = 64;
+/// Pages that hypercalls with random arguments may do anything with: those that calls can name, and as
+/// many as one call can take behind the last of them.
+const JUNK_PAGES: u64 = PAGES as u64 + MAX_PAGES_PER_CALL;
 
 static COVERAGE: [AtomicU32; Pair::COUNT] = [const { AtomicU32::new(0) }; Pair::COUNT];
 
@@ -144,5 +146,4 @@ fn ticks(nanoseconds: u64) -> u64 {
     (nanoseconds * timer::frequency() / 1_000_000_000).max(1)
 }
 
-const _: () = assert!(umbra_fuzz::program::PAGES as u64 <= JUNK_PAGES);
 const _: () = assert!(umbra_fuzz::program::CPUS >= umbra_host::kernel::MAX_CPUS);

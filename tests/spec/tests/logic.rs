@@ -1,0 +1,630 @@
+//! Hyp's own decisions (`umbra_hyp::vms`, `memory`, `fp`) against the specification, call by call, on a
+//! machine that is a few vectors: every answer, every page's owner, what is mapped for whom, what is in
+//! the pages, and whose FP registers are live.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use umbra_hyp::fp::{Access, CpuFp, FpHw, GuestTrap, HostImage, Live, TrapClass, VcpuFp};
+use umbra_hyp::memory::handover::{Hands, Ready};
+use umbra_hyp::memory::pages::{Page, PageRange, Pages, State, VmId};
+use umbra_hyp::stats::Stats;
+use umbra_hyp::vms::{self, MAX_VMS, Machine, NewVcpu, Vm};
+use umbra_shared::PAGE_SIZE;
+use umbra_shared::call::{
+    Call, Policy, UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig,
+    VmHandle, vcpu_pages,
+};
+use umbra_shared::error::Error;
+use umbra_shared::flags::HostFlags;
+use umbra_shared::guest::GuestFunction;
+use umbra_shared::record::PageState;
+use umbra_shared::vl::{Vq, VqSet};
+use umbra_spec::calls::{Choice, Outcome};
+use umbra_spec::fp::Fp;
+use umbra_spec::memory::{Memory as SpecMemory, Owner};
+use umbra_spec::{Platform, Spec};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+const BASE: u64 = 0x4000_0000;
+const PAGES: u64 = 64;
+/// The last pages are hyp's and reserved.
+const HYPS: u64 = 62;
+const RESERVED: u64 = 63;
+const CPUS: usize = 2;
+/// Tables that one mapping may take.
+const TABLES_FOR_ONE: usize = 3;
+
+/// What is in a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    Zero,
+    /// What the host wrote.
+    Hosts,
+    /// What hyp or a guest wrote.
+    Of(VmId),
+}
+
+/// Memory, as one lock guards it.
+struct Memory {
+    pages: Pages<'static>,
+    /// Mapped for the host, for hyp.
+    host: BTreeSet<u64>,
+    hyp: BTreeSet<u64>,
+    content: BTreeMap<u64, Content>,
+}
+
+impl vms::Memory for Memory {
+    fn pages(&mut self) -> &mut Pages<'static> {
+        &mut self.pages
+    }
+}
+
+impl Hands for Memory {
+    fn take_from_host(&mut self, page: Page) {
+        assert!(self.host.remove(&page.pa()), "taken from a host that has it not");
+    }
+
+    fn give_to_host(&mut self, page: Page) {
+        assert!(!self.hyp.contains(&page.pa()), "hyp still has it mapped");
+        assert!(self.host.insert(page.pa()), "given to a host that has it");
+    }
+
+    fn map_for_hyp(&mut self, page: Page) {
+        assert!(self.hyp.insert(page.pa()));
+    }
+
+    fn unmap_for_hyp(&mut self, page: Page) {
+        assert!(self.hyp.remove(&page.pa()));
+    }
+
+    fn wipe(&mut self, page: Page) {
+        assert!(self.hyp.contains(&page.pa()) && !self.host.contains(&page.pa()));
+        self.content.insert(page.pa(), Content::Zero);
+    }
+
+    fn clean(&mut self, page: Page) {
+        assert!(self.hyp.contains(&page.pa()));
+    }
+
+    fn forget_instructions(&mut self) {}
+}
+
+/// A VM's stage 2.
+#[derive(Debug)]
+struct Tables {
+    vm: VmId,
+    maps: BTreeMap<u64, u64>,
+    /// Tables below the root, as four levels make them.
+    used: BTreeSet<(u32, u64)>,
+}
+
+/// A vCPU: its FP part, and where it lies.
+type VcpuCell = std::rc::Rc<RefCell<VcpuFp<()>>>;
+
+struct Target {
+    memory: RefCell<Memory>,
+    given: RefCell<[usize; MAX_VMS]>,
+    vqs: VqSet,
+    forgotten: Cell<u32>,
+}
+
+impl Machine for Target {
+    type Memory = Memory;
+    type Tables = Tables;
+    type Vcpu = VcpuCell;
+
+    fn memory<R>(&self, f: impl FnOnce(&mut Memory) -> R) -> R {
+        f(&mut self.memory.borrow_mut())
+    }
+
+    fn ipa_bits(&self) -> u32 {
+        40
+    }
+
+    fn guest_vqs(&self) -> VqSet {
+        self.vqs
+    }
+
+    fn now(&self) -> u64 {
+        1
+    }
+
+    fn add_tables(&self, vm: VmId, pages: PageRange) {
+        let mut memory = self.memory.borrow_mut();
+        for page in pages.pages() {
+            assert_eq!(memory.content[&page.pa()], Content::Zero, "tables out of pages not wiped");
+            memory.content.insert(page.pa(), Content::Of(vm));
+        }
+        self.given.borrow_mut()[usize::from(vm)] += pages.count();
+    }
+
+    fn tables_left(&self, vm: VmId) -> usize {
+        self.given.borrow()[usize::from(vm)]
+    }
+
+    fn tables_for_one(&self) -> usize {
+        TABLES_FOR_ONE
+    }
+
+    fn new_tables(&self, vm: VmId) -> Tables {
+        self.given.borrow_mut()[usize::from(vm)] -= 1;
+        Tables { vm, maps: BTreeMap::new(), used: BTreeSet::new() }
+    }
+
+    fn drop_tables(&self, vm: VmId, tables: Tables) {
+        assert_eq!(tables.vm, vm);
+        self.given.borrow_mut()[usize::from(vm)] = 0;
+    }
+
+    fn lookup(&self, tables: &Tables, ipa: u64) -> Option<u64> {
+        tables.maps.get(&ipa).copied()
+    }
+
+    fn map(&self, tables: &mut Tables, ipa: u64, page: Ready) {
+        for level in 1..=3 {
+            if tables.used.insert((level, ipa >> (12 + 9 * (4 - level)))) {
+                self.given.borrow_mut()[usize::from(tables.vm)] -= 1;
+            }
+        }
+        assert_eq!(tables.maps.insert(ipa, page.pa()), None);
+        // The guest writes there at once.
+        let mut memory = self.memory.borrow_mut();
+        assert!(!memory.hyp.contains(&page.pa()), "hyp keeps a guest's page mapped");
+        memory.content.insert(page.pa(), Content::Of(tables.vm));
+    }
+
+    fn unmap(&self, tables: &mut Tables, ipa: u64) {
+        assert!(tables.maps.remove(&ipa).is_some());
+    }
+
+    fn new_vcpu(&self, tables: &Tables, new: &NewVcpu) -> VcpuCell {
+        let mut memory = self.memory.borrow_mut();
+        for page in new.pages.pages() {
+            assert_eq!(memory.content[&page.pa()], Content::Zero, "a vCPU in pages not wiped");
+            memory.content.insert(page.pa(), Content::Of(tables.vm));
+        }
+        VcpuCell::new(RefCell::new(VcpuFp::new((), new.vq, new.policy)))
+    }
+
+    fn forget_sibling(&self, _: &Tables) {
+        self.forgotten.set(self.forgotten.get() + 1);
+    }
+}
+
+/// A CPU with registers that nobody looks at.
+struct NoRegisters(Vq);
+
+impl FpHw for NoRegisters {
+    type Image = ();
+
+    fn has_sve(&self) -> bool {
+        true
+    }
+    fn has_sme(&self) -> bool {
+        false
+    }
+    fn set_access(&mut self, _: Access) {}
+    fn sync(&mut self) {}
+    fn set_clamp(&mut self, clamp: Vq) {
+        self.0 = clamp;
+    }
+    fn vq(&mut self) -> Vq {
+        self.0
+    }
+    fn zcr_el1(&mut self) -> u64 {
+        0
+    }
+    fn set_zcr_el1(&mut self, _: u64) {}
+    fn svcr(&mut self) -> u64 {
+        0
+    }
+    fn save_sve(&mut self, (): &mut ()) {}
+    fn load_sve(&mut self, (): &()) {}
+    fn save_fpsimd(&mut self, (): &mut ()) {}
+    fn load_fpsimd(&mut self, (): &()) {}
+    fn zero(&mut self) {}
+}
+
+struct Cpu {
+    hw: NoRegisters,
+    fp: CpuFp<()>,
+    loaded: Option<(VmId, usize, VcpuCell)>,
+}
+
+/// Hyp without hardware, and beside it what it should be.
+struct World {
+    target: Target,
+    vms: Vec<Vm<Tables, VcpuCell>>,
+    cpus: Vec<Cpu>,
+    stats: Stats,
+    spec: Spec,
+    handles: Vec<VmHandle>,
+}
+
+fn vq(n: u64) -> Vq {
+    Vq::new(n).unwrap()
+}
+
+impl World {
+    fn new() -> Self {
+        let banks = [(BASE, BASE + PAGES * PAGE)];
+        let entries = Box::leak(vec![State::Host; PAGES as usize].into_boxed_slice());
+        let mut pages = Pages::new(&banks, entries);
+        pages.take_for_hyp(BASE + HYPS * PAGE, 1).unwrap();
+        pages.reserve(BASE + RESERVED * PAGE, BASE + PAGES * PAGE);
+        let all = || (0..PAGES).map(|n| BASE + n * PAGE);
+        let memory = Memory {
+            pages,
+            host: all().filter(|&pa| pa != BASE + HYPS * PAGE).collect(),
+            hyp: BTreeSet::new(),
+            content: all().map(|pa| (pa, Content::Hosts)).collect(),
+        };
+        let vqs = [1, 2, 4].map(vq).into_iter().fold(VqSet::EMPTY, VqSet::with);
+        let target = Target {
+            memory: RefCell::new(memory),
+            given: RefCell::new([0; MAX_VMS]),
+            vqs,
+            forgotten: Cell::new(0),
+        };
+        let mut cpus = Vec::new();
+        for _ in 0..CPUS {
+            let mut cpu = Cpu { hw: NoRegisters(Vq::MIN), fp: CpuFp::new(()), loaded: None };
+            cpu.fp.reset(&mut cpu.hw, Some(vq(4)));
+            cpus.push(cpu);
+        }
+        let mut owners = SpecMemory::default();
+        owners.add(BASE / PAGE, HYPS, Owner::HOST);
+        owners.add(BASE / PAGE + HYPS, 1, Owner::of(PageState::Hyp, 0));
+        owners.add(BASE / PAGE + RESERVED, 1, Owner::of(PageState::Reserved, 0));
+        let platform =
+            Platform { cpus: CPUS, guest_vqs: vqs, ipa_bits: 40, root_level: 0, sme: false };
+        let mut spec = Spec::new(platform, owners);
+        for cpu in &mut spec.cpus {
+            cpu.vqs = vqs;
+            cpu.held = 4;
+            cpu.fp = Some(Fp::RESET);
+        }
+        // The second CPU came late and lacks a length.
+        spec.cpus[1].vqs = [1, 2].map(vq).into_iter().fold(VqSet::EMPTY, VqSet::with);
+        let vms = (0..MAX_VMS).map(|_| Vm::new()).collect();
+        Self { target, vms, cpus, stats: Stats::new(), spec, handles: vec![VmHandle(0)] }
+    }
+
+    /// As `arch::calls` and `arch::vm` do it.
+    fn perform(&mut self, cpu: usize, call: Call) -> Result<u64, Error> {
+        macro_rules! on {
+            ($handle:expr, $method:ident, $($arg:expr),*) => {{
+                let Self { target, vms, .. } = self;
+                let slot = vms::slot($handle)?;
+                vms[usize::from(slot)].$method(target, $($arg),*)
+            }};
+        }
+        match call {
+            Call::ShareFlagPage { page } => self.target.memory(|memory| {
+                let page = memory.pages.lookup(page.0)?;
+                memory.pages.share_flag_page(page).map(|()| 0)
+            }),
+            Call::UnshareFlagPage { page } => self.target.memory(|memory| {
+                let page = memory.pages.lookup(page.0)?;
+                memory.pages.unshare_flag_page(page).map(|()| 0)
+            }),
+            Call::VmCreate { pages, config } => {
+                let Self { target, vms, .. } = self;
+                let free = vms.iter().position(Vm::is_free).ok_or(Error::Limit)?;
+                vms[free].create(target, free as VmId, pages, config).map(|handle| handle.0)
+            }
+            Call::VmTopup { vm, pages } => on!(vm, topup, vm, pages).map(|()| 0),
+            Call::VmMap { vm, page, ipa } => on!(vm, map, vm, page, ipa).map(|()| 0),
+            Call::VmUnmap { vm, ipa } => on!(vm, unmap, vm, ipa),
+            Call::VmDestroy { vm } => on!(vm, destroy, vm).map(|()| 0),
+            Call::VmReclaim { vm, page } => on!(vm, reclaim, vm, page),
+            Call::VcpuCreate(config) => on!(config.vm, create_vcpu, &config).map(|index| index.0),
+            Call::VcpuLoad { vm, vcpu } => {
+                if self.cpus[cpu].loaded.is_some() {
+                    return Err(Error::Busy);
+                }
+                let vqs = VqSet::common([self.spec.cpus[cpu].vqs, self.target.vqs]);
+                let slot = vms::slot(vm)?;
+                let fits = |cell: &VcpuCell| CpuFp::check_load(&cell.borrow(), vqs);
+                let (cell, index) = on!(vm, load, vm, vcpu, cpu, fits)?;
+                self.cpus[cpu].loaded = Some((slot, index, cell.clone()));
+                Ok(0)
+            }
+            Call::VcpuPut => self.put(cpu).map(|()| 0),
+            _ => Ok(0),
+        }
+    }
+
+    fn put(&mut self, cpu: usize) -> Result<(), Error> {
+        let Cpu { hw, fp, loaded } = &mut self.cpus[cpu];
+        let (slot, index, cell) = loaded.take().ok_or(Error::NotLoaded)?;
+        fp.put(hw, &mut cell.borrow_mut(), &self.stats);
+        self.vms[usize::from(slot)].put(index);
+        Ok(())
+    }
+
+    /// A call of the host's, by hyp and by the specification.
+    fn call(&mut self, cpu: usize, call: Call) {
+        let result = self.perform(cpu, call);
+        let choice = Choice { no_slot: false, x1: result.unwrap_or(0) };
+        let expected = self.spec.call(cpu, &call, choice);
+        self.compare(&format!("{call:?}"), result, &expected);
+        if let (Call::VmCreate { .. }, Ok(handle)) = (call, result) {
+            self.handles.push(VmHandle(handle));
+        }
+    }
+
+    /// A call of the guest that is loaded.
+    fn guest_call(&mut self, cpu: usize, function: GuestFunction, ipa: u64) {
+        let Some((slot, ..)) = self.cpus[cpu].loaded else { return };
+        let Self { target, vms, .. } = self;
+        let vm = &mut vms[usize::from(slot)];
+        let ipa = UntrustedIpa(ipa);
+        let result = match function {
+            GuestFunction::MemShare => vm.guest_share(target, slot, ipa).map(|()| 0),
+            GuestFunction::MemUnshare => vm.guest_unshare(target, slot, ipa).map(|()| 0),
+            GuestFunction::MemRelinquish => vm.guest_relinquish(target, slot, ipa),
+        };
+        let expected = self.spec.guest_call(cpu, function, ipa.0);
+        self.compare(&format!("{function:?} {ipa:?}"), result, &expected);
+    }
+
+    /// An entry into the loaded vCPU, which uses FP or does not.
+    fn run(&mut self, cpu: usize, hint: HostFlags, uses_fp: bool) {
+        let Cpu { hw, fp, loaded } = &mut self.cpus[cpu];
+        let Some((slot, _, cell)) = loaded else { return };
+        let policy = self.spec.vms[usize::from(*slot)].policy;
+        let mut vcpu = cell.borrow_mut();
+        fp.enter(hw, &vcpu, hint, &self.stats).expect("no SME");
+        let opened = uses_fp && fp.live() != Live::Guest;
+        if opened {
+            let trap = fp.guest_trap(hw, &mut vcpu, TrapClass::Fpsimd, &self.stats);
+            assert_eq!(trap, GuestTrap::Opened);
+        }
+        let word = fp.exit(hw, &mut vcpu, &self.stats);
+        let this = &mut self.spec.cpus[cpu];
+        let expected = this.fp.expect("after reset").run(hint, opened, policy, this.held);
+        this.fp = Some(expected);
+        assert_eq!(word, expected.word());
+    }
+
+    /// The host uses FP.
+    fn host_fp(&mut self, cpu: usize) {
+        let Cpu { hw, fp, loaded } = &mut self.cpus[cpu];
+        if fp.live() == Live::Host {
+            return;
+        }
+        let mut vcpu = loaded.as_ref().map(|(.., cell)| cell.borrow_mut());
+        fp.host_trap(hw, vcpu.as_deref_mut(), &self.stats);
+        let this = &mut self.spec.cpus[cpu];
+        this.fp = this.fp.map(Fp::host_trap);
+    }
+
+    fn compare(&self, what: &str, result: Result<u64, Error>, expected: &Outcome) {
+        assert_eq!(result.map(|_| ()), expected.result, "{what}");
+        if let (Ok(x1), Some(should)) = (result, expected.x1) {
+            assert_eq!(x1, should, "x1 of {what}");
+        }
+    }
+
+    /// Everything that can be seen of both.
+    fn check(&self) {
+        let memory = self.target.memory.borrow();
+        for n in 0..PAGES {
+            let page = memory.pages.lookup(BASE + n * PAGE).unwrap();
+            let owner = owner(memory.pages.state(page));
+            assert_eq!(Some(owner), self.spec.memory.get(BASE / PAGE + n), "page {n}");
+            let (host, hyp) = (memory.host.contains(&page.pa()), memory.hyp.contains(&page.pa()));
+            assert_eq!(host, owner.host_has_access(), "page {n} for the host: {owner:?}");
+            assert_eq!(hyp, owner.state == PageState::Vm, "page {n} for hyp: {owner:?}");
+            let content = memory.content[&page.pa()];
+            let allowed = match owner.state {
+                PageState::Hyp | PageState::Reserved => true,
+                PageState::Vm | PageState::Guest | PageState::SharedByGuest => {
+                    content == Content::Of(owner.vm)
+                }
+                // What a normal guest wrote the host could read all along.
+                _ => true,
+            };
+            assert!(allowed, "page {n}, {owner:?}, holds {content:?}");
+        }
+        for (n, (cpu, spec)) in self.cpus.iter().zip(&self.spec.cpus).enumerate() {
+            let loaded = cpu.loaded.as_ref().map(|(slot, index, _)| (*slot, *index));
+            assert_eq!(loaded, spec.loaded, "CPU {n}");
+            let image = match cpu.fp.host_image() {
+                HostImage::None => umbra_spec::fp::Image::None,
+                HostImage::Fpsimd => umbra_spec::fp::Image::Fpsimd,
+                HostImage::Full(vq) => umbra_spec::fp::Image::Full(vq.quadwords() as u8),
+            };
+            let live = match cpu.fp.live() {
+                Live::Host => umbra_spec::fp::Live::Host,
+                Live::Guest => umbra_spec::fp::Live::Guest,
+                Live::Nobody => umbra_spec::fp::Live::Nobody,
+            };
+            assert_eq!(Some(Fp { live, image }), spec.fp, "CPU {n}");
+        }
+    }
+}
+
+fn owner(state: State) -> Owner {
+    match state {
+        State::Host => Owner::HOST,
+        State::FlagPage { used: false } => Owner::of(PageState::FlagPage, 0),
+        State::FlagPage { used: true } => Owner::of(PageState::FlagPageUsed, 0),
+        State::Reserved => Owner::of(PageState::Reserved, 0),
+        State::Hyp => Owner::of(PageState::Hyp, 0),
+        State::Vm(vm) => Owner::of(PageState::Vm, vm),
+        State::Guest(vm) => Owner::of(PageState::Guest, vm),
+        State::SharedWithGuest(vm) => Owner::of(PageState::SharedWithGuest, vm),
+        State::SharedByGuest(vm) => Owner::of(PageState::SharedByGuest, vm),
+    }
+}
+
+/// Dice for one step: what it is, and numbers to choose by.
+type Dice = (u8, u16, u16, u16);
+
+impl World {
+    fn page(&self, n: u16) -> UntrustedPa {
+        // Now and then one that is none.
+        match n % 70 {
+            n @ 0..64 => UntrustedPa(BASE + u64::from(n) * PAGE),
+            64 => UntrustedPa(BASE + 8),
+            65 => UntrustedPa(BASE - PAGE),
+            66 => UntrustedPa(u64::MAX),
+            n => UntrustedPa(BASE + u64::from(n) * PAGE),
+        }
+    }
+
+    /// The first of so many pages of the host's in a row, from somewhere on.
+    fn run_of(&self, from: u16, count: u64) -> UntrustedPa {
+        let free = |n: u64| self.spec.memory.get(BASE / PAGE + n) == Some(Owner::HOST);
+        let found = (0..PAGES)
+            .map(|n| (n + u64::from(from)) % PAGES)
+            .find(|&first| first + count <= PAGES && (first..first + count).all(free));
+        UntrustedPa(BASE + found.unwrap_or(u64::from(from) % PAGES) * PAGE)
+    }
+
+    /// The first page of such a VM.
+    fn page_of(&self, from: u16, wanted: impl Fn(Owner) -> bool) -> UntrustedPa {
+        let found = (0..PAGES)
+            .map(|n| (n + u64::from(from)) % PAGES)
+            .find(|&n| self.spec.memory.get(BASE / PAGE + n).is_some_and(&wanted));
+        UntrustedPa(BASE + found.unwrap_or(u64::from(from) % PAGES) * PAGE)
+    }
+
+    fn handle(&self, n: u16) -> VmHandle {
+        // Mostly one of the last that were made.
+        let count = self.handles.len();
+        self.handles[count - 1 - usize::from(n) % count.min(4)]
+    }
+
+    fn step(&mut self, (kind, a, b, c): Dice) {
+        let cpu = usize::from(a) % CPUS;
+        let handle = self.handle(b);
+        let slot = usize::from(vms::slot(handle).unwrap_or(0));
+        let of_it =
+            |owner: Owner| usize::from(owner.vm) == slot && !matches!(owner.state, PageState::Host);
+        let ipa = |n: u16| {
+            UntrustedIpa(match n % 12 {
+                n @ 0..8 => 0x8000_0000 + u64::from(n) * PAGE,
+                n @ 8..10 => u64::from(n) << 30,
+                10 => 1 << 40,
+                _ => 0x8000_0008,
+            })
+        };
+        match kind % 32 {
+            0 | 1 => self.call(cpu, Call::ShareFlagPage { page: self.run_of(b, 1) }),
+            2 => self.call(cpu, Call::ShareFlagPage { page: self.page(b) }),
+            3 => self.call(cpu, Call::UnshareFlagPage { page: self.page(b) }),
+            4 | 5 => {
+                let policy = [Policy::Lazy, Policy::Eager, Policy::Scrub][usize::from(b) % 3];
+                let config = VmConfig { policy, protected: c % 2 == 0 };
+                let count = 3 + u64::from(c) % 5;
+                let pages = UntrustedPages { start: self.run_of(b, count), count };
+                self.call(cpu, Call::VmCreate { pages, config });
+            }
+            6 => {
+                let count = u64::from(c) % 4;
+                let pages = UntrustedPages { start: self.run_of(b, count), count };
+                self.call(cpu, Call::VmTopup { vm: handle, pages });
+            }
+            7..12 => {
+                let page = self.run_of(c, 1);
+                self.call(cpu, Call::VmMap { vm: handle, page, ipa: ipa(c) });
+            }
+            12 => self.call(cpu, Call::VmMap { vm: handle, page: self.page(b), ipa: ipa(c) }),
+            13 => self.call(cpu, Call::VmUnmap { vm: handle, ipa: ipa(c) }),
+            14..17 => {
+                let vl_bytes = [0, 16, 32, 64, 48, 128][usize::from(c) % 6];
+                let count = vcpu_pages(Vq::from_vl(vl_bytes)) + u64::from(c % 16 == 0);
+                let free = |owner: Owner| owner.state == PageState::FlagPage;
+                let config = VcpuConfig {
+                    vm: handle,
+                    pages: UntrustedPages { start: self.run_of(b, count), count },
+                    flag_page: self.page_of(c, free),
+                    vl_bytes,
+                    entry: 0x8000_0000 + u64::from(c % 16 == 1),
+                    argument: 0,
+                };
+                self.call(cpu, Call::VcpuCreate(config));
+            }
+            17..20 => {
+                let vcpu = VcpuIndex(u64::from(c) % 3);
+                self.call(cpu, Call::VcpuLoad { vm: handle, vcpu });
+            }
+            20 | 21 => self.call(cpu, Call::VcpuPut),
+            22 => self.call(cpu, Call::VmDestroy { vm: handle }),
+            23..27 => {
+                let page = self.page_of(c, of_it);
+                self.call(cpu, Call::VmReclaim { vm: handle, page });
+            }
+            27 => self.call(cpu, Call::VmReclaim { vm: handle, page: self.page(c) }),
+            28 | 29 => {
+                let function = GuestFunction::ALL[usize::from(b) % GuestFunction::ALL.len()];
+                self.guest_call(cpu, function, ipa(c).0);
+            }
+            30 => {
+                let hint = HostFlags::from_bits_truncate(u64::from(b));
+                self.run(cpu, hint, c % 2 == 0);
+            }
+            _ => self.host_fp(cpu),
+        }
+        self.check();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn hyp_decides_as_specified(dice in proptest::collection::vec(any::<Dice>(), 0..220)) {
+        let mut world = World::new();
+        for dice in dice {
+            world.step(dice);
+        }
+    }
+}
+
+/// The whole life of a protected VM, for a reader; and that the random one above gets as deep.
+#[test]
+fn a_protected_vms_life() {
+    let mut world = World::new();
+    let page = |n: u64| UntrustedPa(BASE + n * PAGE);
+    let config = VmConfig { policy: Policy::Lazy, protected: true };
+    let pages = |first: u64, count: u64| UntrustedPages { start: page(first), count };
+    world.call(0, Call::VmCreate { pages: pages(0, 6), config });
+    let vm = world.handles[1];
+    world.call(0, Call::VmMap { vm, page: page(10), ipa: UntrustedIpa(0x8000_0000) });
+    world.call(0, Call::ShareFlagPage { page: page(11) });
+    let count = vcpu_pages(Some(vq(4)));
+    let vcpu = VcpuConfig {
+        vm,
+        pages: pages(20, count),
+        flag_page: page(11),
+        vl_bytes: 64,
+        entry: 0x8000_0000,
+        argument: 7,
+    };
+    world.call(0, Call::VcpuCreate(vcpu));
+    // CPU 1 lacks its length.
+    world.call(1, Call::VcpuLoad { vm, vcpu: VcpuIndex(0) });
+    world.call(0, Call::VcpuLoad { vm, vcpu: VcpuIndex(0) });
+    world.host_fp(0);
+    world.run(0, HostFlags::empty(), true);
+    world.check();
+    assert_eq!(world.cpus[0].fp.live(), Live::Guest);
+    world.guest_call(0, GuestFunction::MemShare, 0x8000_0000);
+    world.check();
+    world.call(0, Call::VmDestroy { vm });
+    world.call(0, Call::VcpuPut);
+    world.call(0, Call::VmDestroy { vm });
+    for n in (0..6).chain([10]).chain(20..20 + count) {
+        world.call(0, Call::VmReclaim { vm, page: page(n) });
+        world.check();
+    }
+    world.call(0, Call::VmReclaim { vm, page: page(0) });
+    assert!(world.vms[0].is_free());
+    assert_eq!(world.spec.memory.get(BASE / PAGE + 20), Some(Owner::HOST));
+}
