@@ -19,6 +19,49 @@
 //! hyp's memory: an access there is a synchronous external abort. All CPU features are its own but for
 //! EL2, and its FP registers move only when a guest has displaced them ([`fp`]), or when
 //! [`options`] ask for that.
+//!
+//! # Where it is unsafe
+//!
+//! Decisions are in modules that forbid `unsafe`; it is left to those that hardware or raw memory force
+//! it on. These are all: `unsafe` blocks, and other uses (functions, traits, foreign functions, symbols).
+//! `cargo xtask check` compares the table with the sources.
+//!
+//! | module | blocks | other | for |
+//! |---|---|---|---|
+//! | `arch/boot.rs` | 13 | 3 | addresses that the linker script and boot.S define; the device tree and the package where the loader put them; memory taken from the pool for the first time; the jump to the final tables |
+//! | `arch/console.rs` | 1 | 1 | the UART's registers |
+//! | `arch/cpu.rs` | 11 | 3 | per-CPU data behind TPIDR_EL2; EL2's translation and entry to the host; WFE, WFI, SEV |
+//! | `arch/fatal.rs` | 2 | 2 | the stack as a list of frames, when something has gone wrong |
+//! | `arch/frames.rs` | 3 | 2 | lists of free pages, threaded through the pages |
+//! | `arch/log.rs` | 1 | 3 | records in a static that every CPU writes (test builds only) |
+//! | `arch/mem.rs` | 5 | 1 | pages that hyp has mapped: wiped, cleaned, and flag-shadow pages as atomics |
+//! | `arch/mod.rs` | 1 | 0 | YIELD |
+//! | `arch/run.rs` | 2 | 0 | the return state of an ERET, into the guest and back to the host |
+//! | `arch/sysreg.rs` | 4 | 0 | MRS and MSR of registers that the sysreg crate lacks; barriers |
+//! | `arch/tables.rs` | 6 | 4 | TLB maintenance; functions that aarch64-paging wants and nobody calls |
+//! | `arch/trap.rs` | 3 | 1 | this CPU's data at an exception; the host's return state |
+//! | `arch/vm.rs` | 5 | 2 | a vCPU in its donated pages, which its slot or its CPU has to itself |
+//! | `arch/world.rs` | 6 | 1 | the world switch (switch.S); registers that decide what traps |
+//! | `fp/hw.rs` | 9 | 3 | the routines that move FP registers (regs.S); images in donated memory |
+//!
+//! # Locks
+//!
+//! A CPU takes them in this order and holds at most one of each kind:
+//!
+//! 1. a VM's slot (`arch::vm`), which guards the VM, its vCPUs' places and its stage 2;
+//! 2. memory (`arch::mem`): owners, hyp's stage 1, the host's stage 2;
+//! 3. a list of pages for tables (`arch::frames`): hyp's, the host's or a VM's. With one of these held
+//!    nothing is done but to take a page or to put one.
+//!
+//! The console's is taken by messages alone, which are for boot, for the end, and for no transition.
+//! No lock is held while a guest or the host runs: VCPU_RUN takes none, a loaded vCPU being its CPU's
+//! own; a guest's call about its memory takes its VM's and lets it go before the guest goes on. What a
+//! CPU does with a lock held is bounded by [`umbra_shared::call::MAX_PAGES_PER_CALL`].
+//!
+//! Nothing fails for want of memory once a transition has begun. A VM brings its tables: [`vms`] asks
+//! whether the worst case is there before a page changes hands, with the slot locked from then on, so
+//! that nobody else can use them up. Hyp and the host have enough from boot for all of RAM in single
+//! pages. vCPUs and slots are counted before anything is donated.
 
 #![cfg_attr(not(test), no_std)]
 

@@ -3,6 +3,8 @@
 //! Written by their own CPU only, read by any (STATS hypercall), hence atomics without
 //! read-modify-write: a relaxed load and a relaxed store cost two instructions.
 
+#![forbid(unsafe_code)]
+
 use core::sync::atomic::{AtomicU64, Ordering};
 use umbra_shared::call::Counter;
 

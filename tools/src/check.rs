@@ -1,9 +1,10 @@
-//! `xtask check`: formatting, lints, documentation, and I5 on the built images.
+//! `xtask check`: formatting, lints, documentation, the unsafe budget, and I5 on the built images.
 
 use std::process::Command;
 
 use anyhow::Result;
 
+use crate::budget;
 use crate::build;
 use crate::fpcheck;
 use crate::process;
@@ -37,6 +38,7 @@ pub fn check() -> Result<bool> {
     step("formatting of the fuzz targets", run(fuzz_targets("fmt").arg("--check")));
     step("lints of the fuzz targets", lint_fuzz_targets());
     step("lints on the target", lint_target(&toolchain));
+    step("unsafe budget of hyp", budget::check());
     step("I5: FP/SIMD/SVE instructions of hyp", hyp_instructions(&toolchain));
     step("I5: FP/SIMD/SVE instructions of the host library", host_instructions(&toolchain));
     if failed.is_empty() {

@@ -7,10 +7,11 @@
 //! [`symbols`] turning code addresses into source lines. [`kernel`] gets a Linux, which [`linux`] boots
 //! as the host. [`boot`], [`harness`], [`gdb`] and [`check`] are what people ask for by name, and so is
 //! [`fuzz`]; [`fvp`] is another machine to run it all on; [`fpcheck`] is the check of invariant I5 on the
-//! built image, and [`plants`] shows that the tests notice what they are there for.
+//! built image, [`budget`] that of where hyp is unsafe, and [`plants`] shows that the tests notice what they are there for.
 
 pub mod board;
 pub mod boot;
+pub mod budget;
 pub mod build;
 pub mod check;
 pub mod console;

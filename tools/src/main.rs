@@ -57,8 +57,8 @@ enum Verb {
     Fvp(FvpVerb),
     /// Build the bare-metal binaries and pack the demonstration and test images.
     Build,
-    /// Check formatting, lints, documentation, and that hyp's image has FP/SIMD/SVE instructions
-    /// only where they belong.
+    /// Check formatting, lints, documentation, and that hyp has unsafe code and FP/SIMD/SVE
+    /// instructions only where they belong.
     Check,
 }
 

@@ -79,6 +79,8 @@ enum Test {
     Linux { name: String },
     /// Random programs in this mode.
     Fuzz(Mode),
+    /// The same, of hypercalls above all, each judged by the executable specification.
+    Judged(Mode),
     /// The search for FP instructions in hyp's image.
     I5,
 }
@@ -90,6 +92,7 @@ impl fmt::Display for Test {
             Self::Target { configuration, name } => write!(f, "target {configuration}::{name}"),
             Self::Linux { name } => write!(f, "linux {name}"),
             Self::Fuzz(mode) => write!(f, "fuzz {mode}"),
+            Self::Judged(mode) => write!(f, "judged {mode}"),
             Self::I5 => write!(f, "i5"),
         }
     }
@@ -113,10 +116,12 @@ impl Test {
             }
             ["fuzz", "replay"] => Ok(Self::Fuzz(Mode::Replay)),
             ["fuzz", "storm"] => Ok(Self::Fuzz(Mode::Storm)),
+            ["judged", "replay"] => Ok(Self::Judged(Mode::Replay)),
+            ["judged", "storm"] => Ok(Self::Judged(Mode::Storm)),
             ["i5"] => Ok(Self::I5),
             _ => bail!(
                 "`Test: {text}`: neither `unit PACKAGE NAME` nor `target MACHINE::NAME` nor \
-                 `fuzz replay|storm` nor `linux NAME` nor `i5`"
+                 `fuzz replay|storm` nor `judged replay|storm` nor `linux NAME` nor `i5`"
             ),
         }
     }
@@ -391,10 +396,11 @@ impl Copy {
         })
     }
 
-    fn run_fuzz(&self, mode: Mode) -> Result<Verdict> {
+    /// Random programs on this hyp.
+    fn run_fuzz(&self, hyp: Binary, mode: Mode) -> Result<Verdict> {
         let built = Built {
             image: self.target.join("tests.img"),
-            hyp: self.binary(build::HYP)?,
+            hyp: self.binary(hyp)?,
             host: self.binary(build::PAYLOAD)?,
             guest: self.binary(build::GUEST)?,
         };
@@ -413,7 +419,8 @@ impl Copy {
                 self.run_targets(configuration, &[name]).and_then(one)
             }
             Test::Linux { name } => self.run_linux(name),
-            Test::Fuzz(mode) => self.run_fuzz(*mode),
+            Test::Fuzz(mode) => self.run_fuzz(build::HYP, *mode),
+            Test::Judged(mode) => self.run_fuzz(build::HYP_LOG, *mode),
             Test::I5 => {
                 let hyp = self.binary(build::HYP)?;
                 Ok(match fpcheck::check_hyp(&hyp) {
@@ -445,7 +452,7 @@ impl Copy {
                     let names = targets.entry(configuration.as_str()).or_insert_with(Vec::new);
                     names.push(name.as_str());
                 }
-                Test::Linux { .. } | Test::Fuzz(_) | Test::I5 => {
+                Test::Linux { .. } | Test::Fuzz(_) | Test::Judged(_) | Test::I5 => {
                     judge(test.to_string(), self.run(test)?)
                 }
             }
@@ -632,7 +639,7 @@ mod tests {
 
     const GOOD: &str = "What: FFR is at a constant offset\nRow: r02\n\
         Test: unit umbra-hyp fp::tests::one\nTest: target vq4::r02_two\n\
-        Test: linux keeps_every_register\nTest: i5\n\n\
+        Test: linux keeps_every_register\nTest: judged storm\nTest: i5\n\n\
         --- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n";
 
     fn error(text: &str) -> String {
@@ -651,6 +658,7 @@ mod tests {
                 "unit umbra-hyp fp::tests::one",
                 "target vq4::r02_two",
                 "linux keeps_every_register",
+                "judged storm",
                 "i5"
             ]
         );
@@ -665,6 +673,7 @@ mod tests {
         assert!(error(&GOOD.replace("Row: r02", "Row: r02\nRow: r03")).contains("two"));
         assert!(error(&GOOD.replace("vq4::", "pdp11::")).contains("pdp11"));
         assert!(error(&GOOD.replace("linux keeps", "linux loses")).contains("loses"));
+        assert!(error(&GOOD.replace("judged storm", "judged wind")).contains("wind"));
         assert!(error(&GOOD.replace("Test: i5", "Test: maybe")).contains("maybe"));
         assert!(error("What: x\nRow: -\n\n+++ b/x\n").contains("Test"));
         assert!(error(&GOOD.replace("+++ ", "*** ")).contains("no diff"));

@@ -15,7 +15,7 @@ use super::frames::{FrameList, Tables, linear};
 use super::layout::{DTB_WINDOW_L2, IMAGE_BASE, LINEAR_BASE, STACK_BYTES, stack_top};
 use super::mem::{self, Memory, clean_invalidate_range};
 use super::sysreg::{isb, read_cntpct_el0};
-use super::tables::{HypTables, Stage2, Stage2Shape, Use, vttbr};
+use super::tables::{HypTables, Stage2Shape, Stage2Tables, Use};
 use super::world::virtual_interface_fits;
 use super::{Lock, layout};
 use crate::arch::sysreg::sys;
@@ -23,6 +23,7 @@ use crate::cpufeatures::CpuFeatures;
 use crate::fp::hw::Image;
 use crate::fp::lengths::Lengths;
 use crate::memory::pages::{Pages, State, count};
+use crate::memory::stage2::Stage2;
 use crate::options::Options;
 use crate::platform::{
     HostBoot, MAX_CPUS, Platform, Range, conduit, console as find_console, hand_over,
@@ -351,7 +352,7 @@ fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
     for &(start, end) in &platform.reserved {
         owners.reserve(start, end);
     }
-    let host_vttbr = vttbr(0, stage2.root());
+    let host_vttbr = stage2.vttbr().bits();
     mem::init(Memory { pages: owners, hyp: tables, host: stage2 });
     FINISH.lock().replace(Finish {
         cpus,
@@ -459,8 +460,8 @@ fn make_cpu(tables: &mut HypTables, pool: &mut Pool, index: usize) {
     clean_invalidate_range((&raw const *params).addr(), size_of::<BootParams>());
 }
 
-fn host_stage2(platform: &Platform, hyp: &[Range], shape: Stage2Shape) -> Stage2 {
-    let mut stage2 = Stage2::new(Tables(&HOST_TABLES), shape);
+fn host_stage2(platform: &Platform, hyp: &[Range], shape: Stage2Shape) -> Stage2<Stage2Tables> {
+    let mut stage2 = Stage2Tables::new(Tables(&HOST_TABLES), shape);
     let limit = 1 << shape.ipa_bits;
     let mut at = 0;
     for &(start, end) in &platform.banks {
@@ -481,8 +482,7 @@ fn host_stage2(platform: &Platform, hyp: &[Range], shape: Stage2Shape) -> Stage2
         at = end;
     }
     stage2.map_identity_device(at, limit);
-    stage2.mark_active();
-    stage2
+    stage2.with_vmid(0)
 }
 
 fn switch_tables(index: usize) -> ! {

@@ -1,5 +1,7 @@
 //! Hypercalls other than VCPU_RUN: decode, do, answer.
 
+#![forbid(unsafe_code)]
+
 use super::cpu::{Cpu, MACHINE, SHARED, machine};
 use super::log::{self, Transition};
 use super::mem;

@@ -1,8 +1,8 @@
 //! What a guest traps on: answered here, or handed to the host.
 
-use super::cpu::machine;
+#![forbid(unsafe_code)]
+
 use super::sysreg::*;
-use super::tables::with_vttbr;
 use super::vm::{self, Open, Vcpu};
 use crate::cpufeatures::IdRegisters;
 use crate::idregs::{self, IdRegister};
@@ -59,12 +59,11 @@ pub fn synchronous(vcpu: &mut Vcpu, id: &IdRegisters, esr: u64) -> Option<Exit> 
 pub fn memory_call(vcpu: &mut Vcpu, vm: VmId) -> Option<Exit> {
     let function = GuestFunction::from_id(vcpu.regs.x[0])?;
     let ipa = UntrustedIpa(vcpu.regs.x[1]);
-    // What the host loses, its own VMID has to lose in the TLBs.
-    let result = with_vttbr(machine().host_vttbr, || match function {
+    let result = match function {
         GuestFunction::MemShare => vm::guest_share(vm, ipa).map(|()| None),
         GuestFunction::MemUnshare => vm::guest_unshare(vm, ipa).map(|()| None),
         GuestFunction::MemRelinquish => vm::guest_relinquish(vm, ipa).map(Some),
-    });
+    };
     let code = match result {
         Ok(_) => SUCCESS,
         Err(error) => error.code(),

@@ -10,6 +10,8 @@
 //! | [`DEVICE_BASE`] | the console |
 //! | [`LINEAR_BASE`] | physical memory at its address plus this: hyp's own, donated and shared pages; a guest's page for as long as it is wiped or cleaned; nothing else |
 
+#![forbid(unsafe_code)]
+
 /// Where the image is linked (image.ld).
 pub const IMAGE_BASE: usize = 0x4000_0000_0000;
 /// Stacks.

@@ -1,7 +1,7 @@
 //! Memory changing hands: the decisions of [`crate::memory::pages`] put into effect.
 //!
 //! One lock guards the page table of owners, hyp's stage 1 and the host's stage 2 together, because a
-//! transition touches all three. It is taken last (after a VM's lock) and never held across a run.
+//! transition touches all three. It is taken after a VM's lock and never held across a run.
 //!
 //! The order of a transition's steps is that of [`crate::memory::handover`].
 
@@ -9,10 +9,11 @@ use super::Lock;
 use super::frames::linear;
 use super::layout::LINEAR_BASE;
 use super::log;
-use super::tables::{HypTables, Stage2, Use};
+use super::tables::{HypTables, Stage2Tables, Tlbs, Use};
 use crate::arch::sysreg::sys;
 use crate::memory::handover::Hands;
 use crate::memory::pages::{Page, Pages};
+use crate::memory::stage2::{self, HostFault, Stage2};
 use crate::vms;
 use core::arch::asm;
 use spin::Once;
@@ -33,7 +34,7 @@ pub struct Memory {
     /// Hyp's own translation.
     pub hyp: HypTables,
     /// The host's stage 2.
-    pub host: Stage2,
+    pub host: Stage2<Stage2Tables>,
 }
 
 // SAFETY: the raw table pointers inside lead to hyp's pool, which every CPU has mapped alike.
@@ -57,15 +58,6 @@ pub fn with<R>(f: impl FnOnce(&mut Memory) -> R) -> R {
     let result = f(&mut memory);
     log::touched(&mut memory.pages);
     result
-}
-
-/// What to do about a host's stage-2 fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HostFault {
-    /// The host may access the page: let it try again.
-    Retry,
-    /// It may not: an abort.
-    Abort,
 }
 
 impl Memory {
@@ -110,21 +102,9 @@ impl Memory {
         (None, self.pages.next_from(from).map(Page::pa))
     }
 
-    /// The host took a stage-2 fault at `pa`. With the lock held nobody is half-way through a change,
-    /// so looking again tells a fault on a broken block from one on somebody else's page.
+    /// The host took a stage-2 translation fault at `pa`.
     pub fn host_fault(&mut self, pa: u64) -> HostFault {
-        let page_pa = pa & !(PAGE_SIZE as u64 - 1);
-        match self.pages.lookup(page_pa) {
-            Ok(page) if self.pages.state(page).host_has_access() => {
-                if self.host.lookup(page_pa).is_none() {
-                    self.give_to_host(page);
-                }
-                HostFault::Retry
-            }
-            Ok(_) => HostFault::Abort,
-            Err(_) if self.host.lookup(page_pa).is_some() => HostFault::Retry,
-            Err(_) => HostFault::Abort,
-        }
+        stage2::host_fault(&self.pages, &mut self.host, &Tlbs, pa)
     }
 }
 
@@ -143,11 +123,11 @@ pub fn flag_page(page: Page) -> &'static FlagShadowPage {
 
 impl Hands for Memory {
     fn take_from_host(&mut self, page: Page) {
-        self.host.unmap_identity_page(page.pa());
+        self.host.unmap(&Tlbs, page.pa());
     }
 
     fn give_to_host(&mut self, page: Page) {
-        self.host.map_page(page.pa(), page.pa());
+        self.host.map(&Tlbs, page.pa(), page.pa());
     }
 
     fn map_for_hyp(&mut self, page: Page) {

@@ -1,5 +1,7 @@
 //! The host's SMCs: PSCI as [`crate::psci`] decides it, put into effect.
 
+#![forbid(unsafe_code)]
+
 use super::boot::{boot_params_address, secondary_entry_address};
 use super::cpu::{Cpu, SHARED, machine, send_event};
 use super::log::{self, Transition};

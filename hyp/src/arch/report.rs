@@ -1,5 +1,7 @@
 //! `umbra.stats`: the counters of all CPUs as `@cpu` lines, for hosts that never ask for them.
 
+#![forbid(unsafe_code)]
+
 use super::console::emergency;
 use super::cpu::{SHARED, Shared, machine};
 use core::fmt;

@@ -1,10 +1,13 @@
 //! Page tables: hyp's stage 1, the host's stage 2, guests' stage 2.
 //!
-//! aarch64-paging walks and edits; the TLB rules are ours. It issues a DSB before and a DSB and ISB
-//! after the invalidation of a live mapping, and calls `invalidate_va` between them for each leaf.
+//! aarch64-paging walks and edits; the TLB rules are ours. For hyp's stage 1 it issues a DSB before and
+//! a DSB and ISB after the invalidation of a live mapping, and calls `invalidate_va` between them for
+//! each leaf. Of a stage 2 it is never told that it is live: a TLBI there is for the VMID that is loaded,
+//! and a block is not to be split under a walk. Both are decided in [`crate::memory::stage2`].
 
 use super::frames::Tables;
-use super::sysreg::{isb, read_vttbr_el2, write_vttbr_el2};
+use super::sysreg::{dsb_ish, isb, read_vttbr_el2, write_vttbr_el2};
+use crate::memory::stage2::{Leaf, Stage2, Table, Tlb, Vttbr};
 use aarch64_paging::Mapping;
 use aarch64_paging::descriptor::{
     El23Attributes, PhysicalAddress, Stage2Attributes, VirtualAddress,
@@ -39,7 +42,7 @@ impl TranslationRegime for HypRegime {
     }
 }
 
-/// EL1&0 stage 2 of the VM whose VTTBR_EL2 is loaded.
+/// EL1&0 stage 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stage2Regime;
 
@@ -48,19 +51,10 @@ impl TranslationRegime for Stage2Regime {
     type Asid = ();
     type VaRange = ();
 
-    fn invalidate_va(ipa: VirtualAddress) {
-        // IPAS2E1IS drops stage-2 translations of the IPA; combined stage 1 and 2 entries are found by
-        // VA only, so once it has completed everything of stage 1 goes too (Arm ARM D8.17.6.3).
-        // SAFETY: dropping translations is always sound.
-        unsafe {
-            asm!(
-                "tlbi ipas2e1is, {}",
-                "dsb ish",
-                "tlbi vmalle1is",
-                in(reg) ipa.0 >> 12,
-                options(nostack)
-            );
-        }
+    fn invalidate_va(_: VirtualAddress) {
+        unreachable!(
+            "tables of stage 2 are never marked active: `memory::stage2` sees to the TLBs"
+        );
     }
 
     unsafe fn activate(_: PhysicalAddress, (): (), (): ()) -> usize {
@@ -76,37 +70,53 @@ fn region(start: u64, end: u64) -> MemoryRegion {
     MemoryRegion::new(start as usize, end as usize)
 }
 
-/// Does something with this VTTBR_EL2: TLB maintenance for EL1&0 is for the VMID that is loaded.
-pub fn with_vttbr<R>(vttbr: u64, f: impl FnOnce() -> R) -> R {
-    let current = read_vttbr_el2();
-    write_vttbr_el2(vttbr);
-    isb();
-    let result = f();
-    write_vttbr_el2(current);
-    isb();
-    result
-}
+/// The TLBs of EL1&0, as this CPU can reach them.
+#[derive(Clone, Copy, Debug)]
+pub struct Tlbs;
 
-/// Drops every translation of the VM with this VTTBR_EL2, on all CPUs.
-pub fn invalidate_vm(vttbr: u64) {
-    with_vttbr(vttbr, || {
+impl Tlb for Tlbs {
+    fn loaded(&self) -> Vttbr {
+        Vttbr::from_bits(read_vttbr_el2())
+    }
+
+    fn load(&self, vttbr: Vttbr) {
+        write_vttbr_el2(vttbr.bits());
+        isb();
+    }
+
+    fn stores_done(&self) {
+        dsb_ish();
+    }
+
+    fn drop_stage2(&self, ipa: u64) {
         // SAFETY: dropping translations is always sound.
-        unsafe { asm!("dsb ishst", "tlbi vmalls12e1is", "dsb ish", "isb", options(nostack)) };
-    });
-}
+        unsafe { asm!("tlbi ipas2e1is, {}", in(reg) ipa >> 12, options(nostack, preserves_flags)) };
+    }
 
-/// Another vCPU of the same VM runs on this CPU than last time: both have the same VMID, but their
-/// own stage 1, so this CPU's stage-1 translations and instruction cache must not be shared.
-pub fn invalidate_local_vcpu(vttbr: u64) {
-    with_vttbr(vttbr, || {
+    fn drop_stage1(&self) {
+        // SAFETY: dropping translations is always sound.
+        unsafe { asm!("tlbi vmalle1is", options(nostack, preserves_flags)) };
+    }
+
+    fn drop_both(&self) {
+        // SAFETY: dropping translations is always sound.
+        unsafe { asm!("tlbi vmalls12e1is", options(nostack, preserves_flags)) };
+    }
+
+    fn drop_own_stage1(&self) {
         // SAFETY: dropping translations and instructions is always sound.
-        unsafe { asm!("tlbi vmalle1", "ic iallu", "dsb nsh", "isb", options(nostack)) };
-    });
-}
+        unsafe { asm!("tlbi vmalle1", "ic iallu", options(nostack, preserves_flags)) };
+    }
 
-/// VTTBR_EL2 for a VMID and a root table.
-pub const fn vttbr(vmid: u8, root: u64) -> u64 {
-    (vmid as u64) << 48 | root
+    fn dropped(&self) {
+        dsb_ish();
+        isb();
+    }
+
+    fn dropped_here(&self) {
+        // SAFETY: a barrier.
+        unsafe { asm!("dsb nsh", "isb", options(nostack, preserves_flags)) };
+    }
 }
 
 /// How a range of hyp's addresses may be used.
@@ -262,28 +272,25 @@ impl Stage2Shape {
     }
 }
 
-/// A stage 2.
+/// The tables of a stage 2. What is done to them while they are in use is decided in
+/// [`crate::memory::stage2`].
 #[derive(Debug)]
-pub struct Stage2(Mapping<Tables, Stage2Regime>);
+pub struct Stage2Tables(Mapping<Tables, Stage2Regime>);
 
-impl Stage2 {
+impl Stage2Tables {
     /// Empty tables; the root comes from `tables`.
     pub fn new(tables: Tables, shape: Stage2Shape) -> Self {
         Self(Mapping::new(tables, shape.root_level, Stage2Regime))
     }
 
-    /// The root's physical address.
-    pub fn root(&self) -> u64 {
-        self.0.root_address().0 as u64
+    /// A stage 2 of these, under this VMID.
+    pub fn with_vmid(self, vmid: u8) -> Stage2<Self> {
+        let vttbr = Vttbr::new(vmid, self.0.root_address().0 as u64);
+        Stage2::new(self, vttbr)
     }
 
-    /// From now on changes are followed by TLB maintenance, for the VMID in VTTBR_EL2.
-    pub fn mark_active(&self) {
-        self.0.mark_active();
-    }
-
-    /// Maps a range of RAM one to one for the host, with blocks of 2 MiB at the most: the largest
-    /// that [`Self::unmap_identity_page`] breaks.
+    /// Maps a range of RAM one to one for the host, with blocks of 2 MiB at the most, so that one that
+    /// is broken is soon made again.
     ///
     /// # Panics
     ///
@@ -292,7 +299,7 @@ impl Stage2 {
         let mut from = start;
         while from < end {
             let to = end.min((from & !(BLOCK_BYTES - 1)) + BLOCK_BYTES);
-            self.map_identity(from, to, NORMAL, Constraints::NO_CONTIGUOUS_HINT);
+            self.map(from, from, to - from, NORMAL, Constraints::NO_CONTIGUOUS_HINT);
             from = to;
         }
     }
@@ -303,99 +310,52 @@ impl Stage2 {
     ///
     /// As [`Self::map_identity_ram`].
     pub fn map_identity_device(&mut self, start: u64, end: u64) {
-        self.map_identity(start, end, DEVICE, Constraints::NO_CONTIGUOUS_HINT);
+        self.map(start, start, end.saturating_sub(start), DEVICE, Constraints::NO_CONTIGUOUS_HINT);
     }
 
-    fn map_identity(
+    fn map(
         &mut self,
-        start: u64,
-        end: u64,
+        ipa: u64,
+        pa: u64,
+        bytes: u64,
         attributes: Stage2Attributes,
         constraints: Constraints,
     ) {
-        if start < end {
+        if bytes != 0 {
             self.0
                 .map_range(
-                    &region(start, end),
-                    PhysicalAddress(start as usize),
+                    &region(ipa, ipa + bytes),
+                    PhysicalAddress(pa as usize),
                     attributes,
                     constraints,
                 )
-                .expect("the host's identity map");
+                .expect("inside the address space, in tables that no TLB rule is checked for");
         }
     }
+}
 
-    /// Maps a page of Normal memory where nothing is mapped.
-    ///
-    /// # Panics
-    ///
-    /// If something is: the caller has looked.
-    pub fn map_page(&mut self, ipa: u64, pa: u64) {
-        self.0
-            .map_range(
-                &region(ipa, ipa + PAGE_SIZE as u64),
-                PhysicalAddress(pa as usize),
-                NORMAL,
-                Constraints::NO_BLOCK_MAPPINGS | Constraints::NO_CONTIGUOUS_HINT,
-            )
-            .expect("nothing was mapped there");
-        // The entry is visible to the walkers before anybody relies on it.
-        super::sysreg::dsb_ish();
-    }
-
-    /// Takes a page of the host's identity map away from it. A block around it is broken first and
-    /// made again as pages without the hole: until that is done, other CPUs may fault on the rest of
-    /// it, which [`super::mem::Memory::host_fault`] answers by looking again.
-    pub fn unmap_identity_page(&mut self, pa: u64) {
-        let page = region(pa, pa + PAGE_SIZE as u64);
-        let mut in_block = false;
-        let _ = self.0.walk_range(&page, &mut |_, descriptor, level| {
-            in_block = descriptor.is_valid() && level < 3;
-            Ok(())
-        });
-        if in_block {
-            let start = pa & !(BLOCK_BYTES - 1);
-            self.invalidate_range(start, start + BLOCK_BYTES);
-            // What was invalid is in no TLB, so making the pages needs no maintenance for each.
-            let pages = Constraints::NO_BLOCK_MAPPINGS | Constraints::NO_CONTIGUOUS_HINT;
-            self.0.mark_inactive();
-            self.map_identity(start, pa, NORMAL, pages);
-            self.map_identity(pa + PAGE_SIZE as u64, start + BLOCK_BYTES, NORMAL, pages);
-            self.0.mark_active();
-            super::sysreg::dsb_ish();
-        } else {
-            self.invalidate_range(pa, pa + PAGE_SIZE as u64);
-        }
-    }
-
-    /// Takes a guest's page away. The caller sees to the TLBs.
-    pub fn unmap_page(&mut self, ipa: u64) {
-        self.invalidate_range(ipa, ipa + PAGE_SIZE as u64);
-        super::sysreg::dsb_ish();
-    }
-
-    fn invalidate_range(&mut self, start: u64, end: u64) {
-        self.0
-            .map_range(
-                &region(start, end),
-                PhysicalAddress(0),
-                Stage2Attributes::empty(),
-                Constraints::empty(),
-            )
-            .expect("unmapping is always possible");
-    }
-
-    /// What is mapped at a page: its physical address.
-    pub fn lookup(&self, ipa: u64) -> Option<u64> {
+impl Table for Stage2Tables {
+    fn leaf(&self, ipa: u64) -> Option<Leaf> {
         let mut found = None;
+        let ipa = ipa & !(PAGE_SIZE as u64 - 1);
         let range = region(ipa, ipa + PAGE_SIZE as u64);
         let _ = self.0.walk_range(&range, &mut |_, descriptor, level| {
             if descriptor.is_valid() {
-                let mask = (PAGE_SIZE as u64) << (9 * (3 - level));
-                found = Some(descriptor.output_address().0 as u64 | ipa & (mask - 1) & !0xfff);
+                let bytes = (PAGE_SIZE as u64) << (9 * (3 - level));
+                let pa = descriptor.output_address().0 as u64;
+                found = Some(Leaf { ipa: ipa & !(bytes - 1), bytes, pa });
             }
             Ok(())
         });
         found
+    }
+
+    fn clear(&mut self, leaf: Leaf) {
+        self.map(leaf.ipa, 0, leaf.bytes, Stage2Attributes::empty(), Constraints::empty());
+    }
+
+    fn fill(&mut self, ipa: u64, pa: u64, bytes: u64) {
+        let pages = Constraints::NO_BLOCK_MAPPINGS | Constraints::NO_CONTIGUOUS_HINT;
+        self.map(ipa, pa, bytes, NORMAL, pages);
     }
 }

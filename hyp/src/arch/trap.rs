@@ -2,11 +2,12 @@
 
 use super::cpu::{Cpu, machine, wait_for_interrupt};
 use super::log::{self, Transition};
-use super::mem::{self, HostFault};
+use super::mem;
 use super::sysreg::*;
 use super::{calls, power, run};
 use crate::arch::sysreg::sys;
 use crate::fp::Live;
+use crate::memory::stage2::HostFault;
 use crate::syndrome::{self, Abort, ec, pstate};
 use umbra_shared::call::{Counter, Function};
 use umbra_shared::record::Kind;

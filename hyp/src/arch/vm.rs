@@ -1,6 +1,6 @@
 //! VMs and vCPUs on this machine: what the decisions of [`crate::vms`] are put into effect with.
 //!
-//! Each VM's slot is guarded by a lock of its own. Locks are taken in this order: VM, pool, memory. A
+//! Each VM's slot is guarded by a lock of its own (the order of locks is in [`crate`]'s description). A
 //! vCPU that is loaded belongs to its CPU: the slot only remembers where, and the run path takes no
 //! lock.
 
@@ -8,7 +8,7 @@ use super::cpu::{Cpu, machine};
 use super::frames::{FrameList, Tables, WORST_CASE_TABLES, linear};
 use super::log;
 use super::mem::{self, flag_page};
-use super::tables::{Stage2, invalidate_local_vcpu, invalidate_vm, vttbr};
+use super::tables::{Stage2Tables, Tlbs};
 use super::world::{El1Context, GuestRegs, PSTATE_EL1H_MASKED, Timer, VirtualGic};
 use super::{Lock, LockGuard};
 use crate::fp::hw::Image;
@@ -16,6 +16,7 @@ use crate::fp::{CpuFp, VcpuFp};
 use crate::idregs;
 use crate::memory::handover::Ready;
 use crate::memory::pages::{PageRange, VmId};
+use crate::memory::stage2::Stage2;
 use crate::vms::{self, MAX_VMS, Machine, NewVcpu};
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
@@ -145,8 +146,7 @@ impl Loaded {
 #[derive(Debug)]
 pub struct VmTables {
     /// Dropped by nobody: its pages go back to the host one by one.
-    stage2: ManuallyDrop<Stage2>,
-    vttbr: u64,
+    stage2: ManuallyDrop<Stage2<Stage2Tables>>,
 }
 
 // SAFETY: the raw table pointers inside lead to the VM's pool, which every CPU has mapped alike.
@@ -200,12 +200,12 @@ impl Machine for Target {
     }
 
     fn new_tables(&self, vm: VmId) -> VmTables {
-        let stage2 = Stage2::new(Tables(&POOLS[usize::from(vm)]), machine().stage2);
-        VmTables { vttbr: vttbr(vm + 1, stage2.root()), stage2: ManuallyDrop::new(stage2) }
+        let tables = Stage2Tables::new(Tables(&POOLS[usize::from(vm)]), machine().stage2);
+        VmTables { stage2: ManuallyDrop::new(tables.with_vmid(vm + 1)) }
     }
 
     fn drop_tables(&self, vm: VmId, tables: VmTables) {
-        invalidate_vm(tables.vttbr);
+        tables.stage2.forget_all(&Tlbs);
         POOLS[usize::from(vm)].lock().clear();
     }
 
@@ -214,12 +214,11 @@ impl Machine for Target {
     }
 
     fn map(&self, tables: &mut VmTables, ipa: u64, page: Ready) {
-        tables.stage2.map_page(ipa, page.pa());
+        tables.stage2.map(&Tlbs, ipa, page.pa());
     }
 
     fn unmap(&self, tables: &mut VmTables, ipa: u64) {
-        tables.stage2.unmap_page(ipa);
-        invalidate_vm(tables.vttbr);
+        tables.stage2.unmap(&Tlbs, ipa);
     }
 
     fn new_vcpu(&self, tables: &VmTables, new: &NewVcpu) -> Place {
@@ -244,7 +243,7 @@ impl Machine for Target {
             fp: VcpuFp::new(image, new.vq, new.policy),
             // RES1, and the index as Aff0.
             vmpidr: 1 << 31 | new.index as u64,
-            vttbr: tables.vttbr,
+            vttbr: tables.stage2.vttbr().bits(),
             open: Open::Nothing,
             id: idregs::Guest { sve: new.vq.is_some(), pa_range: machine().stage2.pa_range },
             flags: flag_page(new.flag_page),
@@ -256,7 +255,7 @@ impl Machine for Target {
     }
 
     fn forget_sibling(&self, tables: &VmTables) {
-        invalidate_local_vcpu(tables.vttbr);
+        tables.stage2.forget_sibling(&Tlbs);
     }
 }
 

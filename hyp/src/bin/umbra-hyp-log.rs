@@ -1,5 +1,6 @@
 //! The bootable EL2 image of a test build, which writes its transitions down (`arch::log`).
 
+#![forbid(unsafe_code)]
 #![no_std]
 #![no_main]
 

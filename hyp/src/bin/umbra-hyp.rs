@@ -1,5 +1,6 @@
 //! The bootable EL2 image: everything is in the library.
 
+#![forbid(unsafe_code)]
 #![no_std]
 #![no_main]
 

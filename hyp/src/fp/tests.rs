@@ -4,6 +4,8 @@
 //! Programs are random sequences of what hosts and guests do; the machine is [`super::sim`]. Every
 //! byte written carries its owner in its top two bits, so a leak names whose it is.
 
+#![forbid(unsafe_code)]
+
 mod machine;
 
 use super::sim::SimImage;

@@ -18,6 +18,8 @@
 //! * a context that never wrote, or that gave its content up with a hint or a reset, finds zero;
 //! * nobody ever finds anything of anybody else's, or junk.
 
+#![forbid(unsafe_code)]
+
 mod machine;
 
 use super::{Access, CpuFp, FpHw, GuestTrap, HostImage, Live, TrapClass, VcpuFp};

@@ -9,12 +9,14 @@ use crate::{
     runner::Skip,
     tests, window, workers,
 };
+use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use umbra_host::{
     hypercall::{Hvc, Hypervisor},
     kernel::{
+        MAX_CPUS,
         exception::{probe_read, probe_write},
-        mmu,
+        mmu, timer,
     },
 };
 use umbra_shared::{
@@ -244,10 +246,21 @@ fn splitting_a_block_disturbs_nobody() -> Result<(), Skip> {
     // Whole blocks, so that the first donation splits one that the host has as a block.
     let blocks = ledger::aligned(4 * BLOCK_PAGES, BLOCK_PAGES as usize);
     let stop = AtomicBool::new(false);
-    let rounds = AtomicU64::new(0);
+    let rounds = [const { AtomicU64::new(0) }; MAX_CPUS];
     workers::on_all(|cpu| {
         if cpu == 0 {
             for block in 0..4 {
+                // All others are at it: a round begun after this is seen to end.
+                let others = &rounds[1..context().cpus];
+                let before: ArrayVec<u64, MAX_CPUS> =
+                    others.iter().map(|rounds| rounds.load(Ordering::Relaxed)).collect();
+                let seen = timer::wait_until(30, || {
+                    others
+                        .iter()
+                        .zip(&before)
+                        .all(|(rounds, before)| rounds.load(Ordering::Relaxed) > before + 1)
+                });
+                assert!(seen, "the other CPUs stand still");
                 let first = blocks + block * BLOCK_PAGES * PAGE;
                 let vm = Hvc.vm_create(first, 8, VmConfig::default()).expect("VM_CREATE");
                 ledger::enter(vm);
@@ -258,12 +271,6 @@ fn splitting_a_block_disturbs_nobody() -> Result<(), Skip> {
                 for page in each(first, 8).chain((1..48).map(|n| first + n * 8 * PAGE)) {
                     Hvc.vm_reclaim(vm, page).expect("VM_RECLAIM");
                 }
-                // The others have had their turn at it.
-                let before = rounds.load(Ordering::Relaxed);
-                let seen = umbra_host::kernel::timer::wait_until(30, || {
-                    rounds.load(Ordering::Relaxed) > before
-                });
-                assert!(seen, "the other CPUs stand still");
             }
             stop.store(true, Ordering::Release);
             return;
@@ -282,7 +289,7 @@ fn splitting_a_block_disturbs_nobody() -> Result<(), Skip> {
                     assert_eq!(word.read_volatile(), pa ^ 0x5a, "{pa:#x}");
                 }
             }
-            rounds.fetch_add(1, Ordering::Relaxed);
+            rounds[cpu].fetch_add(1, Ordering::Relaxed);
         }
     });
     Ok(())

@@ -1,0 +1,237 @@
+//! Stage 2 as it changes: which entry is written when, and what the TLBs have to forget.
+//!
+//! A page is gone for its old owner when no walk finds it and no TLB holds it. The second half is the
+//! harder one, and it is the half that an emulator forgives: QEMU drops all of EL1&0 whenever the VMID
+//! changes. So the decisions are here, where a machine in the tests can be less kind:
+//!
+//! - EL1&0 maintenance is for the VMID in VTTBR_EL2, whatever the CPU happened to run before it came to
+//!   hyp: a guest that shares or gives back memory has its own there. The VMID of the stage 2 that has
+//!   changed is loaded first, and what was loaded comes back.
+//! - The store is complete before the TLBI (DSB ISH), or a walk refills from the old entry behind it.
+//!   That barrier also ends walks that this CPU began for the VMID that is about to be replaced (Arm
+//!   ARM, out-of-context translation regimes).
+//! - TLBI IPAS2E1IS drops stage-2 entries only. Entries that combine both stages are found by VA,
+//!   which hyp doesn't know, so all of stage 1 goes too (VMALLE1IS), and not before the first is
+//!   complete: else a combined entry is made again from a stage-2 entry that is still there (Arm ARM
+//!   D8.17.6.3).
+//! - A block that loses one page is broken before the rest is made as pages: TLBs that hold a block and
+//!   a page for the same address may answer with either, or abort. In between other CPUs fault on the
+//!   rest of it. They wait for the lock that whoever breaks the block holds, then [`host_fault`] looks
+//!   again and lets them retry.
+//!
+//! What comes before and behind all that (who may have the page, when it is wiped) is decided in
+//! [`super::pages`] and [`super::handover`].
+
+#![forbid(unsafe_code)]
+
+use super::pages::Pages;
+use umbra_shared::PAGE_SIZE;
+
+#[cfg(test)]
+mod machine;
+#[cfg(test)]
+mod tests;
+
+const PAGE_BYTES: u64 = PAGE_SIZE as u64;
+
+/// VTTBR_EL2: which stage 2, under which VMID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Vttbr(u64);
+
+impl Vttbr {
+    /// A VMID and the physical address of a root table.
+    pub const fn new(vmid: u8, root: u64) -> Self {
+        Self((vmid as u64) << 48 | root)
+    }
+
+    /// What a register holds.
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// The register's value.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+}
+
+/// An entry of the last level of a walk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Leaf {
+    /// First address translated.
+    pub ipa: u64,
+    /// Bytes translated.
+    pub bytes: u64,
+    /// Where they are.
+    pub pa: u64,
+}
+
+impl Leaf {
+    /// The address behind the last one.
+    pub const fn end(self) -> u64 {
+        self.ipa + self.bytes
+    }
+}
+
+/// A stage 2 in memory. Nothing here tells a TLB anything.
+pub trait Table {
+    /// What translates an address.
+    fn leaf(&self, ipa: u64) -> Option<Leaf>;
+
+    /// Makes an entry invalid.
+    fn clear(&mut self, leaf: Leaf);
+
+    /// Maps Normal memory as pages where nothing is mapped. There are tables for it.
+    fn fill(&mut self, ipa: u64, pa: u64, bytes: u64);
+}
+
+/// TLBs of the EL1&0 regime, and VTTBR_EL2, which says whose entries an instruction is about.
+pub trait Tlb {
+    /// VTTBR_EL2.
+    fn loaded(&self) -> Vttbr;
+
+    /// Writes VTTBR_EL2; ISB.
+    fn load(&self, vttbr: Vttbr);
+
+    /// DSB ISH: this CPU's stores to tables are what every walk finds from here on.
+    fn stores_done(&self);
+
+    /// TLBI IPAS2E1IS.
+    fn drop_stage2(&self, ipa: u64);
+
+    /// TLBI VMALLE1IS.
+    fn drop_stage1(&self);
+
+    /// TLBI VMALLS12E1IS.
+    fn drop_both(&self);
+
+    /// TLBI VMALLE1; IC IALLU: this CPU only.
+    fn drop_own_stage1(&self);
+
+    /// DSB ISH: the maintenance before it has been done, on all CPUs.
+    fn dropped(&self);
+
+    /// DSB NSH; ISB: on this one.
+    fn dropped_here(&self);
+}
+
+/// A stage 2 and the VMID that TLBs know it by.
+#[derive(Debug)]
+pub struct Stage2<T> {
+    table: T,
+    vttbr: Vttbr,
+}
+
+impl<T: Table> Stage2<T> {
+    /// This table, under this VTTBR_EL2.
+    pub const fn new(table: T, vttbr: Vttbr) -> Self {
+        Self { table, vttbr }
+    }
+
+    /// VTTBR_EL2.
+    pub const fn vttbr(&self) -> Vttbr {
+        self.vttbr
+    }
+
+    /// The physical address of what is mapped at an address.
+    pub fn lookup(&self, ipa: u64) -> Option<u64> {
+        self.table.leaf(ipa).map(|leaf| leaf.pa + (ipa - leaf.ipa))
+    }
+
+    /// Maps a page where nothing is mapped. Nothing was, so no TLB holds anything of it.
+    pub fn map(&mut self, tlb: &impl Tlb, ipa: u64, pa: u64) {
+        self.table.fill(ipa, pa, PAGE_BYTES);
+        // Visible to all walks before anybody relies on it.
+        tlb.stores_done();
+    }
+
+    /// Takes a page away: no CPU can reach it through this stage 2 any more. The rest of a block around
+    /// it stays.
+    pub fn unmap(&mut self, tlb: &impl Tlb, ipa: u64) {
+        let Some(leaf) = self.table.leaf(ipa) else { return };
+        self.table.clear(leaf);
+        self.forget(tlb, ipa);
+        if leaf.bytes > PAGE_BYTES {
+            // What was invalid is in no TLB, so making the pages needs no maintenance.
+            let behind = ipa + PAGE_BYTES;
+            self.table.fill(leaf.ipa, leaf.pa, ipa - leaf.ipa);
+            self.table.fill(behind, leaf.pa + (behind - leaf.ipa), leaf.end() - behind);
+            tlb.stores_done();
+        }
+    }
+
+    /// The end of this stage 2, which no CPU has loaded: no TLB holds anything of it.
+    pub fn forget_all(&self, tlb: &impl Tlb) {
+        tlb.stores_done();
+        self.loaded(tlb, || {
+            tlb.drop_both();
+            tlb.dropped();
+        });
+    }
+
+    /// Another vCPU runs on this CPU than the one that ran here last. They share the VMID, but not
+    /// stage 1: what this CPU keeps of that, and of instructions, is the other's.
+    pub fn forget_sibling(&self, tlb: &impl Tlb) {
+        tlb.stores_done();
+        self.loaded(tlb, || {
+            tlb.drop_own_stage1();
+            tlb.dropped_here();
+        });
+    }
+
+    /// An entry that translated this address is gone from all TLBs, with all that was made of it. One
+    /// address is enough for a block: TLBs that keep one in pieces drop all of them.
+    fn forget(&self, tlb: &impl Tlb, ipa: u64) {
+        tlb.stores_done();
+        self.loaded(tlb, || {
+            tlb.drop_stage2(ipa);
+            tlb.dropped();
+            tlb.drop_stage1();
+            tlb.dropped();
+        });
+    }
+
+    /// Does something with this VMID loaded.
+    fn loaded<L: Tlb>(&self, tlb: &L, f: impl FnOnce()) {
+        let before = tlb.loaded();
+        if before != self.vttbr {
+            tlb.load(self.vttbr);
+        }
+        f();
+        if before != self.vttbr {
+            tlb.load(before);
+        }
+    }
+}
+
+/// What to do about a host's stage-2 translation fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostFault {
+    /// The host may access the page: let it try again.
+    Retry,
+    /// It may not: an abort.
+    Abort,
+}
+
+/// The host took a stage-2 translation fault at `pa`. The caller holds the lock that every change of
+/// the host's stage 2 is made under, so nobody is half-way through one: looking again tells a fault on
+/// a broken block from one on somebody else's page.
+pub fn host_fault<T: Table>(
+    pages: &Pages<'_>,
+    host: &mut Stage2<T>,
+    tlb: &impl Tlb,
+    pa: u64,
+) -> HostFault {
+    let pa = pa & !(PAGE_BYTES - 1);
+    match pages.lookup(pa) {
+        Ok(page) if pages.state(page).host_has_access() => {
+            if host.lookup(pa).is_none() {
+                host.map(tlb, pa, pa);
+            }
+            HostFault::Retry
+        }
+        Ok(_) => HostFault::Abort,
+        Err(_) if host.lookup(pa).is_some() => HostFault::Retry,
+        Err(_) => HostFault::Abort,
+    }
+}

@@ -1,0 +1,365 @@
+//! A machine whose TLBs are as unkind as the architecture lets them be.
+//!
+//! What a TLB may hold is kept as a set: at every step every CPU takes into its TLB all that any walk
+//! could find, under every VMID, as stage-2 entries and combined with a stage 1 (page by page), and
+//! drops nothing until it must. A walk may find what a store has replaced until a barrier has made the
+//! store visible, and may miss what it has written. A TLBI does nothing until the DSB behind it, and
+//! several under one DSB take effect in whichever order leaves most behind, while entries are still
+//! made out of those that are left. So what is in no set is in no TLB, whatever the timing: one run of
+//! this machine stands for all interleavings.
+//!
+//! Steps are: a store to a table, a barrier, a TLBI, a write of VTTBR_EL2. At each of them a TLB with
+//! two different entries for one address is a failure (break before make), and every page that a walk
+//! of the host's may miss is noted: a CPU that uses it then faults, and waits for the lock.
+
+use super::{Leaf, PAGE_BYTES, Stage2, Table, Tlb, Vttbr};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+/// CPUs; hyp's code runs on number 0.
+pub(super) const CPUS: usize = 2;
+/// A block, smaller than a real one.
+pub(super) const BLOCK_BYTES: u64 = 8 * PAGE_BYTES;
+/// The host's VMID.
+pub(super) const HOST: u8 = 0;
+
+/// What a TLB entry holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    /// Stage 2 alone: found by IPA.
+    Stage2,
+    /// Both stages: found by VA, so by no IPA.
+    Combined,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Held {
+    pub(super) vmid: u8,
+    pub(super) kind: Kind,
+    pub(super) leaf: Leaf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drop {
+    Stage2 { ipa: u64 },
+    Stage1,
+    Both,
+    OwnStage1,
+}
+
+/// A stage 2 in memory.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Entries {
+    leaves: BTreeMap<u64, Leaf>,
+    /// Replaced, but a walk may still find it.
+    old: Vec<Leaf>,
+    /// Written, but a walk may miss it yet.
+    fresh: BTreeSet<u64>,
+    /// No CPU has it loaded.
+    idle: bool,
+}
+
+type Tlbs = [BTreeSet<Held>; CPUS];
+
+#[derive(Debug)]
+pub(super) struct World {
+    tlbs: Tlbs,
+    tables: BTreeMap<u8, Entries>,
+    /// TLBIs that no DSB has waited for.
+    pending: Vec<(u8, Drop)>,
+    pub(super) loaded: Vttbr,
+    /// The host's addresses that a walk may have missed since this was empty.
+    pub(super) missed: BTreeSet<u64>,
+    /// Blocks of the host's broken since this was empty: their addresses.
+    pub(super) broken: BTreeSet<u64>,
+    /// The host's memory.
+    ram: (u64, u64),
+}
+
+pub(super) fn vmid(vttbr: Vttbr) -> u8 {
+    (vttbr.bits() >> 48) as u8
+}
+
+fn pages(leaf: Leaf) -> impl Iterator<Item = Leaf> {
+    let count = leaf.bytes / PAGE_BYTES;
+    let mut n = 0;
+    std::iter::from_fn(move || {
+        let at = n * PAGE_BYTES;
+        n += 1;
+        (n <= count).then_some(Leaf { ipa: leaf.ipa + at, bytes: PAGE_BYTES, pa: leaf.pa + at })
+    })
+}
+
+/// Every CPU takes in all that it can find.
+fn take_in(tlbs: &mut Tlbs, tables: &BTreeMap<u8, Entries>) {
+    for tlb in tlbs {
+        for (&vmid, table) in tables.iter().filter(|(_, table)| !table.idle) {
+            let found = table.leaves.values().chain(&table.old);
+            tlb.extend(found.map(|&leaf| Held { vmid, kind: Kind::Stage2, leaf }));
+        }
+        let combined: Vec<_> = tlb
+            .iter()
+            .filter(|held| {
+                held.kind == Kind::Stage2 && tables.get(&held.vmid).is_some_and(|t| !t.idle)
+            })
+            .flat_map(|&held| {
+                pages(held.leaf).map(move |leaf| Held { kind: Kind::Combined, leaf, ..held })
+            })
+            .collect();
+        tlb.extend(combined);
+    }
+}
+
+fn apply(tlbs: &mut Tlbs, (vmid, drop): (u8, Drop)) {
+    for (cpu, tlb) in tlbs.iter_mut().enumerate() {
+        tlb.retain(|held| {
+            let hit = match drop {
+                Drop::Stage2 { ipa } => {
+                    held.kind == Kind::Stage2 && (held.leaf.ipa..held.leaf.end()).contains(&ipa)
+                }
+                Drop::Stage1 => held.kind == Kind::Combined,
+                Drop::Both => true,
+                Drop::OwnStage1 => held.kind == Kind::Combined && cpu == 0,
+            };
+            !(hit && held.vmid == vmid)
+        });
+    }
+}
+
+impl World {
+    pub(super) fn new(ram: (u64, u64)) -> Rc<RefCell<Self>> {
+        Rc::new(RefCell::new(Self {
+            tlbs: Default::default(),
+            tables: BTreeMap::new(),
+            pending: Vec::new(),
+            loaded: Vttbr::new(HOST, 0),
+            missed: BTreeSet::new(),
+            broken: BTreeSet::new(),
+            ram,
+        }))
+    }
+
+    /// Something has happened that other CPUs may have seen.
+    fn step(&mut self) {
+        take_in(&mut self.tlbs, &self.tables);
+        if let Some(host) = self.tables.get(&HOST) {
+            let (start, end) = self.ram;
+            for pa in (start..end).step_by(PAGE_BYTES as usize) {
+                let found = host.leaves.range(..=pa).next_back().is_some_and(|(_, l)| pa < l.end());
+                if !found || host.fresh.contains(&pa) {
+                    self.missed.insert(pa);
+                }
+            }
+        }
+        self.assert_no_conflict();
+    }
+
+    /// A TLB answers one address with one entry.
+    fn assert_no_conflict(&self) {
+        for (cpu, tlb) in self.tlbs.iter().enumerate() {
+            // Sorted by VMID, kind and address.
+            let mut last: Option<Held> = None;
+            for &held in tlb {
+                if let Some(last) = last.filter(|l| (l.vmid, l.kind) == (held.vmid, held.kind)) {
+                    assert!(
+                        last.leaf.end() <= held.leaf.ipa,
+                        "CPU {cpu} holds two entries for one address: {last:x?} {held:x?}"
+                    );
+                }
+                last = Some(held);
+            }
+        }
+    }
+
+    /// A DSB: TLBIs take effect, in the order that leaves most.
+    fn complete(&mut self, which: impl Fn(Drop) -> bool) {
+        let (now, later) = self.pending.drain(..).partition::<Vec<_>, _>(|&(_, drop)| which(drop));
+        self.pending = later;
+        let mut left: Tlbs = Default::default();
+        for order in orders(now) {
+            let mut tlbs = self.tlbs.clone();
+            for drop in order {
+                apply(&mut tlbs, drop);
+                take_in(&mut tlbs, &self.tables);
+            }
+            for (left, tlb) in left.iter_mut().zip(tlbs) {
+                left.extend(tlb);
+            }
+        }
+        self.tlbs = left;
+    }
+
+    fn stores_visible(&mut self) {
+        for table in self.tables.values_mut() {
+            table.old.clear();
+            table.fresh.clear();
+        }
+    }
+
+    /// Nothing is left for a barrier that nobody is going to execute.
+    pub(super) fn assert_settled(&self) {
+        assert!(self.pending.is_empty(), "TLBIs without a DSB: {:x?}", self.pending);
+        for (vmid, table) in &self.tables {
+            assert!(
+                table.old.is_empty() && table.fresh.is_empty(),
+                "VMID {vmid}: stores without a DSB"
+            );
+        }
+    }
+
+    /// What a CPU may hold.
+    pub(super) fn held(&self, cpu: usize) -> impl Iterator<Item = Held> + '_ {
+        self.tlbs[cpu].iter().copied()
+    }
+
+    /// Who can reach a page: by a walk, or by what a TLB may hold.
+    pub(super) fn reach(&self, pa: u64) -> BTreeSet<u8> {
+        let there = |leaf: &Leaf| (leaf.pa..leaf.pa + leaf.bytes).contains(&pa);
+        let held = self.tlbs.iter().flatten().filter(|held| there(&held.leaf)).map(|h| h.vmid);
+        let walks = self.tables.iter().filter(|(_, t)| !t.idle && t.leaves.values().any(there));
+        held.chain(walks.map(|(&vmid, _)| vmid)).collect()
+    }
+
+    /// No CPU has this VM's stage 2 loaded any more.
+    pub(super) fn rest(&mut self, vmid: u8) {
+        if let Some(table) = self.tables.get_mut(&vmid) {
+            table.idle = true;
+        }
+    }
+}
+
+fn orders(drops: Vec<(u8, Drop)>) -> Vec<Vec<(u8, Drop)>> {
+    if drops.is_empty() {
+        return vec![Vec::new()];
+    }
+    let mut all = Vec::new();
+    for n in 0..drops.len() {
+        let mut rest = drops.clone();
+        let first = rest.remove(n);
+        all.extend(orders(rest).into_iter().map(|mut order| {
+            order.insert(0, first);
+            order
+        }));
+    }
+    all
+}
+
+/// A table of this machine's.
+#[derive(Clone, Debug)]
+pub(super) struct SimTable {
+    pub(super) world: Rc<RefCell<World>>,
+    pub(super) vmid: u8,
+}
+
+impl SimTable {
+    /// An empty table, which CPUs walk from now on.
+    pub(super) fn new(world: &Rc<RefCell<World>>, vmid: u8) -> Self {
+        world.borrow_mut().tables.insert(vmid, Entries::default());
+        Self { world: Rc::clone(world), vmid }
+    }
+
+    /// The host's, with blocks.
+    pub(super) fn host(world: &Rc<RefCell<World>>) -> Stage2<Self> {
+        let table = Self::new(world, HOST);
+        let (start, end) = world.borrow().ram;
+        for ipa in (start..end).step_by(BLOCK_BYTES as usize) {
+            table.edit(|table| table.leaves.insert(ipa, Leaf { ipa, bytes: BLOCK_BYTES, pa: ipa }));
+        }
+        world.borrow_mut().missed.clear();
+        Stage2::new(table, Vttbr::new(HOST, 0))
+    }
+
+    fn edit<R>(&self, f: impl FnOnce(&mut Entries) -> R) {
+        let mut world = self.world.borrow_mut();
+        f(world.tables.get_mut(&self.vmid).expect("made in `new`"));
+        world.step();
+    }
+}
+
+impl Table for SimTable {
+    fn leaf(&self, ipa: u64) -> Option<Leaf> {
+        let world = self.world.borrow();
+        let (_, &leaf) = world.tables[&self.vmid].leaves.range(..=ipa).next_back()?;
+        (ipa < leaf.end()).then_some(leaf)
+    }
+
+    fn clear(&mut self, leaf: Leaf) {
+        if self.vmid == HOST && leaf.bytes > PAGE_BYTES {
+            self.world.borrow_mut().broken.insert(leaf.ipa);
+        }
+        self.edit(|table| {
+            assert_eq!(table.leaves.remove(&leaf.ipa), Some(leaf), "no such entry");
+            table.old.push(leaf);
+        });
+    }
+
+    fn fill(&mut self, ipa: u64, pa: u64, bytes: u64) {
+        for leaf in pages(Leaf { ipa, bytes, pa }) {
+            assert_eq!(self.leaf(leaf.ipa), None, "something is mapped there");
+            self.edit(|table| {
+                table.leaves.insert(leaf.ipa, leaf);
+                table.fresh.insert(leaf.ipa);
+            });
+        }
+    }
+}
+
+/// CPU 0's way to all TLBs.
+#[derive(Clone, Debug)]
+pub(super) struct SimTlb(pub(super) Rc<RefCell<World>>);
+
+impl SimTlb {
+    fn drop(&self, drop: Drop) {
+        let mut world = self.0.borrow_mut();
+        let vmid = vmid(world.loaded);
+        world.pending.push((vmid, drop));
+        world.step();
+    }
+}
+
+impl Tlb for SimTlb {
+    fn loaded(&self) -> Vttbr {
+        self.0.borrow().loaded
+    }
+
+    fn load(&self, vttbr: Vttbr) {
+        let mut world = self.0.borrow_mut();
+        world.loaded = vttbr;
+        world.step();
+    }
+
+    fn stores_done(&self) {
+        let mut world = self.0.borrow_mut();
+        // A DSB waits for TLBIs, too, and those take effect while old entries can still be found.
+        world.complete(|_| true);
+        world.stores_visible();
+        world.step();
+    }
+
+    fn drop_stage2(&self, ipa: u64) {
+        self.drop(Drop::Stage2 { ipa });
+    }
+
+    fn drop_stage1(&self) {
+        self.drop(Drop::Stage1);
+    }
+
+    fn drop_both(&self) {
+        self.drop(Drop::Both);
+    }
+
+    fn drop_own_stage1(&self) {
+        self.drop(Drop::OwnStage1);
+    }
+
+    fn dropped(&self) {
+        self.stores_done();
+    }
+
+    fn dropped_here(&self) {
+        let mut world = self.0.borrow_mut();
+        world.complete(|drop| drop == Drop::OwnStage1);
+        world.step();
+    }
+}

@@ -1,0 +1,571 @@
+//! VMs, owners, the order of hand-overs and this module's TLB rules together, on TLBs that forgive
+//! nothing.
+
+use super::machine::{BLOCK_BYTES, CPUS, HOST, Kind, SimTable, SimTlb, World, vmid};
+use super::*;
+use crate::memory::handover::{Hands, Ready};
+use crate::memory::pages::{Page, PageRange, State, VmId, count};
+use crate::vms::{self, Machine, NewVcpu, Vm};
+use proptest::prelude::*;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use umbra_shared::call::{
+    Policy, UntrustedIpa, UntrustedPa, UntrustedPages, VM_PAGES, VcpuConfig, VcpuIndex, VmConfig,
+    VmHandle, vcpu_pages,
+};
+use umbra_shared::error::Error;
+use umbra_shared::vl::VqSet;
+
+const RAM: (u64, u64) = (0x4000_0000, 0x4000_0000 + 5 * BLOCK_BYTES);
+const GUEST_BASE: u64 = 0x8000_0000;
+const VMS: usize = 2;
+
+fn pa(n: u64) -> u64 {
+    RAM.0 + n * PAGE_BYTES
+}
+
+fn ipa(n: u64) -> u64 {
+    GUEST_BASE + n * PAGE_BYTES
+}
+
+/// Memory as its lock guards it.
+struct Memory {
+    world: Rc<RefCell<World>>,
+    pages: Pages<'static>,
+    host: Stage2<SimTable>,
+    hyp: BTreeSet<u64>,
+}
+
+impl Memory {
+    fn tlb(&self) -> SimTlb {
+        SimTlb(Rc::clone(&self.world))
+    }
+
+    /// Who can reach a page although its owner doesn't let them.
+    fn intruders(&self, page: Page) -> BTreeSet<u8> {
+        let state = self.pages.state(page);
+        let mut reach = self.world.borrow().reach(page.pa());
+        reach.retain(|&vmid| match (vmid, state) {
+            (HOST, _) => !state.host_has_access(),
+            (vmid, State::Guest(vm) | State::SharedWithGuest(vm) | State::SharedByGuest(vm)) => {
+                vmid != vm + 1
+            }
+            _ => true,
+        });
+        reach
+    }
+}
+
+impl Hands for Memory {
+    fn take_from_host(&mut self, page: Page) {
+        let tlb = self.tlb();
+        self.host.unmap(&tlb, page.pa());
+    }
+
+    fn give_to_host(&mut self, page: Page) {
+        assert!(!self.hyp.contains(&page.pa()));
+        let tlb = self.tlb();
+        self.host.map(&tlb, page.pa(), page.pa());
+    }
+
+    fn map_for_hyp(&mut self, page: Page) {
+        assert!(self.hyp.insert(page.pa()));
+    }
+
+    fn unmap_for_hyp(&mut self, page: Page) {
+        assert!(self.hyp.remove(&page.pa()));
+    }
+
+    fn wipe(&mut self, page: Page) {
+        assert!(self.hyp.contains(&page.pa()));
+        let reach = self.world.borrow().reach(page.pa());
+        assert!(reach.is_empty(), "{:#x} is wiped while VMIDs {reach:?} can write it", page.pa());
+    }
+
+    fn clean(&mut self, page: Page) {
+        assert!(self.hyp.contains(&page.pa()));
+        let intruders = self.intruders(page);
+        assert!(intruders.is_empty(), "{:#x} is cleaned under {intruders:?}", page.pa());
+    }
+
+    fn forget_instructions(&mut self) {}
+}
+
+impl vms::Memory for Memory {
+    fn pages(&mut self) -> &mut Pages<'static> {
+        &mut self.pages
+    }
+}
+
+struct Sim {
+    world: Rc<RefCell<World>>,
+    memory: RefCell<Memory>,
+    /// Tables each VM has left: nobody counts them here.
+    tables: Cell<usize>,
+}
+
+impl Sim {
+    fn new() -> Self {
+        let banks: &[(u64, u64)] = &[RAM];
+        let world = World::new(RAM);
+        let entries = Box::leak(vec![State::Host; count(banks)].into_boxed_slice());
+        let memory = Memory {
+            world: Rc::clone(&world),
+            pages: Pages::new(banks, entries),
+            host: SimTable::host(&world),
+            hyp: BTreeSet::new(),
+        };
+        Self { world, memory: RefCell::new(memory), tables: Cell::new(1000) }
+    }
+
+    fn tlb(&self) -> SimTlb {
+        SimTlb(Rc::clone(&self.world))
+    }
+
+    /// Carries out a call on CPU 0 with this loaded, and judges what all CPUs could do meanwhile and
+    /// can do afterwards.
+    fn call<R>(&self, loaded: Vttbr, call: impl FnOnce() -> R) -> R {
+        let accessible = self.accessible();
+        {
+            let mut world = self.world.borrow_mut();
+            world.loaded = loaded;
+            world.missed.clear();
+            world.broken.clear();
+        }
+        let result = call();
+        let (missed, broken) = {
+            let world = self.world.borrow();
+            world.assert_settled();
+            assert_eq!(world.loaded, loaded, "VTTBR_EL2 is not what it was");
+            (world.missed.clone(), world.broken.clone())
+        };
+        let still = self.accessible();
+        for &pa in missed.intersection(&accessible).filter(|pa| still.contains(pa)) {
+            let block = pa & !(BLOCK_BYTES - 1);
+            assert!(broken.contains(&block), "{pa:#x}: a fault, and no block was broken there");
+        }
+        self.faults(&missed);
+        self.nobody_reaches_what_is_not_theirs();
+        result
+    }
+
+    /// The pages that the host may use.
+    fn accessible(&self) -> BTreeSet<u64> {
+        let pages = &self.memory.borrow().pages;
+        let all = (RAM.0..RAM.1).step_by(PAGE_SIZE);
+        all.filter(|&pa| pages.state(pages.lookup(pa).unwrap()).host_has_access()).collect()
+    }
+
+    /// CPUs that faulted there while somebody held the lock now get it.
+    fn faults(&self, missed: &BTreeSet<u64>) {
+        let memory = &mut *self.memory.borrow_mut();
+        let tlb = memory.tlb();
+        for &pa in missed {
+            let page = memory.pages.lookup(pa).unwrap();
+            let answer = host_fault(&memory.pages, &mut memory.host, &tlb, pa + 8);
+            if memory.pages.state(page).host_has_access() {
+                assert_eq!(answer, HostFault::Retry, "{pa:#x}");
+                assert_eq!(memory.host.lookup(pa), Some(pa), "it would fault again");
+            } else {
+                assert_eq!(answer, HostFault::Abort, "{pa:#x}");
+            }
+        }
+    }
+
+    fn nobody_reaches_what_is_not_theirs(&self) {
+        let memory = self.memory.borrow();
+        for pa in (RAM.0..RAM.1).step_by(PAGE_SIZE) {
+            let page = memory.pages.lookup(pa).unwrap();
+            let (state, intruders) = (memory.pages.state(page), memory.intruders(page));
+            assert!(
+                intruders.is_empty(),
+                "{pa:#x} is {state:?} and VMIDs {intruders:?} can reach it"
+            );
+            assert_eq!(
+                memory.hyp.contains(&pa),
+                matches!(state, State::Vm(_)),
+                "{pa:#x} {state:?}"
+            );
+            if state.host_has_access() {
+                assert_eq!(memory.host.lookup(pa), Some(pa), "the host has lost {pa:#x}");
+            }
+        }
+    }
+}
+
+impl Machine for Sim {
+    type Memory = Memory;
+    type Tables = Stage2<SimTable>;
+    type Vcpu = ();
+
+    fn memory<R>(&self, f: impl FnOnce(&mut Memory) -> R) -> R {
+        f(&mut self.memory.borrow_mut())
+    }
+
+    fn ipa_bits(&self) -> u32 {
+        40
+    }
+
+    fn guest_vqs(&self) -> VqSet {
+        VqSet::EMPTY
+    }
+
+    fn now(&self) -> u64 {
+        0
+    }
+
+    fn add_tables(&self, _: VmId, pages: PageRange) {
+        self.tables.set(self.tables.get() + pages.count());
+    }
+
+    fn tables_left(&self, _: VmId) -> usize {
+        self.tables.get()
+    }
+
+    fn tables_for_one(&self) -> usize {
+        3
+    }
+
+    fn new_tables(&self, vm: VmId) -> Stage2<SimTable> {
+        let vmid = vm + 1;
+        for cpu in 0..CPUS {
+            let left = self.world.borrow().held(cpu).find(|held| held.vmid == vmid);
+            assert_eq!(left, None, "CPU {cpu} holds something of an earlier VM of this VMID");
+        }
+        Stage2::new(SimTable::new(&self.world, vmid), Vttbr::new(vmid, 0x1000 * u64::from(vmid)))
+    }
+
+    fn drop_tables(&self, vm: VmId, tables: Stage2<SimTable>) {
+        self.world.borrow_mut().rest(vm + 1);
+        tables.forget_all(&self.tlb());
+    }
+
+    fn lookup(&self, tables: &Stage2<SimTable>, ipa: u64) -> Option<u64> {
+        tables.lookup(ipa)
+    }
+
+    fn map(&self, tables: &mut Stage2<SimTable>, ipa: u64, page: Ready) {
+        tables.map(&self.tlb(), ipa, page.pa());
+    }
+
+    fn unmap(&self, tables: &mut Stage2<SimTable>, ipa: u64) {
+        tables.unmap(&self.tlb(), ipa);
+    }
+
+    fn new_vcpu(&self, _: &Stage2<SimTable>, _: &NewVcpu) {}
+
+    fn forget_sibling(&self, tables: &Stage2<SimTable>) {
+        tables.forget_sibling(&self.tlb());
+    }
+}
+
+/// The host, its VMs, and what they may ask for.
+struct Story {
+    sim: Sim,
+    vms: [Vm<Stage2<SimTable>, ()>; VMS],
+    handles: [VmHandle; VMS],
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Ask {
+    Create { page: u64, protected: bool },
+    Topup { page: u64 },
+    Map { page: u64, at: u64 },
+    Unmap { at: u64 },
+    Share { at: u64 },
+    Unshare { at: u64 },
+    Relinquish { at: u64 },
+    Destroy,
+    Reclaim { page: u64 },
+}
+
+fn asks() -> impl Strategy<Value = (usize, Ask)> {
+    let (page, at) = (0..5 * BLOCK_BYTES / PAGE_BYTES, 0u64..6);
+    let ask = prop_oneof![
+        4 => (page.clone(), any::<bool>()).prop_map(|(page, protected)| Ask::Create { page, protected }),
+        2 => page.clone().prop_map(|page| Ask::Topup { page }),
+        8 => (page.clone(), at.clone()).prop_map(|(page, at)| Ask::Map { page, at }),
+        4 => at.clone().prop_map(|at| Ask::Unmap { at }),
+        4 => at.clone().prop_map(|at| Ask::Share { at }),
+        4 => at.clone().prop_map(|at| Ask::Unshare { at }),
+        4 => at.prop_map(|at| Ask::Relinquish { at }),
+        1 => Just(Ask::Destroy),
+        8 => page.prop_map(|page| Ask::Reclaim { page }),
+    ];
+    (0..VMS, ask)
+}
+
+impl Story {
+    fn new() -> Self {
+        Self { sim: Sim::new(), vms: [Vm::new(), Vm::new()], handles: [VmHandle(0); VMS] }
+    }
+
+    fn ask(&mut self, n: usize, ask: Ask) -> Result<(), Error> {
+        let (sim, vm, handle) = (&self.sim, &mut self.vms[n], self.handles[n]);
+        let host = Vttbr::new(HOST, 0);
+        // A guest's own call comes to hyp with the guest's VTTBR_EL2.
+        let guest = Vttbr::new(n as u8 + 1, 0x1000 * (n as u64 + 1));
+        let run = |page: u64, count| UntrustedPages { start: UntrustedPa(pa(page)), count };
+        match ask {
+            Ask::Create { page, protected } => {
+                if !vm.is_free() {
+                    return Err(Error::Limit);
+                }
+                let config = VmConfig { policy: Policy::Lazy, protected };
+                let pages = run(page, VM_PAGES);
+                self.handles[n] = sim.call(host, || vm.create(sim, n as VmId, pages, config))?;
+                Ok(())
+            }
+            Ask::Topup { page } => sim.call(host, || vm.topup(sim, handle, run(page, 1))),
+            Ask::Map { page, at } => {
+                let (pa, ipa) = (UntrustedPa(pa(page)), UntrustedIpa(ipa(at)));
+                sim.call(host, || vm.map(sim, handle, pa, ipa))
+            }
+            Ask::Unmap { at } => {
+                sim.call(host, || vm.unmap(sim, handle, UntrustedIpa(ipa(at)))).map(drop)
+            }
+            Ask::Share { at } => {
+                sim.call(guest, || vm.guest_share(sim, n as VmId, UntrustedIpa(ipa(at))))
+            }
+            Ask::Unshare { at } => {
+                sim.call(guest, || vm.guest_unshare(sim, n as VmId, UntrustedIpa(ipa(at))))
+            }
+            Ask::Relinquish { at } => sim
+                .call(guest, || vm.guest_relinquish(sim, n as VmId, UntrustedIpa(ipa(at))))
+                .map(drop),
+            Ask::Destroy => sim.call(host, || vm.destroy(sim, handle)),
+            Ask::Reclaim { page } => {
+                sim.call(host, || vm.reclaim(sim, handle, UntrustedPa(pa(page)))).map(drop)
+            }
+        }
+    }
+
+    fn must(&mut self, n: usize, ask: Ask) {
+        self.ask(n, ask).unwrap_or_else(|error| panic!("{ask:?}: {error:?}"));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+
+    /// Whatever the host and its guests ask for: a page is out of everybody's reach before it is wiped,
+    /// and afterwards in reach of those alone who may have it.
+    #[test]
+    fn no_way_to_a_page_is_left(asks in prop::collection::vec(asks(), 0..60)) {
+        let mut story = Story::new();
+        // So that most of what is asked is possible.
+        story.must(0, Ask::Create { page: 1, protected: true });
+        for (n, ask) in asks {
+            // Most are refused; that must change nothing either.
+            let _ = story.ask(n, ask);
+        }
+    }
+}
+
+/// What each kind of VM can do, once, so that the property above can't pass by refusals alone.
+#[test]
+fn a_life_of_each_kind_of_vm() {
+    for protected in [true, false] {
+        let mut story = Story::new();
+        story.must(0, Ask::Create { page: 3, protected });
+        story.must(1, Ask::Create { page: 20, protected: !protected });
+        story.must(0, Ask::Topup { page: 8 });
+        for (page, at) in [(9, 0), (12, 1), (30, 2)] {
+            story.must(0, Ask::Map { page, at });
+        }
+        if protected {
+            story.must(0, Ask::Share { at: 1 });
+            story.must(0, Ask::Unshare { at: 1 });
+            story.must(0, Ask::Share { at: 1 });
+        } else {
+            story.must(0, Ask::Unmap { at: 2 });
+            story.must(0, Ask::Map { page: 31, at: 2 });
+        }
+        story.must(0, Ask::Relinquish { at: 1 });
+        // Another page at the same address, and the old one for somebody else.
+        story.must(0, Ask::Map { page: 13, at: 1 });
+        story.must(1, Ask::Map { page: 12, at: 1 });
+        story.must(0, Ask::Destroy);
+        let last = if protected { 30 } else { 31 };
+        for page in [3, 4, 5, 6, 8, 9, 13, last] {
+            story.must(0, Ask::Reclaim { page });
+        }
+        // The VMID is used again.
+        story.must(0, Ask::Create { page: 3, protected });
+        story.must(0, Ask::Map { page: 9, at: 0 });
+    }
+}
+
+#[test]
+fn the_rest_of_a_broken_block_is_retried() {
+    let mut story = Story::new();
+    story.must(0, Ask::Create { page: 0, protected: true });
+    let before = story.sim.accessible();
+    story.must(0, Ask::Map { page: 19, at: 0 });
+    let missed = story.sim.world.borrow().missed.clone();
+    // While the block was broken, a use of any of its pages could fault; `call` has seen to it that each
+    // is told to retry, but for the one that is gone.
+    let block: BTreeSet<_> = (16..24).map(pa).collect();
+    assert!(block.is_subset(&missed), "{missed:x?}");
+    let gone: Vec<_> = before.difference(&story.sim.accessible()).copied().collect();
+    assert_eq!(gone, [pa(19)]);
+    // A page of what are pages already: nobody else faults.
+    story.must(0, Ask::Map { page: 20, at: 1 });
+    let new: Vec<_> = story.sim.world.borrow().broken.iter().copied().collect();
+    assert!(new.is_empty(), "{new:x?}");
+}
+
+/// With a guest's VTTBR_EL2 loaded, it is the host that loses the page.
+#[test]
+fn a_guests_call_is_about_the_hosts_vmid() {
+    let mut story = Story::new();
+    story.must(0, Ask::Create { page: 0, protected: true });
+    story.must(0, Ask::Map { page: 9, at: 0 });
+    story.must(0, Ask::Share { at: 0 });
+    assert_eq!(story.sim.world.borrow().reach(pa(9)), BTreeSet::from([HOST, 1]));
+    story.must(0, Ask::Unshare { at: 0 });
+    assert_eq!(story.sim.world.borrow().reach(pa(9)), BTreeSet::from([1]));
+}
+
+/// Two vCPUs of a VM in turn on a CPU: the second finds nothing of the first's stage 1, and the other
+/// CPU keeps what it has.
+#[test]
+fn a_sibling_finds_nothing_of_the_last_vcpus() {
+    let mut story = Story::new();
+    story.must(0, Ask::Create { page: 0, protected: true });
+    story.must(0, Ask::Map { page: 9, at: 0 });
+    let (sim, handle) = (&story.sim, story.handles[0]);
+    let count = vcpu_pages(None);
+    for n in 0..2 {
+        let flag_page = pa(16 + n);
+        let shared =
+            sim.memory(|m| m.pages.lookup(flag_page).and_then(|p| m.pages.share_flag_page(p)));
+        shared.unwrap();
+        let pages = UntrustedPages { start: UntrustedPa(pa(24 + n * count)), count };
+        let config = VcpuConfig {
+            vm: handle,
+            pages,
+            flag_page: UntrustedPa(flag_page),
+            vl_bytes: 0,
+            entry: 0,
+            argument: 0,
+        };
+        sim.call(Vttbr::new(HOST, 0), || story.vms[0].create_vcpu(sim, &config)).unwrap();
+    }
+    // Nothing is taken in from here on.
+    sim.world.borrow_mut().rest(1);
+    let stage1 = |cpu| {
+        let world = sim.world.borrow();
+        world.held(cpu).filter(|held| held.vmid == 1 && held.kind == Kind::Combined).count()
+    };
+    let mut load = |index| {
+        let host = Vttbr::new(HOST, 0);
+        let vm = &mut story.vms[0];
+        sim.call(host, || vm.load(sim, handle, VcpuIndex(index), 0, |()| Ok(())).map(drop))
+            .unwrap();
+        vm.put(index as usize);
+    };
+    load(0);
+    assert_eq!((stage1(0), stage1(1)), (1, 1));
+    load(0);
+    assert_eq!((stage1(0), stage1(1)), (1, 1), "the same one comes back");
+    load(1);
+    assert_eq!((stage1(0), stage1(1)), (0, 1));
+}
+
+/// The machine itself: each of these ways to lose a page leaves one to it.
+#[test]
+fn what_the_machine_does_not_forgive() {
+    type Way = (&'static str, fn(&SimTlb, u64), bool);
+    let ways: [Way; 7] = [
+        (
+            "as it is done",
+            |tlb, ipa| {
+                tlb.stores_done();
+                tlb.drop_stage2(ipa);
+                tlb.dropped();
+                tlb.drop_stage1();
+                tlb.dropped();
+            },
+            false,
+        ),
+        (
+            "all at once",
+            |tlb, _| {
+                tlb.stores_done();
+                tlb.drop_both();
+                tlb.dropped();
+            },
+            false,
+        ),
+        (
+            "before the store is complete",
+            |tlb, ipa| {
+                tlb.drop_stage2(ipa);
+                tlb.drop_stage1();
+                tlb.stores_done();
+            },
+            true,
+        ),
+        (
+            "stage 2 only",
+            |tlb, ipa| {
+                tlb.stores_done();
+                tlb.drop_stage2(ipa);
+                tlb.dropped();
+            },
+            true,
+        ),
+        (
+            "both under one DSB",
+            |tlb, ipa| {
+                tlb.stores_done();
+                tlb.drop_stage2(ipa);
+                tlb.drop_stage1();
+                tlb.dropped();
+            },
+            true,
+        ),
+        (
+            "another VMID",
+            |tlb, _| {
+                tlb.stores_done();
+                tlb.load(Vttbr::new(1, 0));
+                tlb.drop_both();
+                tlb.dropped();
+            },
+            true,
+        ),
+        (
+            "without the DSB",
+            |tlb, _| {
+                tlb.stores_done();
+                tlb.drop_both();
+            },
+            true,
+        ),
+    ];
+    for (how, way, reached) in ways {
+        let world = World::new(RAM);
+        let mut table = SimTable::new(&world, HOST);
+        table.fill(pa(3), pa(3), PAGE_BYTES);
+        assert_eq!(vmid(world.borrow().loaded), HOST);
+        table.clear(table.leaf(pa(3)).unwrap());
+        way(&SimTlb(Rc::clone(&world)), pa(3));
+        assert_eq!(!world.borrow().reach(pa(3)).is_empty(), reached, "{how}");
+    }
+}
+
+/// Pages made of a block that TLBs still hold.
+#[test]
+#[should_panic(expected = "holds two entries for one address")]
+fn the_machine_wants_break_before_make() {
+    let world = World::new(RAM);
+    let host = SimTable::host(&world);
+    let mut table = host.table;
+    let block = table.leaf(RAM.0).unwrap();
+    table.clear(block);
+    SimTlb(Rc::clone(&world)).stores_done();
+    table.fill(block.ipa, block.pa, PAGE_BYTES);
+}
