@@ -3,7 +3,7 @@
 use super::cpu::{Cpu, machine};
 use super::guest::{self, Exit};
 use super::log::{self, Transition};
-use super::sysreg::read_isr_el1;
+use super::sysreg::{dsb_nsh, read_isr_el1};
 use super::trap::HostFrame;
 use super::vm::{Open, Vcpu};
 use super::world;
@@ -84,6 +84,9 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
     }
     stats.add(Counter::Runs, 1);
 
+    // Walks that the host's EL1 has begun end before their registers become the guest's: out of
+    // context, a walk must not use both (Arm ARM D8.1.5, R_LFHQG; Linux: `__kvm_vcpu_run`).
+    dsb_nsh();
     world::switch_el1(&cpu.world, &mut cpu.host, &vcpu.el1);
     let host_timer = world::enter_timer(&vcpu.timer);
     vcpu.gic.enter();
@@ -149,6 +152,8 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
     let fp_flags = cpu.fp.exit(&mut cpu.hw, &mut vcpu.fp, stats);
     vcpu.flags.publish(fp_flags);
     seen.word = fp_flags.bits();
+    // Likewise the guest's.
+    dsb_nsh();
     cpu.world.leave_guest(cpu.host_vttbr);
     vcpu.gic.leave();
     let vtimer = world::leave_timer(&mut vcpu.timer, host_timer);

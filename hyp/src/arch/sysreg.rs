@@ -146,6 +146,13 @@ pub fn isb() {
     unsafe { asm!("isb", options(nostack, preserves_flags)) };
 }
 
+/// Data synchronisation barrier over the non-shareable domain: this CPU's own table walks, too.
+#[inline(always)]
+pub fn dsb_nsh() {
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb nsh", options(nostack, preserves_flags)) };
+}
+
 /// Data synchronisation barrier over the inner shareable domain.
 #[inline(always)]
 pub fn dsb_ish() {
