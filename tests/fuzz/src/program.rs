@@ -261,13 +261,11 @@ fn argument(word: &str) -> Result<Arg, ParseError> {
 /// Arguments up to the end of the line or a `>`; those that are missing are 0.
 fn arguments<const N: usize>(words: Words<'_, '_>) -> Result<([Arg; N], bool), ParseError> {
     let mut args = [Arg::Number(0); N];
-    let mut n = 0;
-    for word in words {
+    for (n, word) in words.enumerate() {
         if word == ">" {
             return Ok((args, true));
         }
         *args.get_mut(n).ok_or(ParseError::Rest)? = argument(word)?;
-        n += 1;
     }
     Ok((args, false))
 }
