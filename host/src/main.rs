@@ -10,7 +10,6 @@
 //! @progress DONE TOTAL
 //! @cpu cpu=N mpidr=HEX vls=BYTES,.. image=BYTES runs=N ..        hyp's counters
 //! @vcpu vm=N vcpu=N vl=BYTES verified=N migrations=N hvc=N mmio=N timer=N
-//! @bench name=exit_no_fp|exit_fp|exit_sve instructions=N         with `bench` on the command line
 //! @verdict ok
 //! @verdict failed: WHY
 //! ```

@@ -318,7 +318,7 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn dispatch<E: ExitHandler>(&mut self, exit: &Exit, handler: &mut E) -> ControlFlow<E::Stop> {
         let [a, b, ..] = exit.data;
         if self.vcpu.vtimer && self.vcpu.in_flight.is_none() {

@@ -36,6 +36,17 @@ const fn keep(register: u64, fields: &[u32]) -> u64 {
     register & mask
 }
 
+/// Registers of a [`table`]: CRm 1 to 7, op2 0 to 7.
+pub const REGISTERS: usize = 7 * 8;
+
+/// What the guest reads from each of them, in the order of [`crate::syndrome::IdRead::index`].
+pub fn table(id: &IdRegisters, guest: Guest) -> [u64; REGISTERS] {
+    core::array::from_fn(|n| {
+        let n = n as u8;
+        read(id, guest, IdRegister { crm: n / 8 + 1, op2: n % 8 })
+    })
+}
+
 /// The value that the guest reads.
 pub fn read(id: &IdRegisters, guest: Guest, register: IdRegister) -> u64 {
     match (register.crm, register.op2) {

@@ -33,6 +33,7 @@
 //! | `arch/cpu.rs` | 11 | 3 | per-CPU data behind TPIDR_EL2; EL2's translation and entry to the host; WFE, WFI, SEV |
 //! | `arch/fatal.rs` | 2 | 2 | the stack as a list of frames, when something has gone wrong |
 //! | `arch/frames.rs` | 3 | 2 | lists of free pages, threaded through the pages |
+//! | `arch/guest.rs` | 1 | 1 | the return state of a guest whose trap ends without a switch; the function that switch.S calls |
 //! | `arch/log.rs` | 1 | 3 | records in a static that every CPU writes (test builds only) |
 //! | `arch/mem.rs` | 5 | 1 | pages that hyp has mapped: wiped, cleaned, and flag-shadow pages as atomics |
 //! | `arch/mod.rs` | 1 | 0 | YIELD |

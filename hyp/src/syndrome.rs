@@ -10,6 +10,8 @@ pub mod ec {
     pub const WFX: u64 = 0x01;
     /// Advanced SIMD and floating-point.
     pub const FP: u64 = 0x07;
+    /// Pointer authentication.
+    pub const PAUTH: u64 = 0x09;
     /// HVC from AArch64.
     pub const HVC64: u64 = 0x16;
     /// SMC from AArch64.
@@ -137,6 +139,38 @@ impl SysReg {
     }
 }
 
+impl SysReg {
+    /// One of the keys of pointer authentication (AP*Key*_EL1).
+    pub const fn is_pauth_key(self) -> bool {
+        self.op0 == 3 && self.op1 == 0 && self.crn == 2 && self.crm >= 1 && self.crm <= 3
+    }
+}
+
+/// An MRS of an ID register (op0 3, op1 0, CRn 0, CRm 1 to 7) that trapped with EC 0x18.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdRead {
+    /// 8 * (CRm - 1) + op2.
+    pub index: usize,
+    /// Xt; 31 is XZR.
+    pub register: usize,
+}
+
+impl IdRead {
+    /// Decodes ISS; `None`: another access.
+    #[inline]
+    pub const fn new(esr: u64) -> Option<Self> {
+        // op0, op1, CRn and the direction.
+        const FIELDS: u64 = 3 << 20 | 7 << 14 | 0xf << 10 | 1;
+        const READ: u64 = 3 << 20 | 1;
+        let crm = esr >> 1 & 0xf;
+        if esr & FIELDS != READ || crm < 1 || crm > 7 {
+            return None;
+        }
+        let index = (8 * (crm - 1) + (esr >> 17 & 7)) as usize;
+        Some(Self { index, register: (esr >> 5 & 0x1f) as usize })
+    }
+}
+
 /// ESR_EL1 for UNDEFINED: EC 0, IL.
 pub const ESR_UNDEFINED: u64 = 1 << 25;
 
@@ -212,6 +246,19 @@ pub const fn vector(vbar_el1: u64, old_pstate: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_of_id_registers_are_told_from_other_accesses() {
+        for iss in 0..1u64 << 22 {
+            let r = SysReg::new(iss);
+            let id = r.read && (r.op0, r.op1, r.crn) == (3, 0, 0) && (1..=7).contains(&r.crm);
+            let expected = id.then(|| IdRead {
+                index: usize::from(8 * (r.crm - 1) + r.op2),
+                register: r.register.into(),
+            });
+            assert_eq!(IdRead::new(iss), expected, "{iss:#x}");
+        }
+    }
     use proptest::prelude::*;
 
     #[test]

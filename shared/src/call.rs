@@ -216,6 +216,12 @@ impl Function {
         FUNCTION_BASE | self as u64
     }
 
+    /// Whether x0 selects this function: [`Function::from_id`] for one that is asked for often.
+    #[inline]
+    pub const fn is_in(self, x0: u64) -> bool {
+        x0 & 0xffff_ffff & !SVE_HINT == self.id()
+    }
+
     /// The function that x0 selects. The upper half of x0 is ignored, as SMCCC prescribes (W0).
     pub const fn from_id(x0: u64) -> Option<Self> {
         let id = x0 & 0xffff_ffff & !SVE_HINT;

@@ -58,10 +58,7 @@ pub fn boot(request: &Request) -> Result<bool> {
         Host::Linux(options) => return linux::boot(&qemu, request, options),
         Host::Image(image) => (image.clone(), Symbols::default()),
         Host::Demo => {
-            // With counted instructions the demonstration also measures.
-            let bench = if request.machine.icount { " bench" } else { "" };
-            let command_line = format!("{}{bench}", request.command_line);
-            let built: Built = build::demo(&setup::toolchain()?, command_line.trim_start())?;
+            let built: Built = build::demo(&setup::toolchain()?, &request.command_line)?;
             let symbols = built.symbols();
             (built.image, symbols)
         }

@@ -138,6 +138,8 @@ pub struct Settings {
     pub linux: PathBuf,
     /// The QEMU to use.
     pub qemu: PathBuf,
+    /// The compiler that built it all, for counts that depend on it.
+    pub compiler: String,
 }
 
 const PACKAGE: &str = "UMBRA_TARGET_PACKAGE";
@@ -147,6 +149,7 @@ const GUEST: &str = "UMBRA_TARGET_GUEST";
 const HYP_LOG: &str = "UMBRA_TARGET_HYP_LOG";
 const HOST_LIBRARY: &str = "UMBRA_TARGET_HOST_LIBRARY";
 const FIRMWARE: &str = "UMBRA_TARGET_FIRMWARE";
+const COMPILER: &str = "UMBRA_TARGET_COMPILER";
 const LINUX_INIT: &str = "UMBRA_TARGET_LINUX";
 const QEMU: &str = "UMBRA_QEMU";
 
@@ -161,6 +164,7 @@ impl Settings {
             .env(HYP_LOG, &self.hyp_log)
             .env(HOST_LIBRARY, &self.host_library)
             .env(FIRMWARE, &self.firmware)
+            .env(COMPILER, &self.compiler)
             .env(LINUX_INIT, &self.linux)
             .env(QEMU, &self.qemu);
     }
@@ -186,6 +190,7 @@ impl Settings {
             firmware: get(FIRMWARE)?,
             linux: get(LINUX_INIT)?,
             qemu: get(QEMU)?,
+            compiler: env::var(COMPILER).context(COMPILER)?,
         }))
     }
 }

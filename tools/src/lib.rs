@@ -9,6 +9,7 @@
 //! [`fuzz`]; [`fvp`] is another machine to run it all on; [`fpcheck`] is the check of invariant I5 on the
 //! built image, [`budget`] that of where hyp is unsafe, and [`plants`] shows that the tests notice what they are there for.
 
+pub mod bench;
 pub mod board;
 pub mod boot;
 pub mod budget;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use umbra_tools::bench;
 use umbra_tools::boot::{self, Host};
 use umbra_tools::check;
 use umbra_tools::doctor;
@@ -42,6 +43,13 @@ enum Verb {
     /// A program that fails is made short and written down; `--replay` runs it again. Ends after a
     /// minute unless told otherwise; the exit status is 0 only if nothing failed.
     Fuzz(FuzzArgs),
+    /// Count the instructions that exits, traps and hypercalls cost, against the floor and Linux's.
+    ///
+    /// Writes a report (HTML) beside the table. With `--baseline` the exit status is 0 only if nothing
+    /// costs over 2 % more.
+    Bench(BenchArgs),
+    /// Write a timeline of world switches and FP moves that Perfetto's viewer opens.
+    Trace(TraceArgs),
     /// Put known defects into a copy of the sources, one at a time, and require that the tests named
     /// for each fail.
     Plants(PlantsArgs),
@@ -70,8 +78,7 @@ struct MachineArgs {
     /// QEMU's name of the CPU, with properties: max,sve-max-vq=2 for example.
     #[arg(long, default_value = "max")]
     cpu: String,
-    /// Run deterministically, one instruction per nanosecond of virtual time; with this the
-    /// demonstration also measures executed instructions.
+    /// Run deterministically, one instruction per nanosecond of virtual time.
     #[arg(long)]
     icount: bool,
     /// The QEMU to use.
@@ -302,11 +309,76 @@ impl FuzzArgs {
     }
 }
 
+impl BenchArgs {
+    fn run(self) -> Result<bool> {
+        if self.update {
+            return bench::update(self.qemu.as_deref());
+        }
+        bench::bench(&bench::Request {
+            cpu: self.cpu,
+            qemu: self.qemu,
+            iterations: self.iterations,
+            short: self.short,
+            all: self.all,
+            json: self.json,
+            report: self.report,
+            baseline: self.baseline,
+        })
+    }
+}
+
 fn seed(text: &str) -> Result<u64, std::num::ParseIntError> {
     match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => text.parse(),
     }
+}
+
+#[derive(Args)]
+struct BenchArgs {
+    /// QEMU's name of the CPU.
+    #[arg(long, default_value = "max")]
+    cpu: String,
+    /// The QEMU to use.
+    #[arg(long, value_name = "PATH")]
+    qemu: Option<PathBuf>,
+    /// Turns of each measurement: a multiple of 16.
+    #[arg(long, value_name = "N", default_value_t = 320)]
+    iterations: u64,
+    /// The selection that `cargo xtask test` looks at, too.
+    #[arg(long)]
+    short: bool,
+    /// Show every row, not a selection, and where hyp's instructions go.
+    #[arg(long)]
+    all: bool,
+    /// Print an array of objects instead of the table, or write it to a file beside it.
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    json: Option<Option<PathBuf>>,
+    /// Where the report goes; target/bench/report.html if not given.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// An earlier `--json` to compare with: changes over 2 % are shown.
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+    /// Check the counts of this build in (tests/bench/counts.json), and do nothing else.
+    #[arg(long, conflicts_with_all = ["json", "report", "baseline", "all", "cpu", "iterations"])]
+    update: bool,
+}
+
+#[derive(Args)]
+struct TraceArgs {
+    /// QEMU's name of the CPU.
+    #[arg(long, default_value = "max")]
+    cpu: String,
+    /// The QEMU to use.
+    #[arg(long, value_name = "PATH")]
+    qemu: Option<PathBuf>,
+    /// Everything that `bench` measures, not its short selection.
+    #[arg(long)]
+    all: bool,
+    /// Where the timeline goes; target/bench/trace.json if not given.
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -380,6 +452,13 @@ fn run(verb: Verb) -> Result<bool> {
         }),
         Verb::Test(args) => test::test(args.qemu.as_deref(), &args.arguments),
         Verb::Fuzz(args) => fuzz::fuzz(&args.request()),
+        Verb::Bench(args) => args.run(),
+        Verb::Trace(args) => bench::timeline(&bench::TraceRequest {
+            cpu: args.cpu,
+            qemu: args.qemu,
+            output: args.output.unwrap_or_else(|| bench::folder().join("trace.json")),
+            all: args.all,
+        }),
         Verb::Plants(args) => plants::plants(&plants::Request {
             names: args.names,
             baseline: !args.no_baseline,

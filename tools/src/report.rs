@@ -46,9 +46,6 @@ const VCPU_COLUMNS: &Columns = &[
     ("timer", "timer exits"),
 ];
 
-const BENCH_COLUMNS: &Columns =
-    &[("name", "exit round trip"), ("instructions", "instructions (average)")];
-
 const SEEN_COLUMNS: &Columns = &[("what", "Linux sees"), ("is", "")];
 
 const TASK_COLUMNS: &Columns = &[
@@ -68,7 +65,6 @@ const TABLES: &[(Table, &Columns)] = &[
     (Table::Task, TASK_COLUMNS),
     (Table::Cpu, CPU_COLUMNS),
     (Table::Vcpu, VCPU_COLUMNS),
-    (Table::Bench, BENCH_COLUMNS),
 ];
 
 impl Report {
@@ -227,7 +223,7 @@ mod tests {
         let report = report(&[
             "@cpu extra=x vls=16,32,48,64 cpu=0 loads_avoided=1000",
             "@cpu cpu=10 vls=16,32,64",
-            "@bench name=no-fp instructions=650",
+            "@vcpu vm=1 vl=64",
             "@verdict ok",
         ]);
         let text = report.render(None);
@@ -237,7 +233,7 @@ mod tests {
         assert_eq!(lines.next(), Some("---  --------  -------  -----"));
         assert_eq!(lines.next(), Some("  0    16..64     1000      x"));
         assert_eq!(lines.next(), Some(" 10  16,32,64        -      -"));
-        assert!(text.contains("no-fp"), "{text}");
+        assert!(text.contains("1       64"), "{text}");
         assert!(text.ends_with("verdict: ok\n"), "{text}");
     }
 

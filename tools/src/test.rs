@@ -22,6 +22,7 @@ pub fn test(qemu: Option<&Path>, arguments: &[String]) -> Result<bool> {
         firmware: build::binary(&toolchain, build::FIRMWARE)?,
         linux: build::binary(&toolchain, build::LINUX)?,
         qemu: qemu.path,
+        compiler: toolchain.rustc.release()?,
     };
     let mut command = cargo();
     command.args(["test", "--no-fail-fast"]).args(arguments);

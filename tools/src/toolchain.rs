@@ -70,6 +70,12 @@ impl fmt::Display for Rustc {
 }
 
 impl Rustc {
+    /// What it says of itself: release, commit and date.
+    pub fn release(&self) -> Result<String> {
+        let text = process::stdout(Command::new(&self.path).arg("--version"))?;
+        Ok(text.trim().to_owned())
+    }
+
     fn probe(program: &OsStr) -> Option<Self> {
         // In the checkout's root rustup applies the checkout's toolchain file.
         let ask = |argument: &[&str]| {

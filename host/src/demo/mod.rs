@@ -1,6 +1,5 @@
 //! The demonstration's course.
 
-mod bench;
 mod cpu;
 mod guest;
 mod vms;
@@ -144,9 +143,6 @@ fn demonstrate(machine: &'static Machine) -> Result<(), Trouble> {
     let sve = features.contains(Features::SVE);
     let free = pages::free_count();
 
-    if machine.has_argument("bench") {
-        bench::run(guest, sve)?;
-    }
     // The others wait for the plan.
     let cpus = smp::start(machine, cpu::work).map_err(Trouble::Cpu)?;
     let at_hyp = at_hyp(machine)?;

@@ -49,6 +49,18 @@ pub fn print(args: fmt::Arguments) {
     restore_interrupts(daif);
 }
 
+/// Waits until somebody types something, and drops it.
+pub fn wait_for_input() {
+    loop {
+        let typed = UART.lock().as_mut().is_none_or(|uart| !matches!(uart.read_word(), Ok(None)));
+        if typed {
+            return;
+        }
+        // SAFETY: a hint.
+        unsafe { core::arch::asm!("yield", options(nomem, nostack)) };
+    }
+}
+
 /// Prints for a CPU that is about to stop, whoever holds the lock.
 pub fn print_fatal(args: fmt::Arguments) {
     mask_interrupts();

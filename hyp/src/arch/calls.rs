@@ -16,7 +16,7 @@ use umbra_shared::record::Kind;
 use umbra_shared::vl::Vq;
 
 /// x1-x8 of an answer.
-type Results = [u64; 8];
+pub type Results = [u64; 8];
 
 const NOTHING: Results = [0; 8];
 
@@ -73,7 +73,7 @@ fn explain(error: Error, call: Call) -> Results {
 
 fn perform(cpu: &mut Cpu, call: Call) -> Result<Results, Error> {
     match call {
-        Call::Version => Ok(version()),
+        Call::Version => Ok(cpu.version),
         Call::VlInfo { cpu } => vl_info(cpu),
         Call::Stats { cpu, first } => {
             let shared = usize::try_from(cpu)
@@ -102,7 +102,8 @@ fn perform(cpu: &mut Cpu, call: Call) -> Result<Results, Error> {
     }
 }
 
-fn version() -> Results {
+/// What VERSION answers, on every CPU.
+pub fn version() -> Results {
     let machine = machine();
     let mut features = Features::empty();
     features.set(Features::SVE, !machine.lengths.common.is_empty());

@@ -45,6 +45,10 @@ pub struct Cpu {
     pub host: El1Context,
     /// VTTBR_EL2 of the host, beside what a run needs.
     pub host_vttbr: u64,
+    /// FP traps that made a guest's state live in the run that goes on: for the log.
+    pub opened: u64,
+    /// What VERSION answers, beside the stack that it is answered on.
+    pub version: super::calls::Results,
     /// Whether `fp` has memory for the host's registers.
     pub has_image: bool,
     /// The vCPU loaded here.
@@ -153,6 +157,8 @@ impl Cpu {
             fp: CpuFp::new(Image::empty()),
             host: El1Context::default(),
             host_vttbr: 0,
+            opened: 0,
+            version: [0; 8],
             has_image: false,
             loaded: None,
             suspended_timer: None,
@@ -170,6 +176,14 @@ impl Cpu {
         let this = sys::read_tpidr_el2().bits() as *mut Self;
         // SAFETY: set by `install` before anything can trap; exclusive as the caller promises.
         unsafe { &mut *this }
+    }
+
+    /// A trap has made the guest's FP state live.
+    #[inline]
+    pub fn note_opening(&mut self) {
+        if cfg!(feature = "transition-log") {
+            self.opened += 1;
+        }
     }
 
     /// The loaded vCPU as the log names it; 0: none.
@@ -253,6 +267,8 @@ impl Cpu {
             Transition::new(Kind::Reset, [vqs, held, 0, 0, 0, 0, 0])
         });
         super::world::switch_el1(&self.world, &mut self.host, &El1Context::reset());
+        super::world::switch_pauth(&self.world, &mut self.host, &El1Context::reset());
+        self.version = super::calls::version();
         let [ctl, cval] = self.suspended_timer.take().unwrap_or_default();
         write_cntv_ctl_el0(0);
         write_cntv_cval_el0(cval);

@@ -1,13 +1,12 @@
 //! What a guest traps on: answered here, or handed to the host.
 
-#![forbid(unsafe_code)]
-
+use super::cpu::Cpu;
 use super::sysreg::*;
 use super::vm::{self, Open, Vcpu};
-use crate::cpufeatures::IdRegisters;
-use crate::idregs::{self, IdRegister};
+use super::world::GuestRegs;
+use crate::fp::TrapClass;
 use crate::memory::pages::VmId;
-use crate::syndrome::{self, Abort, SysReg, ec, pstate};
+use crate::syndrome::{self, Abort, IdRead, SysReg, ec, pstate};
 use umbra_shared::call::UntrustedIpa;
 use umbra_shared::error::SUCCESS;
 use umbra_shared::exit::{ExitInfo, Reason};
@@ -31,7 +30,8 @@ impl Exit {
 
 /// Handles a synchronous exception other than FP and HVC, with the guest's EL1 still in the registers.
 /// `None`: go on.
-pub fn synchronous(vcpu: &mut Vcpu, id: &IdRegisters, esr: u64) -> Option<Exit> {
+#[cold]
+pub fn synchronous(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
     match syndrome::class(esr) {
         ec::WFX => {
             step_over(vcpu);
@@ -43,7 +43,7 @@ pub fn synchronous(vcpu: &mut Vcpu, id: &IdRegisters, esr: u64) -> Option<Exit> 
             step_over(vcpu);
             None
         }
-        ec::SYSREG => system_register(vcpu, id, SysReg::new(esr)),
+        ec::SYSREG => system_register(vcpu, esr),
         ec::DATA_ABORT => Some(data_abort(vcpu, esr)),
         ec::INSTRUCTION_ABORT => Some(fault(vcpu, esr)),
         _ => {
@@ -51,6 +51,48 @@ pub fn synchronous(vcpu: &mut Vcpu, id: &IdRegisters, esr: u64) -> Option<Exit> 
             None
         }
     }
+}
+
+// Called by guest_exit_sync (switch.S) for every synchronous exception but HVC, before anything of the
+// host's is back: the traps that a guest takes often and that need nobody but hyp end here. All of the
+// guest's registers are in its `regs`; ELR_EL2 and SPSR_EL2 are still its own. False: it is something
+// else, or an interrupt waits for the host; nothing has been done then.
+#[unsafe(no_mangle)]
+extern "C" fn umbra_guest_trap(cpu: &mut Cpu, esr: u64) -> bool {
+    let Some(loaded) = &mut cpu.loaded else { return false };
+    let vcpu = loaded.vcpu();
+    if read_isr_el1() != 0 {
+        return false;
+    }
+    let class = match syndrome::class(esr) {
+        ec::SYSREG => return id_register(&mut vcpu.regs, esr),
+        ec::FP => TrapClass::Fpsimd,
+        ec::SVE => TrapClass::Sve,
+        _ => return false,
+    };
+    cpu.fp.guest_opens(&vcpu.fp, class) && {
+        cpu.fp.guest_trap(&mut cpu.hw, &mut vcpu.fp, class, &cpu.shared.stats);
+        cpu.note_opening();
+        true
+    }
+}
+
+#[inline]
+fn id_register(regs: &mut GuestRegs, esr: u64) -> bool {
+    let Some(read) = IdRead::new(esr) else { return false };
+    let Some(&value) = regs.id.get(read.index) else { return false };
+    // 31 is XZR.
+    if let Some(x) = regs.x.get_mut(read.register) {
+        *x = value;
+    }
+    let pc = sys::read_elr_el2().bits().wrapping_add(4);
+    let old = sys::read_spsr_el2().bits();
+    // SAFETY: the guest goes on behind the instruction that hyp executes for it.
+    unsafe {
+        sys::write_elr_el2(sys::ElrEl2::from_bits_retain(pc));
+        sys::write_spsr_el2(sys::SpsrEl2::from_bits_retain(pstate::after_instruction(old)));
+    }
+    true
 }
 
 /// A call of the guest's about its memory, the guest being of the VM with this number. ELR_EL2 is
@@ -82,6 +124,7 @@ fn step_over(vcpu: &mut Vcpu) {
 }
 
 /// An exception of the guest's own EL1, whose registers are live: UNDEFINED.
+#[cold]
 pub fn undefined(vcpu: &mut Vcpu) {
     write_elr_el1(vcpu.regs.pc);
     write_spsr_el1(vcpu.regs.pstate);
@@ -92,6 +135,7 @@ pub fn undefined(vcpu: &mut Vcpu) {
 
 /// An external abort for an access that the host refused, which had trapped with `esr`; EL1 is in
 /// memory.
+#[cold]
 pub fn external_abort(vcpu: &mut Vcpu, esr: u64, far: u64) {
     let from_el0 = pstate::is_el0(vcpu.regs.pstate);
     let el1 = &mut vcpu.el1.regs;
@@ -156,6 +200,7 @@ pub fn write_register(vcpu: &mut Vcpu, n: u8, value: u64) {
 }
 
 /// The host finished what the last exit left open.
+#[inline(never)]
 pub fn complete_read(vcpu: &mut Vcpu, data: u64) {
     if let Open::Read { register, bytes, sign, wide, .. } = vcpu.open {
         write_register(vcpu, register, syndrome::extend(data, bytes, sign, wide));
@@ -168,11 +213,13 @@ pub fn complete_write(vcpu: &mut Vcpu) {
     step_over(vcpu);
 }
 
-fn system_register(vcpu: &mut Vcpu, id: &IdRegisters, r: SysReg) -> Option<Exit> {
+fn system_register(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
+    let r = SysReg::new(esr);
     let value = match (r.op0, r.op1, r.crn, r.crm, r.op2) {
         // The ID registers, AArch32's included (TID3).
         (3, 0, 0, 1..=7, _) if r.read => {
-            idregs::read(id, vcpu.id, IdRegister { crm: r.crm, op2: r.op2 })
+            let id = IdRead::new(esr).and_then(|read| vcpu.regs.id.get(read.index));
+            id.copied().unwrap_or(0)
         }
         // REVIDR_EL1, AIDR_EL1 (TID1).
         (3, 0, 0, 0, 6) | (3, 1, 0, 0, 7) if r.read => 0,

@@ -1,17 +1,18 @@
 //! VCPU_RUN: from the host into a guest and back. No lock, no allocation, no formatting.
 
-use super::cpu::{Cpu, machine};
+use super::cpu::Cpu;
 use super::guest::{self, Exit};
 use super::log::{self, Transition};
 use super::sysreg::{dsb_nsh, read_isr_el1};
 use super::trap::HostFrame;
 use super::vm::{Open, Vcpu};
-use super::world;
+use super::world::{self, El1Context, GuestRegs, World};
 use crate::arch::sysreg::sys;
 use crate::fp::hw::Image;
 use crate::fp::{CpuFp, GuestTrap, TrapClass};
 use crate::memory::pages::VmId;
-use crate::syndrome::{self, ec, pstate};
+use crate::syndrome::{self, SysReg, ec, pstate};
+use core::ptr::NonNull;
 use umbra_shared::call::Counter;
 use umbra_shared::error::Error;
 use umbra_shared::exit::{ExitInfo, Reason, RunFlags};
@@ -24,6 +25,7 @@ const LEFT_IRQ: u64 = 1;
 
 /// Handles the hypercall: `frame` holds the host's x0-x17 and takes the results.
 pub fn run(cpu: &mut Cpu, frame: &mut HostFrame) {
+    cpu.opened = 0;
     let mut seen = Seen { flags: frame.x[1], ..Seen::default() };
     match run_loaded(cpu, frame, &mut seen) {
         Ok(()) => frame.x[0] = 0,
@@ -33,7 +35,7 @@ pub fn run(cpu: &mut Cpu, frame: &mut HostFrame) {
     log::write(&cpu.fp, cpu.loaded_name(), || Transition {
         result: frame.x[0],
         results: [frame.x[1], frame.x[2], frame.x[3]],
-        ..Transition::new(Kind::Run, [seen.flags, seen.hint, seen.opened, seen.word, 0, 0, 0])
+        ..Transition::new(Kind::Run, [seen.flags, seen.hint, cpu.opened, seen.word, 0, 0, 0])
     });
 }
 
@@ -42,7 +44,6 @@ pub fn run(cpu: &mut Cpu, frame: &mut HostFrame) {
 struct Seen {
     flags: u64,
     hint: u64,
-    opened: u64,
     word: u64,
 }
 
@@ -50,7 +51,6 @@ struct Seen {
 fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(), Error> {
     let stats = &cpu.shared.stats;
     let loaded = cpu.loaded.as_mut().ok_or(Error::NotLoaded)?;
-    let (vm, name) = (loaded.vm(), loaded.name());
     let vcpu = loaded.vcpu();
     let flags = RunFlags::from_bits(frame.x[1]).ok_or(Error::InvalidArgument)?;
 
@@ -76,9 +76,16 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
         return Err(error);
     }
 
-    if vcpu.open != Open::Nothing {
-        complete(vcpu, flags, &frame.x);
+    match vcpu.open {
+        Open::Nothing => {}
+        // What most exits are.
+        Open::Hvc => {
+            let [_, _, x2, x3, x4, x5, ..] = frame.x;
+            [vcpu.regs.x[0], vcpu.regs.x[1], vcpu.regs.x[2], vcpu.regs.x[3]] = [x2, x3, x4, x5];
+        }
+        _ => complete(vcpu, flags, &frame.x),
     }
+    vcpu.open = Open::Nothing;
     if flags.contains(RunFlags::VIRQ) {
         vcpu.gic.inject(flags.intid());
     }
@@ -88,66 +95,47 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
     // context, a walk must not use both (Arm ARM D8.1.5, R_LFHQG; Linux: `__kvm_vcpu_run`).
     dsb_nsh();
     world::switch_el1(&cpu.world, &mut cpu.host, &vcpu.el1);
+    if world::uses_pauth(vcpu.hcr) {
+        world::switch_pauth(&cpu.world, &mut cpu.host, &vcpu.el1);
+    }
     let host_timer = world::enter_timer(&vcpu.timer);
     vcpu.gic.enter();
-    cpu.world.enter_guest(vcpu.vmpidr, vcpu.vttbr);
+    cpu.world.enter_guest(vcpu.hcr, vcpu.vmpidr, vcpu.vttbr);
 
-    let exit = loop {
-        // SAFETY: return state for the ERET into the guest, which runs under its own stage 2 at EL1
-        // or EL0: `pstate` came from SPSR_EL2 or was made by `on_exception`.
-        unsafe {
-            sys::write_elr_el2(sys::ElrEl2::from_bits_retain(vcpu.regs.pc));
-            sys::write_spsr_el2(sys::SpsrEl2::from_bits_retain(vcpu.regs.pstate));
-        }
-        let left = world::enter_guest(&mut vcpu.regs);
+    // SAFETY: return state for the ERET into the guest, which runs under its own stage 2 at EL1 or EL0:
+    // `pstate` came from SPSR_EL2 or was made by `on_exception`.
+    let set_return = |regs: &GuestRegs| unsafe {
+        sys::write_elr_el2(sys::ElrEl2::from_bits_retain(regs.pc));
+        sys::write_spsr_el2(sys::SpsrEl2::from_bits_retain(regs.pstate));
+    };
+    let info = loop {
+        let vcpu = cpu.loaded.as_mut().ok_or(Error::NotLoaded)?.vcpu();
+        set_return(&vcpu.regs);
+        let regs = NonNull::from(&mut vcpu.regs);
+        let left = world::enter_guest(cpu, regs);
+        let vcpu = cpu.loaded.as_mut().ok_or(Error::NotLoaded)?.vcpu();
         vcpu.regs.pc = sys::read_elr_el2().bits();
         vcpu.regs.pstate = sys::read_spsr_el2().bits();
-        if left == LEFT_IRQ {
-            break Exit::new(Reason::Irq, [0; 6]);
-        }
-        let esr = sys::read_esr_el2().bits();
-        if left != LEFT_SYNCHRONOUS {
-            // An SError while the guest ran: it is blamed on the guest, which can't go on.
-            break Exit::new(Reason::Broken, [esr, 0, 0, 0, 0, 0]);
-        }
-        // Guests are AArch64 at EL1 and are shown no AArch32 at EL0: nothing here steps over T32.
-        if pstate::is_aarch32(vcpu.regs.pstate) {
-            break Exit::new(Reason::Broken, [esr, 0, 0, 0, 0, 0]);
-        }
-        let class = match syndrome::class(esr) {
-            ec::FP => TrapClass::Fpsimd,
-            ec::SVE => TrapClass::Sve,
-            ec::SME => TrapClass::Sme,
+        if left == LEFT_SYNCHRONOUS {
+            let esr = sys::read_esr_el2().bits();
             // What most exits are.
-            ec::HVC64 if GuestFunction::from_id(vcpu.regs.x[0]).is_none() => {
-                let [x0, x1, x2, x3, x4, x5, ..] = vcpu.regs.x;
+            if syndrome::class(esr) == ec::HVC64
+                && GuestFunction::from_id(vcpu.regs.x[0]).is_none()
+                && !pstate::is_aarch32(vcpu.regs.pstate)
+            {
                 vcpu.open = Open::Hvc;
-                break Exit::new(Reason::Hvc, [x0, x1, x2, x3, x4, x5]);
+                let [x0, x1, x2, x3, x4, x5, ..] = vcpu.regs.x;
+                set_data(frame, [x0, x1, x2, x3, x4, x5]);
+                break ExitInfo::new(Reason::Hvc, 0);
             }
-            class => {
-                let exit = if class == ec::HVC64 {
-                    memory_call(&cpu.fp, name, vcpu, vm)
-                } else {
-                    guest::synchronous(vcpu, &machine().id, esr)
-                };
-                match exit {
-                    Some(exit) => break exit,
-                    // However often a guest does what is answered here, the host's interrupts get
-                    // through.
-                    None if read_isr_el1() != 0 => break Exit::new(Reason::Irq, [0; 6]),
-                    None => continue,
-                }
-            }
-        };
-        match cpu.fp.guest_trap(&mut cpu.hw, &mut vcpu.fp, class, stats) {
-            GuestTrap::Opened => seen.opened += 1,
-            GuestTrap::Undefined => guest::undefined(vcpu),
+        }
+        if let Some(exit) = rare(cpu, left) {
+            set_data(frame, exit.data);
+            break exit.info;
         }
     };
 
-    if exit.info.reason() == Some(Reason::Broken) {
-        vcpu.open = Open::Broken { esr: exit.data[0] };
-    }
+    let vcpu = cpu.loaded.as_mut().ok_or(Error::NotLoaded)?.vcpu();
     cpu.hw.set_base(0);
     let fp_flags = cpu.fp.exit(&mut cpu.hw, &mut vcpu.fp, stats);
     vcpu.flags.publish(fp_flags);
@@ -155,9 +143,12 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
     // Likewise the guest's.
     dsb_nsh();
     cpu.world.leave_guest(cpu.host_vttbr);
-    vcpu.gic.leave();
+    let in_flight = vcpu.gic.leave();
     let vtimer = world::leave_timer(&mut vcpu.timer, host_timer);
     world::switch_el1(&cpu.world, &mut vcpu.el1, &cpu.host);
+    if world::uses_pauth(vcpu.hcr) {
+        world::switch_pauth(&cpu.world, &mut vcpu.el1, &cpu.host);
+    }
 
     // The ERET to the host needs its own return state: it called HVC.
     // SAFETY: saved from these registers at the host's HVC.
@@ -165,16 +156,90 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
         sys::write_elr_el2(sys::ElrEl2::from_bits_retain(frame.elr));
         sys::write_spsr_el2(sys::SpsrEl2::from_bits_retain(frame.spsr));
     }
-    let mut info = exit.info.register();
+    let mut info = info.register();
     if vtimer {
         info |= ExitInfo::VTIMER;
     }
-    if vcpu.gic.in_flight() {
+    if in_flight {
         info |= ExitInfo::VIRQ_IN_FLIGHT;
     }
     frame.x[1] = info;
-    frame.x[2..8].copy_from_slice(&exit.data);
     Ok(())
+}
+
+/// x2-x7 for the host. Not as a slice: that would be a call of memcpy.
+#[inline(always)]
+fn set_data(frame: &mut HostFrame, [x2, x3, x4, x5, x6, x7]: [u64; 6]) {
+    [frame.x[2], frame.x[3], frame.x[4]] = [x2, x3, x4];
+    [frame.x[5], frame.x[6], frame.x[7]] = [x5, x6, x7];
+}
+
+/// Why a guest left, if not by an HVC for its host: what becomes of it. `None`: it goes on.
+#[cold]
+#[inline(never)]
+fn rare(cpu: &mut Cpu, left: u64) -> Option<Exit> {
+    let loaded = cpu.loaded.as_mut()?;
+    let (vm, name) = (loaded.vm(), loaded.name());
+    let vcpu = loaded.vcpu();
+    if left == LEFT_IRQ {
+        return Some(Exit::new(Reason::Irq, [0; 6]));
+    }
+    let esr = sys::read_esr_el2().bits();
+    // An SError while the guest ran is blamed on the guest, which can't go on. Guests are AArch64 at EL1
+    // and are shown no AArch32 at EL0: nothing here steps over T32.
+    if left != LEFT_SYNCHRONOUS || pstate::is_aarch32(vcpu.regs.pstate) {
+        return Some(broken(vcpu, esr));
+    }
+    let class = match syndrome::class(esr) {
+        ec::FP => TrapClass::Fpsimd,
+        ec::SVE => TrapClass::Sve,
+        ec::SME => TrapClass::Sme,
+        class => {
+            let exit = match class {
+                ec::HVC64 => memory_call(&cpu.fp, name, vcpu, vm),
+                ec::PAUTH => first_pauth(&cpu.world, &mut cpu.host, vcpu),
+                ec::SYSREG if SysReg::new(esr).is_pauth_key() => {
+                    first_pauth(&cpu.world, &mut cpu.host, vcpu)
+                }
+                _ => guest::synchronous(vcpu, esr),
+            };
+            if let Some(exit) = exit {
+                return Some(if exit.info.reason() == Some(Reason::Broken) {
+                    broken(vcpu, exit.data[0])
+                } else {
+                    exit
+                });
+            }
+            // However often a guest does what is answered here, the host's interrupts get through.
+            let waits = read_isr_el1() != 0;
+            return waits.then_some(Exit::new(Reason::Irq, [0; 6]));
+        }
+    };
+    match cpu.fp.guest_trap(&mut cpu.hw, &mut vcpu.fp, class, &cpu.shared.stats) {
+        GuestTrap::Opened => cpu.note_opening(),
+        GuestTrap::Undefined => guest::undefined(vcpu),
+    }
+    None
+}
+
+fn broken(vcpu: &mut Vcpu, esr: u64) -> Exit {
+    vcpu.open = Open::Broken { esr };
+    Exit::new(Reason::Broken, [esr, 0, 0, 0, 0, 0])
+}
+
+/// A guest's first use of pointer authentication: from now on its keys are switched with the rest of
+/// EL1, and it executes the instruction again. UNDEFINED if there is none, or none that was trapped.
+#[cold]
+fn first_pauth(world: &World, host: &mut El1Context, vcpu: &mut Vcpu) -> Option<Exit> {
+    match world.hcr_with_pauth(vcpu.hcr) {
+        Some(hcr) => {
+            vcpu.hcr = hcr;
+            world::set_hcr(hcr);
+            world::switch_pauth(world, host, &vcpu.el1);
+        }
+        None => guest::undefined(vcpu),
+    }
+    None
 }
 
 /// A call of the guest's about its memory.
@@ -191,10 +256,10 @@ fn memory_call(fp: &CpuFp<Image>, name: u64, vcpu: &mut Vcpu, vm: VmId) -> Optio
     exit
 }
 
-/// Finishes what the last exit left open, with the host's x2-x5.
+/// Finishes what the last exit left open, with the host's x2-x5; not an HVC.
+#[inline(never)]
 fn complete(vcpu: &mut Vcpu, flags: RunFlags, x: &[u64; 18]) {
     match vcpu.open {
-        Open::Hvc => vcpu.regs.x[..4].copy_from_slice(&x[2..6]),
         Open::Read { esr, far, .. } | Open::Write { esr, far } | Open::Fault { esr, far }
             if flags.contains(RunFlags::ABORT) =>
         {
@@ -203,7 +268,6 @@ fn complete(vcpu: &mut Vcpu, flags: RunFlags, x: &[u64; 18]) {
         Open::Read { .. } | Open::Write { .. } if flags.contains(RunFlags::RETRY) => {}
         Open::Read { .. } => guest::complete_read(vcpu, x[2]),
         Open::Write { .. } => guest::complete_write(vcpu),
-        Open::Nothing | Open::Fault { .. } | Open::Broken { .. } => {}
+        Open::Nothing | Open::Hvc | Open::Fault { .. } | Open::Broken { .. } => {}
     }
-    vcpu.open = Open::Nothing;
 }

@@ -8,7 +8,7 @@
 
 .text
 
-// x0 = *mut GuestRegs (x0-x30). Returns in x0 which vector the guest left by:
+// x0 = *mut GuestRegs (x0-x30), x1 = *mut Cpu, for umbra_guest_trap. Returns in x0 which vector the guest left by:
 // 0 synchronous, 1 IRQ or FIQ, 2 SError. ELR_EL2, SPSR_EL2, ESR_EL2 and so on are still the guest's.
 // The host's callee-saved registers wait on hyp's stack.
 .global umbra_guest_enter
@@ -19,7 +19,8 @@ umbra_guest_enter:
     stp     x25, x26, [sp, #48]
     stp     x27, x28, [sp, #64]
     stp     x29, x30, [sp, #80]
-    str     x0, [sp, #96]
+    stp     x0, x1, [sp, #96]
+guest_resume:
     ldp     x2, x3, [x0, #16]
     ldp     x4, x5, [x0, #32]
     ldp     x6, x7, [x0, #48]
@@ -39,22 +40,12 @@ umbra_guest_enter:
     eret
     sb_barrier
 
-.macro  guest_exit code:req
+// The guest's x0-x30 to its GuestRegs, in x0 then.
+.macro  save_guest
     stp     x0, x1, [sp, #-16]!
     ldr     x0, [sp, #(96 + 16)]
     stp     x2, x3, [x0, #16]
-    mov     x3, #\code
-    b       guest_exit_common
-.endm
-
-guest_exit_sync:
-    guest_exit 0
-guest_exit_irq:
-    guest_exit 1
-guest_exit_serror:
-    guest_exit 2
-
-guest_exit_common:
+    ldp     x2, x3, [sp], #16
     stp     x4, x5, [x0, #32]
     stp     x6, x7, [x0, #48]
     stp     x8, x9, [x0, #64]
@@ -69,9 +60,32 @@ guest_exit_common:
     stp     x26, x27, [x0, #208]
     stp     x28, x29, [x0, #224]
     str     x30, [x0, #240]
-    ldp     x4, x5, [sp], #16
-    stp     x4, x5, [x0]
-    mov     x0, x3
+    stp     x2, x3, [x0]
+.endm
+
+guest_exit_sync:
+    save_guest
+    mrs     x1, esr_el2
+    lsr     x2, x1, #26
+    cmp     x2, #{EC_HVC64}
+    b.ne    1f
+2:  mov     x0, #0
+    b       guest_exit_common
+1:  mov     x19, x0
+    ldr     x0, [sp, #104]
+    bl      umbra_guest_trap
+    tbz     w0, #0, 2b
+    mov     x0, x19
+    b       guest_resume
+guest_exit_irq:
+    save_guest
+    mov     x0, #1
+    b       guest_exit_common
+guest_exit_serror:
+    save_guest
+    mov     x0, #2
+
+guest_exit_common:
     ldp     x21, x22, [sp, #16]
     ldp     x23, x24, [sp, #32]
     ldp     x25, x26, [sp, #48]

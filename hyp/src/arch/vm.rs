@@ -9,7 +9,7 @@ use super::frames::{FrameList, Tables, WORST_CASE_TABLES, linear};
 use super::log;
 use super::mem::{self, flag_page};
 use super::tables::{Stage2Tables, Tlbs};
-use super::world::{El1Context, GuestRegs, PSTATE_EL1H_MASKED, Timer, VirtualGic};
+use super::world::{El1Context, GuestRegs, HCR_GUEST, PSTATE_EL1H_MASKED, Timer, VirtualGic};
 use super::{Lock, LockGuard};
 use crate::fp::hw::Image;
 use crate::fp::{CpuFp, VcpuFp};
@@ -99,8 +99,8 @@ pub struct Vcpu {
     pub vttbr: u64,
     /// What the last exit left open.
     pub open: Open,
-    /// What its ID registers show.
-    pub id: idregs::Guest,
+    /// HCR_EL2 while it runs: with API and APK from its first use of pointer authentication on.
+    pub hcr: u64,
     /// Its flag-shadow page.
     pub flags: &'static FlagShadowPage,
 }
@@ -236,6 +236,10 @@ impl Machine for Target {
                 },
                 pc: new.entry,
                 pstate: PSTATE_EL1H_MASKED,
+                id: idregs::table(
+                    &machine().id,
+                    idregs::Guest { sve: new.vq.is_some(), pa_range: machine().stage2.pa_range },
+                ),
             },
             el1: El1Context::reset(),
             timer: Timer::with_offset(new.clock),
@@ -245,7 +249,7 @@ impl Machine for Target {
             vmpidr: 1 << 31 | new.index as u64,
             vttbr: tables.stage2.vttbr().bits(),
             open: Open::Nothing,
-            id: idregs::Guest { sve: new.vq.is_some(), pa_range: machine().stage2.pa_range },
+            hcr: HCR_GUEST,
             flags: flag_page(new.flag_page),
         };
         let place = NonNull::new(base as *mut Vcpu).expect("the linear map is not at 0");
@@ -356,7 +360,9 @@ pub fn load(cpu: &mut Cpu, handle: VmHandle, index: VcpuIndex) -> Result<(), Err
         // SAFETY: it is loaded nowhere, and the slot's lock is held: nobody else uses it.
         CpuFp::check_load(unsafe { &vcpu.0.as_ref().fp }, vqs)
     })?;
-    cpu.loaded = Some(Loaded { vcpu, vm: number, index });
+    let mut loaded = Loaded { vcpu, vm: number, index };
+    loaded.vcpu().gic.load();
+    cpu.loaded = Some(loaded);
     Ok(())
 }
 
@@ -370,6 +376,7 @@ pub fn put(cpu: &mut Cpu) -> Result<(), Error> {
     let vcpu = loaded.vcpu();
     let flags = cpu.fp.put(&mut cpu.hw, &mut vcpu.fp, &cpu.shared.stats);
     vcpu.flags.publish(flags);
+    vcpu.gic.put();
     lock(loaded.vm).put(loaded.index);
     Ok(())
 }

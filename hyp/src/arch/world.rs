@@ -8,11 +8,11 @@
 //! |---|---|---|
 //! | X0-X30, PC, PSTATE | [`GuestRegs`], the host's on hyp's stack | `umbra_guest_enter` |
 //! | SP_EL0, SP_EL1, ELR_EL1, SPSR_EL1, SCTLR, CPACR, TTBR0, TTBR1, TCR, MAIR, AMAIR, VBAR, ESR, FAR, AFSR0, AFSR1, CONTEXTIDR, PAR, TPIDR_EL1, TPIDR_EL0, TPIDRRO_EL0, CNTKCTL, CSSELR, MDSCR | [`El1Regs`] | `umbra_switch_el1` |
-//! | APIAKey, APIBKey, APDAKey, APDBKey, APGAKey (FEAT_PAuth) | [`PauthKeys`] | `umbra_switch_pauth` |
+//! | APIAKey, APIBKey, APDAKey, APDBKey, APGAKey (FEAT_PAuth) | [`PauthKeys`] | [`switch_pauth`], from the guest's first use of pointer authentication on; until then it is trapped (HCR_EL2.API, APK) and the host's stay where they are |
 //! | TPIDR2_EL0 (FEAT_SME) | [`El1Context`] | [`switch_el1`] |
 //! | TRFCR_EL1 (FEAT_TRF), BRBCR_EL1 (FEAT_BRBE): the host's; zero while a guest runs, so that no trace shows what it does | [`El1Context`] | [`switch_el1`] |
 //! | CNTV_CTL_EL0, CNTV_CVAL_EL0, CNTVOFF_EL2 | [`Timer`] | [`enter_timer`], [`leave_timer`] |
-//! | ICC_PMR, ICC_BPRn, ICC_IGRPENn, ICC_CTLR.EOImode, ICC_APnRn, ICC_IAR/EOIR/HPPIR/RPR | the virtual CPU interface ([`VirtualGic`]), while HCR_EL2.{IMO,FMO} are set; the host has the physical one | [`VirtualGic::enter`] |
+//! | ICC_PMR, ICC_BPRn, ICC_IGRPENn, ICC_CTLR.EOImode, ICC_APnRn, ICC_IAR/EOIR/HPPIR/RPR | the virtual CPU interface ([`VirtualGic`]), while HCR_EL2.{IMO,FMO} are set; the host has the physical one, so the guest's stays in place from VCPU_LOAD to VCPU_PUT | [`VirtualGic`] |
 //! | V0-V31, FPSR, FPCR, Z, P, FFR, ZCR_EL1 | the FP engine | [`crate::fp`] |
 //! | MPIDR_EL1 (VMPIDR_EL2), stage 2 and VMID (VTTBR_EL2) | vCPU | [`World::enter_guest`] |
 //!
@@ -47,7 +47,7 @@
 //!
 //! | register | host | guest |
 //! |---|---|---|
-//! | HCR_EL2 | RW, VM, TSC, API, APK, and ATA, EnSCXT, FIEN as implemented; TWI, TDZ with `umbra.displace` | [`HCR_GUEST`], API, APK |
+//! | HCR_EL2 | RW, VM, TSC, API, APK, and ATA, EnSCXT, FIEN as implemented; TWI, TDZ with `umbra.displace` | [`HCR_GUEST`]; API, APK once used |
 //! | CPTR_EL2 | FP by the engine, nothing else trapped | FP by the engine, TTA, TAM |
 //! | MDCR_EL2 | HPMN, HPMD | HPMN, HPMD, TDA, TDOSA, TDRA, TPM, TPMCR, TPMS, TTRF |
 //! | CNTHCTL_EL2 | EL1PCTEN, EL1PCEN | EL1PCTEN |
@@ -57,10 +57,13 @@
 //! | HCRX_EL2, HFG*_EL2, MPAM2_EL2 (where present) | everything open | MSCEn; n-bits 0; traps |
 //! | VBAR_EL2 | host vectors | guest vectors |
 
+use crate::arch::cpu::Cpu;
 use crate::arch::sysreg::sys::{HcrEl2, HcrxEl2, MdcrEl2, VbarEl2, write_hcr_el2, write_vbar_el2};
 use crate::arch::sysreg::*;
 use crate::cpufeatures::CpuFeatures;
+use bitflags::bitflags;
 use core::mem::offset_of;
+use core::ptr::NonNull;
 use static_assertions::const_assert;
 
 core::arch::global_asm!(
@@ -68,21 +71,24 @@ core::arch::global_asm!(
     include_str!("vectors.S"),
     FATAL_FRAME_BYTES = const size_of::<crate::arch::fatal::FatalFrame>(),
     HOST_FRAME_BYTES = const size_of::<crate::arch::trap::HostFrame>(),
+    EC_HVC64 = const crate::syndrome::ec::HVC64,
     STACK_SHIFT = const crate::arch::layout::STACK_SHIFT,
     CPU_EMERGENCY_STACK = const offset_of!(crate::arch::cpu::Cpu, emergency_stack),
 );
 
-// SAFETY: the routines of switch.S, written for these signatures.
+// SAFETY: the routines of switch.S, written for these signatures; to them a `Cpu` is an address only.
+#[allow(improper_ctypes, reason = "it goes through to Rust code again")]
 unsafe extern "C" {
-    fn umbra_guest_enter(regs: *mut GuestRegs) -> u64;
+    fn umbra_guest_enter(regs: *mut GuestRegs, cpu: *mut Cpu) -> u64;
     fn umbra_switch_el1(save: *mut El1Regs, load: *const El1Regs);
     fn umbra_switch_pauth(save: *mut PauthKeys, load: *const PauthKeys);
     static umbra_host_vectors: u8;
     static umbra_guest_vectors: u8;
 }
 
-/// A guest's general-purpose registers, PC and PSTATE. `umbra_guest_enter` knows the offsets of `x`.
-#[derive(Clone, Debug, Default)]
+/// A guest's general-purpose registers, PC and PSTATE, and what it reads from ID registers: all that a
+/// trap which hyp answers by itself needs. `umbra_guest_enter` knows the offsets of `x`.
+#[derive(Clone, Debug)]
 #[repr(C)]
 pub struct GuestRegs {
     /// X0-X30.
@@ -91,6 +97,8 @@ pub struct GuestRegs {
     pub pc: u64,
     /// With which PSTATE.
     pub pstate: u64,
+    /// The ID registers ([`crate::idregs::table`]).
+    pub id: [u64; crate::idregs::REGISTERS],
 }
 
 const_assert!(offset_of!(GuestRegs, x) == 0);
@@ -268,21 +276,49 @@ const HDFG_HOST: u64 = 0xf << 59;
 #[derive(Clone, Debug, Default)]
 pub struct World {
     hcr_host: u64,
-    hcr_guest: u64,
     mdcr_host: u64,
     hcrx_host: u64,
     hcrx_guest: u64,
-    pauth: bool,
-    sme: bool,
-    hcx: bool,
-    fgt: bool,
-    fgt2: bool,
-    mpam: bool,
-    amu: bool,
-    ras: bool,
-    trace_filter: bool,
-    brbe: bool,
+    optional: Optional,
     mpidr: u64,
+}
+
+bitflags! {
+    /// What not every CPU has, and what there is to do about it at each switch.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    struct Optional: u32 {
+        const PAUTH = 1 << 0;
+        const SME = 1 << 1;
+        const HCX = 1 << 2;
+        const FGT = 1 << 3;
+        const FGT2 = 1 << 4;
+        const MPAM = 1 << 5;
+        const AMU = 1 << 6;
+        const RAS = 1 << 7;
+        const TRACE_FILTER = 1 << 8;
+        const BRBE = 1 << 9;
+    }
+}
+
+impl Optional {
+    fn new(f: &CpuFeatures) -> Self {
+        let mut optional = Self::empty();
+        for (flag, has) in [
+            (Self::PAUTH, f.pauth),
+            (Self::SME, f.sme),
+            (Self::HCX, f.hcx),
+            (Self::FGT, f.fgt),
+            (Self::FGT2, f.fgt2),
+            (Self::MPAM, f.mpam),
+            (Self::AMU, f.amu),
+            (Self::RAS, f.ras),
+            (Self::TRACE_FILTER, f.trace_filter),
+            (Self::BRBE, f.brbe),
+        ] {
+            optional.set(flag, has);
+        }
+        optional
+    }
 }
 
 impl World {
@@ -297,7 +333,6 @@ impl World {
                 | if f.mte { HCR_ATA } else { 0 }
                 | if f.csv2_2 { HCR_ENSCXT } else { 0 }
                 | if f.ras_fault_injection { HCR_FIEN } else { 0 },
-            hcr_guest: HCR_GUEST | pauth,
             mdcr_host: f.pmu_counters | if f.pmu_hpmd { MDCR_HPMD } else { 0 },
             // Open what exists; a bit for what doesn't exist is RES0 and ignored.
             hcrx_host: (HcrxEl2::ENAS0
@@ -315,16 +350,7 @@ impl World {
                 | HcrxEl2::PACMEN)
                 .bits(),
             hcrx_guest: HcrxEl2::MSCEN.bits(),
-            pauth: f.pauth,
-            sme: f.sme,
-            hcx: f.hcx,
-            fgt: f.fgt,
-            fgt2: f.fgt2,
-            mpam: f.mpam,
-            amu: f.amu,
-            ras: f.ras,
-            trace_filter: f.trace_filter,
-            brbe: f.brbe,
+            optional: Optional::new(f),
             mpidr,
         }
     }
@@ -339,12 +365,12 @@ impl World {
         isb();
         write_ich_hcr_el2(0);
         clear_virtual_interface();
-        if self.ras {
+        if self.optional.contains(Optional::RAS) {
             write_vdisr_el2(0);
             write_vsesr_el2(0);
         }
         write_vpidr_el2(sys::read_midr_el1().bits());
-        if self.fgt && self.amu {
+        if self.optional.contains(Optional::FGT | Optional::AMU) {
             write_hafgrtr_el2(0);
         }
         isb();
@@ -357,6 +383,7 @@ impl World {
         set_hcr(self.hcr_host);
     }
 
+    #[inline(always)]
     fn host_controls(&self) {
         set_hcr(self.hcr_host);
         write_mdcr_el2(self.mdcr_host);
@@ -367,10 +394,10 @@ impl World {
         self.optional_controls(true);
     }
 
-    /// EL2's controls for the guest with this VMPIDR_EL2 and VTTBR_EL2.
+    /// EL2's controls for the guest with this HCR_EL2, VMPIDR_EL2 and VTTBR_EL2.
     #[inline]
-    pub fn enter_guest(&self, vmpidr: u64, vttbr: u64) {
-        set_hcr(self.hcr_guest);
+    pub fn enter_guest(&self, hcr: u64, vmpidr: u64, vttbr: u64) {
+        set_hcr(hcr);
         write_mdcr_el2(self.mdcr_host | MDCR_GUEST);
         write_cnthctl_el2(CNTHCTL_GUEST);
         write_icc_sre_el2(SRE_GUEST);
@@ -388,39 +415,32 @@ impl World {
     }
 
     /// Controls that not every CPU has.
-    #[inline]
+    #[inline(always)]
     fn optional_controls(&self, host: bool) {
-        if self.ras && !host {
+        // Read once: each register that is written may be anything to the compiler.
+        let optional = self.optional;
+        if optional.contains(Optional::RAS) && !host {
             write_vdisr_el2(0);
         }
-        if self.hcx {
+        if optional.contains(Optional::HCX) {
             write_hcrx_el2(if host { self.hcrx_host } else { self.hcrx_guest });
         }
-        if self.fgt {
-            self.fine_grained(host);
+        if optional.contains(Optional::FGT) {
+            fine_grained(host);
+            if optional.contains(Optional::FGT2) {
+                fine_grained_2(host);
+            }
         }
-        if self.mpam {
+        if optional.contains(Optional::MPAM) {
             // TRAPMPAM0EL1, TRAPMPAM1EL1; MPAMEN (63) belongs to EL3 or is read-only here.
             write_mpam2_el2(if host { 0 } else { 3 << 48 });
         }
     }
 
-    #[cold]
-    fn fine_grained(&self, host: bool) {
-        let if_host = |bits| if host { bits } else { 0 };
-        write_hfgrtr_el2(if host { HFG_HOST } else { HFG_GUEST });
-        write_hfgwtr_el2(if host { HFG_HOST } else { HFG_GUEST });
-        write_hfgitr_el2(if_host(HFGI_HOST));
-        write_hdfgrtr_el2(if_host(HDFG_HOST));
-        write_hdfgwtr_el2(if_host(HDFG_HOST));
-        if self.fgt2 {
-            // All bits of these but one are n-bits.
-            write_hfgrtr2_el2(if_host(u64::MAX));
-            write_hfgwtr2_el2(if_host(u64::MAX));
-            write_hfgitr2_el2(if_host(HFGI2_HOST));
-            write_hdfgrtr2_el2(if_host(u64::MAX));
-            write_hdfgwtr2_el2(if_host(u64::MAX));
-        }
+    /// HCR_EL2 of a guest that has used pointer authentication, on a CPU that has it.
+    pub fn hcr_with_pauth(&self, hcr: u64) -> Option<u64> {
+        let first = self.optional.contains(Optional::PAUTH) && hcr & HCR_API_APK == 0;
+        first.then_some(hcr | HCR_API_APK)
     }
 
     /// CPTR_EL2's bits besides FP for a guest.
@@ -429,35 +449,70 @@ impl World {
     }
 }
 
-/// Exchanges EL1's registers: the running world's to `save`, the next one's from `load`.
+#[inline]
+fn fine_grained(host: bool) {
+    let if_host = |bits| if host { bits } else { 0 };
+    write_hfgrtr_el2(if host { HFG_HOST } else { HFG_GUEST });
+    write_hfgwtr_el2(if host { HFG_HOST } else { HFG_GUEST });
+    write_hfgitr_el2(if_host(HFGI_HOST));
+    write_hdfgrtr_el2(if_host(HDFG_HOST));
+    write_hdfgwtr_el2(if_host(HDFG_HOST));
+}
+
+#[cold]
+fn fine_grained_2(host: bool) {
+    let if_host = |bits| if host { bits } else { 0 };
+    // All bits of these but one are n-bits.
+    write_hfgrtr2_el2(if_host(u64::MAX));
+    write_hfgwtr2_el2(if_host(u64::MAX));
+    write_hfgitr2_el2(if_host(HFGI2_HOST));
+    write_hdfgrtr2_el2(if_host(u64::MAX));
+    write_hdfgwtr2_el2(if_host(u64::MAX));
+}
+
+/// Exchanges EL1's registers, all but the keys ([`switch_pauth`]): the running world's to `save`, the next
+/// one's from `load`.
 #[inline]
 pub fn switch_el1(world: &World, save: &mut El1Context, load: &El1Context) {
     // SAFETY: both pointers come from references; EL1's registers take no part in EL2's execution.
     unsafe { umbra_switch_el1(&raw mut save.regs, &raw const load.regs) };
-    if world.pauth {
-        // SAFETY: as above, and the CPU has the keys.
-        unsafe { umbra_switch_pauth(&raw mut save.pauth, &raw const load.pauth) };
-    }
-    if world.sme {
+    let optional = world.optional;
+    if optional.contains(Optional::SME) {
         save.tpidr2_el0 = read_tpidr2_el0();
         write_tpidr2_el0(load.tpidr2_el0);
     }
-    if world.trace_filter {
+    if optional.contains(Optional::TRACE_FILTER) {
         save.trfcr_el1 = read_trfcr_el1();
         write_trfcr_el1(load.trfcr_el1);
     }
-    if world.brbe {
+    if optional.contains(Optional::BRBE) {
         save.brbcr_el1 = read_brbcr_el1();
         write_brbcr_el1(load.brbcr_el1);
     }
 }
 
-/// Runs the guest until it leaves EL1. Everything but its general-purpose registers must be in place.
+/// Exchanges the keys of pointer authentication, where there are any.
+pub fn switch_pauth(world: &World, save: &mut El1Context, load: &El1Context) {
+    if world.optional.contains(Optional::PAUTH) {
+        // SAFETY: both pointers come from references, the CPU has the keys, and hyp uses none.
+        unsafe { umbra_switch_pauth(&raw mut save.pauth, &raw const load.pauth) };
+    }
+}
+
+/// Whether a guest with this HCR_EL2 has keys of its own in use, which are to be switched.
 #[inline]
-pub fn enter_guest(regs: &mut GuestRegs) -> u64 {
-    // SAFETY: the guest vectors are in force, and they store to the pointer given here, which stays
-    // exclusively borrowed until they return.
-    unsafe { umbra_guest_enter(regs) }
+pub const fn uses_pauth(hcr: u64) -> bool {
+    hcr & HCR_API_APK != 0
+}
+
+/// Runs the loaded vCPU until it leaves EL1 for something that its host has to know of, or that
+/// `umbra_guest_trap` (guest.rs) leaves to the caller. Everything but its general-purpose registers must
+/// be in place.
+#[inline]
+pub fn enter_guest(cpu: &mut Cpu, regs: NonNull<GuestRegs>) -> u64 {
+    // SAFETY: the guest vectors are in force. They store to `regs`, which are the loaded vCPU's, and hand
+    // `cpu`, exclusively borrowed until they return, to `umbra_guest_trap`.
+    unsafe { umbra_guest_enter(regs.as_ptr(), cpu) }
 }
 
 /// The host's timer makes way for a guest's; the host's deadline moves to CNTHP. Returns the host's
@@ -497,32 +552,53 @@ impl VirtualGic {
         self.lr0 & LR_STATE != 0
     }
 
-    /// Makes `intid` pending, with an exit when the guest completes it.
+    /// Makes `intid` pending, with an exit when the guest completes it. The vCPU is loaded here.
     pub fn inject(&mut self, intid: u16) {
         self.lr0 = LR_PENDING | LR_GROUP1 | LR_EOI_MAINTENANCE | LR_PRIORITY | u64::from(intid);
+        write_ich_lr0_el2(self.lr0);
     }
 
-    /// Puts the guest's CPU interface in place.
-    #[inline]
-    pub fn enter(&self) {
+    /// The vCPU is bound to this CPU: its interface goes into the registers, off for now. The host,
+    /// whose own interface is the physical one, can't reach them.
+    pub fn load(&self) {
         write_ich_vmcr_el2(self.vmcr);
         write_ich_ap0r0_el2(self.ap0r0);
         write_ich_ap1r0_el2(self.ap1r0);
         write_ich_lr0_el2(self.lr0);
-        write_ich_hcr_el2(ICH_HCR_EN);
     }
 
-    /// Takes it away. ICH_HCR_EL2 = 0 also drops the maintenance interrupt.
-    #[inline]
-    pub fn leave(&mut self) {
+    /// It is unbound.
+    pub fn put(&mut self) {
         self.vmcr = read_ich_vmcr_el2();
         self.ap0r0 = read_ich_ap0r0_el2();
         self.ap1r0 = read_ich_ap1r0_el2();
-        self.lr0 = read_ich_lr0_el2();
+    }
+
+    /// Turns the guest's CPU interface on.
+    #[inline]
+    pub fn enter(&self) {
+        write_ich_hcr_el2(ICH_HCR_EN);
+    }
+
+    /// Turns it off, which also drops the maintenance interrupt. Returns whether an injected interrupt is
+    /// still pending or active.
+    #[inline]
+    pub fn leave(&mut self) -> bool {
+        let lr0 = read_ich_lr0_el2();
         write_ich_hcr_el2(0);
+        self.lr0 = lr0;
+        lr0 != 0 && self.injected()
+    }
+
+    /// The list register holds something; once it is completed, no longer, lest it ask for maintenance
+    /// again.
+    #[cold]
+    fn injected(&mut self) -> bool {
         if !self.in_flight() {
             self.lr0 = 0;
+            write_ich_lr0_el2(0);
         }
+        self.in_flight()
     }
 }
 
@@ -557,8 +633,9 @@ fn clear_virtual_interface() {
     write_ich_vmcr_el2(0);
 }
 
+/// HCR_EL2.
 #[inline]
-fn set_hcr(value: u64) {
+pub fn set_hcr(value: u64) {
     // SAFETY: both worlds' values keep E2H and TGE clear, so EL2's own regime stays as it is.
     unsafe { write_hcr_el2(HcrEl2::from_bits_retain(value)) };
 }

@@ -352,6 +352,19 @@ impl<I> CpuFp<I> {
         Ok(())
     }
 
+    /// Whether a trap of the loaded vCPU's makes its state live, rather than being UNDEFINED: it has what
+    /// it used, and was kept from it because another's state is live.
+    #[inline]
+    pub fn guest_opens(&self, vcpu: &VcpuFp<I>, class: TrapClass) -> bool {
+        let has_it = match class {
+            TrapClass::Fpsimd => true,
+            TrapClass::Sve => vcpu.vq.is_some(),
+            TrapClass::Sme => false,
+        };
+        // A trap with the vCPU live is for something that stays closed to it.
+        has_it && self.live != Live::Guest
+    }
+
     /// The loaded vCPU trapped on FP, SVE or SME.
     pub fn guest_trap<H: FpHw<Image = I>>(
         &mut self,
@@ -360,13 +373,7 @@ impl<I> CpuFp<I> {
         class: TrapClass,
         stats: &Stats,
     ) -> GuestTrap {
-        let has_it = match class {
-            TrapClass::Fpsimd => true,
-            TrapClass::Sve => vcpu.vq.is_some(),
-            TrapClass::Sme => false,
-        };
-        // A trap with the vCPU live is for something that stays closed to it.
-        if !has_it || self.live == Live::Guest {
+        if !self.guest_opens(vcpu, class) {
             return GuestTrap::Undefined;
         }
         stats.add(Counter::GuestFpTraps, 1);
@@ -502,6 +509,7 @@ impl<I> CpuFp<I> {
     }
 
     /// Host live, FP open: as much of it to memory as the hint asks for.
+    #[inline(always)]
     fn save_host<H: FpHw<Image = I>>(&mut self, hw: &mut H, stats: &Stats) {
         if hw.has_sve() {
             self.host_zcr_el1 = hw.zcr_el1();

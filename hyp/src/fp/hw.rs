@@ -72,6 +72,8 @@ impl Image {
 pub struct Cpu {
     has_sve: bool,
     has_sme: bool,
+    /// The traps that are open with all that the machine has.
+    full: u64,
     /// What CPTR_EL2 holds besides the three FP traps: the world's other traps.
     base: u64,
     /// What CPTR_EL2 holds: a write costs more than this comparison.
@@ -83,15 +85,23 @@ pub struct Cpu {
 const CLOSED: u64 =
     CptrEl2::RES1.bits() | CptrEl2::TFP.bits() | CptrEl2::TZ.bits() | CptrEl2::TSM.bits();
 
+/// TFP, and TZ and TSM where they trap anything.
+const fn full(has_sve: bool, has_sme: bool) -> u64 {
+    CptrEl2::TFP.bits()
+        | if has_sve { CptrEl2::TZ.bits() } else { 0 }
+        | if has_sme { CptrEl2::TSM.bits() } else { 0 }
+}
+
 impl Cpu {
     /// The hardware of a CPU with these features.
     pub const fn new(has_sve: bool, has_sme: bool) -> Self {
-        Self { has_sve, has_sme, base: 0, current: 0 }
+        Self { has_sve, has_sme, full: full(has_sve, has_sme), base: 0, current: 0 }
     }
 
     /// Treats the CPU as one without SVE.
     pub fn hide_sve(&mut self) {
         self.has_sve = false;
+        self.full = full(false, self.has_sme);
     }
 
     /// Leaves streaming mode and gives up ZA, on a CPU that comes up: what was there is nobody's.
@@ -129,11 +139,7 @@ impl FpHw for Cpu {
             Access::Closed => 0,
             Access::Fpsimd => CptrEl2::TFP.bits(),
             Access::Sve => CptrEl2::TFP.bits() | CptrEl2::TZ.bits(),
-            Access::Full => {
-                CptrEl2::TFP.bits()
-                    | if self.has_sve { CptrEl2::TZ.bits() } else { 0 }
-                    | if self.has_sme { CptrEl2::TSM.bits() } else { 0 }
-            }
+            Access::Full => self.full,
         };
         let value = (CLOSED & !open) | self.base;
         if value != self.current {
@@ -157,7 +163,8 @@ impl FpHw for Cpu {
     fn vq(&mut self) -> Vq {
         // SAFETY: SVE is open: the engine asks for the VL only between an opening and a closing.
         let vl = unsafe { umbra_fp_rdvl() };
-        Vq::from_vl(vl).expect("RDVL gives a vector length")
+        // RDVL gives a multiple of 16 from 16 to 256 and nothing else.
+        Vq::from_len(vl / 16 - 1)
     }
 
     fn zcr_el1(&mut self) -> u64 {

@@ -76,30 +76,3 @@ umbra_guest_fatal:
     mrs     x1, elr_el1
     mrs     x2, far_el1
     b       {exception}
-
-// The benchmark loops: x0 = function ID. One exit per turn.
-.global umbra_guest_bench_none
-umbra_guest_bench_none:
-    mov     x19, x0
-3:  mov     x0, x19
-    hvc     #0
-    b       3b
-
-.arch_extension simd
-.global umbra_guest_bench_fpsimd
-umbra_guest_bench_fpsimd:
-    mov     x19, x0
-4:  add     v0.16b, v0.16b, v0.16b
-    mov     x0, x19
-    hvc     #0
-    b       4b
-
-.arch_extension sve
-.global umbra_guest_bench_sve
-umbra_guest_bench_sve:
-    mov     x19, x0
-5:  add     z0.b, z0.b, z0.b
-    mov     x0, x19
-    hvc     #0
-    b       5b
-.arch_extension nosve

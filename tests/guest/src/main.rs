@@ -9,11 +9,13 @@
 //! they must give exactly the clamp), fill, exit, check. Every turn through the VLs ends with a shrink:
 //! fill at the largest VL, select a smaller one, exit, select the largest again, check.
 //!
-//! That is [`Mode::Verify`]; in [`Mode::Driven`] the host says what comes next.
+//! That is [`Mode::Verify`]; in [`Mode::Driven`] the host says what comes next, and in [`Mode::Bench`] what is
+//! to be measured.
 
 #![no_std]
 #![no_main]
 
+mod bench;
 mod driven;
 mod work;
 
@@ -31,12 +33,6 @@ global_asm!(
     irq = sym irq,
     exception = sym exception,
 );
-
-unsafe extern "C" {
-    fn umbra_guest_bench_none(function: u64) -> !;
-    fn umbra_guest_bench_fpsimd(function: u64) -> !;
-    fn umbra_guest_bench_sve(function: u64) -> !;
-}
 
 /// PSCI CPU_OFF.
 const CPU_OFF: u64 = 0x8400_0002;
@@ -90,7 +86,6 @@ fn vcpu() -> usize {
 }
 
 extern "C" fn main(argument: u64) -> ! {
-    use umbra_patterns::protocol::BENCH;
     let Some(argument) = Argument::decode(argument) else {
         fail(Failure::Garbled(argument));
     };
@@ -104,12 +99,7 @@ extern "C" fn main(argument: u64) -> ! {
             enable_interrupts();
             driven::run(&argument)
         }
-        // SAFETY: loops that use no memory.
-        Mode::BenchNone => unsafe { umbra_guest_bench_none(BENCH) },
-        // SAFETY: as above.
-        Mode::BenchFpsimd => unsafe { umbra_guest_bench_fpsimd(BENCH) },
-        // SAFETY: as above; the host asks for this only of vCPUs with SVE.
-        Mode::BenchSve => unsafe { umbra_guest_bench_sve(BENCH) },
+        Mode::Bench => bench::run(&argument),
     }
 }
 

@@ -35,6 +35,8 @@ pub const FAIL: u64 = 0xc300_0002;
 pub const ECHO: u64 = 0xc300_0003;
 /// Nothing: what the benchmark measures.
 pub const BENCH: u64 = 0xc300_0004;
+/// x1: counter ticks of the last measurement → x0: the next [`Routine`], x1: iterations.
+pub const BENCH_NEXT: u64 = 0xc300_0006;
 /// x1: commands done → x0, x1: the next [`Command`].
 pub const NEXT: u64 = 0xc300_0005;
 
@@ -49,14 +51,60 @@ pub const STOP: u64 = 1;
 pub enum Mode {
     /// Patterns, exits, checks.
     Verify = 0,
-    /// [`BENCH`] calls, no FP.
-    BenchNone = 1,
-    /// [`BENCH`] calls, one Advanced SIMD instruction each.
-    BenchFpsimd = 2,
-    /// [`BENCH`] calls, one SVE instruction each.
-    BenchSve = 3,
+    /// One [`Routine`] after the other, timed.
+    Bench = 1,
     /// One [`Command`] of the host's after the other.
     Driven = 4,
+}
+
+/// What a guest measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Routine {
+    /// [`BENCH`] calls.
+    HvcNone = 0,
+    /// [`BENCH`] calls, and one Advanced SIMD instruction for each.
+    HvcFpsimd = 1,
+    /// [`BENCH`] calls, and one SVE instruction for each.
+    HvcSve = 2,
+    /// Loads from [`DEVICE`].
+    Mmio = 3,
+    /// Reads of an ID register.
+    Trap = 4,
+    /// SMCs.
+    Smc = 5,
+    /// Turns without end: what interrupts stop.
+    Spin = 6,
+    /// NOP between two looks at the counter, then a [`BENCH`] call.
+    TouchNone = 7,
+    /// An Advanced SIMD instruction in its place.
+    TouchFpsimd = 8,
+    /// An SVE instruction in its place.
+    TouchSve = 9,
+    /// [`BENCH`] calls of a guest that uses pointer authentication.
+    HvcPauth = 10,
+}
+
+impl Routine {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::HvcNone,
+        Self::HvcFpsimd,
+        Self::HvcSve,
+        Self::Mmio,
+        Self::Trap,
+        Self::Smc,
+        Self::Spin,
+        Self::TouchNone,
+        Self::TouchFpsimd,
+        Self::TouchSve,
+        Self::HvcPauth,
+    ];
+
+    /// Reads a register.
+    pub fn decode(x: u64) -> Option<Self> {
+        Self::ALL.into_iter().find(|&routine| routine as u64 == x)
+    }
 }
 
 /// What a driven guest is told to do. Vector lengths are in bytes; 0 is the one in force.
@@ -150,9 +198,7 @@ impl Argument {
     pub const fn decode(x0: u64) -> Option<Self> {
         let mode = match x0 >> 40 {
             0 => Mode::Verify,
-            1 => Mode::BenchNone,
-            2 => Mode::BenchFpsimd,
-            3 => Mode::BenchSve,
+            1 => Mode::Bench,
             4 => Mode::Driven,
             _ => return None,
         };
@@ -294,9 +340,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arguments_survive(vcpu: u8, owner: u16, n in 0u64..17, mode in 0usize..5) {
-            let modes =
-                [Mode::Verify, Mode::BenchNone, Mode::BenchFpsimd, Mode::BenchSve, Mode::Driven];
+        fn arguments_survive(vcpu: u8, owner: u16, n in 0u64..17, mode in 0usize..3) {
+            let modes = [Mode::Verify, Mode::Bench, Mode::Driven];
             let argument = Argument { vcpu, owner, vq: Vq::new(n), mode: modes[mode] };
             prop_assert_eq!(Argument::decode(argument.encode()), Some(argument));
         }

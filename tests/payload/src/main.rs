@@ -6,7 +6,8 @@
 //! books of [`ledger`] are settled: every vCPU put, every VM destroyed, every page back with the host
 //! and readable. A test that leaves something behind at hyp has failed.
 //!
-//! With `fuzz` on its command line it carries out random programs instead ([`fuzz`]).
+//! With `fuzz` on its command line it carries out random programs instead ([`fuzz`]), with `bench` it
+//! measures ([`bench`]).
 //!
 //! Most tests script a *puppet* ([`puppet`]): a guest that executes one instruction or routine at a
 //! time as the host tells it, so that a test reads from top to bottom although two worlds take part.
@@ -14,6 +15,7 @@
 #![no_std]
 #![no_main]
 
+mod bench;
 mod context;
 mod fuzz;
 mod host;
@@ -31,6 +33,9 @@ use umbra_host::kernel::machine::Machine;
 umbra_host::kernel_main!(main);
 
 fn main(machine: &'static Machine) -> ! {
+    if machine.has_argument("bench") {
+        bench::main(machine);
+    }
     if machine.has_argument("fuzz") {
         fuzz::main(machine);
     }

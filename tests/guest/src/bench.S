@@ -1,0 +1,122 @@
+// The loops that `cargo xtask bench` measures. x0 = function ID of the HVC, x1 = iterations; returns
+// the counter's ticks.
+//
+// What is between the labels umbra_guest_begin_* and umbra_guest_end_* is what counts; a traced run
+// counts it from outside (tools/src/bench/trace.rs). The counter is read right before and behind it.
+
+.macro  enter_loop
+    stp     x19, x20, [sp, #-48]!
+    stp     x21, x22, [sp, #16]
+    str     x30, [sp, #32]
+    mov     x19, x0
+    mov     x20, x1
+.endm
+
+.macro  leave_loop
+    ldr     x30, [sp, #32]
+    ldp     x21, x22, [sp, #16]
+    ldp     x19, x20, [sp], #48
+    ret
+.endm
+
+// `iterations` times `work` (up to three instructions).
+.macro  bench_loop name:req, first:vararg
+    .global umbra_guest_bench_\name
+    .global umbra_guest_begin_\name
+    .global umbra_guest_end_\name
+umbra_guest_bench_\name:
+    enter_loop
+    mov     x22, #{DEVICE}
+    isb
+    mrs     x21, cntvct_el0
+umbra_guest_begin_\name:
+    \first
+.endm
+
+.macro  bench_loop_end name:req
+    subs    x20, x20, #1
+    b.ne    umbra_guest_begin_\name
+umbra_guest_end_\name:
+    isb
+    mrs     x0, cntvct_el0
+    sub     x0, x0, x21
+    leave_loop
+.endm
+
+bench_loop hvc_none, mov x0, x19
+    hvc     #0
+bench_loop_end hvc_none
+
+// The same by a guest that uses pointer authentication: it has read one of its keys.
+    .arch_extension pauth
+.global umbra_guest_bench_hvc_pauth
+umbra_guest_bench_hvc_pauth:
+    mrs     x2, apiakeylo_el1
+    b       umbra_guest_bench_hvc_none
+
+// A load that only the host can answer.
+bench_loop mmio, ldr x0, [x22]
+bench_loop_end mmio
+
+// ID_AA64PFR0_EL1: trapped, and answered by hyp.
+bench_loop trap, mrs x0, id_aa64pfr0_el1
+bench_loop_end trap
+
+// A call that hyp refuses without its host: unknown SMC.
+bench_loop smc, mov x0, x19
+    smc     #0
+bench_loop_end smc
+
+// Nothing but turns: for interrupts to stop. It never ends by itself.
+.global umbra_guest_bench_spin
+umbra_guest_bench_spin:
+    b       umbra_guest_bench_spin
+
+.arch_extension simd
+bench_loop hvc_fpsimd, add v0.16b, v0.16b, v0.16b
+    mov     x0, x19
+    hvc     #0
+bench_loop_end hvc_fpsimd
+
+.arch_extension sve
+bench_loop hvc_sve, add z0.b, z0.b, z0.b
+    mov     x0, x19
+    hvc     #0
+bench_loop_end hvc_sve
+
+// One instruction between two readings of the counter, then an exit. A counter tick may be many
+// instructions: each turn begins a different number of instructions later than the last (0 to 15), so
+// that over sixteen turns the roundings cancel out.
+.macro  touch_loop name:req, insn:vararg
+    .global umbra_guest_bench_\name
+    .global umbra_guest_begin_\name
+    .global umbra_guest_end_\name
+umbra_guest_bench_\name:
+    enter_loop
+    mov     x21, #0
+1:  and     x0, x20, #15
+    adr     x1, 2f
+    sub     x1, x1, x0, lsl #2
+    br      x1
+    .rept   15
+    nop
+    .endr
+2:  mrs     x22, cntvct_el0
+umbra_guest_begin_\name:
+    \insn
+umbra_guest_end_\name:
+    mrs     x0, cntvct_el0
+    sub     x0, x0, x22
+    add     x21, x21, x0
+    mov     x0, x19
+    hvc     #0
+    subs    x20, x20, #1
+    b.ne    1b
+    mov     x0, x21
+    leave_loop
+.endm
+
+touch_loop touch_none, nop
+touch_loop touch_sve, add z0.b, z0.b, z0.b
+.arch_extension nosve
+touch_loop touch_fpsimd, add v0.16b, v0.16b, v0.16b

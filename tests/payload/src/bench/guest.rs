@@ -1,0 +1,389 @@
+//! Round trips, as the guest sees them.
+
+use super::{Measured, Plan, WARM_UP, row, timed};
+use crate::{context::context, workers};
+use core::{arch::asm, ops::ControlFlow};
+use umbra_host::{
+    emit,
+    fp::TaskFp,
+    hypercall::Hvc,
+    kernel::{
+        gic, smp,
+        supply::{self, Pages},
+        sysreg,
+    },
+    vcpu::{Answer, ExitHandler, HostCpu, LoadedVcpu, MmioAnswer, Vcpu},
+    vm::{VcpuSettings, Vm},
+};
+use umbra_patterns::protocol::{Argument, BASE, BENCH, BENCH_NEXT, Mode, Routine};
+use umbra_shared::{
+    call::{Features, Policy, VmConfig},
+    exit::MmioAccess,
+    flags::HostFlags,
+    vl::Vq,
+};
+
+pub type GuestVm = Vm<64>;
+
+/// What of the FP registers somebody uses in each turn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fp {
+    None,
+    Fpsimd,
+    Sve,
+}
+
+const NONE: u8 = Fp::None as u8;
+const FPSIMD: u8 = Fp::Fpsimd as u8;
+const SVE: u8 = Fp::Sve as u8;
+
+impl Fp {
+    const ALL: [Self; 3] = [Self::None, Self::Fpsimd, Self::Sve];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Fpsimd => "fpsimd",
+            Self::Sve => "sve",
+        }
+    }
+
+    const fn hvc(self) -> Routine {
+        match self {
+            Self::None => Routine::HvcNone,
+            Self::Fpsimd => Routine::HvcFpsimd,
+            Self::Sve => Routine::HvcSve,
+        }
+    }
+
+    const fn touch(self) -> Routine {
+        match self {
+            Self::None => Routine::TouchNone,
+            Self::Fpsimd => Routine::TouchFpsimd,
+            Self::Sve => Routine::TouchSve,
+        }
+    }
+}
+
+/// What the host says of its registers.
+const HINTS: [(&str, HostFlags); 3] = [
+    ("none", HostFlags::empty()),
+    ("discarded", HostFlags::SVE_DISCARDED),
+    ("foreign", HostFlags::FOREIGN_FPSTATE),
+];
+
+const POLICIES: [(&str, Policy); 3] =
+    [("lazy", Policy::Lazy), ("eager", Policy::Eager), ("scrub", Policy::Scrub)];
+
+/// The vector lengths of the table: 128, 256, 512 and 2048 bits, as far as guests have them.
+pub fn lengths() -> impl Iterator<Item = Vq> {
+    [1, 2, 4, 16].into_iter().filter_map(Vq::new).filter(|&vq| context().common.contains(vq))
+}
+
+/// The host's side of a run loop. `INTERRUPTS`: it interrupts itself before each entry.
+struct Task<const INTERRUPTS: bool> {
+    hints: HostFlags,
+}
+
+impl<const INTERRUPTS: bool> TaskFp for Task<INTERRUPTS> {
+    #[inline]
+    fn foreign_fpstate(&self) -> bool {
+        self.hints.contains(HostFlags::FOREIGN_FPSTATE)
+    }
+    #[inline]
+    fn sve_discarded(&self) -> bool {
+        self.hints.contains(HostFlags::SVE_DISCARDED)
+    }
+    fn set_foreign_fpstate(&mut self) {}
+}
+
+impl<const INTERRUPTS: bool> HostCpu for Task<INTERRUPTS> {
+    #[inline]
+    fn mask_interrupts(&mut self) {
+        sysreg::mask_interrupts();
+        if INTERRUPTS {
+            workers::wake(smp::cpu());
+        }
+    }
+    #[inline]
+    fn unmask_interrupts(&mut self) {
+        sysreg::unmask_interrupts();
+    }
+    fn mask_virtual_timer(&mut self, masked: bool) {
+        gic::enable(gic::VIRTUAL_TIMER, !masked);
+    }
+}
+
+/// Uses FP as the host would: nothing, a V register, a Z register.
+#[inline]
+fn touch<const TOUCH: u8>() {
+    match TOUCH {
+        FPSIMD => {
+            // SAFETY: no compiled code has anything in V0.
+            unsafe { asm!(".arch_extension simd", "add v0.16b, v0.16b, v0.16b", options(nostack)) }
+        }
+        SVE => {
+            // SAFETY: no compiled code has anything in Z0; the machine has SVE.
+            unsafe {
+                asm!(
+                    ".arch_extension sve",
+                    "add z0.b, z0.b, z0.b",
+                    ".arch_extension nosve",
+                    options(nostack)
+                );
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Answers exits until the guest has measured.
+struct Exits<const TOUCH: u8> {
+    interrupts: u64,
+}
+
+impl<const TOUCH: u8> ExitHandler for Exits<TOUCH> {
+    /// The guest's ticks.
+    type Stop = u64;
+
+    #[inline]
+    fn hvc(&mut self, x: &[u64; 6]) -> ControlFlow<u64, Answer> {
+        match x[0] {
+            BENCH => {
+                touch::<TOUCH>();
+                ControlFlow::Continue([0; 4])
+            }
+            BENCH_NEXT => ControlFlow::Break(x[1]),
+            other => panic!("the guest calls {other:#x} {x:x?}"),
+        }
+    }
+
+    #[inline]
+    fn mmio(&mut self, _: u64, _: MmioAccess, _: u64) -> ControlFlow<u64, MmioAnswer> {
+        touch::<TOUCH>();
+        ControlFlow::Continue(MmioAnswer::Read(0))
+    }
+
+    #[inline]
+    fn interrupt(&mut self) -> ControlFlow<u64> {
+        touch::<TOUCH>();
+        self.interrupts = self.interrupts.wrapping_sub(1);
+        if self.interrupts == 0 { ControlFlow::Break(0) } else { ControlFlow::Continue(()) }
+    }
+
+    fn fault(&mut self, address: u64) -> ControlFlow<u64> {
+        panic!("the guest accessed {address:#x}")
+    }
+
+    fn broken(&mut self, esr: u64) -> u64 {
+        panic!("the guest broke, ESR {esr:#x}")
+    }
+}
+
+/// A VM with the guest in its memory.
+pub fn vm(image: &[u8], config: VmConfig) -> GuestVm {
+    let mut vm = GuestVm::create(&Hvc, &mut Pages, config).expect("VM_CREATE");
+    let (first, count) = supply::image(image).expect("a guest's image and memory for it");
+    vm.map(&Hvc, &mut Pages, first, count, BASE).expect("VM_MAP");
+    vm
+}
+
+/// A vCPU that measures, put.
+pub fn vcpu(vm: &mut GuestVm, index: u8, vq: Option<Vq>) -> Vcpu {
+    let argument = Argument { vcpu: index, owner: 0, vq, mode: Mode::Bench };
+    let settings = VcpuSettings { vq, entry: BASE, argument: argument.encode() };
+    let mut vcpu = vm.create_vcpu(&Hvc, &mut Pages, settings).expect("VCPU_CREATE");
+    let mut bench = Bench::load(&mut vcpu, HostFlags::empty());
+    // To where it asks for its first order.
+    bench.run::<NONE>();
+    bench.put();
+    vcpu
+}
+
+/// Takes it all down.
+pub fn destroy(vm: GuestVm, vcpus: impl IntoIterator<Item = Vcpu>) {
+    if let Err(failure) = vm.destroy(&Hvc, &mut Pages, vcpus) {
+        panic!("VM_DESTROY: {}", failure.error);
+    }
+}
+
+/// A loaded vCPU that waits for orders, and the host that runs it.
+struct Bench<'v> {
+    loaded: LoadedVcpu<'v, Hvc>,
+    task: Task<false>,
+}
+
+impl<'v> Bench<'v> {
+    fn load(vcpu: &'v mut Vcpu, hints: HostFlags) -> Self {
+        let mut task = Task { hints };
+        Self { loaded: vcpu.load(&Hvc, &mut task).expect("VCPU_LOAD"), task }
+    }
+
+    fn run<const TOUCH: u8>(&mut self) -> u64 {
+        let mut exits = Exits::<TOUCH> { interrupts: 0 };
+        self.loaded.run(&mut self.task, &mut exits).expect("VCPU_RUN")
+    }
+
+    fn order<const TOUCH: u8>(&mut self, routine: Routine, iterations: u64) -> u64 {
+        self.loaded.answer([routine as u64, iterations, 0, 0]);
+        self.run::<TOUCH>()
+    }
+
+    /// Ticks of the guest's, for so many turns of a routine while the host does that with FP.
+    fn measure(&mut self, routine: Routine, host: Fp, iterations: u64) -> Measured {
+        let order = match host {
+            Fp::None => Self::order::<NONE>,
+            Fp::Fpsimd => Self::order::<FPSIMD>,
+            Fp::Sve => Self::order::<SVE>,
+        };
+        order(self, routine, WARM_UP);
+        row(iterations, || order(self, routine, iterations))
+    }
+
+    /// Turns in which an interrupt is pending at each entry: timed by the host, for the guest executes
+    /// nothing. The guest takes no orders afterwards.
+    fn interrupts(&mut self, iterations: u64) -> Measured {
+        let mut task = Task::<true> { hints: self.task.hints };
+        self.loaded.answer([Routine::Spin as u64, 0, 0, 0]);
+        let mut run = |interrupts| {
+            let mut exits = Exits::<NONE> { interrupts };
+            self.loaded.run(&mut task, &mut exits).expect("VCPU_RUN")
+        };
+        run(WARM_UP);
+        row(iterations, || timed(|| _ = run(iterations)))
+    }
+
+    fn put(self) {
+        let Self { loaded, mut task } = self;
+        loaded.put(&mut task).expect("VCPU_PUT");
+    }
+}
+
+/// The names of a VM's kind.
+#[derive(Clone, Copy)]
+struct Kind {
+    policy: &'static str,
+    vm: &'static str,
+    config: VmConfig,
+}
+
+fn kinds() -> impl Iterator<Item = Kind> {
+    [("normal", false), ("protected", true)].into_iter().flat_map(|(vm, protected)| {
+        POLICIES.into_iter().map(move |(policy, value)| Kind {
+            policy,
+            vm,
+            config: VmConfig { policy: value, protected },
+        })
+    })
+}
+
+/// Everything: by kind of VM, then vector length, then who uses FP.
+pub fn measure(plan: Plan, image: &[u8]) {
+    for kind in kinds() {
+        // A protected VM with its own policy, a normal one with its own: the rest is for the curious.
+        let default = kind.config == VmConfig::normal() || kind.config == VmConfig::protected();
+        if plan.short && !default {
+            continue;
+        }
+        let mut vm = vm(image, kind.config);
+        let lengths = lengths().filter(|vq| !plan.short || vq.vl_bytes() == 64).map(Some);
+        let mut vcpus = arrayvec::ArrayVec::<Vcpu, 8>::new();
+        for vq in [None].into_iter().chain(lengths) {
+            if plan.short && vq.is_none() && context().sve() {
+                continue;
+            }
+            let mut vcpu = vcpu(&mut vm, vcpus.len() as u8, vq);
+            of_vcpu(plan, kind, &mut vcpu, vq);
+            vcpus.push(vcpu);
+        }
+        // vCPUs of their own: one is of no use afterwards, the other's keys are switched from then on.
+        for what in [pauth, interrupts] {
+            let mut vcpu = vcpu(&mut vm, vcpus.len() as u8, None);
+            what(plan.iterations, kind, &mut vcpu);
+            vcpus.push(vcpu);
+        }
+        destroy(vm, vcpus);
+    }
+}
+
+fn of_vcpu(plan: Plan, kind: Kind, vcpu: &mut Vcpu, vq: Option<Vq>) {
+    let Kind { policy, vm, .. } = kind;
+    let vl = vq.map_or(0, Vq::vl_bytes);
+    let n = plan.iterations;
+    let host_uses = |fp: &Fp| *fp != Fp::Sve || context().sve();
+    let guest_uses = |fp: &Fp| *fp != Fp::Sve || vq.is_some();
+    for (hints, flags) in HINTS {
+        if plan.short && !flags.is_empty() {
+            continue;
+        }
+        let mut bench = Bench::load(vcpu, flags);
+        for guest in Fp::ALL.into_iter().filter(guest_uses) {
+            for host in Fp::ALL.into_iter().filter(host_uses) {
+                if plan.short && host == Fp::Fpsimd {
+                    continue;
+                }
+                let (guest_fp, host_fp) = (guest.name(), host.name());
+                let fields = format_args!(
+                    "policy={policy} vm={vm} hints={hints} vl={vl} guest_fp={guest_fp} host_fp={host_fp}"
+                );
+                let measured = bench.measure(guest.hvc(), host, n);
+                emit!("@bench name=exit_to_host {fields} {measured}");
+                if guest != Fp::None && host != Fp::None {
+                    let measured = bench.measure(guest.touch(), host, n);
+                    emit!("@bench name=first_touch {fields} {measured}");
+                }
+            }
+        }
+        if flags.is_empty() {
+            others(n, kind, &mut bench, vl);
+        }
+        bench.put();
+    }
+}
+
+/// Exits of other kinds, and traps that are no exits.
+fn others(n: u64, kind: Kind, bench: &mut Bench, vl: usize) {
+    let Kind { policy, vm, .. } = kind;
+    let fields =
+        format_args!("policy={policy} vm={vm} hints=none vl={vl} guest_fp=none host_fp=none");
+    for (name, routine) in
+        [("mmio_exit", Routine::Mmio), ("el2_trap", Routine::Trap), ("smc", Routine::Smc)]
+    {
+        emit!("@bench name={name} {fields} {}", bench.measure(routine, Fp::None, n));
+    }
+    // What the counter's two readings cost by themselves.
+    emit!("@bench name=touch_nothing {fields} {}", bench.measure(Routine::TouchNone, Fp::None, n));
+}
+
+/// Exits of a guest that uses pointer authentication.
+fn pauth(n: u64, kind: Kind, vcpu: &mut Vcpu) {
+    if !context().version.features.contains(Features::PAUTH) {
+        return;
+    }
+    let Kind { policy, vm, .. } = kind;
+    let mut bench = Bench::load(vcpu, HostFlags::empty());
+    emit!(
+        "@bench name=exit_with_pauth policy={policy} vm={vm} hints=none vl=0 guest_fp=none host_fp=none {}",
+        bench.measure(Routine::HvcPauth, Fp::None, n)
+    );
+    bench.put();
+}
+
+/// Exits by interrupt.
+fn interrupts(n: u64, kind: Kind, vcpu: &mut Vcpu) {
+    let Kind { policy, vm, .. } = kind;
+    let mut bench = Bench::load(vcpu, HostFlags::empty());
+    emit!(
+        "@bench name=irq_exit policy={policy} vm={vm} hints=none vl=0 guest_fp=none host_fp=none {}",
+        bench.interrupts(n)
+    );
+    bench.put();
+}
+
+/// The plain round trip of a vCPU, for [`super::growth`].
+pub fn plain(vcpu: &mut Vcpu, routine: Routine, n: u64) -> Measured {
+    let mut bench = Bench::load(vcpu, HostFlags::empty());
+    let measured = bench.measure(routine, Fp::None, n);
+    bench.put();
+    measured
+}
