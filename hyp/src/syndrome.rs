@@ -105,6 +105,11 @@ pub const fn fault_ipa(hpfar: u64, far: u64) -> u64 {
     (hpfar & 0xfff_ffff_fff0) << 8 | far & 0xfff
 }
 
+/// Whether a trapped wait (EC 0x01) has a deadline: WFIT, WFET (ISS.TI bit 1).
+pub const fn wait_has_deadline(esr: u64) -> bool {
+    esr & 2 != 0
+}
+
 /// A trapped MSR, MRS or system instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SysReg {
@@ -136,6 +141,11 @@ impl SysReg {
             register: (esr >> 5 & 0x1f) as u8,
             read: esr & 1 == 1,
         }
+    }
+
+    /// DC ZVA, DC GVA, DC GZVA: what HCR_EL2.TDZ traps.
+    pub const fn zeroes_a_block(self) -> bool {
+        matches!((self.op0, self.op1, self.crn, self.crm, self.op2), (1, 3, 7, 4, 1 | 3 | 4))
     }
 }
 
@@ -313,5 +323,17 @@ mod tests {
         fn an_exception_always_enters_el1h_masked(old: u64, sctlr: u64) {
             prop_assert_eq!(pstate::on_exception(old, sctlr) & (pstate::MODE | pstate::DAIF), 0x3c5);
         }
+    }
+
+    #[test]
+    fn what_displacement_traps_is_told_from_the_rest() {
+        // DC ZVA, X0: EC 0x18, op0 = 1, op1 = 3, CRn = 7, CRm = 4, op2 = 1.
+        let zva = 0x18 << 26 | 1 << 20 | 1 << 17 | 3 << 14 | 7 << 10 | 4 << 1;
+        assert!(SysReg::new(zva).zeroes_a_block());
+        // DC CVAC, and a register of the statistical profiler.
+        assert!(!SysReg::new(zva & !(0xf << 1) | 0xa << 1).zeroes_a_block());
+        assert!(!SysReg::new(0x18 << 26 | 3 << 20 | 9 << 10 | 9 << 1).zeroes_a_block());
+        assert!(wait_has_deadline(1 << 26 | 2) && wait_has_deadline(1 << 26 | 3));
+        assert!(!wait_has_deadline(1 << 26) && !wait_has_deadline(1 << 26 | 1));
     }
 }

@@ -64,6 +64,10 @@ extern "C" fn umbra_guest_trap(cpu: &mut Cpu, esr: u64) -> bool {
     if read_isr_el1() != 0 {
         return false;
     }
+    // A guest that went to AArch32 is ended, whatever it does there (`run`).
+    if syndrome::class(esr) != ec::SYSREG && pstate::is_aarch32(sys::read_spsr_el2().bits()) {
+        return false;
+    }
     let class = match syndrome::class(esr) {
         ec::SYSREG => return id_register(&mut vcpu.regs, esr),
         ec::FP => TrapClass::Fpsimd,

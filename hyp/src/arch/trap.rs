@@ -8,7 +8,7 @@ use super::{calls, power, run};
 use crate::arch::sysreg::sys;
 use crate::fp::Live;
 use crate::memory::stage2::HostFault;
-use crate::syndrome::{self, Abort, ec, pstate};
+use crate::syndrome::{self, Abort, SysReg, ec, pstate};
 use umbra_shared::call::{Counter, Function};
 use umbra_shared::record::Kind;
 
@@ -66,7 +66,9 @@ fn rare(cpu: &mut Cpu, frame: &mut HostFrame, esr: u64) {
         ec::FP | ec::SVE | ec::SME => floating_point(cpu),
         ec::DATA_ABORT | ec::INSTRUCTION_ABORT => abort(cpu, esr),
         ec::WFX => wait(cpu, esr),
-        ec::SYSREG if machine().options.displace => zero_block(cpu),
+        ec::SYSREG if machine().options.displace && SysReg::new(esr).zeroes_a_block() => {
+            zero_block(cpu);
+        }
         // Nothing else is trapped from the host; a CPU that traps more than hyp asked for has an
         // instruction that the host can't have.
         _ => inject(syndrome::ESR_UNDEFINED, None),
@@ -107,10 +109,13 @@ fn floating_point(cpu: &mut Cpu) {
     log::write(&cpu.fp, cpu.loaded_name(), || Transition::new(Kind::HostFp, [0; 7]));
 }
 
-/// WFI, trapped because of `umbra.displace` only.
+/// WFI or WFIT, trapped because of `umbra.displace` only.
 fn wait(cpu: &mut Cpu, esr: u64) {
     cpu.fp.displace_host(&mut cpu.hw, &cpu.shared.stats);
-    wait_for_interrupt();
+    // WFIT's deadline is in a register of the host's; it may end early, and does.
+    if !syndrome::wait_has_deadline(esr) {
+        wait_for_interrupt();
+    }
     step_over(esr);
 }
 
