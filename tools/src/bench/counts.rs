@@ -23,6 +23,10 @@ use crate::workspace;
 const CPU: &str = "max";
 const WORDS: &str = "short iterations=320";
 
+/// Instructions below which a difference says nothing: a tick of the counter is up to 16 of them, and what
+/// is measured is the mean over some hundred turns.
+const RESOLUTION: f64 = 0.5;
+
 /// Where the counts are.
 pub fn path() -> PathBuf {
     workspace::root().join("tests/bench/counts.json")
@@ -74,7 +78,7 @@ impl Checked {
         match (self.counted, self.now) {
             (Some(counted), Some(now)) => {
                 let percent = 100.0 * (now - counted) / counted.max(1.0);
-                (percent.abs() > CHANGE).then(|| {
+                ((now - counted).abs() > RESOLUTION && percent.abs() > CHANGE).then(|| {
                     format!(
                         "{now:.0} instructions, {counted:.0} are checked in: {percent:+.1} %. If that is \
                          meant, `cargo xtask bench --update` checks the new counts in."
