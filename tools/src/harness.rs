@@ -195,14 +195,18 @@ impl Settings {
     }
 }
 
-/// The whole of a test binary's `main`.
-pub fn main() -> ExitCode {
+/// The whole of a test binary's `main`: the tests that `trials` makes of what `xtask test` has built and of
+/// the filter. A plain `cargo test` has built nothing; then `what` needs a machine.
+pub fn run_trials(
+    what: &str,
+    trials: impl FnOnce(Settings, Option<&str>) -> Result<Vec<Trial>>,
+) -> ExitCode {
     process::end_with_parent();
     let arguments = Arguments::from_args();
     let trials = match Settings::from_environment() {
-        Ok(Some(settings)) => trials(&settings, arguments.filter.as_deref()),
+        Ok(Some(settings)) => trials(settings, arguments.filter.as_deref()),
         Ok(None) => {
-            println!("on-target tests need a machine: run `cargo xtask test`");
+            println!("{what} a machine: run `cargo xtask test`");
             Ok(Vec::new())
         }
         Err(error) => Err(error),
@@ -214,6 +218,11 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The whole of the on-target tests' `main`.
+pub fn main() -> ExitCode {
+    run_trials("on-target tests need", |settings, filter| trials(&settings, filter))
 }
 
 /// Boots the machines, and turns what they said into tests.

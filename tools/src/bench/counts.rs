@@ -10,13 +10,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::{Completion, Failed, Trial};
 use serde_json::{Map, Value, json};
 
 use super::{CHANGE, Row, measure};
 use crate::build::Built;
-use crate::harness::Settings;
-use crate::process;
+use crate::harness::{self, Settings};
 use crate::qemu::Qemu;
 use crate::workspace;
 
@@ -131,23 +130,7 @@ fn test_name(key: &str) -> String {
 
 /// The whole of a test binary's `main`.
 pub fn main() -> ExitCode {
-    process::end_with_parent();
-    let arguments = Arguments::from_args();
-    let trials = match Settings::from_environment() {
-        Ok(Some(settings)) => trials(&settings, arguments.filter.as_deref()),
-        Ok(None) => {
-            println!("counting instructions needs a machine: run `cargo xtask test`");
-            Ok(Vec::new())
-        }
-        Err(error) => Err(error),
-    };
-    match trials {
-        Ok(trials) => libtest_mimic::run(&arguments, trials).exit_code(),
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    harness::run_trials("counting instructions needs", |settings, filter| trials(&settings, filter))
 }
 
 fn trials(settings: &Settings, filter: Option<&str>) -> Result<Vec<Trial>> {

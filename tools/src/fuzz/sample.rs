@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use fastrand::Rng;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Failed, Trial};
 use umbra_fuzz::program::Mode;
 
 use super::PROGRAMS;
@@ -15,8 +15,7 @@ use super::batch::{Lab, OnQemu, Runner, Verdict};
 use super::oracle::Place;
 use super::script::{MachineSpec, Script};
 use crate::build::{Built, TestParts};
-use crate::harness::Settings;
-use crate::process;
+use crate::harness::{self, Settings};
 use crate::qemu::Qemu;
 
 /// Where the seeds of the test runs begin.
@@ -89,23 +88,7 @@ fn repeats<R: Runner>(lab: &Lab<R>) -> Result<()> {
 
 /// The whole of a test binary's `main`.
 pub fn main() -> ExitCode {
-    process::end_with_parent();
-    let arguments = Arguments::from_args();
-    let trials = match Settings::from_environment() {
-        Ok(Some(settings)) => trials(settings),
-        Ok(None) => {
-            println!("fuzzing needs a machine: run `cargo xtask test`");
-            Ok(Vec::new())
-        }
-        Err(error) => Err(error),
-    };
-    match trials {
-        Ok(trials) => libtest_mimic::run(&arguments, trials).exit_code(),
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    harness::run_trials("fuzzing needs", |settings, _| trials(settings))
 }
 
 fn trials(settings: Settings) -> Result<Vec<Trial>> {
