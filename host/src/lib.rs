@@ -20,7 +20,7 @@
 //!     vcpu::{Answer, ExitHandler, HostCpu, MmioAnswer},
 //!     vm::{PageSupplier, VcpuSettings, Vm},
 //! };
-//! use umbra_shared::{call::VmConfig, exit::MmioAccess, error::Error};
+//! use umbra_shared::{call::VmConfig, error::Error, exit::MmioAccess, vcpu::VcpuFeatures};
 //!
 //! /// The OS's view of the CPU it runs on and of the task that is its VMM.
 //! struct Os {
@@ -89,7 +89,8 @@
 //!     let mut os = Os { foreign: false };
 //!     let outcome = (|| {
 //!         vm.map(hyp, supplier, memory, pages, 0x8000_0000)?;
-//!         let settings = VcpuSettings { vq: None, entry: 0x8000_0000, argument: 0 };
+//!         let features = VcpuFeatures::FPSIMD;
+//!         let settings = VcpuSettings { features, entry: 0x8000_0000, argument: 0 };
 //!         vm.create_vcpu(hyp, supplier, settings)
 //!     })();
 //!     let (vcpu, outcome) = match outcome {

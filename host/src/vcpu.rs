@@ -29,7 +29,7 @@ use umbra_shared::{
     call::{VcpuIndex, VmHandle},
     error::Error,
     exit::{ExitInfo, MmioAccess, Reason, RunFlags},
-    vl::Vq,
+    vcpu::VcpuFeatures,
 };
 
 /// The virtual timer's interrupt, for the host as for guests.
@@ -159,7 +159,7 @@ pub struct Vcpu {
     vm: VmHandle,
     index: VcpuIndex,
     fp: VcpuFp,
-    vq: Option<Vq>,
+    features: VcpuFeatures,
     pending: Pending,
     in_flight: Option<u16>,
     vtimer: bool,
@@ -169,12 +169,12 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    pub(crate) fn new(vm: VmHandle, index: VcpuIndex, fp: VcpuFp, vq: Option<Vq>) -> Self {
+    pub(crate) fn new(vm: VmHandle, index: VcpuIndex, fp: VcpuFp, features: VcpuFeatures) -> Self {
         Self {
             vm,
             index,
             fp,
-            vq,
+            features,
             pending: Pending::new(),
             in_flight: None,
             vtimer: false,
@@ -198,9 +198,9 @@ impl Vcpu {
         self.index
     }
 
-    /// Its largest vector length; `None`: no SVE.
-    pub fn vq(&self) -> Option<Vq> {
-        self.vq
+    /// What it has.
+    pub fn features(&self) -> VcpuFeatures {
+        self.features
     }
 
     /// Makes an interrupt pending; it goes in as soon as none is in flight. False: no such INTID

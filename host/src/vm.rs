@@ -15,11 +15,10 @@ use umbra_shared::{
     PAGE_SIZE,
     call::{
         MAX_PAGES_PER_CALL, UntrustedPa, UntrustedPages, VM_PAGES, VcpuConfig, VmConfig, VmHandle,
-        vcpu_pages,
     },
     error::Error as HypError,
     flags::FlagShadowPage,
-    vl::Vq,
+    vcpu::VcpuFeatures,
 };
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -65,8 +64,8 @@ pub enum BuildError {
 /// What a vCPU is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VcpuSettings {
-    /// The largest vector length; `None`: no SVE.
-    pub vq: Option<Vq>,
+    /// What it has.
+    pub features: VcpuFeatures,
     /// Where it starts (guest-physical).
     pub entry: u64,
     /// x0 at the start.
@@ -299,13 +298,13 @@ impl<const RANGES: usize> Vm<RANGES> {
                 return Err(error.into());
             }
         };
-        let count = vcpu_pages(settings.vq);
+        let count = settings.features.pages();
         let created = self.donate(supplier, count, |vm, first| {
             hyp.vcpu_create(VcpuConfig {
                 vm,
                 pages: UntrustedPages { start: UntrustedPa(first), count },
                 flag_page: UntrustedPa(pa),
-                vl_bytes: settings.vq.map_or(0, |vq| vq.vl_bytes() as u64),
+                features: settings.features.into(),
                 entry: settings.entry,
                 argument: settings.argument,
             })
@@ -313,7 +312,7 @@ impl<const RANGES: usize> Vm<RANGES> {
         match created {
             Ok(index) => {
                 self.vcpus += 1;
-                Ok(Vcpu::new(self.handle, index, fp, settings.vq))
+                Ok(Vcpu::new(self.handle, index, fp, settings.features))
             }
             Err(error) => {
                 match fp.vcpu_run_unmap_fp(hyp) {

@@ -26,9 +26,10 @@ use arrayvec::ArrayVec;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{
     MAX_PAGES_PER_CALL, Policy, UntrustedIpa, UntrustedPa, UntrustedPages, VM_PAGES, VcpuConfig,
-    VcpuIndex, VmConfig, VmHandle, vcpu_pages,
+    VcpuIndex, VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
+use umbra_shared::vcpu::{UntrustedFeatures, VcpuFeatures};
 use umbra_shared::vl::{Vq, VqSet};
 
 /// VMs at a time: with 8-bit VMIDs, less the host's 0, there could be 255.
@@ -61,6 +62,12 @@ pub trait Machine {
 
     /// Vector lengths that guests can have; empty: no SVE.
     fn guest_vqs(&self) -> VqSet;
+
+    /// Streaming vector lengths that guests can have; empty: no SME.
+    fn guest_svqs(&self) -> VqSet;
+
+    /// Whether EL1 can be AArch32.
+    fn aarch32(&self) -> bool;
 
     /// The physical counter.
     fn now(&self) -> u64;
@@ -108,8 +115,8 @@ pub struct NewVcpu {
     pub flag_page: Page,
     /// Its number in the VM.
     pub index: usize,
-    /// Its largest VL.
-    pub vq: Option<Vq>,
+    /// What it has.
+    pub features: VcpuFeatures,
     /// When its FP registers move.
     pub policy: Policy,
     /// PC.
@@ -403,8 +410,8 @@ impl<T, V> Vm<T, V> {
         if full {
             return Err(Error::Limit);
         }
-        let vq = guest_vq(m, config.vl_bytes)?;
-        let needed = vcpu_pages(vq);
+        let features = check_features(m, config.features)?;
+        let needed = features.pages();
         if config.pages.count < needed {
             return Err(Error::TooFewPages);
         }
@@ -423,7 +430,7 @@ impl<T, V> Vm<T, V> {
             Ok((range, flag_page))
         })?;
         let (entry, argument) = (config.entry, config.argument);
-        let new = NewVcpu { pages, flag_page, index, vq, policy, entry, argument, clock };
+        let new = NewVcpu { pages, flag_page, index, features, policy, entry, argument, clock };
         let vcpu = m.new_vcpu(tables, &new);
         self.vcpus.push(VcpuSlot { vcpu, flag_page, loaded_on: None });
         self.pages_out += config.pages.count;
@@ -558,17 +565,38 @@ fn check_ipa<M: Machine>(m: &M, ipa: UntrustedIpa) -> Result<(), Error> {
     }
 }
 
-/// The clamp for a guest that asks for `vl_bytes`.
-fn guest_vq<M: Machine>(m: &M, vl_bytes: u64) -> Result<Option<Vq>, Error> {
-    if vl_bytes == 0 {
+/// What a vCPU has of which this was asked.
+///
+/// # Errors
+///
+/// INVALID_ARGUMENT for reserved bits, and for AArch32 with SVE or SME; BAD_VL for a length that guests
+/// can't have; NO_SVE, NO_SME, NO_AARCH32.
+pub fn check_features<M: Machine>(m: &M, asked: UntrustedFeatures) -> Result<VcpuFeatures, Error> {
+    if asked.has_reserved() {
+        return Err(Error::InvalidArgument);
+    }
+    let vq = clamp(asked.vl_bytes(), m.guest_vqs(), Error::NoSve)?;
+    let svq = clamp(asked.svl_bytes(), m.guest_svqs(), Error::NoSme)?;
+    let aarch32 = asked.aarch32();
+    if aarch32 && (vq.is_some() || svq.is_some()) {
+        return Err(Error::InvalidArgument);
+    }
+    if aarch32 && !m.aarch32() {
+        return Err(Error::NoAarch32);
+    }
+    Ok(VcpuFeatures { vq, svq, aarch32 })
+}
+
+/// The clamp for a guest that asks for a VL or SVL of so many bytes.
+fn clamp(bytes: u64, available: VqSet, none: Error) -> Result<Option<Vq>, Error> {
+    if bytes == 0 {
         return Ok(None);
     }
-    let vqs = m.guest_vqs();
-    if vqs.is_empty() {
-        return Err(Error::NoSve);
+    if available.is_empty() {
+        return Err(none);
     }
-    match Vq::from_vl(vl_bytes) {
-        Some(vq) if vqs.contains(vq) => Ok(Some(vq)),
+    match Vq::from_vl(bytes) {
+        Some(vq) if available.contains(vq) => Ok(Some(vq)),
         _ => Err(Error::BadVl),
     }
 }

@@ -10,6 +10,7 @@
 //! untrusted types until hyp has looked them up.
 
 use crate::error::Error;
+use crate::vcpu::UntrustedFeatures;
 use bitflags::bitflags;
 
 /// Bits that make a function ID ours: fast call (31), SMC64 (30), owner 6 (29:24).
@@ -31,12 +32,18 @@ bitflags! {
     pub struct Features: u64 {
         /// All CPUs have SVE; guests can have it at the common vector lengths.
         const SVE = 1 << 0;
-        /// The CPUs have SME. Neither host (while a vCPU runs) nor guests may use it yet.
+        /// All CPUs have SME; guests can have it at the common streaming vector lengths.
         const SME = 1 << 1;
         /// The CPUs have pointer authentication; guests have it, with keys of their own.
         const PAUTH = 1 << 2;
         /// The host is held to the common vector lengths (`host-vl=common`).
         const HOST_VL_COMMON = 1 << 3;
+        /// EL1 can be AArch32; guests can.
+        const AARCH32 = 1 << 4;
+        /// The CPUs have SME2: ZT0, for the host and for guests with SME.
+        const SME2 = 1 << 5;
+        /// The CPUs have FPMR, for the host and for guests.
+        const FPMR = 1 << 6;
     }
 }
 
@@ -128,12 +135,12 @@ pub struct VcpuIndex(pub u64);
 pub struct VcpuConfig {
     /// The VM it belongs to.
     pub vm: VmHandle,
-    /// Pages donated for its registers and its FP image ([`vcpu_pages`]).
+    /// Pages donated for its registers and its FP image ([`VcpuFeatures::pages`](crate::vcpu::VcpuFeatures::pages)).
     pub pages: UntrustedPages,
     /// Its flag-shadow page, shared before.
     pub flag_page: UntrustedPa,
-    /// Its largest vector length in bytes; 0: no SVE.
-    pub vl_bytes: u64,
+    /// What it is to have.
+    pub features: UntrustedFeatures,
     /// Where it starts: a guest-physical address, EL1, MMU off.
     pub entry: u64,
     /// x0 at the start.
@@ -174,7 +181,8 @@ functions! {
     /// → x1 interface version, x2 [`Features`].
     Version = 0x00;
     /// x1 CPU index or [`ALL_CPUS`] → x1 set of VQs ([`VqSet`](crate::vl::VqSet) bits), x2 host
-    /// image bytes, x3 number of CPUs, x4 MPIDR_EL1 affinity of the CPU, x5 1 if it is online at hyp.
+    /// image bytes, x3 number of CPUs, x4 MPIDR_EL1 affinity of the CPU, x5 1 if it is online at hyp,
+    /// x6 set of streaming VQs.
     VlInfo = 0x01;
     /// x1 CPU index, x2 first counter → x1-x8 eight counters from there ([`Counter`]).
     Stats = 0x02;
@@ -199,7 +207,7 @@ functions! {
     VmReclaim = 0x24;
     /// x1 VM, x2 guest-physical address: take a page of a normal VM back → x1 the page.
     VmUnmap = 0x25;
-    /// x1 VM, x2 first page, x3 number of pages, x4 flag-shadow page, x5 VL in bytes or 0, x6 entry,
+    /// x1 VM, x2 first page, x3 number of pages, x4 flag-shadow page, x5 [`UntrustedFeatures`], x6 entry,
     /// x7 argument → x1 index.
     VcpuCreate = 0x30;
     /// x1 VM, x2 vCPU: bind it to this CPU.
@@ -240,19 +248,6 @@ pub const VM_PAGES: u64 = 4;
 
 /// The most pages one call takes over: what bounds the time hyp spends with interrupts masked.
 pub const MAX_PAGES_PER_CALL: u64 = 64;
-
-/// Pages of a vCPU beside its FP image: the register context.
-pub const VCPU_CONTEXT_PAGES: u64 = 1;
-
-/// The pages VCPU_CREATE takes for a vCPU whose largest vector length is `vq` (`None`: no SVE).
-pub const fn vcpu_pages(vq: Option<crate::vl::Vq>) -> u64 {
-    // Without SVE the image holds V0-V31, which is the SVE layout at the smallest VL.
-    let vq = match vq {
-        Some(vq) => vq,
-        None => crate::vl::Vq::MIN,
-    };
-    VCPU_CONTEXT_PAGES + crate::sve::Layout::new(vq).pages() as u64
-}
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident;)*) => {
@@ -424,7 +419,7 @@ impl Call {
                     c.pages.start.0,
                     c.pages.count,
                     c.flag_page.0,
-                    c.vl_bytes,
+                    c.features.0,
                     c.entry,
                     c.argument,
                 ],
@@ -469,7 +464,7 @@ impl Call {
                 vm: VmHandle(a[0]),
                 pages: UntrustedPages { start: UntrustedPa(a[1]), count: a[2] },
                 flag_page: UntrustedPa(a[3]),
-                vl_bytes: a[4],
+                features: UntrustedFeatures(a[4]),
                 entry: a[5],
                 argument: a[6],
             }),

@@ -64,9 +64,9 @@ errors! {
     BadIpa = -30, "guest address out of range";
     /// Something is mapped at the guest address already.
     IpaInUse = -31, "guest address in use";
-    /// Not a vector length, or one that guests can't have on this machine.
+    /// Not a vector length (streaming or not), or one that guests can't have on this machine.
     BadVl = -32, "vector length not available to guests";
-    /// This CPU can't provide exactly the vCPU's vector length.
+    /// This CPU can't provide exactly the vCPU's vector length (streaming or not).
     VlMismatch = -33, "this CPU lacks the vCPU's vector length";
     /// The machine has no SVE.
     NoSve = -34, "no SVE";
@@ -78,6 +78,10 @@ errors! {
     BadCpu = -37, "no such CPU";
     /// Nothing is mapped at the guest address.
     NotMapped = -38, "nothing is mapped at the guest address";
+    /// The machine has no SME.
+    NoSme = -39, "no SME";
+    /// The machine's EL1 can't be AArch32.
+    NoAarch32 = -40, "no AArch32 at EL1";
 }
 
 impl Error {

@@ -1,7 +1,9 @@
 //! What Umbra's host (EL1) and hyp (EL2) both know, and nothing else: hypercall numbers and argument
 //! types ([`call`]), what a vCPU run takes and returns ([`exit`]), error codes ([`error`]), the
-//! flag-shadow page ([`flags`]), vector lengths ([`vl`]) and the one layout of a saved SVE register
-//! file ([`sve`]), the bootable file ([`package`]), what a test build writes down ([`record`]), and what the test firmware is told ([`firmware`]).
+//! flag-shadow page ([`flags`]), vector lengths ([`vl`]), what a vCPU can have ([`vcpu`]), the one
+//! layout of a saved SVE register file ([`sve`]) and of what SME adds to it ([`sme`]), the bootable
+//! file ([`package`]), what a test build writes down ([`record`]), and what the test firmware is told
+//! ([`firmware`]).
 //!
 //! This crate holds no `unsafe` and touches no hardware. Everything a host passes to hyp is
 //! untrusted: the types here only *decode*; what a value means for memory or for a vCPU is decided
@@ -18,7 +20,9 @@ pub mod flags;
 pub mod guest;
 pub mod package;
 pub mod record;
+pub mod sme;
 pub mod sve;
+pub mod vcpu;
 pub mod vl;
 
 /// Bytes in a translation granule (and so in a page of every interface here): 4 KiB.

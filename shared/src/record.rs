@@ -84,7 +84,8 @@ numbered! {
         /// At boot: args\[0\] pages from address args\[1\] on are in the state of [`Change`] args\[2\].
         Pages = 8,
         /// At boot: args\[0\] CPUs, args\[1\] the set of guests' vector lengths, args\[2\] bits of guest
-        /// addresses, args\[3\] the level of their root table, args\[4\] 1 with SME.
+        /// addresses, args\[3\] the level of their root table, args\[4\] 1 if the CPUs have SME, args\[5\] the set of
+        /// guests' streaming vector lengths, args\[6\] 1 if EL1 can be AArch32.
         Machine = 9,
     }
 }

@@ -56,7 +56,7 @@ impl Slot {
     }
 
     pub fn vl_bytes(&self) -> usize {
-        self.vcpu.as_ref().and_then(Vcpu::vq).map_or(0, |vq| vq.vl_bytes())
+        self.vcpu.as_ref().and_then(|vcpu| vcpu.features().vq).map_or(0, |vq| vq.vl_bytes())
     }
 }
 

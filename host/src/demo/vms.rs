@@ -13,6 +13,7 @@ use umbra_host::{
 use umbra_patterns::protocol::{Argument, BASE, MAX_VCPUS, Mode};
 use umbra_shared::{
     call::VmConfig,
+    vcpu::VcpuFeatures,
     vl::{Vq, VqSet},
 };
 
@@ -61,7 +62,11 @@ pub fn build(guest: &[u8], cpus: usize, sve: bool) -> Result<([DemoVm; VMS], Vcp
             let vq = vl(common, n, i);
             let owner = OWNER + (n as u16) * 16 + i as u16;
             let argument = Argument { vcpu: i as u8, owner, vq, mode: Mode::Verify };
-            let settings = VcpuSettings { vq, entry: BASE, argument: argument.encode() };
+            let settings = VcpuSettings {
+                features: VcpuFeatures::sve(vq),
+                entry: BASE,
+                argument: argument.encode(),
+            };
             *vcpu = Some(vm.create_vcpu(&Hvc, &mut Pages, settings)?);
         }
     }

@@ -156,7 +156,7 @@ fn run(inject: &[u16], word: HypFlags, exits: &[Result<Exit, Error>]) -> Run {
         loaded: RefCell::default(),
     };
     let fp = VcpuFp::vcpu_run_map_fp(&hyp, page, 0x1000).unwrap();
-    let mut vcpu = Vcpu::new(VmHandle(1), VcpuIndex(0), fp, None);
+    let mut vcpu = Vcpu::new(VmHandle(1), VcpuIndex(0), fp, VcpuFeatures::FPSIMD);
     for &intid in inject {
         assert!(vcpu.inject(intid));
     }

@@ -6,6 +6,7 @@ use std::{cell::RefCell, collections::BTreeSet};
 use umbra_shared::{
     call::{Call, Policy},
     exit::RunFlags,
+    vl::Vq,
 };
 
 #[derive(Default)]
@@ -154,7 +155,8 @@ fn life<const RANGES: usize>(hyp: &Fake, supplier: &mut Supplier) -> bool {
     }
     let mut vcpus = Vec::new();
     for vq in [Some(Vq::MAX), None] {
-        let settings = VcpuSettings { vq, entry: 0x8000_0000, argument: 0 };
+        let settings =
+            VcpuSettings { features: VcpuFeatures::sve(vq), entry: 0x8000_0000, argument: 0 };
         match vm.create_vcpu(hyp, supplier, settings) {
             Ok(vcpu) => vcpus.push(vcpu),
             Err(_) => good = false,
@@ -222,7 +224,7 @@ fn a_vm_with_vcpus_about_is_not_destroyed() {
     let hyp = Fake::default();
     let mut supplier = Supplier::new(usize::MAX);
     let mut vm = Vm::<16>::create(&hyp, &mut supplier, VmConfig::default()).unwrap();
-    let settings = VcpuSettings { vq: None, entry: 0, argument: 0 };
+    let settings = VcpuSettings { features: VcpuFeatures::FPSIMD, entry: 0, argument: 0 };
     let vcpu = vm.create_vcpu(&hyp, &mut supplier, settings).unwrap();
     let failure = vm.destroy(&hyp, &mut supplier, []).unwrap_err();
     assert_eq!(failure.error, BuildError::VcpusLeft);

@@ -9,11 +9,10 @@ use super::trap::HostFrame;
 use super::vm;
 use umbra_shared::call::{
     Call, Features, INTERFACE_VERSION, NO_PAGE, UntrustedPa, VENDOR_UID, VENDOR_UID_FUNCTION,
-    VM_PAGES, VcpuConfig, vcpu_pages,
+    VM_PAGES, VcpuConfig,
 };
 use umbra_shared::error::Error;
 use umbra_shared::record::Kind;
-use umbra_shared::vl::Vq;
 
 /// x1-x8 of an answer.
 pub type Results = [u64; 8];
@@ -65,7 +64,7 @@ fn explain(error: Error, call: Call) -> Results {
     match (error, call) {
         (Error::TooFewPages, Call::VmCreate { .. }) => one(VM_PAGES),
         (Error::TooFewPages, Call::VcpuCreate(config)) => {
-            one(vcpu_pages(Vq::from_vl(config.vl_bytes)))
+            vm::needs(&config).map_or(NOTHING, |features| one(features.pages()))
         }
         _ => NOTHING,
     }

@@ -26,6 +26,7 @@ use umbra_shared::call::{
 };
 use umbra_shared::error::Error;
 use umbra_shared::flags::FlagShadowPage;
+use umbra_shared::vcpu::VcpuFeatures;
 use umbra_shared::vl::VqSet;
 
 /// What the guest waits for the host to finish.
@@ -179,6 +180,14 @@ impl Machine for Target {
         machine().lengths.common
     }
 
+    fn guest_svqs(&self) -> VqSet {
+        VqSet::EMPTY
+    }
+
+    fn aarch32(&self) -> bool {
+        false
+    }
+
     fn now(&self) -> u64 {
         super::sysreg::read_cntpct_el0()
     }
@@ -238,13 +247,16 @@ impl Machine for Target {
                 pstate: PSTATE_EL1H_MASKED,
                 id: idregs::table(
                     &machine().id,
-                    idregs::Guest { sve: new.vq.is_some(), pa_range: machine().stage2.pa_range },
+                    idregs::Guest {
+                        sve: new.features.vq.is_some(),
+                        pa_range: machine().stage2.pa_range,
+                    },
                 ),
             },
             el1: El1Context::reset(),
             timer: Timer::with_offset(new.clock),
             gic: VirtualGic::default(),
-            fp: VcpuFp::new(image, new.vq, new.policy),
+            fp: VcpuFp::new(image, new.features.vq, new.policy),
             // RES1, and the index as Aff0.
             vmpidr: 1 << 31 | new.index as u64,
             vttbr: tables.stage2.vttbr().bits(),
@@ -333,6 +345,11 @@ pub fn destroy(handle: VmHandle) -> Result<(), Error> {
 /// Those of [`vms::Vm::reclaim`].
 pub fn reclaim(handle: VmHandle, pa: UntrustedPa) -> Result<u64, Error> {
     slot(handle)?.reclaim(&Target, handle, pa)
+}
+
+/// What a vCPU would have, if that much of the call can be done.
+pub fn needs(config: &VcpuConfig) -> Option<VcpuFeatures> {
+    vms::check_features(&Target, config.features).ok()
 }
 
 /// VCPU_CREATE.

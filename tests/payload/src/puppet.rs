@@ -22,13 +22,12 @@ use umbra_patterns::{
 };
 use umbra_shared::{
     PAGE_SIZE,
-    call::{
-        Policy, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle, vcpu_pages,
-    },
+    call::{Policy, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle},
     error::Error,
     exit::{Reason, RunFlags},
     flags::{FlagShadowPage, HostFlags},
     sve::{FPSIMD_BYTES, Layout},
+    vcpu::VcpuFeatures,
     vl::Vq,
 };
 
@@ -259,7 +258,8 @@ impl Machine {
     /// Creates the next vCPU, if hyp lets it.
     pub fn try_vcpu(&self, vq: Option<Vq>) -> Result<Puppet, Error> {
         let (flag_page, flags) = flag_page();
-        let count = vcpu_pages(vq);
+        let features = VcpuFeatures::sve(vq);
+        let count = features.pages();
         let first = ledger::take(count);
         // Whatever the host left in pages that it gives away must be no vCPU's state.
         bytes(first, count as usize * PAGE_SIZE).fill(0xa5);
@@ -267,7 +267,7 @@ impl Machine {
             vm: self.vm,
             pages: UntrustedPages { start: UntrustedPa(first), count },
             flag_page: UntrustedPa(flag_page),
-            vl_bytes: vq.map_or(0, |vq| vq.vl_bytes() as u64),
+            features: features.into(),
             entry: BASE,
             argument: 0,
         })?;

@@ -3,11 +3,11 @@
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{
     Call, MAX_PAGES_PER_CALL, NO_PAGE, UntrustedIpa, UntrustedPages, VM_PAGES, VcpuConfig,
-    vcpu_pages,
 };
 use umbra_shared::error::Error;
 use umbra_shared::guest::GuestFunction;
 use umbra_shared::record::PageState;
+use umbra_shared::vcpu::{UntrustedFeatures, VcpuFeatures};
 use umbra_shared::vl::{Vq, VqSet};
 
 use crate::memory::{Changes, Owner};
@@ -71,7 +71,7 @@ impl Spec {
                 outcome.x1 = match (error, call) {
                     (Error::TooFewPages, Call::VmCreate { .. }) => Some(VM_PAGES),
                     (Error::TooFewPages, Call::VcpuCreate(config)) => {
-                        Some(vcpu_pages(Vq::from_vl(config.vl_bytes)))
+                        Some(self.features(config.features).map_or(0, VcpuFeatures::pages))
                     }
                     _ => Some(0),
                 };
@@ -280,6 +280,30 @@ impl Spec {
         }
     }
 
+    /// What a vCPU has of which this was asked.
+    fn features(&self, asked: UntrustedFeatures) -> Result<VcpuFeatures, Error> {
+        let length = |bytes, available: VqSet, none| match Vq::from_vl(bytes) {
+            None if bytes == 0 => Ok(None),
+            _ if available.is_empty() => Err(none),
+            Some(vq) if available.contains(vq) => Ok(Some(vq)),
+            _ => Err(Error::BadVl),
+        };
+        if asked.has_reserved() {
+            return Err(Error::InvalidArgument);
+        }
+        let features = VcpuFeatures {
+            vq: length(asked.vl_bytes(), self.platform.guest_vqs, Error::NoSve)?,
+            svq: length(asked.svl_bytes(), self.platform.guest_svqs, Error::NoSme)?,
+            aarch32: asked.aarch32(),
+        };
+        match features {
+            VcpuFeatures { aarch32: false, .. } => Ok(features),
+            VcpuFeatures { vq: None, svq: None, .. } if self.platform.aarch32 => Ok(features),
+            VcpuFeatures { vq: None, svq: None, .. } => Err(Error::NoAarch32),
+            _ => Err(Error::InvalidArgument),
+        }
+    }
+
     fn create_vcpu(&mut self, config: &VcpuConfig) -> Result<Outcome, Error> {
         let slot = vm::slot(config.vm)?;
         let vm = &self.vms[usize::from(slot)];
@@ -287,17 +311,11 @@ impl Spec {
         if vm.vcpus.len() == VCPUS {
             return Err(Error::Limit);
         }
-        let vqs = self.platform.guest_vqs;
-        let vq = match Vq::from_vl(config.vl_bytes) {
-            None if config.vl_bytes == 0 => None,
-            _ if vqs.is_empty() => return Err(Error::NoSve),
-            Some(vq) if vqs.contains(vq) => Some(vq),
-            _ => return Err(Error::BadVl),
-        };
-        if config.pages.count < vcpu_pages(vq) {
+        let features = self.features(config.features)?;
+        if config.pages.count < features.pages() {
             return Err(Error::TooFewPages);
         }
-        if config.pages.count > vcpu_pages(vq) || !config.entry.is_multiple_of(4) {
+        if config.pages.count > features.pages() || !config.entry.is_multiple_of(4) {
             return Err(Error::InvalidArgument);
         }
         self.memory.range(config.pages)?;
@@ -306,7 +324,7 @@ impl Spec {
         self.memory.require_free_flag_page(flag_page)?;
         changes.insert(flag_page, Owner::of(PageState::FlagPageUsed, 0));
         let vm = &mut self.vms[usize::from(slot)];
-        let vq = vq.map_or(0, |vq| vq.quadwords() as u8);
+        let vq = features.vq.map_or(0, |vq| vq.quadwords() as u8);
         vm.vcpus.push(Vcpu { flag_page, vq, ..Vcpu::default() });
         vm.pages_out += config.pages.count;
         let index = vm.vcpus.len() as u64 - 1;

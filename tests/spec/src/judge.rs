@@ -61,13 +61,15 @@ pub fn judge(mut records: Vec<Record>) -> Result<Report, Difference> {
                 }
             }
             Some(Kind::Machine) => {
-                let [cpus, vqs, bits, root, sme, ..] = record.args;
+                let [cpus, vqs, bits, root, sme, svqs, aarch32] = record.args;
                 platform = Some(Platform {
                     cpus: cpus as usize,
                     guest_vqs: VqSet::from_bits(vqs as u16),
                     ipa_bits: bits as u32,
                     root_level: root as u32,
                     sme: sme != 0,
+                    guest_svqs: VqSet::from_bits(svqs as u16),
+                    aarch32: aarch32 != 0,
                 });
             }
             _ => {}

@@ -34,6 +34,10 @@ pub struct Platform {
     pub cpus: usize,
     /// Vector lengths that guests can have; empty: no SVE.
     pub guest_vqs: VqSet,
+    /// Streaming vector lengths that guests can have; empty: no SME.
+    pub guest_svqs: VqSet,
+    /// EL1 can be AArch32.
+    pub aarch32: bool,
     /// Bits of a guest's address space.
     pub ipa_bits: u32,
     /// Level of a guest's root table: 0 or 1.

@@ -14,12 +14,13 @@ use umbra_hyp::vms::{self, MAX_VMS, Machine, NewVcpu, Vm};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{
     Call, Policy, UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig,
-    VmHandle, vcpu_pages,
+    VmHandle,
 };
 use umbra_shared::error::Error;
 use umbra_shared::flags::HostFlags;
 use umbra_shared::guest::GuestFunction;
 use umbra_shared::record::PageState;
+use umbra_shared::vcpu::{UntrustedFeatures, VcpuFeatures};
 use umbra_shared::vl::{Vq, VqSet};
 use umbra_spec::calls::{Choice, Outcome};
 use umbra_spec::fp::Fp;
@@ -127,6 +128,14 @@ impl Machine for Target {
         self.vqs
     }
 
+    fn guest_svqs(&self) -> VqSet {
+        VqSet::EMPTY
+    }
+
+    fn aarch32(&self) -> bool {
+        false
+    }
+
     fn now(&self) -> u64 {
         1
     }
@@ -185,7 +194,7 @@ impl Machine for Target {
             assert_eq!(memory.content[&page.pa()], Content::Zero, "a vCPU in pages not wiped");
             memory.content.insert(page.pa(), Content::Of(tables.vm));
         }
-        VcpuCell::new(RefCell::new(VcpuFp::new((), new.vq, new.policy)))
+        VcpuCell::new(RefCell::new(VcpuFp::new((), new.features.vq, new.policy)))
     }
 
     fn forget_sibling(&self, _: &Tables) {
@@ -278,8 +287,15 @@ impl World {
         owners.add(BASE / PAGE, HYPS, Owner::HOST);
         owners.add(BASE / PAGE + HYPS, 1, Owner::of(PageState::Hyp, 0));
         owners.add(BASE / PAGE + RESERVED, 1, Owner::of(PageState::Reserved, 0));
-        let platform =
-            Platform { cpus: CPUS, guest_vqs: vqs, ipa_bits: 40, root_level: 0, sme: false };
+        let platform = Platform {
+            cpus: CPUS,
+            guest_vqs: vqs,
+            guest_svqs: VqSet::EMPTY,
+            aarch32: false,
+            ipa_bits: 40,
+            root_level: 0,
+            sme: false,
+        };
         let mut spec = Spec::new(platform, owners);
         for cpu in &mut spec.cpus {
             cpu.vqs = vqs;
@@ -538,13 +554,14 @@ impl World {
             13 => self.call(cpu, Call::VmUnmap { vm: handle, ipa: ipa(c) }),
             14..17 => {
                 let vl_bytes = [0, 16, 32, 64, 48, 128][usize::from(c) % 6];
-                let count = vcpu_pages(Vq::from_vl(vl_bytes)) + u64::from(c % 16 == 0);
+                let count =
+                    VcpuFeatures::sve(Vq::from_vl(vl_bytes)).pages() + u64::from(c % 16 == 0);
                 let free = |owner: Owner| owner.state == PageState::FlagPage;
                 let config = VcpuConfig {
                     vm: handle,
                     pages: UntrustedPages { start: self.run_of(b, count), count },
                     flag_page: self.page_of(c, free),
-                    vl_bytes,
+                    features: UntrustedFeatures(vl_bytes),
                     entry: 0x8000_0000 + u64::from(c % 16 == 1),
                     argument: 0,
                 };
@@ -598,12 +615,12 @@ fn a_protected_vms_life() {
     let vm = world.handles[1];
     world.call(0, Call::VmMap { vm, page: page(10), ipa: UntrustedIpa(0x8000_0000) });
     world.call(0, Call::ShareFlagPage { page: page(11) });
-    let count = vcpu_pages(Some(vq(4)));
+    let count = VcpuFeatures::sve(Some(vq(4))).pages();
     let vcpu = VcpuConfig {
         vm,
         pages: pages(20, count),
         flag_page: page(11),
-        vl_bytes: 64,
+        features: VcpuFeatures::sve(Some(vq(4))).into(),
         entry: 0x8000_0000,
         argument: 7,
     };

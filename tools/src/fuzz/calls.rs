@@ -8,10 +8,11 @@
 use fastrand::Rng;
 use umbra_fuzz::program::{Arg, Call, Event, HANDLES, PAGES, Step, cpu_of_page};
 use umbra_shared::PAGE_SIZE;
-use umbra_shared::call::{self, Function, Policy, VmConfig, VmHandle, vcpu_pages};
+use umbra_shared::call::{self, Function, Policy, VmConfig, VmHandle};
 use umbra_shared::exit::RunFlags;
 use umbra_shared::guest::GuestFunction;
 use umbra_shared::record::PageState;
+use umbra_shared::vcpu::VcpuFeatures;
 use umbra_shared::vl::{Vq, VqSet};
 use umbra_spec::calls::Choice;
 use umbra_spec::memory::{Memory, Owner};
@@ -66,6 +67,8 @@ fn guided(seed: u64, vls: &[u16]) -> (Vec<Step>, usize) {
     let platform = Platform {
         cpus: vls.len(),
         guest_vqs: VqSet::common(vls.iter().map(|&vl| set(vl))),
+        guest_svqs: VqSet::EMPTY,
+        aarch32: false,
         ipa_bits: 40,
         root_level: 0,
         sme: false,
@@ -219,7 +222,7 @@ impl Guide {
                 } else {
                     Some(vqs[self.rng.usize(..vqs.len())])
                 };
-                let count = vcpu_pages(vq);
+                let count = VcpuFeatures::sve(vq).pages();
                 let flag_page = self.page_in(PageState::FlagPage)?;
                 let pages = self.run(count)?;
                 let maps: Vec<_> = self.spec.vms[slot].maps.keys().copied().collect();

@@ -12,9 +12,10 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use umbra_shared::call::{
     Policy, UntrustedIpa, UntrustedPa, UntrustedPages, VM_PAGES, VcpuConfig, VcpuIndex, VmConfig,
-    VmHandle, vcpu_pages,
+    VmHandle,
 };
 use umbra_shared::error::Error;
+use umbra_shared::vcpu::{UntrustedFeatures, VcpuFeatures};
 use umbra_shared::vl::VqSet;
 
 const RAM: (u64, u64) = (0x4000_0000, 0x4000_0000 + 5 * BLOCK_BYTES);
@@ -209,6 +210,14 @@ impl Machine for Sim {
 
     fn guest_vqs(&self) -> VqSet {
         VqSet::EMPTY
+    }
+
+    fn guest_svqs(&self) -> VqSet {
+        VqSet::EMPTY
+    }
+
+    fn aarch32(&self) -> bool {
+        false
     }
 
     fn now(&self) -> u64 {
@@ -436,7 +445,7 @@ fn a_sibling_finds_nothing_of_the_last_vcpus() {
     story.must(0, Ask::Create { page: 0, protected: true });
     story.must(0, Ask::Map { page: 9, at: 0 });
     let (sim, handle) = (&story.sim, story.handles[0]);
-    let count = vcpu_pages(None);
+    let count = VcpuFeatures::FPSIMD.pages();
     for n in 0..2 {
         let flag_page = pa(16 + n);
         let shared =
@@ -447,7 +456,7 @@ fn a_sibling_finds_nothing_of_the_last_vcpus() {
             vm: handle,
             pages,
             flag_page: UntrustedPa(flag_page),
-            vl_bytes: 0,
+            features: UntrustedFeatures(0),
             entry: 0,
             argument: 0,
         };

@@ -20,6 +20,7 @@ use umbra_shared::{
     call::{Features, Policy, VmConfig},
     exit::MmioAccess,
     flags::HostFlags,
+    vcpu::VcpuFeatures,
     vl::Vq,
 };
 
@@ -191,7 +192,8 @@ pub fn vm(image: &[u8], config: VmConfig) -> GuestVm {
 /// A vCPU that measures, put.
 pub fn vcpu(vm: &mut GuestVm, index: u8, vq: Option<Vq>) -> Vcpu {
     let argument = Argument { vcpu: index, owner: 0, vq, mode: Mode::Bench };
-    let settings = VcpuSettings { vq, entry: BASE, argument: argument.encode() };
+    let settings =
+        VcpuSettings { features: VcpuFeatures::sve(vq), entry: BASE, argument: argument.encode() };
     let mut vcpu = vm.create_vcpu(&Hvc, &mut Pages, settings).expect("VCPU_CREATE");
     let mut bench = Bench::load(&mut vcpu, HostFlags::empty());
     // To where it asks for its first order.

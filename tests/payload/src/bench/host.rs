@@ -7,10 +7,8 @@ use umbra_host::{
     hypercall::{Hvc, Hypervisor},
 };
 use umbra_shared::{
-    call::{
-        Function, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle,
-        vcpu_pages,
-    },
+    call::{Function, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle},
+    vcpu::VcpuFeatures,
     vl::Vq,
 };
 
@@ -136,12 +134,12 @@ fn vcpus(iterations: u64) {
 
 /// A vCPU that never runs.
 fn vcpu(vm: VmHandle, vq: Option<Vq>) -> VcpuConfig {
-    let count = vcpu_pages(vq);
+    let count = VcpuFeatures::sve(vq).pages();
     VcpuConfig {
         vm,
         pages: UntrustedPages { start: UntrustedPa(ledger::take(count)), count },
         flag_page: UntrustedPa(crate::puppet::flag_page().0),
-        vl_bytes: vq.map_or(0, |vq| vq.vl_bytes() as u64),
+        features: VcpuFeatures::sve(vq).into(),
         entry: 0,
         argument: 0,
     }

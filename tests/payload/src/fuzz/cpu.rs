@@ -370,9 +370,9 @@ fn load(cpu: usize, n: usize, name: VcpuName, at: &mut Option<usize>) {
             return order::done(cpu, n, 2);
         }
     };
-    let fits = driven.vcpu.vq().is_none_or(|vq| context().vqs[cpu].contains(vq));
+    let fits = driven.vcpu.features().vq.is_none_or(|vq| context().vqs[cpu].contains(vq));
     let mut task = Task::new(HostFlags::empty());
-    let guest = driven.vcpu.vq();
+    let guest = driven.vcpu.features().vq;
     let left = match driven.vcpu.load(&Hvc, &mut task) {
         Ok(mut loaded) => {
             assert!(fits, "VCPU_LOAD of a vCPU whose vector length this CPU lacks");

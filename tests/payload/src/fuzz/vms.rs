@@ -29,6 +29,7 @@ use umbra_shared::{
     error::Error,
     exit::MmioAccess,
     flags::{FlagShadowPage, HostFlags},
+    vcpu::VcpuFeatures,
     vl::{Vq, VqSet},
 };
 
@@ -139,7 +140,8 @@ pub fn create_vcpu(name: VcpuName, vl: u16) -> u64 {
     let owner =
         OWNERS.start + NEXT_OWNER.fetch_add(1, Ordering::SeqCst) % (OWNERS.end - OWNERS.start);
     let argument = Argument { vcpu: name.vcpu, owner, vq, mode: Mode::Driven };
-    let settings = VcpuSettings { vq, entry: BASE, argument: argument.encode() };
+    let settings =
+        VcpuSettings { features: VcpuFeatures::sve(vq), entry: BASE, argument: argument.encode() };
     let mut supplier = Supplier(None);
     match slot.vm.create_vcpu(&Hvc, &mut supplier, settings) {
         Ok(vcpu) => {
@@ -399,7 +401,7 @@ pub fn check_and_destroy() {
             let dying = is_dying(name);
             let Taken::Here(driven) = take(name) else { continue };
             let vqs: &[VqSet] = &context().vqs[..context().cpus];
-            let fits = |set: &VqSet| driven.vcpu.vq().is_none_or(|vq| set.contains(vq));
+            let fits = |set: &VqSet| driven.vcpu.features().vq.is_none_or(|vq| set.contains(vq));
             let cpu = vqs.iter().position(fits);
             let held = Lock::new(Some(driven));
             if let (Some(cpu), false) = (cpu, dying) {

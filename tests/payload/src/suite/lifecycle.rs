@@ -13,12 +13,10 @@ use umbra_host::{
     kernel::exception::probe_read,
 };
 use umbra_shared::{
-    call::{
-        Function, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle,
-        vcpu_pages,
-    },
+    call::{Function, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle},
     error::Error,
     exit::{Reason, RunFlags},
+    vcpu::{UntrustedFeatures, VcpuFeatures},
     vl::{Vq, VqSet},
 };
 
@@ -44,12 +42,12 @@ tests![
     r30_create_and_destroy_many_times,
 ];
 
-fn config(vm: VmHandle, first: u64, count: u64, flag_page: u64, vl_bytes: u64) -> VcpuConfig {
+fn config(vm: VmHandle, first: u64, count: u64, flag_page: u64, features: u64) -> VcpuConfig {
     VcpuConfig {
         vm,
         pages: UntrustedPages { start: UntrustedPa(first), count },
         flag_page: UntrustedPa(flag_page),
-        vl_bytes,
+        features: UntrustedFeatures(features),
         entry: BASE,
         argument: 0,
     }
@@ -64,7 +62,7 @@ fn refused(vm: VmHandle, error: Error) {
     assert_eq!(Hvc.vm_map(vm, page, 0x1000_0000), Err(error), "VM_MAP");
     assert_eq!(Hvc.vm_destroy(vm), Err(error), "VM_DESTROY");
     assert_eq!(Hvc.vcpu_load(vm, VcpuIndex(0)), Err(error), "VCPU_LOAD");
-    let count = vcpu_pages(None);
+    let count = VcpuFeatures::FPSIMD.pages();
     assert_eq!(Hvc.vcpu_create(config(vm, page, count, flags, 0)), Err(error), "VCPU_CREATE");
     assert_ours(page);
     Hvc.unshare_flag_page(flags).expect("it is not in use");
@@ -106,13 +104,18 @@ fn r14_vector_lengths_are_checked() -> Result<(), Skip> {
     let (flags, _) = flag_page();
     let largest = context().guests.max().map_or(0, |vq| vq.vl_bytes() as u64);
     let bad = if largest == 0 { Error::NoSve } else { Error::BadVl };
-    for vl in [8, 17, 24, 257, 512, largest + 16, 1 << 32 | 16, u64::MAX, u64::MAX - 15] {
+    for vl in [8, 17, 24, 257, 512, largest + 16, 0xffff, 0xfff0] {
         assert_eq!(Hvc.vcpu_create(config(machine.vm, first, 4, flags, vl)), Err(bad), "VL {vl}");
+    }
+    // Not lengths at all: bits that mean nothing.
+    for raw in [1 << 33, 1 << 63 | 16, u64::MAX, u64::MAX - 15] {
+        let call = config(machine.vm, first, 4, flags, raw);
+        assert_eq!(Hvc.vcpu_create(call), Err(Error::InvalidArgument), "{raw:#x}");
     }
     // Multiples of 16 that the CPUs lack.
     for vq in (1..=16).filter_map(Vq::new).filter(|&vq| !context().guests.contains(vq)) {
         let vl = vq.vl_bytes() as u64;
-        let call = config(machine.vm, first, vcpu_pages(Some(vq)), flags, vl);
+        let call = config(machine.vm, first, VcpuFeatures::sve(Some(vq)).pages(), flags, vl);
         assert_eq!(Hvc.vcpu_create(call), Err(bad), "VL {vl}");
     }
     each(first, 4).for_each(assert_ours);
@@ -127,7 +130,7 @@ fn r14_vector_lengths_are_checked() -> Result<(), Skip> {
 
 fn vcpu_create_refuses_bad_pages() -> Result<(), Skip> {
     let machine = Machine::normal();
-    let count = vcpu_pages(None);
+    let count = VcpuFeatures::FPSIMD.pages();
     let first = ledger::take(count + 1);
     let (flags, _) = flag_page();
     let create = |first, count| Hvc.vcpu_create(config(machine.vm, first, count, flags, 0));
@@ -153,7 +156,7 @@ fn vcpu_create_refuses_bad_pages() -> Result<(), Skip> {
 fn vcpu_create_wants_its_own_flag_page() -> Result<(), Skip> {
     let machine = Machine::normal();
     let other = machine.vcpu(None);
-    let count = vcpu_pages(None);
+    let count = VcpuFeatures::FPSIMD.pages();
     let first = ledger::take(count);
     let plain = ledger::take(1);
     let create = |flags| Hvc.vcpu_create(config(machine.vm, first, count, flags, 0));
@@ -301,7 +304,7 @@ fn tables_run_out_and_are_topped_up() -> Result<(), Skip> {
 
 fn vcpus_have_a_limit() -> Result<(), Skip> {
     let vm = ledger::vm(VmConfig::default());
-    let count = vcpu_pages(None);
+    let count = VcpuFeatures::FPSIMD.pages();
     for n in 0..=64 {
         let (flags, _) = flag_page();
         let first = ledger::take(count);
@@ -371,7 +374,7 @@ fn r16_every_step_fails_once() -> Result<(), Skip> {
     assert!(Hvc.vm_map(vm, memory + PAGE, BASE).is_err());
     assert_ours(memory + PAGE);
     let (flags, _) = flag_page();
-    let count = vcpu_pages(None);
+    let count = VcpuFeatures::FPSIMD.pages();
     let pages = ledger::take(count);
     for bad in [
         config(vm, pages, 0, flags, 0),
@@ -410,7 +413,7 @@ fn r30_create_and_destroy_many_times() -> Result<(), Skip> {
         ledger::enter(vm);
         Hvc.share_flag_page(flags).expect("SHARE_FLAG_PAGE");
         let vq = choose(n);
-        let count = vcpu_pages(vq);
+        let count = VcpuFeatures::sve(vq).pages();
         let vl = vq.map_or(0, |vq| vq.vl_bytes() as u64);
         let index = Hvc.vcpu_create(config(vm, pages, count, flags, vl)).expect("VCPU_CREATE");
         if n % 16 == 0 {

@@ -21,8 +21,9 @@ use umbra_host::{
 };
 use umbra_shared::{
     PAGE_SIZE,
-    call::{Policy, VmConfig, vcpu_pages},
+    call::{Policy, VmConfig},
     error::Error,
+    vcpu::VcpuFeatures,
 };
 
 tests![
@@ -115,7 +116,8 @@ fn donated_pages_come_back_wiped() -> Result<(), Skip> {
     each(pool, 8).for_each(fill);
     let vm = Hvc.vm_create(pool, 8, VmConfig::default()).expect("VM_CREATE");
     ledger::enter(vm);
-    let count = vcpu_pages(context().largest());
+    let features = VcpuFeatures::sve(context().largest());
+    let count = features.pages();
     let (pages, memory) = (ledger::take(count), ledger::take(1));
     each(pages, count).for_each(fill);
     let (flags, _) = flag_page();
@@ -127,7 +129,7 @@ fn donated_pages_come_back_wiped() -> Result<(), Skip> {
             count,
         },
         flag_page: umbra_shared::call::UntrustedPa(flags),
-        vl_bytes: context().largest().map_or(0, |vq| vq.vl_bytes() as u64),
+        features: features.into(),
         entry: BASE,
         argument: 0x5ec2_e700,
     };
