@@ -292,7 +292,7 @@ impl Failure {
     pub const fn decode(x: [u64; 5]) -> Self {
         match x[0] {
             0 => Self::Garbled(x[1]),
-            1 => match Register::from_number(x[1] as u8) {
+            1 => match Register::from_number(x[1] as u16) {
                 Some(register) => Self::Register {
                     register,
                     byte: (x[1] >> 32) as u32,

@@ -168,7 +168,7 @@ pub fn end(_: usize) {
 pub fn run(cpu: usize) {
     if RESET[cpu].swap(false, Ordering::SeqCst) {
         let vq = context().sve().then_some(Vq::MIN);
-        HOSTS[cpu].lock().model().reset(vq);
+        HOSTS[cpu].lock().model().reset(vq, None);
         // There is nothing yet that hyp could keep.
         GIVEN_UP[cpu].store(true, Ordering::SeqCst);
         set_live(Live::Nobody);
