@@ -295,6 +295,14 @@ counters! {
     Stage2Retries;
     /// Aborts injected into the host.
     HostAborts;
+    /// ZA (and ZT0) of the host saved.
+    HostZaSaves;
+    /// ZA (and ZT0) of the host loaded.
+    HostZaLoads;
+    /// ZA (and ZT0) of guests saved.
+    GuestZaSaves;
+    /// ZA (and ZT0) of guests loaded.
+    GuestZaLoads;
 }
 
 /// A hypercall other than VCPU_RUN, with its arguments.

@@ -13,6 +13,9 @@ pub mod pages;
 mod power;
 mod registers;
 mod sharing;
+mod sme_guest;
+mod sme_host;
+mod sme_switch;
 mod storm;
 mod tasks;
 mod version;
@@ -40,5 +43,8 @@ pub const ALL: &[Area] = &[
     ("host_vl", host_vl::TESTS),
     ("tasks", tasks::TESTS),
     ("power", power::TESTS),
+    ("sme_host", sme_host::TESTS),
+    ("sme_guest", sme_guest::TESTS),
+    ("sme_switch", sme_switch::TESTS),
     ("storm", storm::TESTS),
 ];
