@@ -277,6 +277,9 @@ struct FuzzArgs {
     /// `random`, or the largest vector length of each CPU in bytes.
     #[arg(long, value_name = "BYTES,...", default_value = "random")]
     vls: Vls,
+    /// The same for streaming mode.
+    #[arg(long, value_name = "BYTES,...", default_value = "random")]
+    svls: Vls,
     /// Number of CPUs of a machine, up to 8.
     #[arg(long, default_value_t = 4)]
     smp: u32,
@@ -306,6 +309,7 @@ impl FuzzArgs {
             calls: self.calls,
             mode: self.mode,
             vls: self.vls,
+            svls: self.svls,
             smp: self.smp,
             cpu: self.cpu,
             jobs: self.jobs,

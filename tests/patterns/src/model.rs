@@ -149,6 +149,12 @@ impl Model {
         (if self.sm { SM } else { 0 }) | (if self.za { ZA } else { 0 })
     }
 
+    /// Whether PSTATE.SM and PSTATE.ZA may have become 0: SVCR is to be looked at before anything is done
+    /// to the registers.
+    pub const fn mode_lost(&self) -> bool {
+        self.mode_lost
+    }
+
     /// Whether FFR can be used now.
     pub const fn ffr(&self) -> bool {
         !self.sm || self.has.fa64

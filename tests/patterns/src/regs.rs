@@ -7,7 +7,7 @@
 pub mod sme;
 
 use crate::{
-    model::{Has, Model, ZA},
+    model::{Has, Model, SM, ZA},
     pattern::{
         Kept, MAX_IMAGE_BYTES, Mismatch, compare_fpsimd_kept, compare_kept, compare_status,
         expected, expected_fpsimd, expected_za, expected_zt0, fpcr, fpmr, fpsr,
@@ -260,13 +260,15 @@ pub struct Registers {
     image: Image,
     row: sme::Row,
     model: Model,
+    /// What was wrong with SVCR when something was to be done in its mode.
+    wrong_mode: Option<Mismatch>,
 }
 
 impl Registers {
     /// Registers in the reset state. `vq`: the VL in force; `None`: V registers only.
     pub const fn new(owner: u16, vq: Option<Vq>) -> Self {
         let (image, row) = (Image([0; MAX_IMAGE_BYTES]), sme::Row::new());
-        Self { image, row, model: Model::new(owner, vq) }
+        Self { image, row, model: Model::new(owner, vq), wrong_mode: None }
     }
 
     /// What must be there.
@@ -276,6 +278,7 @@ impl Registers {
 
     /// Fills everything at the VL in force.
     pub fn fill(&mut self) {
+        self.find_mode();
         let tag = self.model.fill();
         match self.model.vq() {
             Some(vq) => {
@@ -295,6 +298,14 @@ impl Registers {
         self.set_status(tag);
     }
 
+    /// The mode, where hyp may have dropped what was given up.
+    fn find_mode(&mut self) {
+        if self.model.svq().is_some() && self.model.mode_lost() {
+            let found = self.model.check_svcr(sme::svcr());
+            self.wrong_mode = self.wrong_mode.or(found.err());
+        }
+    }
+
     fn set_status(&self, tag: Tag) {
         set_status(fpsr(tag), fpcr(tag));
         if self.model.has().fpmr {
@@ -302,8 +313,13 @@ impl Registers {
         }
     }
 
-    /// Fills ZA and ZT0, at the SVL in force. PSTATE.ZA is 1.
+    /// Fills ZA and ZT0, at the SVL in force. PSTATE.ZA becomes 1 if it is not.
     pub fn fill_za(&mut self) {
+        self.find_mode();
+        if self.model.svcr() & ZA == 0 {
+            let with = self.model.svcr() | ZA;
+            self.wrong_mode = self.wrong_mode.or(self.set_svcr(with).err());
+        }
         let tag = self.model.fill_za();
         let Some(svq) = self.model.svq() else { return };
         for row in 0..svq.vl_bytes() {
@@ -318,6 +334,7 @@ impl Registers {
 
     /// Fills V0-V31.
     pub fn fill_fpsimd(&mut self) {
+        self.find_mode();
         let tag = self.model.fill_fpsimd();
         let v = fpsimd_part(&mut self.image);
         expected_fpsimd(tag, v);
@@ -347,7 +364,14 @@ impl Registers {
         Ok(())
     }
 
-    /// Asks for a VL and returns the one that it gave.
+    /// Whether the owner is in streaming mode: there a VL can be asked for, but which one is given does
+    /// not show.
+    pub fn streaming(&mut self) -> bool {
+        self.find_mode();
+        self.model.svcr() & SM != 0
+    }
+
+    /// Asks for a VL and returns the one that it gave. Not in streaming mode.
     pub fn set_vq(&mut self, vq: Vq) -> Vq {
         let given = set_vl(vq);
         self.model.set_vq(given);
@@ -356,6 +380,7 @@ impl Registers {
 
     /// Everything is as it must be.
     pub fn check(&mut self) -> Result<(), Mismatch> {
+        self.wrong_mode.take().map_or(Ok(()), Err)?;
         if let Some(svq) = self.model.svq() {
             self.model.check_svcr(sme::svcr())?;
             assert_eq!(sme::rdsvl(), svq, "the streaming vector length in force");
@@ -404,11 +429,13 @@ impl Registers {
     }
 }
 
-/// The register file of a task that kernel-mode FP displaces.
+/// The register file of a task that kernel-mode FP displaces, streaming mode included. ZA stays.
 #[repr(C)]
 pub struct Displaced {
     image: Image,
     status: (u32, u32),
+    svcr: u64,
+    fpmr: u64,
 }
 
 impl Default for Displaced {
@@ -420,12 +447,23 @@ impl Default for Displaced {
 impl Displaced {
     /// Nothing.
     pub const fn new() -> Self {
-        Self { image: Image([0; MAX_IMAGE_BYTES]), status: (0, 0) }
+        Self { image: Image([0; MAX_IMAGE_BYTES]), status: (0, 0), svcr: 0, fpmr: 0 }
     }
 
-    /// Takes the registers out (Linux: `kernel_neon_begin`).
+    /// Takes the registers out, and leaves streaming mode (Linux: `kernel_neon_begin`).
     pub fn save(&mut self, width: Width) {
         self.status = status();
+        self.fpmr = if sme::has_fpmr() { sme::fpmr() } else { 0 };
+        self.svcr = if sme::has_sme() { sme::svcr() } else { 0 };
+        if self.svcr & SM != 0 {
+            if sme::ffr_is_open() {
+                dump(&mut self.image.0);
+            } else {
+                sme::dump_without_ffr(&mut self.image.0);
+            }
+            sme::set_svcr(self.svcr & !SM);
+            return;
+        }
         match width {
             Width::Sve => {
                 dump(&mut self.image.0);
@@ -436,10 +474,23 @@ impl Displaced {
 
     /// Puts them back.
     pub fn restore(&mut self, width: Width) {
-        match width {
-            Width::Sve => load(&self.image.0),
-            Width::Fpsimd => load_fpsimd(fpsimd_part(&mut self.image)),
+        if self.svcr & SM != 0 {
+            sme::set_svcr(self.svcr);
+            if sme::ffr_is_open() {
+                load(&self.image.0);
+            } else {
+                sme::load_without_ffr(&self.image.0);
+            }
+        } else {
+            match width {
+                Width::Sve => load(&self.image.0),
+                Width::Fpsimd => load_fpsimd(fpsimd_part(&mut self.image)),
+            }
         }
+        // Last: a change of mode changes them.
         set_status(self.status.0, self.status.1);
+        if sme::has_fpmr() {
+            sme::set_fpmr(self.fpmr);
+        }
     }
 }

@@ -82,6 +82,11 @@ pub fn has_fa64() -> bool {
     has_sme() && id!("s3_0_c0_c4_5") >> 63 != 0
 }
 
+/// Whether SMCR_EL1 lets streaming mode have FFR now.
+pub fn ffr_is_open() -> bool {
+    has_fa64() && smcr() & FA64 != 0
+}
+
 /// Whether the CPU has FPMR (ID_AA64PFR2_EL1.FPMR).
 pub fn has_fpmr() -> bool {
     id!("s3_0_c0_c4_2") >> 32 & 0xf != 0
