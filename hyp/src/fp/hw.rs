@@ -94,19 +94,12 @@ impl Image {
         );
     }
 
-    /// Where ZA goes at this SVL, likewise.
-    fn za(&self, svq: Vq) -> NonNull<u8> {
+    /// Where ZA goes at this SVL, and ZT0; likewise.
+    fn za_and_zt0(&self, svq: Vq) -> [NonNull<u8>; 2] {
         let bytes = za_bytes(svq);
         assert!(bytes <= self.matrix, "ZA of {} bytes where {bytes} are needed", self.matrix);
-        // SAFETY: inside the memory that `new` was given, as there is room for ZA.
-        unsafe { self.base.add(self.za) }
-    }
-
-    /// Where ZT0 goes.
-    fn zt0(&self) -> NonNull<u8> {
-        assert!(self.matrix != 0, "ZT0 where there is no room for it");
-        // SAFETY: as above; ZT0 is behind ZA.
-        unsafe { self.base.add(self.za + self.matrix) }
+        // SAFETY: inside the memory that `new` was given, as there is room for ZA: ZT0 is behind it.
+        [self.za, self.za + self.matrix].map(|offset| unsafe { self.base.add(offset) })
     }
 }
 
@@ -373,26 +366,25 @@ impl FpHw for Cpu {
     }
 
     fn save_za(&mut self, image: &mut Image) {
-        let svq = self.svq();
-        let za = image.za(svq);
-        // SAFETY: SME is open, PSTATE.ZA is 1, and there is room for ZA at the SVL in force.
-        unsafe { umbra_fp_save_za(za.as_ptr()) };
-        if self.has_zt0 {
-            let zt0 = image.zt0();
-            // SAFETY: likewise; SMCR_EL2.EZT0 is set where there is ZT0.
-            unsafe { umbra_fp_save_zt0(zt0.as_ptr()) };
+        let [za, zt0] = image.za_and_zt0(self.svq());
+        // SAFETY: SME is open, PSTATE.ZA is 1, and there is room for ZA at the SVL in force, and for ZT0;
+        // SMCR_EL2.EZT0 is set where there is ZT0.
+        unsafe {
+            umbra_fp_save_za(za.as_ptr());
+            if self.has_zt0 {
+                umbra_fp_save_zt0(zt0.as_ptr());
+            }
         }
     }
 
     fn load_za(&mut self, image: &Image) {
-        let svq = self.svq();
-        let za = image.za(svq);
-        // SAFETY: SME is open, PSTATE.ZA is 1, and there are as many bytes as the SVL in force reads.
-        unsafe { umbra_fp_load_za(za.as_ptr()) };
-        if self.has_zt0 {
-            let zt0 = image.zt0();
-            // SAFETY: likewise; SMCR_EL2.EZT0 is set where there is ZT0.
-            unsafe { umbra_fp_load_zt0(zt0.as_ptr()) };
+        let [za, zt0] = image.za_and_zt0(self.svq());
+        // SAFETY: as above: as many bytes as the SVL in force reads.
+        unsafe {
+            umbra_fp_load_za(za.as_ptr());
+            if self.has_zt0 {
+                umbra_fp_load_zt0(zt0.as_ptr());
+            }
         }
     }
 
