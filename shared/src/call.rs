@@ -272,7 +272,7 @@ counters! {
     GuestFpTraps;
     /// FP/SVE/SME traps taken from the host.
     HostFpTraps;
-    /// Whole SVE images of the host saved.
+    /// Whole images of the host's Z, P and FFR saved.
     HostSavesFull;
     /// Advanced SIMD images of the host saved (no SVE, or SVE_DISCARDED).
     HostSavesFpsimd;
@@ -295,13 +295,13 @@ counters! {
     Stage2Retries;
     /// Aborts injected into the host.
     HostAborts;
-    /// ZA (and ZT0) of the host saved.
+    /// Times that ZA (and ZT0) of the host was saved.
     HostZaSaves;
-    /// ZA (and ZT0) of the host loaded.
+    /// Times that it was loaded.
     HostZaLoads;
-    /// ZA (and ZT0) of guests saved.
+    /// Times that ZA (and ZT0) of a guest was saved.
     GuestZaSaves;
-    /// ZA (and ZT0) of guests loaded.
+    /// Times that it was loaded.
     GuestZaLoads;
 }
 

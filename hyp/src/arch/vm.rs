@@ -11,8 +11,8 @@ use super::mem::{self, flag_page};
 use super::tables::{Stage2Tables, Tlbs};
 use super::world::{El1Context, GuestRegs, HCR_GUEST, PSTATE_EL1H_MASKED, Timer, VirtualGic};
 use super::{Lock, LockGuard};
+use crate::fp::VcpuFp;
 use crate::fp::hw::Image;
-use crate::fp::{CpuFp, VcpuFp};
 use crate::idregs;
 use crate::memory::handover::Ready;
 use crate::memory::pages::{PageRange, VmId};
@@ -181,7 +181,7 @@ impl Machine for Target {
     }
 
     fn guest_svqs(&self) -> VqSet {
-        VqSet::EMPTY
+        machine().streaming.common
     }
 
     fn aarch32(&self) -> bool {
@@ -235,7 +235,7 @@ impl Machine for Target {
         let image =
             NonNull::new((base + PAGE_SIZE) as *mut u8).expect("the linear map is not at 0");
         // SAFETY: the pages behind the first are this vCPU's image, zeroed, mapped, and nobody else's.
-        let image = unsafe { Image::new(image, (new.pages.count() - 1) * PAGE_SIZE) };
+        let image = unsafe { Image::new(image, new.features.storage()) };
         let vcpu = Vcpu {
             regs: GuestRegs {
                 x: {
@@ -247,16 +247,13 @@ impl Machine for Target {
                 pstate: PSTATE_EL1H_MASKED,
                 id: idregs::table(
                     &machine().id,
-                    idregs::Guest {
-                        sve: new.features.vq.is_some(),
-                        pa_range: machine().stage2.pa_range,
-                    },
+                    idregs::Guest { features: new.features, pa_range: machine().stage2.pa_range },
                 ),
             },
             el1: El1Context::reset(),
             timer: Timer::with_offset(new.clock),
             gic: VirtualGic::default(),
-            fp: VcpuFp::new(image, new.features.vq, new.policy),
+            fp: VcpuFp::new(image, new.features, new.policy),
             // RES1, and the index as Aff0.
             vmpidr: 1 << 31 | new.index as u64,
             vttbr: tables.stage2.vttbr().bits(),
@@ -373,9 +370,10 @@ pub fn load(cpu: &mut Cpu, handle: VmHandle, index: VcpuIndex) -> Result<(), Err
     let number = vms::slot(handle)?;
     let mut vm = slot(handle)?;
     let vqs = machine().lengths.guests(cpu.shared.vqs());
+    let svqs = machine().streaming.guests(cpu.shared.svqs());
     let (&vcpu, index) = vm.load(&Target, handle, index, cpu.index, |&vcpu| {
         // SAFETY: it is loaded nowhere, and the slot's lock is held: nobody else uses it.
-        CpuFp::check_load(unsafe { &vcpu.0.as_ref().fp }, vqs)
+        unsafe { vcpu.0.as_ref() }.fp.check_load(vqs, svqs)
     })?;
     let mut loaded = Loaded { vcpu, vm: number, index };
     loaded.vcpu().gic.load();
