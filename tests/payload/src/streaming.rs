@@ -70,6 +70,8 @@ pub fn check_fresh() {
         let vq = context().sve().then(regs::rdvl);
         registers.model().reset(vq, None);
         registers.discover();
+        // FFR of streaming mode is closed after reset.
+        registers.set_svq(Vq::MAX);
     });
     for svcr in MODES {
         host_switches(svcr);

@@ -711,25 +711,28 @@ fn r12_the_host_never_sees_a_guests_za() -> Result<(), Skip> {
 fn hyps_word_tells_the_truth_of_streaming_hosts() -> Result<(), Skip> {
     need_sme()?;
     let (loaded, preserved) = (HypFlags::GUEST_FP_LOADED, HypFlags::HOST_FP_PRESERVED);
-    let mut guest = Use::Everything.guest(Policy::Lazy);
-    let flags = guest.puppet.flags;
-    for svcr in MODES {
-        guest.puppet.hint(HostFlags::empty());
-        streaming::host(svcr);
-        guest.puppet.exec(insn::NOP, 0);
-        assert_eq!(flags.sync(), preserved, "host {svcr}: saved or where it was");
-        Use::Everything.begin(&mut guest);
-        assert_eq!(flags.sync(), loaded | preserved, "host {svcr}");
-        host_finds();
-        assert_eq!(flags.sync(), preserved, "host {svcr}: after its trap");
-        guest.puppet.hint(HostFlags::FOREIGN_FPSTATE);
-        Use::Everything.begin(&mut guest);
-        assert_eq!(flags.sync(), loaded, "host {svcr}: nothing of it is kept");
+    // A guest in streaming mode is saved at each exit.
+    for (what, live) in [(Use::Za, loaded), (Use::Everything, HypFlags::empty())] {
+        let mut guest = what.guest(Policy::Lazy);
+        let flags = guest.puppet.flags;
+        for svcr in MODES {
+            guest.puppet.hint(HostFlags::empty());
+            streaming::host(svcr);
+            guest.puppet.exec(insn::NOP, 0);
+            assert_eq!(flags.sync(), preserved, "host {svcr}: saved or where it was");
+            what.begin(&mut guest);
+            assert_eq!(flags.sync(), live | preserved, "{what:?}, host {svcr}");
+            host_finds();
+            assert_eq!(flags.sync(), preserved, "{what:?}, host {svcr}: after its trap");
+            guest.puppet.hint(HostFlags::FOREIGN_FPSTATE);
+            what.begin(&mut guest);
+            assert_eq!(flags.sync(), live, "{what:?}, host {svcr}: nothing of it is kept");
+            guest.puppet.put();
+            assert_eq!(flags.sync(), HypFlags::empty());
+            guest.puppet.load();
+        }
         guest.puppet.put();
-        assert_eq!(flags.sync(), HypFlags::empty());
-        guest.puppet.load();
     }
-    guest.puppet.put();
     Ok(())
 }
 
