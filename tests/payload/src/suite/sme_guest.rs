@@ -149,7 +149,7 @@ fn r15_a_refused_streaming_vcpu_changes_nothing() -> Result<(), Skip> {
     let first = ledger::take(count);
     let raw = UntrustedFeatures::from(features).0;
     assert_eq!(create(&machine, (first, count - 1), flags, raw), Err(Error::TooFewPages));
-    assert_eq!(create(&machine, (first, count), flags, raw | 0x80 << 16), Err(Error::BadVl));
+    assert_eq!(create(&machine, (first, count), flags, raw | 0xff << 16), Err(Error::BadVl));
     guest.check();
     assert_eq!(create(&machine, (first, count), flags, raw), Ok(()));
     guest.check();

@@ -73,6 +73,9 @@ enum Use {
     Everything,
 }
 
+/// A small SVL.
+const SMALL: Vq = Vq::from_len(3);
+
 const USES: [Use; 6] = [Use::Nothing, Use::Fp, Use::Sve, Use::Streaming, Use::Za, Use::Everything];
 
 impl Use {
@@ -87,6 +90,16 @@ impl Use {
 
     fn guest(self, policy: Policy) -> Guest {
         Guest::started(&streaming::machine(policy), self.features())
+    }
+
+    /// The same with a small ZA, for tests of many turns.
+    fn small_guest(self, policy: Policy) -> Guest {
+        let mut features = self.features();
+        if features.svq.is_some() {
+            let small = context().common_streaming.iter().filter(|&svq| svq <= SMALL);
+            features.svq = small.last().or(features.svq);
+        }
+        Guest::started(&streaming::machine(policy), features)
     }
 
     fn begin(self, guest: &mut Guest) {
@@ -542,12 +555,12 @@ fn r11_hints() -> Result<(), Skip> {
     need_sme()?;
     for policy in POLICIES {
         for what in USES {
-            let mut guest = what.guest(policy);
+            let mut guest = what.small_guest(policy);
             for svcr in MODES {
                 for word in 0..4 {
                     let hint = HostFlags::from_bits_retain(word);
                     guest.puppet.hint(HostFlags::empty());
-                    streaming::host(svcr);
+                    streaming::host_at(svcr, Vq::MAX, SMALL);
                     guest.puppet.hint(hint);
                     with_host(|registers| {
                         if hint.contains(HostFlags::FOREIGN_FPSTATE) {
@@ -581,13 +594,13 @@ fn r11_hints() -> Result<(), Skip> {
 fn r11_lying_hints_harm_no_guest() -> Result<(), Skip> {
     need_sme()?;
     for policy in POLICIES {
-        let mut guest = Use::Everything.guest(policy);
+        let mut guest = Use::Everything.small_guest(policy);
         Use::Everything.begin(&mut guest);
         for svcr in MODES {
             for word in 0..4 {
                 for then in 0..4 {
                     guest.puppet.hint(HostFlags::empty());
-                    streaming::host(svcr);
+                    streaming::host_at(svcr, Vq::MAX, SMALL);
                     with_host(|registers| registers.model().lose());
                     guest.puppet.hint(HostFlags::from_bits_retain(word | word << 40));
                     guest.puppet.exec(insn::FP, 0);
@@ -679,9 +692,13 @@ fn r12_the_host_never_sees_a_guests_za() -> Result<(), Skip> {
         for svq in context().common_streaming.iter() {
             let features = VcpuFeatures::sme(context().largest(), svq);
             let mut guest = Guest::started(&streaming::machine(policy), features);
-            for host_svq in context().host_svqs(0).iter() {
+            let host_svqs = || context().host_svqs(0).iter();
+            let (smallest, largest) = (host_svqs().next(), host_svqs().last());
+            for host_svq in
+                host_svqs().filter(|&at| [smallest, Some(svq), largest].contains(&Some(at)))
+            {
                 for foreign in [false, true] {
-                    for svcr in MODES {
+                    for svcr in [ZA, SM] {
                         streaming::host_at(0, Vq::MAX, host_svq);
                         let mut hint = HostFlags::empty();
                         hint.set(HostFlags::FOREIGN_FPSTATE, foreign);
