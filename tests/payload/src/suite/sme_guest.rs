@@ -5,7 +5,7 @@ use crate::{
     host, instruction as insn,
     instruction::{SysReg, sysreg},
     ledger,
-    puppet::{BASE, Machine, Puppet, Routine, flag_page},
+    puppet::{BASE, Event, Machine, Puppet, Routine, flag_page},
     runner::Skip,
     streaming::{self, Guest, MODES, host_finds},
     tests, workers,
@@ -284,13 +284,15 @@ fn sme_shows_to_those_who_have_it() -> Result<(), Skip> {
 
 /// SMPRI_EL1 has no trap but a fine-grained one; emulated machines without FEAT_FGT have a constant zero.
 fn hidden_or_zero(guest: &Puppet, register: SysReg) {
-    use crate::puppet::Event;
     match guest.attempt(register.msr(), u64::MAX) {
         Event::Exception(e) => assert!(e.is_undefined(), "{e:x?}"),
         Event::Done(_) => assert_eq!(guest.read(register), 0, "SMPRI_EL1"),
         event => panic!("SMPRI_EL1: {event:x?}"),
     }
 }
+
+/// ESR_EL1: EC 0x1d, IL, SMTC 2: an instruction of streaming mode, outside it.
+const NOT_STREAMING: u64 = 0x1d << 26 | 1 << 25 | 2;
 
 fn sme_without_sve() -> Result<(), Skip> {
     let svq = need_sme()?;
@@ -307,8 +309,14 @@ fn sme_without_sve() -> Result<(), Skip> {
             if svcr & SM == 0 {
                 // FP works, SVE is not there. (In streaming mode QEMU traps ZCR_EL1 with SME.)
                 puppet.undefined(sysreg::ZCR.mrs());
-                puppet.undefined(insn::SVE);
-                puppet.undefined(insn::RDVL);
+                for word in [insn::SVE, insn::RDVL] {
+                    let refused = match puppet.attempt(word, 0) {
+                        // A CPU that has no SVE either says that streaming mode has (SMTC 2).
+                        Event::Exception(e) => e.is_undefined() || e.esr == NOT_STREAMING,
+                        _ => false,
+                    };
+                    assert!(refused, "{word:#x} works without SVE");
+                }
             } else {
                 assert_eq!(puppet.rdvl(), svq, "the SVL");
             }
