@@ -51,10 +51,19 @@ pub fn has_sve() -> bool {
 
 /// Opens FP and, if the CPU has them, SVE and SME at EL1 (CPACR_EL1.FPEN, ZEN, SMEN).
 pub fn enable() {
+    open(has_sve());
+}
+
+/// The same but SVE, which is open in streaming mode only then.
+pub fn enable_all_but_sve() {
+    open(false);
+}
+
+fn open(sve: bool) {
     const FPEN: u64 = 0b11 << 20;
     const ZEN: u64 = 0b11 << 16;
     const SMEN: u64 = 0b11 << 24;
-    let zen = if has_sve() { ZEN } else { 0 };
+    let zen = if sve { ZEN } else { 0 };
     let smen = if sme::has_sme() { SMEN } else { 0 };
     let value = FPEN | zen | smen;
     // SAFETY: it only opens registers that the compiler doesn't use.

@@ -141,6 +141,7 @@ pub fn settle() {
             unsafe { bench.force_unlock() };
         }
     }
+    regs::enable();
     full_vl();
     regs::set_status(0, 0);
 }

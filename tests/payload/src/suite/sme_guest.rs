@@ -32,6 +32,7 @@ tests![
     smstart_and_smstop_in_every_order,
     sme_shows_to_those_who_have_it,
     sme_without_sve,
+    streaming_mode_with_sve_closed_at_el1,
     r26_sme_beside_no_sme,
     r09_guest_shrinks_its_streaming_length_and_regrows,
     no_sme_guest_has_fpmr,
@@ -327,6 +328,34 @@ fn sme_without_sve() -> Result<(), Skip> {
         }
     }
     puppet.put();
+    Ok(())
+}
+
+/// A guest that opens CPACR_EL1.SMEN and not ZEN has SVE's instructions in streaming mode; also if they are
+/// its first access after an exit.
+fn streaming_mode_with_sve_closed_at_el1() -> Result<(), Skip> {
+    let svq = need_sme()?;
+    const CPACR: SysReg = insn::reg(3, 0, 1, 0, 2);
+    for vq in [None, context().largest()] {
+        for policy in super::POLICIES {
+            let machine = streaming::machine(policy);
+            let mut guest = Guest::started(&machine, VcpuFeatures::sme(vq, svq));
+            for svcr in [SM, SM | ZA] {
+                guest.switch(svcr);
+                guest.fill();
+                guest.puppet.write(CPACR, 3 << 24 | 3 << 20);
+                for host_svcr in MODES {
+                    assert_eq!(guest.puppet.rdvl(), svq, "the SVL, {policy:?}");
+                    streaming::host(host_svcr);
+                    assert_eq!(guest.puppet.rdvl(), svq, "the SVL, {policy:?}");
+                }
+                guest.puppet.write(CPACR, 3 << 24 | 3 << 20 | 3 << 16);
+                guest.check();
+            }
+            guest.puppet.put();
+            guest.destroy();
+        }
+    }
     Ok(())
 }
 

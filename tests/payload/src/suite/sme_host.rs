@@ -46,6 +46,7 @@ tests![
     r11_new_modes_are_not_overwritten,
     r11_ffr_of_streaming_mode,
     r11_first_access_is_a_change_of_mode,
+    r11_streaming_mode_with_sve_closed_at_el1,
     r11_hints,
     r11_lying_hints_harm_no_guest,
     smcr_and_tpidr2_are_the_hosts,
@@ -547,6 +548,31 @@ fn r11_first_access_is_a_change_of_mode() -> Result<(), Skip> {
         }
         guest.puppet.put();
         guest.destroy();
+    }
+    Ok(())
+}
+
+/// In streaming mode SVE's instructions are open by CPACR_EL1.SMEN, whatever ZEN says; so they are when they
+/// are the first access after a guest.
+fn r11_streaming_mode_with_sve_closed_at_el1() -> Result<(), Skip> {
+    need_sme()?;
+    for policy in POLICIES {
+        for what in USES {
+            let mut guest = what.guest(policy);
+            for svcr in [SM, SM | ZA] {
+                streaming::host(svcr);
+                let svl = sme::rdsvl();
+                regs::enable_all_but_sve();
+                what.begin(&mut guest);
+                assert_eq!(regs::rdvl(), svl, "{policy:?}, {what:?}");
+                what.check(&mut guest);
+                assert_eq!(regs::rdvl(), svl, "{policy:?}, {what:?}: once more");
+                regs::enable();
+                host_finds();
+            }
+            guest.puppet.put();
+            guest.destroy();
+        }
     }
     Ok(())
 }
