@@ -202,11 +202,17 @@ pub fn run(cpu: usize) {
     if RESET[cpu].swap(false, Ordering::SeqCst) {
         let vq = context().sve().then_some(Vq::MIN);
         let svq = context().host_svqs(cpu).iter().next();
-        HOSTS[cpu].lock().model().reset(vq, svq);
+        let mut registers = HOSTS[cpu].lock();
+        registers.model().reset(vq, svq);
+        if svq.is_some() {
+            // The model has FFR in streaming mode, which SMCR_EL1 closes after reset.
+            registers.set_svq(Vq::MIN);
+        }
+        drop(registers);
         MODES[cpu].store(0, Ordering::SeqCst);
         // There is nothing yet that hyp could keep.
         GIVEN_UP[cpu].store(true, Ordering::SeqCst);
-        set_live(Live::Nobody);
+        set_live(if svq.is_some() { Live::Host } else { Live::Nobody });
         resumed(cpu);
     }
     let mut at = None;
