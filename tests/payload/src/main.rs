@@ -24,6 +24,7 @@ mod junk;
 mod ledger;
 mod puppet;
 mod runner;
+mod streaming;
 mod suite;
 mod window;
 mod workers;
