@@ -22,19 +22,30 @@ pub struct IdRegisters {
     pub mmfr2: u64,
     /// PMCR_EL0.N, where there is a PMU.
     pub pmcr_n: u64,
+    /// AArch32's ID registers, where EL1 can be AArch32: CRm 1 to 3, op2 0 to 7. Zero elsewhere.
+    pub aarch32: [u64; AARCH32_REGISTERS],
+}
+
+/// AArch32's ID registers.
+pub const AARCH32_REGISTERS: usize = 3 * 8;
+
+/// Whether EL1 can be AArch32, by ID_AA64PFR0_EL1. If it can't, many registers of EL2's are UNDEFINED.
+pub const fn has_aarch32(pfr0: u64) -> bool {
+    field(pfr0, 4) == 2
 }
 
 #[cfg(any(test, target_os = "none"))]
 impl IdRegisters {
-    /// Those of the CPU that executes this; `zfr0` is what ID_AA64ZFR0_EL1 holds, which the sysreg crate
-    /// lacks. In tests the registers are the crate's fakes.
-    pub fn read(zfr0: u64) -> Self {
+    /// Those of the CPU that executes this; `zfr0` is what ID_AA64ZFR0_EL1 holds, and `aarch32` reads the
+    /// ID registers of AArch32: the sysreg crate lacks them. In tests the registers are the crate's fakes.
+    pub fn read(zfr0: u64, aarch32: impl FnOnce() -> [u64; AARCH32_REGISTERS]) -> Self {
         use arm_sysregs::{el0::accessors as el0, el1::accessors as el1};
         let dfr0 = el1::read_id_aa64dfr0_el1().bits();
         // PMCR_EL0 exists only with an architected PMU.
         let pmu = !matches!(field(dfr0, 8), 0 | 0xf);
+        let pfr0 = el1::read_id_aa64pfr0_el1().bits();
         Self {
-            pfr0: el1::read_id_aa64pfr0_el1().bits(),
+            pfr0,
             pfr1: el1::read_id_aa64pfr1_el1().bits(),
             pfr2: el1::read_id_aa64pfr2_el1().bits(),
             zfr0,
@@ -46,6 +57,8 @@ impl IdRegisters {
             mmfr1: el1::read_id_aa64mmfr1_el1().bits(),
             mmfr2: el1::read_id_aa64mmfr2_el1().bits(),
             pmcr_n: if pmu { el0::read_pmcr_el0().bits() >> 11 & 0x1f } else { 0 },
+            // UNKNOWN without AArch32.
+            aarch32: if has_aarch32(pfr0) { aarch32() } else { [0; AARCH32_REGISTERS] },
         }
     }
 }
@@ -62,6 +75,8 @@ pub struct CpuFeatures {
     pub sve: bool,
     /// FEAT_SME.
     pub sme: bool,
+    /// EL1 can be AArch32.
+    pub aarch32: bool,
     /// FEAT_PAuth, of either algorithm.
     pub pauth: bool,
     /// FEAT_MTE2 or later.
@@ -105,6 +120,7 @@ impl CpuFeatures {
         Self {
             sve: field(id.pfr0, 32) != 0,
             sme: field(id.pfr1, 24) != 0,
+            aarch32: has_aarch32(id.pfr0),
             pauth: field(id.isar1, 4) != 0 // APA
                 || field(id.isar1, 8) != 0 // API
                 || field(id.isar2, 12) != 0, // APA3
@@ -158,7 +174,7 @@ mod tests {
         let dfr0 = |pmu: u64| {
             el1::fake::SYSREGS.lock().unwrap().id_aa64dfr0_el1 =
                 el1::registers::IdAa64dfr0El1::from_bits_retain(pmu << 8);
-            IdRegisters::read(8)
+            IdRegisters::read(8, || [9; AARCH32_REGISTERS])
         };
         let id = dfr0(4);
         assert_eq!(
@@ -168,6 +184,12 @@ mod tests {
         assert_eq!(id.pmcr_n, 6);
         // No PMU, or one of the implementer's own: PMCR_EL0 is not to be read.
         assert_eq!((dfr0(0).pmcr_n, dfr0(0xf).pmcr_n), (0, 0));
+        // AArch32 at no EL, at EL0 only, at EL1.
+        for (pfr0, expected) in [(0x11, 0), (0x12, 0), (0x22, 9)] {
+            el1::fake::SYSREGS.lock().unwrap().id_aa64pfr0_el1 =
+                el1::registers::IdAa64pfr0El1::from_bits_retain(pfr0);
+            assert_eq!(dfr0(0).aarch32, [expected; AARCH32_REGISTERS], "{pfr0:#x}");
+        }
     }
 
     #[test]
@@ -179,7 +201,7 @@ mod tests {
             pmcr_n: 6,
             ..Default::default()
         });
-        assert!(!a57.sve && !a57.sme && !a57.pauth && a57.gic_sysregs);
+        assert!(!a57.sve && !a57.sme && !a57.pauth && a57.gic_sysregs && a57.aarch32);
         assert_eq!((a57.pa_bits, a57.pmu_counters), (44, 6));
         let max = CpuFeatures::new(&IdRegisters {
             pfr0: 1 << 32 | 2 << 28 | 1 << 24,

@@ -548,7 +548,8 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         refuse(format_args!("the GIC has more active priority registers than hyp switches"));
     }
     start_others(cpu.index, finish.cpus);
-    let sets = || SHARED[..finish.cpus].iter().filter(|s| s.online()).map(|s| s.vqs());
+    let online = || SHARED[..finish.cpus].iter().filter(|s| s.online());
+    let sets = || online().map(|s| s.vqs());
     let lengths = Lengths::new(sets(), finish.options.host_vl_common);
     let image_bytes = crate::fp::host_image_bytes(sets());
     for n in 0..finish.cpus {
@@ -566,10 +567,12 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         lengths.largest.map_or(0, |vq| vq.vl_bytes()),
         describe(lengths.common),
     );
+    let aarch32 = online().all(|s| s.aarch32());
     MACHINE.call_once(|| Machine {
         cpus: finish.cpus,
         options: finish.options,
         lengths,
+        aarch32,
         id: finish.id,
         features: finish.features,
         stage2: finish.shape,
@@ -588,14 +591,17 @@ fn report_host_vq(n: usize, vqs: VqSet, held: Option<Vq>) {
     }
 }
 
-/// Says so if a CPU that came late lacks vector lengths that guests may have: they can't be loaded
-/// there.
+/// Says so if a CPU that came late lacks vector lengths that guests may have, or AArch32: they can't be
+/// loaded there.
 fn report_missing(n: usize, vqs: VqSet) {
     let lengths = &machine().lengths;
     let here = lengths.guests(vqs);
     let missing = lengths.common.iter().find(|&vq| !here.contains(vq));
     if let Some(vq) = missing {
         log::warn!("CPU {n} does not run guests of VL {} bytes and more", vq.vl_bytes());
+    }
+    if machine().aarch32 && !SHARED[n].aarch32() {
+        log::warn!("CPU {n} does not run AArch32 guests");
     }
 }
 

@@ -108,6 +108,7 @@ pub fn version() -> Results {
     features.set(Features::SVE, !machine.lengths.common.is_empty());
     features.set(Features::SME, machine.features.sme);
     features.set(Features::PAUTH, machine.features.pauth);
+    features.set(Features::AARCH32, machine.aarch32);
     features.set(Features::HOST_VL_COMMON, machine.lengths.host_common);
     let mut results = one(u64::from(INTERFACE_VERSION));
     results[1] = features.bits();

@@ -71,6 +71,8 @@ pub struct Shared {
     pub mpidr: AtomicU64,
     /// Set of VQs.
     vqs: AtomicU16,
+    /// Its EL1 can be AArch32.
+    aarch32: AtomicBool,
     /// It has been up at EL2.
     online: AtomicBool,
     /// Bytes of its host image.
@@ -84,6 +86,7 @@ impl Shared {
             power: PowerCell::new(Power::Off),
             mpidr: AtomicU64::new(0),
             vqs: AtomicU16::new(0),
+            aarch32: AtomicBool::new(false),
             online: AtomicBool::new(false),
             image_bytes: AtomicU64::new(0),
         }
@@ -92,6 +95,11 @@ impl Shared {
     /// Its vector lengths.
     pub fn vqs(&self) -> VqSet {
         VqSet::from_bits(self.vqs.load(Ordering::Relaxed))
+    }
+
+    /// Whether its EL1 can be AArch32.
+    pub fn aarch32(&self) -> bool {
+        self.aarch32.load(Ordering::Relaxed)
     }
 
     /// Whether it has been up at EL2.
@@ -112,6 +120,8 @@ pub struct Machine {
     pub options: Options,
     /// Vector lengths.
     pub lengths: Lengths,
+    /// EL1 can be AArch32, on every CPU that was up at boot.
+    pub aarch32: bool,
     /// ID registers of the boot CPU.
     pub id: IdRegisters,
     /// Its features.
@@ -232,6 +242,7 @@ impl Cpu {
             }
         }
         self.shared.vqs.store(set.bits(), Ordering::Relaxed);
+        self.shared.aarch32.store(features.aarch32, Ordering::Relaxed);
         self.shared.mpidr.store(sys::read_mpidr_el1().bits() & MPIDR_AFFINITY, Ordering::Relaxed);
         self.shared.online.store(true, Ordering::Release);
         self.hw.set_access(Access::Closed);
@@ -307,7 +318,7 @@ pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
 /// This CPU's ID registers.
 pub fn read_id_registers() -> IdRegisters {
     // Without SVE ID_AA64ZFR0_EL1 is RAZ.
-    IdRegisters::read(read_id_aa64zfr0_el1())
+    IdRegisters::read(read_id_aa64zfr0_el1(), read_aarch32_id_registers)
 }
 
 /// WFE.

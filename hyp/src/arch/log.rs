@@ -213,7 +213,8 @@ mod real {
         let root = machine.stage2.root_level as u64;
         let bits = u64::from(machine.stage2.ipa_bits);
         let (vqs, sme) = (machine.lengths.common.bits().into(), machine.features.sme.into());
-        note(Kind::Machine, [machine.cpus as u64, vqs, bits, root, sme, 0, 0]);
+        let aarch32 = machine.aarch32.into();
+        note(Kind::Machine, [machine.cpus as u64, vqs, bits, root, sme, 0, aarch32]);
         mem::with(|memory| {
             for (pa, count, change) in memory.pages.runs() {
                 note(Kind::Pages, [count, pa, change.encode(), 0, 0, 0, 0]);
