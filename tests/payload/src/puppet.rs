@@ -117,8 +117,8 @@ pub const NOWHERE: u64 = 0x0a00_0000;
 
 /// Offsets in an area.
 const SCRATCH: u64 = PAGE;
-const IMAGE: u64 = 2 * PAGE;
-const OTHER_IMAGE: u64 = 5 * PAGE;
+pub const IMAGE: u64 = 2 * PAGE;
+pub const OTHER_IMAGE: u64 = 5 * PAGE;
 
 /// Interrupts that a routine may be interrupted by before a test gives up on it.
 const MOST_INTERRUPTS: usize = 100_000;
@@ -218,12 +218,12 @@ impl Machine {
     /// One in whose first vCPU's image there is the register file of `tag` from the beginning, for
     /// [`Puppet::fill_prepared`].
     pub fn with_images(config: VmConfig, tag: Tag, vq: Option<Vq>) -> Self {
-        let memory = ledger::take(MEMORY_PAGES);
-        let code = &raw const umbra_puppet_start;
-        let code_bytes = &raw const umbra_puppet_end as usize - code as usize;
-        assert!(code_bytes <= CODE_PAGES as usize * PAGE_SIZE);
-        // SAFETY: the code lies between the two symbols, and the pages are this test's.
-        unsafe { mmu::linear::<u8>(memory).copy_from_nonoverlapping(code, code_bytes) };
+        let start = &raw const umbra_puppet_start;
+        let count = &raw const umbra_puppet_end as usize - start as usize;
+        // SAFETY: the code lies between the two symbols.
+        let code = unsafe { core::slice::from_raw_parts(start, count) };
+        let machine = Self::prepare(config, code, tag);
+        let memory = machine.memory;
         let image = memory + CODE_PAGES * PAGE + IMAGE;
         match vq {
             Some(vq) => {
@@ -235,10 +235,23 @@ impl Machine {
                 pattern::expected_fpsimd(tag, image);
             }
         }
-        let vm = ledger::vm(config);
-        let machine = Self { vm, memory, protected: config.protected, tag };
         machine.map();
         machine
+    }
+
+    /// A VM with other code in place.
+    pub fn with_code(config: VmConfig, code: &[u8]) -> Self {
+        let machine = Self::prepare(config, code, Tag::default());
+        machine.map();
+        machine
+    }
+
+    /// A VM, and its memory with the code in it, which is not the guest's yet.
+    fn prepare(config: VmConfig, code: &[u8], tag: Tag) -> Self {
+        assert!(code.len() <= CODE_PAGES as usize * PAGE_SIZE);
+        let memory = ledger::take(MEMORY_PAGES);
+        bytes(memory, code.len()).copy_from_slice(code);
+        Self { vm: ledger::vm(config), memory, protected: config.protected, tag }
     }
 
     fn map(&self) {
@@ -257,8 +270,13 @@ impl Machine {
 
     /// Creates the next vCPU, if hyp lets it.
     pub fn try_vcpu(&self, vq: Option<Vq>) -> Result<Puppet, Error> {
+        self.try_vcpu_with(VcpuFeatures::sve(vq))
+    }
+
+    /// Creates the next vCPU with these features, if hyp lets it.
+    pub fn try_vcpu_with(&self, features: VcpuFeatures) -> Result<Puppet, Error> {
         let (flag_page, flags) = flag_page();
-        let features = VcpuFeatures::sve(vq);
+        let vq = features.vq;
         let count = features.pages();
         let first = ledger::take(count);
         // Whatever the host left in pages that it gives away must be no vCPU's state.
@@ -286,7 +304,8 @@ impl Machine {
 }
 
 impl Puppet {
-    fn area(&self) -> u64 {
+    /// Guest address of its area, which begins with a page for instructions.
+    pub fn area(&self) -> u64 {
         BASE + (CODE_PAGES + self.index.0 * AREA_PAGES) * PAGE
     }
 

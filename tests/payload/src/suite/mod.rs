@@ -1,5 +1,7 @@
 //! The tests, by area.
 
+mod aarch32;
+mod aarch32_fp;
 mod exits;
 mod fp_smp;
 mod fp_switch;
@@ -33,6 +35,8 @@ pub const ALL: &[&[Named]] = &[
     registers::TESTS,
     hidden::TESTS,
     exits::TESTS,
+    aarch32::TESTS,
+    aarch32_fp::TESTS,
     interrupts::TESTS,
     fp_switch::TESTS,
     fp_traps::TESTS,
