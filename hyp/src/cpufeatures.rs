@@ -13,6 +13,10 @@ pub struct IdRegisters {
     pub pfr1: u64,
     pub pfr2: u64,
     pub zfr0: u64,
+    pub smfr0: u64,
+    pub fpfr0: u64,
+    /// Where there is SME.
+    pub smidr: u64,
     pub dfr0: u64,
     pub isar0: u64,
     pub isar1: u64,
@@ -29,26 +33,33 @@ pub struct IdRegisters {
 /// AArch32's ID registers.
 pub const AARCH32_REGISTERS: usize = 3 * 8;
 
-/// Whether EL1 can be AArch32, by ID_AA64PFR0_EL1. If it can't, many registers of EL2's are UNDEFINED.
-pub const fn has_aarch32(pfr0: u64) -> bool {
-    field(pfr0, 4) == 2
+/// ID registers that the sysreg crate lacks.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs, reason = "the fields are the Arm ARM's register names")]
+pub struct Gaps {
+    pub zfr0: u64,
+    pub smfr0: u64,
+    pub fpfr0: u64,
+    pub smidr: u64,
 }
 
 #[cfg(any(test, target_os = "none"))]
 impl IdRegisters {
-    /// Those of the CPU that executes this; `zfr0` is what ID_AA64ZFR0_EL1 holds, and `aarch32` reads the
-    /// ID registers of AArch32: the sysreg crate lacks them. In tests the registers are the crate's fakes.
-    pub fn read(zfr0: u64, aarch32: impl FnOnce() -> [u64; AARCH32_REGISTERS]) -> Self {
+    /// Those of the CPU that executes this; `gaps` are the registers that the sysreg crate lacks. In tests
+    /// the registers are the crate's fakes.
+    pub fn read(gaps: Gaps) -> Self {
         use arm_sysregs::{el0::accessors as el0, el1::accessors as el1};
         let dfr0 = el1::read_id_aa64dfr0_el1().bits();
         // PMCR_EL0 exists only with an architected PMU.
         let pmu = !matches!(field(dfr0, 8), 0 | 0xf);
-        let pfr0 = el1::read_id_aa64pfr0_el1().bits();
         Self {
-            pfr0,
+            pfr0: el1::read_id_aa64pfr0_el1().bits(),
             pfr1: el1::read_id_aa64pfr1_el1().bits(),
             pfr2: el1::read_id_aa64pfr2_el1().bits(),
-            zfr0,
+            zfr0: gaps.zfr0,
+            smfr0: gaps.smfr0,
+            fpfr0: gaps.fpfr0,
+            smidr: gaps.smidr,
             dfr0,
             isar0: el1::read_id_aa64isar0_el1().bits(),
             isar1: el1::read_id_aa64isar1_el1().bits(),
@@ -57,8 +68,8 @@ impl IdRegisters {
             mmfr1: el1::read_id_aa64mmfr1_el1().bits(),
             mmfr2: el1::read_id_aa64mmfr2_el1().bits(),
             pmcr_n: if pmu { el0::read_pmcr_el0().bits() >> 11 & 0x1f } else { 0 },
-            // UNKNOWN without AArch32.
-            aarch32: if has_aarch32(pfr0) { aarch32() } else { [0; AARCH32_REGISTERS] },
+            // Only where they are known to exist, by the caller.
+            aarch32: [0; AARCH32_REGISTERS],
         }
     }
 }
@@ -75,7 +86,7 @@ pub struct CpuFeatures {
     pub sve: bool,
     /// FEAT_SME.
     pub sme: bool,
-    /// EL1 can be AArch32.
+    /// EL1 can be AArch32. If it can't, some registers of EL2's are UNDEFINED.
     pub aarch32: bool,
     /// FEAT_PAuth, of either algorithm.
     pub pauth: bool,
@@ -99,6 +110,10 @@ pub struct CpuFeatures {
     pub ras: bool,
     /// FEAT_SME2: ZT0.
     pub sme2: bool,
+    /// FEAT_SME_FA64: all instructions, and FFR, in streaming mode.
+    pub sme_fa64: bool,
+    /// FEAT_FPMR.
+    pub fpmr: bool,
     /// FEAT_TRF: TRFCR_EL1.
     pub trace_filter: bool,
     /// FEAT_BRBE: branch records.
@@ -120,7 +135,7 @@ impl CpuFeatures {
         Self {
             sve: field(id.pfr0, 32) != 0,
             sme: field(id.pfr1, 24) != 0,
-            aarch32: has_aarch32(id.pfr0),
+            aarch32: field(id.pfr0, 4) == 2,
             pauth: field(id.isar1, 4) != 0 // APA
                 || field(id.isar1, 8) != 0 // API
                 || field(id.isar2, 12) != 0, // APA3
@@ -134,6 +149,8 @@ impl CpuFeatures {
             mpam: field(id.pfr0, 40) != 0 || field(id.pfr1, 16) != 0,
             ras: field(id.pfr0, 28) != 0,
             sme2: field(id.pfr1, 24) >= 2,
+            sme_fa64: id.smfr0 >> 63 != 0,
+            fpmr: field(id.pfr2, 32) != 0,
             trace_filter: field(id.dfr0, 40) != 0,
             brbe: field(id.dfr0, 52) != 0,
             pmu_hpmd: (4..0xf).contains(&pmu),
@@ -174,21 +191,24 @@ mod tests {
         let dfr0 = |pmu: u64| {
             el1::fake::SYSREGS.lock().unwrap().id_aa64dfr0_el1 =
                 el1::registers::IdAa64dfr0El1::from_bits_retain(pmu << 8);
-            IdRegisters::read(8, || [9; AARCH32_REGISTERS])
+            IdRegisters::read(Gaps { zfr0: 8, smfr0: 9, fpfr0: 10, smidr: 11 })
         };
         let id = dfr0(4);
         assert_eq!(
             [id.pfr0, id.pfr1, id.isar1, id.isar2, id.mmfr0, id.mmfr1, id.mmfr2, id.zfr0],
             [1, 2, 3, 4, 5, 6, 7, 8]
         );
+        assert_eq!([id.smfr0, id.fpfr0, id.smidr], [9, 10, 11]);
         assert_eq!(id.pmcr_n, 6);
         // No PMU, or one of the implementer's own: PMCR_EL0 is not to be read.
         assert_eq!((dfr0(0).pmcr_n, dfr0(0xf).pmcr_n), (0, 0));
-        // AArch32 at no EL, at EL0 only, at EL1.
-        for (pfr0, expected) in [(0x11, 0), (0x12, 0), (0x22, 9)] {
-            el1::fake::SYSREGS.lock().unwrap().id_aa64pfr0_el1 =
-                el1::registers::IdAa64pfr0El1::from_bits_retain(pfr0);
-            assert_eq!(dfr0(0).aarch32, [expected; AARCH32_REGISTERS], "{pfr0:#x}");
+    }
+
+    #[test]
+    fn aarch32_at_el0_is_not_enough() {
+        for (pfr0, expected) in [(0x11, false), (0x12, false), (0x22, true)] {
+            let id = IdRegisters { pfr0, ..Default::default() };
+            assert_eq!(CpuFeatures::new(&id).aarch32, expected, "{pfr0:#x}");
         }
     }
 

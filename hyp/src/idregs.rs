@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 use crate::cpufeatures::{AARCH32_REGISTERS, IdRegisters, field};
+use umbra_shared::vcpu::VcpuFeatures;
 
 /// Op0, Op1, CRn, CRm, Op2 of a trapped access, packed as in ISS for EC 0x18 (Arm ARM D24.2.37):
 /// only CRm and Op2 vary among the ID registers.
@@ -24,10 +25,8 @@ pub struct IdRegister {
 /// What one guest may use, of what the machine has.
 #[derive(Clone, Copy, Debug)]
 pub struct Guest {
-    /// Its EL1 is AArch32.
-    pub aarch32: bool,
-    /// It has SVE.
-    pub sve: bool,
+    /// What it has.
+    pub features: VcpuFeatures,
     /// Bits of its physical address space, as ID_AA64MMFR0_EL1.PARange encodes them.
     pub pa_range: u64,
 }
@@ -54,22 +53,33 @@ pub fn table(id: &IdRegisters, guest: Guest) -> [u64; REGISTERS] {
 
 /// The value that the guest reads.
 pub fn read(id: &IdRegisters, guest: Guest, register: IdRegister) -> u64 {
-    if guest.aarch32 { read_aarch32(id, register) } else { read_aarch64(id, guest, register) }
+    if guest.features.aarch32 {
+        read_aarch32(id, register)
+    } else {
+        read_aarch64(id, guest, register)
+    }
 }
 
 fn read_aarch64(id: &IdRegisters, guest: Guest, register: IdRegister) -> u64 {
+    let (sve, sme) = (guest.features.vq.is_some(), guest.features.svq.is_some());
     match (register.crm, register.op2) {
         // ID_AA64PFR0_EL1: EL0 and EL1 in AArch64 only, no EL2 or EL3; FP, AdvSIMD, GIC, DIT, CSV2
         // (without the numbers of FEAT_CSV2_2), CSV3; SVE if it has it. Not RAS, MPAM, AMU, RME.
         (4, 0) => {
             0x11 | keep(id.pfr0, &[16, 20, 24, 48, 60])
                 | field(id.pfr0, 56).min(1) << 56
-                | if guest.sve { keep(id.pfr0, &[32]) } else { 0 }
+                | if sve { keep(id.pfr0, &[32]) } else { 0 }
         }
-        // ID_AA64PFR1_EL1: BT, SSBS. Not MTE, RAS_frac, MPAM_frac, SME, CSV2_frac, NMI, GCS, ...
-        (4, 1) => keep(id.pfr1, &[0, 4]),
-        // ID_AA64ZFR0_EL1.
-        (4, 4) if guest.sve => id.zfr0,
+        // ID_AA64PFR1_EL1: BT, SSBS; SME if it has it. Not MTE, RAS_frac, MPAM_frac, CSV2_frac, NMI, GCS...
+        (4, 1) => keep(id.pfr1, &[0, 4]) | if sme { keep(id.pfr1, &[24]) } else { 0 },
+        // ID_AA64PFR2_EL1: FPMR. Not MTEPERM, MTESTOREONLY, MTEFAR, UINJ.
+        (4, 2) => keep(id.pfr2, &[32]),
+        // ID_AA64ZFR0_EL1: for streaming mode, too.
+        (4, 4) if sve || sme => id.zfr0,
+        // ID_AA64SMFR0_EL1.
+        (4, 5) if sme => id.smfr0,
+        // ID_AA64FPFR0_EL1, whose instructions need FPMR.
+        (4, 7) if field(id.pfr2, 32) != 0 => id.fpfr0,
         // ID_AA64DFR0_EL1: the architecture needs a debug version; nothing else is there.
         (5, 0) => 6,
         // ID_AA64ISAR0_EL1: instructions without state. Not TME.
@@ -133,10 +143,17 @@ fn read_aarch32(id: &IdRegisters, register: IdRegister) -> u64 {
     }
 }
 
+/// What a guest with SME reads from SMIDR_EL1: implementer and revision. Not SMPS, for the priorities are
+/// the host's, nor which CPUs share an SMCU.
+pub const fn smidr(id: &IdRegisters) -> u64 {
+    id.smidr & 0xffff_0000
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use umbra_shared::vl::Vq;
 
     const PFR0: IdRegister = IdRegister { crm: 4, op2: 0 };
     const PFR1: IdRegister = IdRegister { crm: 4, op2: 1 };
@@ -148,6 +165,9 @@ mod tests {
             pfr1: f,
             pfr2: f,
             zfr0: f,
+            smfr0: f,
+            fpfr0: f,
+            smidr: f,
             dfr0: f,
             isar0: f,
             isar1: f,
@@ -160,8 +180,8 @@ mod tests {
         }
     }
 
-    const AARCH64: Guest = Guest { aarch32: false, sve: false, pa_range: 2 };
-    const AARCH32: Guest = Guest { aarch32: true, ..AARCH64 };
+    const AARCH64: Guest = Guest { features: VcpuFeatures::FPSIMD, pa_range: 2 };
+    const AARCH32: Guest = Guest { features: VcpuFeatures::AARCH32, pa_range: 2 };
 
     #[test]
     fn what_is_trapped_is_hidden() {
@@ -188,13 +208,31 @@ mod tests {
     }
 
     #[test]
-    fn sve_is_shown_to_those_who_have_it() {
+    fn sve_and_sme_are_shown_to_those_who_have_them() {
         let id = everything();
-        let zfr0 = IdRegister { crm: 4, op2: 4 };
-        for sve in [false, true] {
-            let guest = Guest { sve, ..AARCH64 };
-            assert_eq!(field(read(&id, guest, PFR0), 32) != 0, sve);
-            assert_eq!(read(&id, guest, zfr0) != 0, sve);
+        let register = |op2| IdRegister { crm: 4, op2 };
+        for vq in [None, Some(Vq::MIN)] {
+            for svq in [None, Some(Vq::MIN)] {
+                let features = VcpuFeatures { vq, svq, aarch32: false };
+                let guest = Guest { features, pa_range: 2 };
+                let (sve, sme) = (vq.is_some(), svq.is_some());
+                assert_eq!(field(read(&id, guest, PFR0), 32) != 0, sve);
+                assert_eq!(field(read(&id, guest, PFR1), 24) != 0, sme);
+                assert_eq!(read(&id, guest, register(4)) != 0, sve || sme);
+                assert_eq!(read(&id, guest, register(5)) != 0, sme);
+            }
+        }
+        assert_eq!(smidr(&id), 0x1111_0000);
+    }
+
+    #[test]
+    fn fpmr_is_shown_where_it_is() {
+        let guest = Guest { features: VcpuFeatures::FPSIMD, pa_range: 2 };
+        for fpmr in [0, 1] {
+            let id = IdRegisters { pfr2: fpmr << 32 | 0xf, fpfr0: 7 << 29, ..everything() };
+            assert_eq!(read(&id, guest, IdRegister { crm: 4, op2: 2 }), fpmr << 32);
+            let fpfr0 = read(&id, guest, IdRegister { crm: 4, op2: 7 });
+            assert_eq!(fpfr0, if fpmr == 1 { 7 << 29 } else { 0 });
         }
     }
 
@@ -258,16 +296,18 @@ mod tests {
 
         #[test]
         fn a_guest_is_never_shown_more_than_the_machine_has(
-            crm in 1u8..8, op2 in 0u8..8, sve: bool, pfr0: u64, pfr1: u64, isar1: u64, isar2: u64,
+            crm in 1u8..8, op2 in 0u8..8, sve: bool, sme: bool, pfr0: u64, pfr1: u64, pfr2: u64, isar1: u64, isar2: u64,
             mmfr1: u64, mmfr2: u64,
         ) {
-            let id = IdRegisters { pfr0, pfr1, isar1, isar2, mmfr1, mmfr2, ..Default::default() };
-            let guest = Guest { aarch32: false, sve, pa_range: 0 };
-            let shown = read(&id, guest, IdRegister { crm, op2 });
+            let id = IdRegisters { pfr0, pfr1, pfr2, isar1, isar2, mmfr1, mmfr2, ..Default::default() };
+            let length = |has: bool| has.then_some(Vq::MIN);
+            let features = VcpuFeatures { vq: length(sve), svq: length(sme), aarch32: false };
+            let shown = read(&id, Guest { features, pa_range: 0 }, IdRegister { crm, op2 });
             let machine = match (crm, op2) {
                 // CSV2 may be lowered within its field; EL0 and EL1 are always there.
                 (4, 0) => pfr0 | 0x11 | 0xf << 56,
                 (4, 1) => pfr1,
+                (4, 2) => pfr2,
                 (5, 0) => 6,
                 (6, 1) => isar1,
                 (6, 2) => isar2,

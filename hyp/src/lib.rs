@@ -43,7 +43,7 @@
 //! | `arch/trap.rs` | 3 | 1 | this CPU's data at an exception; the host's return state |
 //! | `arch/vm.rs` | 5 | 2 | a vCPU in its donated pages, which its slot or its CPU has to itself |
 //! | `arch/world.rs` | 6 | 1 | the world switch (switch.S); registers that decide what traps |
-//! | `fp/hw.rs` | 9 | 3 | the routines that move FP registers (regs.S); images in donated memory |
+//! | `fp/hw.rs` | 19 | 3 | the routines that move FP registers (regs.S); images in donated memory |
 //!
 //! # Locks
 //!

@@ -273,7 +273,7 @@ counters! {
     GuestFpTraps;
     /// FP/SVE/SME traps taken from the host.
     HostFpTraps;
-    /// Whole SVE images of the host saved.
+    /// Whole images of the host's Z, P and FFR saved.
     HostSavesFull;
     /// Advanced SIMD images of the host saved (no SVE, or SVE_DISCARDED).
     HostSavesFpsimd;
@@ -296,6 +296,14 @@ counters! {
     Stage2Retries;
     /// Aborts injected into the host.
     HostAborts;
+    /// Times that ZA (and ZT0) of the host was saved.
+    HostZaSaves;
+    /// Times that it was loaded.
+    HostZaLoads;
+    /// Times that ZA (and ZT0) of a guest was saved.
+    GuestZaSaves;
+    /// Times that it was loaded.
+    GuestZaLoads;
 }
 
 /// A hypercall other than VCPU_RUN, with its arguments.

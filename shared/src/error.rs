@@ -72,8 +72,6 @@ errors! {
     NoSve = -34, "no SVE";
     /// No vCPU is loaded on this CPU.
     NotLoaded = -35, "no vCPU loaded on this CPU";
-    /// PSTATE.SM or PSTATE.ZA is set: hyp does not preserve the host's SME state.
-    SvcrLive = -36, "streaming mode or ZA active";
     /// No such CPU, or it is not online at hyp.
     BadCpu = -37, "no such CPU";
     /// Nothing is mapped at the guest address.

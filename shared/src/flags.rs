@@ -35,10 +35,13 @@ bitflags! {
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct HostFlags: u64 {
         /// The registers hold nothing of the current host task worth keeping
-        /// (TIF_FOREIGN_FPSTATE is set): hyp need not save them.
+        /// (TIF_FOREIGN_FPSTATE is set): hyp need not save them, ZA and ZT0 included. What was displaced
+        /// then comes back as in the reset state, SVCR with it; ZCR_EL1 and SMCR_EL1 are kept all the same.
         const FOREIGN_FPSTATE = 1 << 0;
-        /// Beyond V0-V31, FPSR and FPCR nothing is live, as a system call's ABI guarantees:
-        /// hyp may save the Advanced SIMD registers only. Upper bits read as zero afterwards.
+        /// Of V, Z, P and FFR nothing beyond V0-V31 is live, as a system call's ABI guarantees: hyp may
+        /// save V0-V31, FPSR, FPCR and FPMR only. Upper bits read as zero afterwards. A system call
+        /// leaves streaming mode: with PSTATE.SM set the bit means nothing. Nor does it for ZA and ZT0,
+        /// which system calls preserve.
         const SVE_DISCARDED = 1 << 1;
     }
 }

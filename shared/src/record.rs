@@ -68,25 +68,25 @@ numbered! {
         /// A hypercall of the host's other than VCPU_RUN.
         Call = 1,
         /// VCPU_RUN, at its end. args\[0\] is x1, args\[1\] the hint of the host's word as it was read,
-        /// args\[2\] how often the guest's FP trap made its state live, args\[3\] hyp's word after it.
+        /// args\[2\] how often a trap of the guest's made its state live, args\[3\] hyp's word after it.
         Run = 2,
         /// A call of the guest that is loaded. function is its ID, SMC64's for an AArch32 guest too, args\[0\]
         /// its x1, result its x0, or r0 sign-extended.
         GuestCall = 3,
-        /// The host trapped on FP, SVE or SME.
+        /// The host trapped on FP or SVE (args\[0\] is 0) or SME (1).
         HostFp = 4,
         /// The host's stage-2 fault at args\[0\]; result is 1 if it was told to try again.
         HostFault = 5,
         /// A vCPU was put because its CPU goes off or to sleep.
         ImplicitPut = 6,
         /// A CPU came out of reset. args\[0\] is the set of its vector lengths, args\[1\] the VQ that
-        /// its host is held to (0: no SVE).
+        /// its host is held to (0: no SVE), args\[2\] and args\[3\] the same of its SVLs.
         Reset = 7,
         /// At boot: args\[0\] pages from address args\[1\] on are in the state of [`Change`] args\[2\].
         Pages = 8,
         /// At boot: args\[0\] CPUs, args\[1\] the set of guests' vector lengths, args\[2\] bits of guest
-        /// addresses, args\[3\] the level of their root table, args\[4\] 1 if the CPUs have SME, args\[5\] the set of
-        /// guests' streaming vector lengths, args\[6\] 1 if EL1 can be AArch32.
+        /// addresses, args\[3\] the level of their root table, args\[4\] the set of
+        /// guests' streaming vector lengths, args\[5\] 1 if EL1 can be AArch32.
         Machine = 9,
     }
 }
@@ -150,21 +150,26 @@ impl Change {
 pub struct FpState {
     /// 0: the host's, 1: the loaded vCPU's, 2: nobody's.
     pub live: u8,
-    /// 0: nothing, 1: V registers, 2: a whole image.
+    /// 0: nothing, 1: V registers, 2: a whole image, 3: one of streaming mode.
     pub image: u8,
     /// VQ of a whole image.
     pub vq: u8,
+    /// Whose ZA is in the registers, as `live`.
+    pub za: u8,
+    /// VQ of the host's ZA in memory; 0: there is none.
+    pub host_za: u8,
 }
 
 impl FpState {
     /// The register form.
     pub const fn encode(self) -> u64 {
-        self.live as u64 | (self.image as u64) << 8 | (self.vq as u64) << 16
+        u64::from_le_bytes([self.live, self.image, self.vq, self.za, self.host_za, 0, 0, 0])
     }
 
     /// Reads it.
     pub const fn decode(word: u64) -> Self {
-        Self { live: word as u8, image: (word >> 8) as u8, vq: (word >> 16) as u8 }
+        let [live, image, vq, za, host_za, ..] = word.to_le_bytes();
+        Self { live, image, vq, za, host_za }
     }
 }
 
@@ -184,15 +189,11 @@ mod tests {
         }
     }
 
-    #[test]
-    fn fp_states_survive() {
-        for live in 0..3 {
-            for image in 0..3 {
-                for vq in 0..17 {
-                    let state = FpState { live, image, vq };
-                    assert_eq!(FpState::decode(state.encode()), state);
-                }
-            }
+    proptest! {
+        #[test]
+        fn fp_states_survive(live: u8, image: u8, vq: u8, za: u8, host_za: u8) {
+            let state = FpState { live, image, vq, za, host_za };
+            prop_assert_eq!(FpState::decode(state.encode()), state);
         }
     }
 }

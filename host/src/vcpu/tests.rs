@@ -243,9 +243,9 @@ fn a_level_that_is_still_up_after_completion_goes_in_again() {
 
 #[test]
 fn a_refused_run_loses_no_interrupt_and_no_answer() {
-    let exits = [exit(Reason::Hvc, 0, [3, 7]), Err(Error::SvcrLive)];
+    let exits = [exit(Reason::Hvc, 0, [3, 7]), Err(Error::Busy)];
     let run = run(&[], OURS, &exits);
-    assert_eq!(run.result, Err(Error::SvcrLive));
+    assert_eq!(run.result, Err(Error::Busy));
     assert_eq!(run.vcpu.answer, [4, 7, 0, 0]);
     let mut vcpu = run.vcpu;
     vcpu.inject(40);

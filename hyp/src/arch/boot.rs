@@ -20,6 +20,7 @@ use super::world::virtual_interface_fits;
 use super::{Lock, layout};
 use crate::arch::sysreg::sys;
 use crate::cpufeatures::CpuFeatures;
+use crate::fp::host_storage;
 use crate::fp::hw::Image;
 use crate::fp::lengths::Lengths;
 use crate::memory::pages::{Pages, State, count};
@@ -37,6 +38,7 @@ use dtoolkit::fdt::Fdt;
 use percore::{ExceptionLock, PerCore, exception_free};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::package::{PACKAGE_MAGIC, PAYLOAD_ALIGN, PackageHeader};
+use umbra_shared::sme::Storage;
 use umbra_shared::vl::{Vq, VqSet};
 use zerocopy::FromBytes;
 
@@ -265,7 +267,7 @@ fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
     let per_cpu = PAGE_SIZE.max(size_of::<Cpu>().next_multiple_of(PAGE_SIZE))
         + STACK_BYTES
         + PAGE_SIZE
-        + umbra_shared::sve::Layout::new(umbra_shared::vl::Vq::MAX).pages() * PAGE_SIZE;
+        + Storage::new(Some(Vq::MAX), Some(Vq::MAX)).pages() * PAGE_SIZE;
     let bytes = (hyp_tables + host_tables) * PAGE_SIZE
         + (pages * size_of::<State>()).next_multiple_of(PAGE_SIZE)
         + cpus * per_cpu;
@@ -524,8 +526,14 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
     }
     if first && MACHINE.is_completed() {
         log::info!("CPU {index} comes late");
-        report_host_vq(cpu.index, cpu.shared.vqs(), cpu.host_vq());
-        report_missing(cpu.index, cpu.shared.vqs());
+        let (held, machine) = (cpu.host_lengths(), machine());
+        report_host_vq(index as usize, "VL", cpu.shared.vqs(), held.vq);
+        report_host_vq(index as usize, "SVL", cpu.shared.svqs(), held.svq);
+        report_missing(index as usize, "VL", &machine.lengths, cpu.shared.vqs());
+        report_missing(index as usize, "SVL", &machine.streaming, cpu.shared.svqs());
+        if machine.aarch32 && !cpu.shared.aarch32() {
+            log::warn!("CPU {index} does not run AArch32 guests");
+        }
     }
     if first && cpu.shared.power.state() == Power::Off {
         cpu.shared.power.set(Power::Held);
@@ -550,22 +558,30 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
     start_others(cpu.index, finish.cpus);
     let online = || SHARED[..finish.cpus].iter().filter(|s| s.online());
     let sets = || online().map(|s| s.vqs());
-    let lengths = Lengths::new(sets(), finish.options.host_vl_common);
-    let image_bytes = crate::fp::host_image_bytes(sets());
+    let streaming = || online().map(|s| s.svqs());
+    let common = finish.options.host_vl_common;
+    let (lengths, streaming_lengths) =
+        (Lengths::new(sets(), common), Lengths::new(streaming(), common));
+    let host_storage = host_storage(sets(), streaming());
+    let image_bytes = host_storage.bytes();
     for n in 0..finish.cpus {
         let pa = finish.images.take(image_bytes);
         BOOT_PARAMS[n].image.store(linear(pa) as u64, Ordering::Relaxed);
         SHARED[n].image_bytes.store(image_bytes as u64, Ordering::Relaxed);
     }
     for (n, shared) in SHARED[..finish.cpus].iter().enumerate().filter(|(_, s)| s.online()) {
-        report_host_vq(n, shared.vqs(), lengths.host(shared.vqs()));
+        report_host_vq(n, "VL", shared.vqs(), lengths.host(shared.vqs()));
+        report_host_vq(n, "SVL", shared.svqs(), streaming_lengths.host(shared.svqs()));
     }
     let describe = |set: VqSet| set.max().map_or(0, |vq| vq.vl_bytes());
     log::info!(
-        "{} CPUs, largest VL {} bytes, guests up to {}, host images {image_bytes} bytes",
+        "{} CPUs, largest VL {} bytes, guests up to {}, largest SVL {} bytes, guests up to {}, \
+         host images {image_bytes} bytes",
         finish.cpus,
         lengths.largest.map_or(0, |vq| vq.vl_bytes()),
         describe(lengths.common),
+        streaming_lengths.largest.map_or(0, |vq| vq.vl_bytes()),
+        describe(streaming_lengths.common),
     );
     let aarch32 = online().all(|s| s.aarch32());
     MACHINE.call_once(|| Machine {
@@ -573,6 +589,8 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         options: finish.options,
         lengths,
         aarch32,
+        streaming: streaming_lengths,
+        host_storage,
         id: finish.id,
         features: finish.features,
         stage2: finish.shape,
@@ -583,35 +601,29 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
     cpu.start_host(finish.host)
 }
 
-/// Says so if the host can't use all of a CPU's vector lengths.
-fn report_host_vq(n: usize, vqs: VqSet, held: Option<Vq>) {
+/// Says so if the host can't use all of a CPU's VLs or SVLs.
+fn report_host_vq(n: usize, what: &str, vqs: VqSet, held: Option<Vq>) {
     let (max, held) = (vqs.max().map_or(0, Vq::vl_bytes), held.map_or(0, Vq::vl_bytes));
     if held < max {
-        log::info!("CPU {n}: VL {max} bytes, the host is held to {held}");
+        log::info!("CPU {n}: {what} {max} bytes, the host is held to {held}");
     }
 }
 
-/// Says so if a CPU that came late lacks vector lengths that guests may have, or AArch32: they can't be
-/// loaded there.
-fn report_missing(n: usize, vqs: VqSet) {
-    let lengths = &machine().lengths;
+/// Says so if a CPU that came late lacks VLs or SVLs that guests may have: they can't be loaded there.
+fn report_missing(n: usize, what: &str, lengths: &Lengths, vqs: VqSet) {
     let here = lengths.guests(vqs);
     let missing = lengths.common.iter().find(|&vq| !here.contains(vq));
     if let Some(vq) = missing {
-        log::warn!("CPU {n} does not run guests of VL {} bytes and more", vq.vl_bytes());
-    }
-    if machine().aarch32 && !SHARED[n].aarch32() {
-        log::warn!("CPU {n} does not run AArch32 guests");
+        log::warn!("CPU {n} does not run guests of {what} {} bytes and more", vq.vl_bytes());
     }
 }
 
 /// A CPU's host image, for the CPU itself, once.
 fn host_image(index: usize) -> Image {
-    let bytes = SHARED[index].image_bytes.load(Ordering::Relaxed) as usize;
     let base = BOOT_PARAMS[index].image.load(Ordering::Relaxed) as usize;
     let base = NonNull::new(base as *mut u8).expect("images are placed before the host runs");
     // SAFETY: taken from the pool for this CPU in `finish_boot`, mapped, used by its engine alone.
-    unsafe { Image::new(base, bytes) }
+    unsafe { Image::new(base, machine().host_storage) }
 }
 
 /// Starts the other CPUs one after the other and waits for each to be held.

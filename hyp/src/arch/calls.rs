@@ -106,7 +106,10 @@ pub fn version() -> Results {
     let machine = machine();
     let mut features = Features::empty();
     features.set(Features::SVE, !machine.lengths.common.is_empty());
-    features.set(Features::SME, machine.features.sme);
+    let sme = !machine.streaming.common.is_empty();
+    features.set(Features::SME, sme);
+    features.set(Features::SME2, sme && machine.features.sme2);
+    features.set(Features::FPMR, machine.features.fpmr);
     features.set(Features::PAUTH, machine.features.pauth);
     features.set(Features::AARCH32, machine.aarch32);
     features.set(Features::HOST_VL_COMMON, machine.lengths.host_common);
@@ -119,7 +122,8 @@ fn vl_info(cpu: Option<u64>) -> Result<Results, Error> {
     let machine = MACHINE.get().ok_or(Error::BadCpu)?;
     let cpus = machine.cpus as u64;
     let Some(cpu) = cpu else {
-        return Ok([u64::from(machine.lengths.common.bits()), 0, cpus, 0, 1, 0, 0, 0]);
+        let (vqs, svqs) = (machine.lengths.common.bits(), machine.streaming.common.bits());
+        return Ok([vqs.into(), 0, cpus, 0, 1, svqs.into(), 0, 0]);
     };
     let shared = usize::try_from(cpu)
         .ok()
@@ -132,7 +136,7 @@ fn vl_info(cpu: Option<u64>) -> Result<Results, Error> {
         cpus,
         shared.mpidr.load(Relaxed),
         u64::from(shared.online()),
-        0,
+        u64::from(shared.svqs().bits()),
         0,
         0,
     ])

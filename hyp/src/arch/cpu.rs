@@ -8,10 +8,10 @@ use super::log::{self, Transition};
 use super::sysreg::*;
 use super::world::{El1Context, PSTATE_EL1H_MASKED, World};
 use crate::arch::sysreg::sys;
-use crate::cpufeatures::{CpuFeatures, IdRegisters};
+use crate::cpufeatures::{CpuFeatures, Gaps, IdRegisters};
 use crate::fp::hw::{Cpu as FpCpu, Image};
 use crate::fp::lengths::Lengths;
-use crate::fp::{Access, CpuFp, FpHw};
+use crate::fp::{Access, CpuFp, FpHw, Svcr};
 use crate::options::Options;
 use crate::platform::MAX_CPUS;
 use crate::psci::{HostEntry, Power, PowerCell};
@@ -21,6 +21,7 @@ use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use percore::Cores;
 use spin::Once;
 use umbra_shared::record::Kind;
+use umbra_shared::sme::Storage;
 use umbra_shared::vl::{Vq, VqSet};
 
 use super::vm::Loaded;
@@ -71,6 +72,8 @@ pub struct Shared {
     pub mpidr: AtomicU64,
     /// Set of VQs.
     vqs: AtomicU16,
+    /// Set of streaming VQs.
+    svqs: AtomicU16,
     /// Its EL1 can be AArch32.
     aarch32: AtomicBool,
     /// It has been up at EL2.
@@ -86,6 +89,7 @@ impl Shared {
             power: PowerCell::new(Power::Off),
             mpidr: AtomicU64::new(0),
             vqs: AtomicU16::new(0),
+            svqs: AtomicU16::new(0),
             aarch32: AtomicBool::new(false),
             online: AtomicBool::new(false),
             image_bytes: AtomicU64::new(0),
@@ -95,6 +99,11 @@ impl Shared {
     /// Its vector lengths.
     pub fn vqs(&self) -> VqSet {
         VqSet::from_bits(self.vqs.load(Ordering::Relaxed))
+    }
+
+    /// Its streaming vector lengths.
+    pub fn svqs(&self) -> VqSet {
+        VqSet::from_bits(self.svqs.load(Ordering::Relaxed))
     }
 
     /// Whether its EL1 can be AArch32.
@@ -120,6 +129,10 @@ pub struct Machine {
     pub options: Options,
     /// Vector lengths.
     pub lengths: Lengths,
+    /// Streaming vector lengths.
+    pub streaming: Lengths,
+    /// What the host's registers take.
+    pub host_storage: Storage,
     /// EL1 can be AArch32, on every CPU that was up at boot.
     pub aarch32: bool,
     /// ID registers of the boot CPU.
@@ -163,7 +176,7 @@ impl Cpu {
             index,
             stack_top,
             world: World::default(),
-            hw: FpCpu::new(false, false),
+            hw: FpCpu::new(&CpuFeatures::default()),
             fp: CpuFp::new(Image::empty()),
             host: El1Context::default(),
             host_vttbr: 0,
@@ -221,27 +234,29 @@ impl Cpu {
     /// is set whole. Reads the CPU's vector lengths anew.
     pub fn bring_up(&mut self) {
         let features = CpuFeatures::new(&read_id_registers());
-        self.hw = FpCpu::new(features.sve, features.sme);
+        self.hw = FpCpu::new(&features);
         self.world = World::new(&features, sys::read_mpidr_el1().bits());
         self.world.init_host();
         self.hw.set_access(Access::Full);
         self.hw.sync();
-        // Before any vector length is relied on: in streaming mode RDVL gives another.
-        self.hw.stop_streaming();
+        // Whatever is there is nobody's. Before any vector length is relied on: in streaming mode RDVL
+        // gives another.
         if features.sme {
-            // All of the SME vector lengths, FA64 and ZT0 for the host.
-            let zt0 = if features.sme2 { SMCR_EZT0 } else { 0 };
-            write_smcr_el2(SMCR_FA64 | zt0 | 0xf);
-            isb();
+            self.hw.stop(Svcr::all());
         }
-        let mut set = VqSet::EMPTY;
-        if features.sve {
-            for len in (0..16).rev() {
-                self.hw.set_clamp(Vq::from_len(len));
-                set = set.with(self.hw.vq());
+        let (mut vqs, mut svqs) = (VqSet::EMPTY, VqSet::EMPTY);
+        for vq in (0..16).rev().map(Vq::from_len) {
+            if features.sve {
+                self.hw.set_clamp(vq);
+                vqs = vqs.with(self.hw.vq());
+            }
+            if features.sme {
+                self.hw.set_streaming_clamp(vq);
+                svqs = svqs.with(self.hw.svq());
             }
         }
-        self.shared.vqs.store(set.bits(), Ordering::Relaxed);
+        self.shared.vqs.store(vqs.bits(), Ordering::Relaxed);
+        self.shared.svqs.store(svqs.bits(), Ordering::Relaxed);
         self.shared.aarch32.store(features.aarch32, Ordering::Relaxed);
         self.shared.mpidr.store(sys::read_mpidr_el1().bits() & MPIDR_AFFINITY, Ordering::Relaxed);
         self.shared.online.store(true, Ordering::Release);
@@ -255,27 +270,35 @@ impl Cpu {
     }
 
     /// The most that the host may use on this CPU.
-    pub fn host_vq(&self) -> Option<Vq> {
-        machine().lengths.host(self.shared.vqs())
+    pub fn host_lengths(&self) -> Storage {
+        let machine = machine();
+        Storage::new(
+            machine.lengths.host(self.shared.vqs()),
+            machine.streaming.host(self.shared.svqs()),
+        )
     }
 
     /// Begins the host's life on this CPU: EL1 in its reset state.
     pub fn start_host(&mut self, entry: HostEntry) -> ! {
-        let host_vq = self.host_vq();
-        if host_vq.is_none() {
-            // SVE of which the host may use no length, because other CPUs have none: closed for good.
+        let host = self.host_lengths();
+        // SVE or SME of which the host may use no length, because other CPUs have none: closed for good.
+        if host.vq.is_none() {
             self.hw.hide_sve();
         }
-        self.fp.reset(&mut self.hw, host_vq);
+        if host.svq.is_none() {
+            self.hw.hide_sme();
+        }
+        self.fp.reset(&mut self.hw, host);
         if machine().options.displace {
             self.world.trap_host_displacement(true);
         }
         self.loaded = None;
         log::forget();
         log::write(&self.fp, 0, || {
-            let vqs = self.shared.vqs().bits().into();
-            let held = host_vq.map_or(0, |vq| vq.quadwords() as u64);
-            Transition::new(Kind::Reset, [vqs, held, 0, 0, 0, 0, 0])
+            let held = |vq: Option<Vq>| vq.map_or(0, |vq| vq.quadwords() as u64);
+            let (vqs, svqs) = (self.shared.vqs().bits(), self.shared.svqs().bits());
+            let args = [vqs.into(), held(host.vq), svqs.into(), held(host.svq), 0, 0, 0];
+            Transition::new(Kind::Reset, args)
         });
         super::world::switch_el1(&self.world, &mut self.host, &El1Context::reset());
         super::world::switch_pauth(&self.world, &mut self.host, &El1Context::reset());
@@ -308,17 +331,27 @@ unsafe extern "C" {
     fn umbra_enter_host_fresh(context: u64, stack_top: u64) -> !;
 }
 
-/// SMCR_EL2.FA64, RES0 where the CPU lacks it.
-const SMCR_FA64: u64 = 1 << 31;
-/// SMCR_EL2.EZT0, with FEAT_SME2.
-const SMCR_EZT0: u64 = 1 << 30;
 /// Aff3 and Aff2..Aff0.
 pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
 
 /// This CPU's ID registers.
 pub fn read_id_registers() -> IdRegisters {
-    // Without SVE ID_AA64ZFR0_EL1 is RAZ.
-    IdRegisters::read(read_id_aa64zfr0_el1(), read_aarch32_id_registers)
+    // ID registers of what the CPU lacks are RAZ, but for SMIDR_EL1 and AArch32's.
+    let gaps = Gaps {
+        zfr0: read_id_aa64zfr0_el1(),
+        smfr0: read_id_aa64smfr0_el1(),
+        fpfr0: read_id_aa64fpfr0_el1(),
+        smidr: 0,
+    };
+    let mut id = IdRegisters::read(gaps);
+    let features = CpuFeatures::new(&id);
+    if features.sme {
+        id.smidr = read_smidr_el1();
+    }
+    if features.aarch32 {
+        id.aarch32 = read_aarch32_id_registers();
+    }
+    id
 }
 
 /// WFE.

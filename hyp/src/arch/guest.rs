@@ -1,12 +1,13 @@
 //! What a guest traps on: answered here, or handed to the host. What is different in AArch32 is in
 //! [`super::guest32`].
 
-use super::cpu::Cpu;
+use super::cpu::{Cpu, machine};
 use super::guest32;
 use super::sysreg::*;
 use super::vm::{self, Open, Vcpu};
 use super::world::GuestRegs;
 use crate::fp::TrapClass;
+use crate::idregs;
 use crate::memory::pages::VmId;
 use crate::syndrome::{self, Abort, IdRead, SysReg, ec, pstate};
 use umbra_shared::call::UntrustedIpa;
@@ -74,6 +75,7 @@ extern "C" fn umbra_guest_trap(cpu: &mut Cpu, esr: u64) -> bool {
         ec::SYSREG => return id_register(&mut vcpu.regs, esr),
         ec::FP => TrapClass::Fpsimd,
         ec::SVE => TrapClass::Sve,
+        ec::SME => TrapClass::Sme,
         _ => return false,
     };
     cpu.fp.guest_opens(&vcpu.fp, class) && {
@@ -248,6 +250,8 @@ fn system_register(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
             let id = IdRead::new(esr).and_then(|read| vcpu.regs.id.get(read.index));
             id.copied().unwrap_or(0)
         }
+        // SMIDR_EL1 (TID1), of those who have SME.
+        (3, 1, 0, 0, 6) if r.read && vcpu.fp.svq().is_some() => idregs::smidr(&machine().id),
         // REVIDR_EL1, AIDR_EL1 (TID1).
         (3, 0, 0, 0, 6) | (3, 1, 0, 0, 7) if r.read => 0,
         // ACTLR_EL1.

@@ -164,12 +164,15 @@ mod real {
             HostImage::None => (0, 0),
             HostImage::Fpsimd => (1, 0),
             HostImage::Full(vq) => (2, vq.quadwords() as u8),
+            HostImage::Streaming(vq) => (3, vq.quadwords() as u8),
         };
-        let live = match fp.live() {
+        let owner = |live| match live {
             Live::Host => 0,
             Live::Guest => 1,
             Live::Nobody => 2,
         };
+        let (live, za) = (owner(fp.live()), owner(fp.za()));
+        let host_za = fp.host_za().map_or(0, |vq| vq.quadwords() as u8);
         let number = match pending.number.load(Ordering::Relaxed) {
             // No lock was needed: whatever order it has among others is right.
             0 => next(),
@@ -188,7 +191,7 @@ mod real {
             args,
             result,
             results,
-            fp: FpState { live, image, vq }.encode(),
+            fp: FpState { live, image, vq, za, host_za }.encode(),
             loaded,
             changes,
             touched,
@@ -212,9 +215,10 @@ mod real {
         let machine = machine();
         let root = machine.stage2.root_level as u64;
         let bits = u64::from(machine.stage2.ipa_bits);
-        let (vqs, sme) = (machine.lengths.common.bits().into(), machine.features.sme.into());
+        let (vqs, svqs) = (machine.lengths.common.bits(), machine.streaming.common.bits());
+        let (vqs, svqs) = (vqs.into(), svqs.into());
         let aarch32 = machine.aarch32.into();
-        note(Kind::Machine, [machine.cpus as u64, vqs, bits, root, sme, 0, aarch32]);
+        note(Kind::Machine, [machine.cpus as u64, vqs, bits, root, svqs, aarch32, 0]);
         mem::with(|memory| {
             for (pa, count, change) in memory.pages.runs() {
                 note(Kind::Pages, [count, pa, change.encode(), 0, 0, 0, 0]);

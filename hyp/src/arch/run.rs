@@ -72,10 +72,7 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
     let hint = vcpu.flags.snapshot_hint().decode();
     seen.hint = hint.bits();
     cpu.hw.set_base(cpu.world.cptr_guest());
-    if let Err(error) = cpu.fp.enter(&mut cpu.hw, &vcpu.fp, hint, stats) {
-        cpu.hw.set_base(0);
-        return Err(error);
-    }
+    cpu.fp.enter(&mut cpu.hw, &vcpu.fp, hint, stats);
 
     match vcpu.open {
         Open::Nothing => {}

@@ -42,8 +42,12 @@ gap! {
     read_zcr_el2 write_zcr_el2 "s3_4_c1_c2_0";
     /// ZCR_EL1: SVE vector length for EL1 and EL0.
     read_zcr_el1 write_zcr_el1 "s3_0_c1_c2_0";
-    /// SMCR_EL2: SME vector length and FA64 for EL2 and below.
+    /// SMCR_EL2: SME vector length, FA64 and EZT0 for EL2 and below.
     read_smcr_el2 write_smcr_el2 "s3_4_c1_c2_6";
+    /// SMCR_EL1: the same for EL1 and EL0.
+    read_smcr_el1 write_smcr_el1 "s3_0_c1_c2_6";
+    /// FPEXC32_EL2: FPEXC of an AArch32 EL1. UNDEFINED without AArch32.
+    read_fpexc32_el2 write_fpexc32_el2 "s3_4_c5_c3_0";
     /// TPIDR2_EL0 (FEAT_SME).
     read_tpidr2_el0 write_tpidr2_el0 "s3_3_c13_c0_5";
     /// VTTBR_EL2: stage-2 root and VMID.
@@ -152,6 +156,12 @@ gap! {
     read_ifsr32_el2 write_ifsr32_el2 "ifsr32_el2";
     /// ID_AA64ZFR0_EL1: SVE features.
     read_id_aa64zfr0_el1 _write_id_aa64zfr0_el1 "s3_0_c0_c4_4";
+    /// ID_AA64SMFR0_EL1: SME features.
+    read_id_aa64smfr0_el1 _write_id_aa64smfr0_el1 "s3_0_c0_c4_5";
+    /// ID_AA64FPFR0_EL1: FP8 features.
+    read_id_aa64fpfr0_el1 _write_id_aa64fpfr0_el1 "s3_0_c0_c4_7";
+    /// SMIDR_EL1: which implementation of SME. UNDEFINED without SME.
+    read_smidr_el1 _write_smidr_el1 "s3_1_c0_c0_6";
 }
 
 /// The ID registers of AArch32: CRm 1 to 3, op2 0 to 7. UNKNOWN without AArch32.

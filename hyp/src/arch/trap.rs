@@ -6,7 +6,7 @@ use super::mem;
 use super::sysreg::*;
 use super::{calls, power, run};
 use crate::arch::sysreg::sys;
-use crate::fp::Live;
+use crate::fp::TrapClass;
 use crate::memory::stage2::HostFault;
 use crate::syndrome::{self, Abort, SysReg, ec, pstate};
 use umbra_shared::call::{Counter, Function};
@@ -63,7 +63,9 @@ fn rare(cpu: &mut Cpu, frame: &mut HostFrame, esr: u64) {
             step_over(esr);
             power::handle(cpu, frame);
         }
-        ec::FP | ec::SVE | ec::SME => floating_point(cpu),
+        ec::FP => floating_point(cpu, TrapClass::Fpsimd),
+        ec::SVE => floating_point(cpu, TrapClass::Sve),
+        ec::SME => floating_point(cpu, TrapClass::Sme),
         ec::DATA_ABORT | ec::INSTRUCTION_ABORT => abort(cpu, esr),
         ec::WFX => wait(cpu, esr),
         ec::SYSREG if machine().options.displace && SysReg::new(esr).zeroes_a_block() => {
@@ -85,8 +87,8 @@ fn step_over(esr: u64) {
     }
 }
 
-fn floating_point(cpu: &mut Cpu) {
-    if cpu.fp.live() == Live::Host {
+fn floating_point(cpu: &mut Cpu, class: TrapClass) {
+    if !cpu.fp.host_opens(class) {
         // All that the machine has is open to the host already.
         inject(syndrome::ESR_UNDEFINED, None);
         return;
@@ -95,18 +97,21 @@ fn floating_point(cpu: &mut Cpu) {
     match &mut cpu.loaded {
         Some(loaded) => {
             let vcpu = loaded.vcpu();
-            let flags = cpu.fp.host_trap(&mut cpu.hw, Some(&mut vcpu.fp), stats);
+            let flags = cpu.fp.host_trap(&mut cpu.hw, Some(&mut vcpu.fp), class, stats);
             vcpu.flags.publish(flags);
         }
         None => {
-            cpu.fp.host_trap(&mut cpu.hw, None, stats);
+            cpu.fp.host_trap(&mut cpu.hw, None, class, stats);
             if machine().options.displace {
                 cpu.world.trap_host_displacement(true);
             }
         }
     }
     log::forget();
-    log::write(&cpu.fp, cpu.loaded_name(), || Transition::new(Kind::HostFp, [0; 7]));
+    log::write(&cpu.fp, cpu.loaded_name(), || {
+        let sme = u64::from(class == TrapClass::Sme);
+        Transition::new(Kind::HostFp, [sme, 0, 0, 0, 0, 0, 0])
+    });
 }
 
 /// WFI or WFIT, trapped because of `umbra.displace` only.

@@ -15,8 +15,8 @@ use super::world::{
 };
 use super::{Lock, LockGuard};
 use crate::aarch32::PSTATE_SVC_MASKED;
+use crate::fp::VcpuFp;
 use crate::fp::hw::Image;
-use crate::fp::{CpuFp, VcpuFp};
 use crate::idregs;
 use crate::memory::handover::Ready;
 use crate::memory::pages::{PageRange, VmId};
@@ -201,7 +201,7 @@ impl Machine for Target {
     }
 
     fn guest_svqs(&self) -> VqSet {
-        VqSet::EMPTY
+        machine().streaming.common
     }
 
     fn aarch32(&self) -> bool {
@@ -255,7 +255,7 @@ impl Machine for Target {
         let image =
             NonNull::new((base + PAGE_SIZE) as *mut u8).expect("the linear map is not at 0");
         // SAFETY: the pages behind the first are this vCPU's image, zeroed, mapped, and nobody else's.
-        let image = unsafe { Image::new(image, (new.pages.count() - 1) * PAGE_SIZE) };
+        let image = unsafe { Image::new(image, new.features.storage()) };
         let aarch32 = new.features.aarch32;
         let vcpu = Vcpu {
             regs: GuestRegs {
@@ -268,17 +268,13 @@ impl Machine for Target {
                 pstate: if aarch32 { PSTATE_SVC_MASKED } else { PSTATE_EL1H_MASKED },
                 id: idregs::table(
                     &machine().id,
-                    idregs::Guest {
-                        aarch32,
-                        sve: new.features.vq.is_some(),
-                        pa_range: machine().stage2.pa_range,
-                    },
+                    idregs::Guest { features: new.features, pa_range: machine().stage2.pa_range },
                 ),
             },
             el1: if aarch32 { El1Context::reset_aarch32() } else { El1Context::reset() },
             timer: Timer::with_offset(new.clock),
             gic: VirtualGic::default(),
-            fp: VcpuFp::new(image, new.features.vq, new.policy),
+            fp: VcpuFp::new(image, new.features, new.policy),
             // RES1, and the index as Aff0.
             vmpidr: 1 << 31 | new.index as u64,
             vttbr: tables.stage2.vttbr().bits(),
@@ -396,6 +392,7 @@ pub fn load(cpu: &mut Cpu, handle: VmHandle, index: VcpuIndex) -> Result<(), Err
     let number = vms::slot(handle)?;
     let mut vm = slot(handle)?;
     let vqs = machine().lengths.guests(cpu.shared.vqs());
+    let svqs = machine().streaming.guests(cpu.shared.svqs());
     let (&vcpu, index) = vm.load(&Target, handle, index, cpu.index, |&vcpu| {
         // SAFETY: it is loaded nowhere, and the slot's lock is held: nobody else uses it.
         let vcpu = unsafe { vcpu.0.as_ref() };
@@ -403,7 +400,7 @@ pub fn load(cpu: &mut Cpu, handle: VmHandle, index: VcpuIndex) -> Result<(), Err
         if vcpu.is_aarch32() && !cpu.shared.aarch32() {
             return Err(Error::NoAarch32);
         }
-        CpuFp::check_load(&vcpu.fp, vqs)
+        vcpu.fp.check_load(vqs, svqs)
     })?;
     let mut loaded = Loaded { vcpu, vm: number, index };
     let vcpu = loaded.vcpu();

@@ -14,7 +14,7 @@
 //! | TRFCR_EL1 (FEAT_TRF), BRBCR_EL1 (FEAT_BRBE): the host's; zero while a guest runs, so that no trace shows what it does | [`El1Context`] | [`switch_el1`] |
 //! | CNTV_CTL_EL0, CNTV_CVAL_EL0, CNTVOFF_EL2 | [`Timer`] | [`enter_timer`], [`leave_timer`] |
 //! | ICC_PMR, ICC_BPRn, ICC_IGRPENn, ICC_CTLR.EOImode, ICC_APnRn, ICC_IAR/EOIR/HPPIR/RPR | the virtual CPU interface ([`VirtualGic`]), while HCR_EL2.{IMO,FMO} are set; the host has the physical one, so the guest's stays in place from VCPU_LOAD to VCPU_PUT | [`VirtualGic`] |
-//! | V0-V31, FPSR, FPCR, Z, P, FFR, ZCR_EL1 | the FP engine | [`crate::fp`] |
+//! | V0-V31, FPSR, FPCR, FPMR, Z, P, FFR, ZCR_EL1, SVCR, ZA, ZT0, SMCR_EL1, FPEXC32_EL2 | the FP engine | [`crate::fp`] |
 //! | MPIDR_EL1 (VMPIDR_EL2), stage 2 and VMID (VTTBR_EL2) | vCPU | [`World::enter_guest`] |
 //!
 //! **Trapped, and hidden in the ID registers that a guest reads** (HCR_EL2.TID3, see
@@ -22,7 +22,7 @@
 //!
 //! | registers | trap |
 //! |---|---|
-//! | SMCR_EL1, SVCR, streaming SVE | CPTR_EL2.TSM |
+//! | SVE, ZCR_EL1; SME, SMCR_EL1, SVCR: of guests that do not have them | CPTR_EL2.TZ, TSM |
 //! | SMPRI_EL1 | HFGxTR_EL2.nSMPRI_EL1 = 0 (FEAT_SME comes with FEAT_FGT; QEMU 7.2, which lacks it, has a constant zero there) |
 //! | SMIDR_EL1, REVIDR_EL1, AIDR_EL1 | HCR_EL2.TID1 |
 //! | ACTLR_EL1, IMPLEMENTATION DEFINED registers | HCR_EL2.TACR, TIDCP |
@@ -34,7 +34,7 @@
 //! | ERR*, ERXxxx (RAS) | HCR_EL2.TERR |
 //! | LORegions | HCR_EL2.TLOR |
 //! | ICC_SRE_EL1, ICC_SGIxR_EL1 | ICC_SRE_EL2.Enable = 0; HCR_EL2.IMO, FMO |
-//! | TCR2_EL1, SCTLR2_EL1, GCS*, ACCDATA_EL1, FPMR | HCRX_EL2 enables = 0, which also makes the host's values ineffective |
+//! | TCR2_EL1, SCTLR2_EL1, GCS*, ACCDATA_EL1 | HCRX_EL2 enables = 0, which also makes the host's values ineffective |
 //! | PIR*_EL1, POR_ELx, MAIR2, AMAIR2, S2POR, BRB* | HFGxTR_EL2 n-bits = 0, but for nTPIDR2_EL0 (every CPU that has them has FEAT_FGT) |
 //! | MPAM0_EL1, MPAM1_EL1 | MPAM2_EL2.TRAPMPAMxEL1 |
 //!
@@ -68,7 +68,7 @@
 //! | CNTHP_CTL_EL2 | off | armed with the host's CNTV deadline, so that its tick is not lost |
 //! | ICC_SRE_EL2 | SRE, DFB, DIB, Enable | SRE, DFB, DIB |
 //! | ICH_HCR_EL2 | 0 | En |
-//! | HCRX_EL2, HFG*_EL2, MPAM2_EL2 (where present) | everything open | MSCEn; n-bits 0; traps |
+//! | HCRX_EL2, HFG*_EL2, MPAM2_EL2 (where present) | everything open | MSCEn, EnFPM; n-bits 0; traps |
 //! | VBAR_EL2 | host vectors | guest vectors |
 
 use crate::aarch32;
@@ -419,7 +419,7 @@ impl World {
                 | HcrxEl2::ENFPM
                 | HcrxEl2::PACMEN)
                 .bits(),
-            hcrx_guest: HcrxEl2::MSCEN.bits(),
+            hcrx_guest: (HcrxEl2::MSCEN | HcrxEl2::ENFPM).bits(),
             optional: Optional::new(f),
             mpidr,
         }

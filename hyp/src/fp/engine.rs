@@ -1,4 +1,4 @@
-//! The FP/SIMD/SVE engine: whose registers are live on a CPU, and when they move.
+//! The FP/SIMD/SVE/SME engine: whose registers are live on a CPU, and when they move.
 //!
 //! # The model
 //!
@@ -6,11 +6,14 @@
 //! theirs: the tasks of the host, and guests. Linux settles this with per-task flags
 //! (TIF_FOREIGN_FPSTATE: "the registers hold somebody else's state") and per-CPU pointers
 //! (`fpsimd_last_state`, KVM's `fp_owner`), all of them writable by the kernel that the hypervisor is
-//! to protect guests from. Here the question is answered at EL2 alone, by two values per CPU that
-//! only hyp can reach:
+//! to protect guests from. Here the question is answered at EL2 alone, by values per CPU that only hyp
+//! can reach:
 //!
-//! * `live`: whose state is in the registers: the host's, the loaded vCPU's, or nobody's;
-//! * `host_image`: what of the host is in hyp's memory: nothing, V0-V31 only, or a whole SVE image.
+//! * `live`: whose file (V, Z, P, FFR, FPSR, FPCR, FPMR) is in the registers: the host's, the loaded
+//!   vCPU's, or nobody's;
+//! * `za`: the same of the matrix (ZA, ZT0) and of SMCR, which says how large it is;
+//! * `host_image`, `host_za`: what of the host is in hyp's memory: nothing, V0-V31 only, or all of
+//!   the file; ZA or none.
 //!
 //! To hyp the host is one party, whatever tasks it runs: the host's own kernel switches its tasks'
 //! registers as it always did, and need not know that in between a guest had them.
@@ -21,18 +24,24 @@
 //! EL1 would wipe it without ever trapping. A guest that uses FP thus costs the host nothing until the
 //! host itself uses FP, and a guest that doesn't use FP costs nobody anything.
 //!
+//! The matrix, up to 64 KiB of it, moves even less: it stays where it is, with PSTATE.ZA, until
+//! somebody else uses SME itself. TSM is open to the owner of both only. Streaming mode
+//! is different: its file has another length, so PSTATE.SM is 1 only while its owner runs. At an
+//! entry or exit the file of somebody in streaming mode is saved and the mode left; no guest ever runs
+//! in the host's, and hyp never takes an SVL for a VL.
+//!
 //! # State table
 //!
 //! | event | what happens |
 //! |---|---|
-//! | [`enter`](CpuFp::enter) vCPU v | the hint is kept for this run; FOREIGN drops a held host image; FP is closed unless v is live. Nothing moves |
-//! | [`guest_trap`](CpuFp::guest_trap) | open; if the host is live save it (not at all if FOREIGN, V only if SVE_DISCARDED, else all; ZCR_EL1 always); v's clamp, checked with RDVL; load v; `live = Guest` |
+//! | [`enter`](CpuFp::enter) vCPU v | the hint is kept for this run; FOREIGN drops what is held of the host; a host in streaming mode is saved. FP is closed unless v is live. Nothing else moves |
+//! | [`guest_trap`](CpuFp::guest_trap) | open; if the host is live save it (not at all if FOREIGN, V only if SVE_DISCARDED, else all; ZCR_EL1 always). If v uses SME: the host's ZA, if it has any, and SMCR_EL1; v's SVL, checked with RDSVL; v's ZA; `za = Guest`. v's VL, checked with RDVL; load v; `live = Guest` |
 //! | v uses what it doesn't have | UNDEFINED for its EL1; nothing changes |
-//! | [`exit`](CpuFp::exit) | lazy: nothing moves; FP is closed to the host unless it is live |
-//! | [`host_trap`](CpuFp::host_trap) | open; if v is live save it; host's clamp; load the host image, or the reset state if there is none; `live = Host`, the image is consumed |
-//! | [`put`](CpuFp::put) | if v is live save it, `live = Nobody` |
-//! | [`displace_host`](CpuFp::displace_host) | tests only: if the host is live save it all, zeroes; `live = Nobody` |
-//! | [`reset`](CpuFp::reset) | the CPU came out of reset: `live = Nobody`, no host image, everything set whole |
+//! | [`exit`](CpuFp::exit) | lazy: nothing moves, but a v in streaming mode is saved; FP is closed to the host unless it is live |
+//! | [`host_trap`](CpuFp::host_trap) | open; if v is live save it; if the host uses SME: v's ZA, then the host's SVL and ZA; `za = Host`. Host's VL; load the host image, or the reset state if there is none; `live = Host`, the image is consumed |
+//! | [`put`](CpuFp::put) | save what of v is live, file and matrix: `Nobody` |
+//! | [`displace_host`](CpuFp::displace_host) | tests only: if the host is live save it all, zeroes; `Nobody` |
+//! | [`reset`](CpuFp::reset) | the CPU came out of reset: `Nobody`, no host image, SVCR zero, everything set whole |
 //!
 //! Two policies beside the lazy one share all of this and differ in `exit` alone: *eager* does what
 //! `host_trap` would do, *scrub* does what `put` would do and zeroes the registers, so that not even
@@ -40,10 +49,18 @@
 //!
 //! # Vector lengths
 //!
-//! ZCR_EL2 belongs to the live state, not to whoever runs: lowering it destroys upper bits. It is
-//! written only between the save of the old state and the load of the new, in `displace`. A save runs
-//! at the outgoing owner's ZCR_EL2 and uses the layout of the VL that RDVL reads back then, whatever
-//! the owner has done to its own ZCR_EL1, which is itself part of what is switched.
+//! ZCR_EL2 belongs to the live file and SMCR_EL2 to the matrix, not to whoever runs: lowering them destroys
+//! upper bits. Each is written only between the save of the old state and the load of the new
+//! (`moves.rs`). A save runs at the outgoing owner's clamp and uses the layout of the VL that
+//! RDVL (or RDSVL) reads back then, whatever the owner has done to its own ZCR_EL1 and SMCR_EL1, which
+//! are themselves part of what is switched.
+//!
+//! # AArch32 guests
+//!
+//! TFP reaches EL2 only where the guest's own FPEXC enables FP. So FPEXC32_EL2.EN is 1 while FP is closed
+//! to an AArch32 guest, and at no other time: its own value is loaded with its registers. (Linux once
+//! forced it for too long, and lost VFP state: the fixes for v4.19.) Such a guest finds no ZA behind
+//! it: what becomes of the matrix in AArch32 state need not be known then.
 //!
 //! # How it is tested
 //!
@@ -53,77 +70,13 @@
 
 #![forbid(unsafe_code)]
 
+use super::hardware::{Access, FpHw, Svcr};
+use super::vcpu::{FPEXC_EN, VcpuFp};
 use crate::stats::Stats;
 use umbra_shared::call::{Counter, Policy};
-use umbra_shared::error::Error;
 use umbra_shared::flags::{HostFlags, HypFlags};
-use umbra_shared::sve::FPSIMD_BYTES;
+use umbra_shared::sme::Storage;
 use umbra_shared::vl::{Vq, VqSet};
-
-/// To whom FP, SVE and SME are open on this CPU (CPTR_EL2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Access {
-    /// Nobody: TFP, TZ and TSM trap.
-    Closed,
-    /// V registers only: TZ and TSM trap.
-    Fpsimd,
-    /// V and SVE registers: TSM traps.
-    Sve,
-    /// All that the machine has: the host, and hyp itself while it moves registers.
-    Full,
-}
-
-/// What the engine asks of the hardware.
-///
-/// Two implementations exist: the CPU, and the simulated machine of the tests. `Image` is the
-/// memory of one saved register file, FPSR and FPCR included.
-pub trait FpHw {
-    /// Storage of one register file.
-    type Image;
-
-    /// Whether the machine has SVE.
-    fn has_sve(&self) -> bool;
-
-    /// Whether the machine has SME.
-    fn has_sme(&self) -> bool;
-
-    /// Sets CPTR_EL2. Takes effect for hyp's own accesses after [`Self::sync`], for a lower EL at the
-    /// next ERET.
-    fn set_access(&mut self, access: Access);
-
-    /// ISB.
-    fn sync(&mut self);
-
-    /// Sets ZCR_EL2.LEN, and everything else in that register to zero, and synchronises it.
-    fn set_clamp(&mut self, clamp: Vq);
-
-    /// The VL in force at EL2, read back with RDVL.
-    fn vq(&mut self) -> Vq;
-
-    /// Reads ZCR_EL1.
-    fn zcr_el1(&mut self) -> u64;
-
-    /// Writes ZCR_EL1.
-    fn set_zcr_el1(&mut self, value: u64);
-
-    /// Reads SVCR: PSTATE.SM and PSTATE.ZA. Only while SME is open.
-    fn svcr(&mut self) -> u64;
-
-    /// Z0-Z31, P0-P15, FFR at the VL in force, FPSR and FPCR to `image`.
-    fn save_sve(&mut self, image: &mut Self::Image);
-
-    /// The reverse.
-    fn load_sve(&mut self, image: &Self::Image);
-
-    /// V0-V31, FPSR and FPCR to `image`.
-    fn save_fpsimd(&mut self, image: &mut Self::Image);
-
-    /// The reverse. With SVE open the rest of each Z register becomes zero; P and FFR stay.
-    fn load_fpsimd(&mut self, image: &Self::Image);
-
-    /// Zeroes the whole register file at the VL in force (V only without SVE), FPSR and FPCR.
-    fn zero(&mut self);
-}
 
 /// Whose state is in the registers.
 ///
@@ -139,83 +92,26 @@ pub enum Live {
     Nobody,
 }
 
-/// What of the host is in hyp's memory.
+/// What of the host's file is in hyp's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HostImage {
     /// Nothing.
     None,
     /// V0-V31, FPSR, FPCR.
     Fpsimd,
-    /// A whole SVE image, laid out for this VQ.
+    /// Z, P and FFR, laid out for this VQ.
     Full(Vq),
+    /// The same of streaming mode, laid out for this SVL's VQ.
+    Streaming(Vq),
 }
 
-/// The FP part of a vCPU.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct VcpuFp<I> {
-    image: I,
-    /// The clamp; `None`: no SVE.
-    vq: Option<Vq>,
-    zcr_el1: u64,
-    policy: Policy,
-}
-
-impl<I> VcpuFp<I> {
-    /// A vCPU in its reset state. `image` must hold zeroes, and as many bytes as `vq` needs.
-    pub const fn new(image: I, vq: Option<Vq>, policy: Policy) -> Self {
-        Self { image, vq, zcr_el1: 0, policy }
-    }
-
-    /// The vCPU's largest VL; `None`: it has no SVE.
-    pub const fn vq(&self) -> Option<Vq> {
-        self.vq
-    }
-
-    /// When its registers move.
-    pub const fn policy(&self) -> Policy {
-        self.policy
-    }
-
-    /// Bytes that a load or save of it moves.
-    const fn bytes(&self) -> u64 {
-        image_bytes(self.vq)
-    }
-
-    const fn open(&self) -> Access {
-        if self.vq.is_some() { Access::Sve } else { Access::Fpsimd }
-    }
-}
-
-/// For the exhaustive check, which fills memory that must not matter with what would be noticed.
-#[cfg(test)]
-impl<I> VcpuFp<I> {
-    pub(super) fn image_mut(&mut self) -> &mut I {
-        &mut self.image
-    }
-}
-
-#[cfg(test)]
-impl<I> CpuFp<I> {
-    pub(super) fn buffer_mut(&mut self) -> &mut I {
-        &mut self.buffer
-    }
-
-    pub(super) fn hint_mut(&mut self) -> &mut HostFlags {
-        &mut self.hint
-    }
-}
-
-const fn image_bytes(vq: Option<Vq>) -> u64 {
-    match vq {
-        Some(vq) => umbra_shared::sve::Layout::new(vq).image_bytes() as u64,
-        None => FPSIMD_BYTES as u64,
-    }
-}
-
-/// Bytes of a host image on a machine whose CPUs have these vector lengths: any CPU saves at the
-/// largest VL that it has, whatever VL it has in common with others.
-pub fn host_image_bytes(sets: impl Iterator<Item = VqSet>) -> usize {
-    image_bytes(sets.filter_map(VqSet::max).max()) as usize
+/// Memory for the host's registers on a machine whose CPUs have these VLs and SVLs: any CPU saves at the
+/// largest that it has, whatever it has in common with others.
+pub fn host_storage(
+    vqs: impl Iterator<Item = VqSet>,
+    svqs: impl Iterator<Item = VqSet>,
+) -> Storage {
+    Storage::new(vqs.filter_map(VqSet::max).max(), svqs.filter_map(VqSet::max).max())
 }
 
 /// What an FP trap of a guest led to.
@@ -241,16 +137,25 @@ pub enum TrapClass {
 /// The FP state of one CPU, private to hyp.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CpuFp<I> {
-    live: Live,
-    host_image: HostImage,
-    /// Where the host's registers go: sized for the largest VL of any CPU.
-    buffer: I,
+    pub(super) live: Live,
+    pub(super) za: Live,
+    pub(super) host_image: HostImage,
+    /// ZA and ZT0 of the host are in memory, laid out for this SVL's VQ.
+    pub(super) host_za: Option<Vq>,
+    /// Where the host's registers go: sized for the largest VL and SVL of any CPU.
+    pub(super) buffer: I,
     /// What the host may use on this CPU; `None`: the machine has no SVE.
-    host_vq: Option<Vq>,
+    pub(super) host_vq: Option<Vq>,
+    /// The same of SME.
+    pub(super) host_svq: Option<Vq>,
     /// The host's ZCR_EL1 while it is not live. Kept whatever a hint says.
-    host_zcr_el1: u64,
+    pub(super) host_zcr_el1: u64,
+    /// The same of SMCR_EL1.
+    pub(super) host_smcr_el1: u64,
     /// The hint of the entry now running.
-    hint: HostFlags,
+    pub(super) hint: HostFlags,
+    /// What FPEXC32_EL2 holds: EN. Read only where there is AArch32.
+    fpexc_enabled: bool,
 }
 
 impl<I> CpuFp<I> {
@@ -258,22 +163,37 @@ impl<I> CpuFp<I> {
     pub const fn new(buffer: I) -> Self {
         Self {
             live: Live::Nobody,
+            za: Live::Nobody,
             host_image: HostImage::None,
+            host_za: None,
             buffer,
             host_vq: None,
+            host_svq: None,
             host_zcr_el1: 0,
+            host_smcr_el1: 0,
             hint: HostFlags::empty(),
+            fpexc_enabled: false,
         }
     }
 
-    /// Whose state is in the registers.
+    /// Whose file is in the registers.
     pub const fn live(&self) -> Live {
         self.live
     }
 
-    /// What of the host is in memory.
+    /// Whose matrix is in the registers, or would be if it had one.
+    pub const fn za(&self) -> Live {
+        self.za
+    }
+
+    /// What of the host's file is in memory.
     pub const fn host_image(&self) -> HostImage {
         self.host_image
+    }
+
+    /// Whether ZA of the host is in memory, and for which SVL.
+    pub const fn host_za(&self) -> Option<Vq> {
+        self.host_za
     }
 
     /// What the host may use on this CPU; `None`: no SVE.
@@ -281,43 +201,43 @@ impl<I> CpuFp<I> {
         self.host_vq
     }
 
+    /// What the host may use of SME on this CPU; `None`: no SME.
+    pub const fn host_svq(&self) -> Option<Vq> {
+        self.host_svq
+    }
+
     /// The CPU came out of reset (boot, CPU_ON, power-down suspend): the registers hold nothing of
     /// anybody, and nothing hyp set before is still set. The host finds the reset state at its first
-    /// access. `host_vq` is the host's clamp here, which an image in `buffer` must be able to hold.
-    pub fn reset<H: FpHw<Image = I>>(&mut self, hw: &mut H, host_vq: Option<Vq>) {
+    /// access. `host` is its clamps here, which an image in `buffer` must be able to hold.
+    pub fn reset<H: FpHw<Image = I>>(&mut self, hw: &mut H, host: Storage) {
         self.live = Live::Nobody;
+        self.za = Live::Nobody;
         self.host_image = HostImage::None;
-        self.host_vq = host_vq;
+        self.host_za = None;
+        self.host_vq = host.vq;
+        self.host_svq = host.svq;
         self.host_zcr_el1 = 0;
+        self.host_smcr_el1 = 0;
         self.hint = HostFlags::empty();
+        self.fpexc_enabled = false;
         hw.set_access(Access::Full);
         hw.sync();
-        if let Some(vq) = host_vq {
+        if hw.has_sme() {
+            hw.stop(Svcr::all());
+        }
+        if let Some(svq) = host.svq {
+            hw.set_streaming_clamp(svq);
+            hw.set_smcr_el1(0);
+        }
+        if let Some(vq) = host.vq {
             hw.set_clamp(vq);
             hw.set_zcr_el1(0);
         }
         hw.set_access(Access::Closed);
     }
 
-    /// Whether this CPU can provide exactly the vCPU's vector length.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::VlMismatch`] if not: a vCPU is never silently narrowed.
-    pub fn check_load(vcpu: &VcpuFp<I>, cpu_vqs: VqSet) -> Result<(), Error> {
-        match vcpu.vq {
-            Some(vq) if !cpu_vqs.contains(vq) => Err(Error::VlMismatch),
-            _ => Ok(()),
-        }
-    }
-
     /// Before an entry into the loaded vCPU. `hint` is the one snapshot of the host's word that
     /// this run uses.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::SvcrLive`] if the host has PSTATE.SM or PSTATE.ZA set, which hyp does not preserve;
-    /// nothing has changed then.
     #[inline]
     pub fn enter<H: FpHw<Image = I>>(
         &mut self,
@@ -325,44 +245,69 @@ impl<I> CpuFp<I> {
         vcpu: &VcpuFp<I>,
         hint: HostFlags,
         stats: &Stats,
-    ) -> Result<(), Error> {
+    ) {
         self.hint = hint;
-        match self.live {
-            Live::Guest => {
-                if hint.contains(HostFlags::FOREIGN_FPSTATE) {
-                    self.host_image = HostImage::None;
-                }
-                stats.add(Counter::GuestLoadsAvoided, 1);
-                hw.set_access(vcpu.open());
+        if self.live == Live::Host {
+            // SVCR may be read here because SME is open while the host is live and has the matrix.
+            if hw.has_sme() && self.za == Live::Host && hw.svcr().contains(Svcr::SM) {
+                self.leave_streaming(hw, stats);
             }
-            Live::Nobody => {
-                if hint.contains(HostFlags::FOREIGN_FPSTATE) {
-                    self.host_image = HostImage::None;
-                }
-                hw.set_access(Access::Closed);
-            }
-            Live::Host => {
-                // SVCR may be read here because SME is open while the host is live.
-                if hw.has_sme() && hw.svcr() != 0 {
-                    return Err(Error::SvcrLive);
-                }
-                hw.set_access(Access::Closed);
-            }
+        } else if hint.contains(HostFlags::FOREIGN_FPSTATE) {
+            self.host_image = HostImage::None;
+            self.host_za = None;
         }
-        Ok(())
+        if self.live == Live::Guest {
+            stats.add(Counter::GuestLoadsAvoided, 1);
+            hw.set_access(vcpu.open(self.za));
+        } else {
+            if vcpu.aarch32() {
+                self.close_to_aarch32(hw, stats);
+            }
+            hw.set_access(Access::Closed);
+        }
+    }
+
+    /// The host is in streaming mode, and a guest is about to run.
+    #[cold]
+    fn leave_streaming<H: FpHw<Image = I>>(&mut self, hw: &mut H, stats: &Stats) {
+        hw.set_access(Access::Full);
+        hw.sync();
+        self.save_host(hw, stats);
+    }
+
+    /// An AArch32 vCPU is about to run with FP closed.
+    #[cold]
+    fn close_to_aarch32<H: FpHw<Image = I>>(&mut self, hw: &mut H, stats: &Stats) {
+        let matrix = self.za == Live::Host;
+        if self.fpexc_enabled && !matrix {
+            return;
+        }
+        // TFP is for EL2's own accesses to FPEXC32_EL2, too.
+        hw.set_access(Access::Full);
+        hw.sync();
+        if matrix && hw.svcr().contains(Svcr::ZA) {
+            // The file stays where it is: nobody is in streaming mode.
+            self.save_host_matrix(hw, stats);
+        }
+        hw.set_fpexc(FPEXC_EN);
+        self.fpexc_enabled = true;
     }
 
     /// Whether a trap of the loaded vCPU's makes its state live, rather than being UNDEFINED: it has what
     /// it used, and was kept from it because another's state is live.
     #[inline]
     pub fn guest_opens(&self, vcpu: &VcpuFp<I>, class: TrapClass) -> bool {
-        let has_it = match class {
-            TrapClass::Fpsimd => true,
-            TrapClass::Sve => vcpu.vq.is_some(),
-            TrapClass::Sme => false,
-        };
         // A trap with the vCPU live is for something that stays closed to it.
-        has_it && self.live != Live::Guest
+        match class {
+            TrapClass::Fpsimd => self.live != Live::Guest,
+            // In streaming mode, which it does not know to be left, it has SVE without FEAT_SVE.
+            TrapClass::Sve => {
+                self.live != Live::Guest && (vcpu.vq().is_some() || vcpu.svcr.contains(Svcr::SM))
+            }
+            TrapClass::Sme => {
+                vcpu.svq().is_some() && (self.live != Live::Guest || self.za != Live::Guest)
+            }
+        }
     }
 
     /// The loaded vCPU trapped on FP, SVE or SME.
@@ -382,21 +327,17 @@ impl<I> CpuFp<I> {
         if self.live == Live::Host {
             self.save_host(hw, stats);
         }
-        self.live = Live::Nobody;
-        if hw.has_sve() {
-            // A vCPU without SVE observes V registers only: the smallest VL serves it.
-            self.displace(hw, vcpu.vq.unwrap_or(Vq::MIN));
-            hw.set_zcr_el1(vcpu.zcr_el1);
+        if self.za != Live::Guest && (class == TrapClass::Sme || vcpu.uses_sme()) {
+            if self.za == Live::Host {
+                self.save_host_matrix(hw, stats);
+            }
+            self.load_guest_matrix(hw, vcpu, stats);
         }
-        if vcpu.vq.is_some() {
-            hw.load_sve(&vcpu.image);
-        } else {
-            hw.load_fpsimd(&vcpu.image);
+        if self.live != Live::Guest {
+            self.load_guest(hw, vcpu, stats);
+            self.fpexc_enabled = false;
         }
-        stats.add(Counter::GuestLoads, 1);
-        stats.add(Counter::BytesMoved, vcpu.bytes());
-        self.live = Live::Guest;
-        hw.set_access(vcpu.open());
+        hw.set_access(vcpu.open(self.za));
         GuestTrap::Opened
     }
 
@@ -408,33 +349,53 @@ impl<I> CpuFp<I> {
         vcpu: &mut VcpuFp<I>,
         stats: &Stats,
     ) -> HypFlags {
-        if self.live == Live::Guest && vcpu.policy != Policy::Lazy {
-            self.leave_eagerly(hw, vcpu, stats);
-        } else {
+        let lazy = vcpu.policy() == Policy::Lazy || self.live != Live::Guest;
+        if self.za != Live::Guest && lazy {
             stats.add(Counter::HostLoadsAvoided, 1);
             hw.set_access(self.host_access());
+        } else {
+            self.leave(hw, vcpu, stats);
         }
         self.flags()
     }
 
-    /// The exit of a policy other than lazy, with the vCPU live.
-    fn leave_eagerly<H: FpHw<Image = I>>(
-        &mut self,
-        hw: &mut H,
-        vcpu: &mut VcpuFp<I>,
-        stats: &Stats,
-    ) {
+    /// An exit that may have to move something: of a policy other than lazy, or with SME the vCPU's.
+    fn leave<H: FpHw<Image = I>>(&mut self, hw: &mut H, vcpu: &mut VcpuFp<I>, stats: &Stats) {
         hw.set_access(Access::Full);
         hw.sync();
-        self.save_guest(hw, vcpu, stats);
-        match vcpu.policy {
-            Policy::Scrub => {
-                // At the vCPU's clamp, which is still in force: every bit it could have set.
-                hw.zero();
+        match vcpu.policy() {
+            Policy::Lazy => {
+                // The matrix stays where it is; streaming mode does not.
+                if self.live == Live::Guest && hw.svcr().contains(Svcr::SM) {
+                    self.save_guest(hw, vcpu, stats);
+                }
+                stats.add(Counter::HostLoadsAvoided, 1);
             }
-            Policy::Eager | Policy::Lazy => self.load_host(hw, stats),
+            Policy::Eager => {
+                let matrix = self.za == Live::Guest;
+                self.take_out(hw, vcpu, stats);
+                if matrix || matches!(self.host_image, HostImage::Streaming(_)) {
+                    self.bring_host_matrix(hw, stats);
+                }
+                if self.live != Live::Host {
+                    self.load_host(hw, stats);
+                }
+            }
+            Policy::Scrub => {
+                self.take_out(hw, vcpu, stats);
+                if self.live == Live::Nobody {
+                    // At the vCPU's clamp, which is still in force: every bit it could have set.
+                    hw.zero();
+                }
+            }
         }
         hw.set_access(self.host_access());
+    }
+
+    /// Whether a trap of the host's makes its state live. Otherwise all that it has was open to it.
+    pub fn host_opens(&self, class: TrapClass) -> bool {
+        let matrix = class == TrapClass::Sme && self.host_svq.is_some() && self.za != Live::Host;
+        self.live != Live::Host || matrix
     }
 
     /// The host trapped on FP, SVE or SME. `loaded` is the vCPU loaded on this CPU. Returns what to
@@ -443,18 +404,28 @@ impl<I> CpuFp<I> {
         &mut self,
         hw: &mut H,
         loaded: Option<&mut VcpuFp<I>>,
+        class: TrapClass,
         stats: &Stats,
     ) -> HypFlags {
         stats.add(Counter::HostFpTraps, 1);
         hw.set_access(Access::Full);
         hw.sync();
-        if let (Live::Guest, Some(vcpu)) = (self.live, loaded) {
-            self.save_guest(hw, vcpu, stats);
+        let matrix = class == TrapClass::Sme || matches!(self.host_image, HostImage::Streaming(_));
+        if let Some(vcpu) = loaded {
+            if self.live == Live::Guest {
+                self.save_guest(hw, vcpu, stats);
+            }
+            if matrix && self.za == Live::Guest {
+                self.save_guest_matrix(hw, vcpu, stats);
+            }
+        }
+        if matrix {
+            self.bring_host_matrix(hw, stats);
         }
         if self.live != Live::Host {
             self.load_host(hw, stats);
         }
-        hw.set_access(Access::Full);
+        hw.set_access(self.host_access());
         self.flags()
     }
 
@@ -465,36 +436,56 @@ impl<I> CpuFp<I> {
         vcpu: &mut VcpuFp<I>,
         stats: &Stats,
     ) -> HypFlags {
-        if self.live == Live::Guest {
+        if self.live == Live::Guest || self.za == Live::Guest {
             hw.set_access(Access::Full);
             hw.sync();
-            self.save_guest(hw, vcpu, stats);
-            hw.set_access(Access::Closed);
+            self.take_out(hw, vcpu, stats);
+            hw.set_access(self.host_access());
         }
         self.flags()
     }
 
-    /// Takes the host's registers away as a guest would that uses FP, and leaves zeroes behind: its next
-    /// access traps and brings them back. Nothing happens while the host has PSTATE.SM or PSTATE.ZA set,
-    /// which hyp does not preserve.
+    /// Takes the host's registers away as a guest would that uses all there is, and leaves zeroes behind:
+    /// its next access traps and brings them back.
     pub fn displace_host<H: FpHw<Image = I>>(&mut self, hw: &mut H, stats: &Stats) {
-        // SVCR may be read here because SME is open while the host is live.
-        if self.live != Live::Host || (hw.has_sme() && hw.svcr() != 0) {
+        if self.live != Live::Host {
             return;
         }
         self.hint = HostFlags::empty();
         hw.set_access(Access::Full);
         hw.sync();
         self.save_host(hw, stats);
+        if self.za == Live::Host {
+            self.save_host_matrix(hw, stats);
+        }
         hw.zero();
-        self.live = Live::Nobody;
         hw.set_access(Access::Closed);
     }
 
-    const fn host_access(&self) -> Access {
-        match self.live {
-            Live::Host => Access::Full,
-            Live::Guest | Live::Nobody => Access::Closed,
+    /// All of the vCPU's that is in registers goes to memory.
+    fn take_out<H: FpHw<Image = I>>(&mut self, hw: &mut H, vcpu: &mut VcpuFp<I>, stats: &Stats) {
+        if self.live == Live::Guest {
+            self.save_guest(hw, vcpu, stats);
+        }
+        if self.za == Live::Guest {
+            self.save_guest_matrix(hw, vcpu, stats);
+        }
+    }
+
+    /// The host gets the matrix unless it has it.
+    fn bring_host_matrix<H: FpHw<Image = I>>(&mut self, hw: &mut H, stats: &Stats) {
+        if self.za != Live::Host {
+            self.load_host_matrix(hw, stats);
+        }
+    }
+
+    /// SME is open to a host that has both: with the matrix alone, SMSTART would zero a file that is
+    /// another's; with the file alone, the SVL would be.
+    fn host_access(&self) -> Access {
+        match (self.live, self.za) {
+            (Live::Host, Live::Host) => Access::Full,
+            (Live::Host, _) => Access::Sve,
+            _ => Access::Closed,
         }
     }
 
@@ -507,81 +498,15 @@ impl<I> CpuFp<I> {
         );
         flags
     }
+}
 
-    /// Host live, FP open: as much of it to memory as the hint asks for.
-    #[inline(always)]
-    fn save_host<H: FpHw<Image = I>>(&mut self, hw: &mut H, stats: &Stats) {
-        if hw.has_sve() {
-            self.host_zcr_el1 = hw.zcr_el1();
-        }
-        self.host_image = if self.hint.contains(HostFlags::FOREIGN_FPSTATE) {
-            stats.add(Counter::HostSavesAvoided, 1);
-            HostImage::None
-        } else if !hw.has_sve() || self.hint.contains(HostFlags::SVE_DISCARDED) {
-            hw.save_fpsimd(&mut self.buffer);
-            stats.add(Counter::HostSavesFpsimd, 1);
-            stats.add(Counter::BytesMoved, image_bytes(None));
-            HostImage::Fpsimd
-        } else {
-            let vq = hw.vq();
-            hw.save_sve(&mut self.buffer);
-            stats.add(Counter::HostSavesFull, 1);
-            stats.add(Counter::BytesMoved, image_bytes(Some(vq)));
-            HostImage::Full(vq)
-        };
+#[cfg(test)]
+impl<I> CpuFp<I> {
+    pub(super) fn buffer_mut(&mut self) -> &mut I {
+        &mut self.buffer
     }
 
-    /// FP open, nobody live: the host's state, or the reset state, into the registers.
-    fn load_host<H: FpHw<Image = I>>(&mut self, hw: &mut H, stats: &Stats) {
-        if let Some(vq) = self.host_vq {
-            self.displace(hw, vq);
-            hw.set_zcr_el1(self.host_zcr_el1);
-        }
-        let moved = match self.host_image {
-            HostImage::Full(vq) => {
-                assert_eq!(Some(vq), self.host_vq, "host image of another VL");
-                hw.load_sve(&self.buffer);
-                image_bytes(Some(vq))
-            }
-            HostImage::Fpsimd => {
-                // What the image does not hold is zeroed, at the full VL.
-                if hw.has_sve() {
-                    hw.zero();
-                }
-                hw.load_fpsimd(&self.buffer);
-                image_bytes(None)
-            }
-            HostImage::None => {
-                hw.zero();
-                0
-            }
-        };
-        stats.add(Counter::HostLoads, 1);
-        stats.add(Counter::BytesMoved, moved);
-        self.host_image = HostImage::None;
-        self.live = Live::Host;
-    }
-
-    /// FP open, the vCPU live: its state to its image.
-    fn save_guest<H: FpHw<Image = I>>(&mut self, hw: &mut H, vcpu: &mut VcpuFp<I>, stats: &Stats) {
-        if hw.has_sve() {
-            vcpu.zcr_el1 = hw.zcr_el1();
-        }
-        if vcpu.vq.is_some() {
-            hw.save_sve(&mut vcpu.image);
-        } else {
-            hw.save_fpsimd(&mut vcpu.image);
-        }
-        stats.add(Counter::GuestSaves, 1);
-        stats.add(Counter::BytesMoved, vcpu.bytes());
-        self.live = Live::Nobody;
-    }
-
-    /// The one place where ZCR_EL2 changes: the old state is saved, the new not yet loaded.
-    fn displace<H: FpHw<Image = I>>(&mut self, hw: &mut H, clamp: Vq) {
-        debug_assert_eq!(self.live, Live::Nobody);
-        hw.set_clamp(clamp);
-        let got = hw.vq();
-        assert_eq!(got, clamp, "ZCR_EL2 did not give the clamp");
+    pub(super) fn hint_mut(&mut self) -> &mut HostFlags {
+        &mut self.hint
     }
 }

@@ -1,10 +1,11 @@
 //! The engine's hardware: this CPU.
 
-use super::{Access, FpHw};
+use super::{Access, FpHw, Svcr};
 use crate::arch::sysreg;
 use crate::arch::sysreg::sys::{CptrEl2, write_cptr_el2};
-use core::arch::asm;
+use crate::cpufeatures::CpuFeatures;
 use core::ptr::NonNull;
+use umbra_shared::sme::{Storage, za_bytes};
 use umbra_shared::sve::{IMAGE_ALIGN, Layout};
 use umbra_shared::vl::Vq;
 
@@ -13,23 +14,44 @@ core::arch::global_asm!(include_str!("regs.S"));
 // SAFETY: the symbols are the routines of regs.S, written for these signatures. Their callers must
 // have opened FP, and must own the memory they pass.
 unsafe extern "C" {
-    fn umbra_fp_stop_streaming();
     fn umbra_fp_rdvl() -> u64;
+    fn umbra_fp_rdsvl() -> u64;
+    fn umbra_fp_svcr() -> u64;
+    fn umbra_fp_start_sm();
+    fn umbra_fp_stop_sm();
+    fn umbra_fp_start_za();
+    fn umbra_fp_stop_za();
     fn umbra_fp_save_sve(image: *mut u8, status: *mut u64);
     fn umbra_fp_load_sve(image: *const u8, status: *const u64);
+    fn umbra_fp_save_streaming(image: *mut u8, status: *mut u64);
+    fn umbra_fp_load_streaming(image: *const u8, status: *const u64);
     fn umbra_fp_zero_sve();
     fn umbra_fp_save_fpsimd(image: *mut u8, status: *mut u64);
     fn umbra_fp_load_fpsimd(image: *const u8, status: *const u64);
     fn umbra_fp_zero_fpsimd();
+    fn umbra_fp_save_za(za: *mut u8);
+    fn umbra_fp_load_za(za: *const u8);
+    fn umbra_fp_zero_za();
+    fn umbra_fp_save_zt0(zt0: *mut u8);
+    fn umbra_fp_load_zt0(zt0: *const u8);
+    fn umbra_fp_zero_zt0();
+    fn umbra_fp_fpmr() -> u64;
+    fn umbra_fp_set_fpmr(fpmr: u64);
 }
 
-/// Memory of one saved register file: `bytes` bytes that belong to it alone, and FPSR and FPCR.
+/// Memory of one context's registers, that belongs to it alone, and FPSR, FPCR and FPMR.
 #[derive(Debug)]
 pub struct Image {
     base: NonNull<u8>,
-    bytes: usize,
+    /// Bytes for Z, P and FFR.
+    file: usize,
+    /// Offset of ZA.
+    za: usize,
+    /// Bytes for ZA; 0: there is no room for ZT0 either.
+    matrix: usize,
     /// FPSR, FPCR.
     status: [u64; 2],
+    fpmr: u64,
 }
 
 // SAFETY: an `Image` owns the memory it points to, as `new` requires; nothing about it is tied to a
@@ -37,33 +59,47 @@ pub struct Image {
 unsafe impl Send for Image {}
 
 impl Image {
-    /// Takes over `bytes` bytes at `base`.
+    /// Takes over [`Storage::bytes`] bytes at `base`.
     ///
     /// # Safety
     ///
     /// The memory must be mapped read-write in hyp, aligned to [`IMAGE_ALIGN`], and used by nothing
     /// else as long as the `Image` lives.
-    pub const unsafe fn new(base: NonNull<u8>, bytes: usize) -> Self {
-        Self { base, bytes, status: [0; 2] }
+    pub const unsafe fn new(base: NonNull<u8>, storage: Storage) -> Self {
+        let matrix = match storage.svq {
+            Some(svq) => za_bytes(svq),
+            None => 0,
+        };
+        Self {
+            base,
+            file: storage.file_bytes(),
+            za: storage.za_offset(),
+            matrix,
+            status: [0; 2],
+            fpmr: 0,
+        }
     }
 
     /// An image that holds nothing and fits nothing.
     pub const fn empty() -> Self {
-        Self { base: NonNull::dangling(), bytes: 0, status: [0; 2] }
-    }
-
-    /// Bytes of memory.
-    pub const fn bytes(&self) -> usize {
-        self.bytes
+        Self { base: NonNull::dangling(), file: 0, za: 0, matrix: 0, status: [0; 2], fpmr: 0 }
     }
 
     /// The last line of defence of I3: refuses an image that the save about to run would overrun.
     fn require(&self, bytes: usize) {
         assert!(
-            bytes <= self.bytes && self.base.addr().get().is_multiple_of(IMAGE_ALIGN),
+            bytes <= self.file && self.base.addr().get().is_multiple_of(IMAGE_ALIGN),
             "FP image of {} bytes where {bytes} are needed",
-            self.bytes
+            self.file
         );
+    }
+
+    /// Where ZA goes at this SVL, and ZT0; likewise.
+    fn za_and_zt0(&self, svq: Vq) -> [NonNull<u8>; 2] {
+        let bytes = za_bytes(svq);
+        assert!(bytes <= self.matrix, "ZA of {} bytes where {bytes} are needed", self.matrix);
+        // SAFETY: inside the memory that `new` was given, as there is room for ZA: ZT0 is behind it.
+        [self.za, self.za + self.matrix].map(|offset| unsafe { self.base.add(offset) })
     }
 }
 
@@ -72,6 +108,9 @@ impl Image {
 pub struct Cpu {
     has_sve: bool,
     has_sme: bool,
+    has_fa64: bool,
+    has_zt0: bool,
+    has_fpmr: bool,
     /// The traps that are open with all that the machine has.
     full: u64,
     /// What CPTR_EL2 holds besides the three FP traps: the world's other traps.
@@ -92,10 +131,24 @@ const fn full(has_sve: bool, has_sme: bool) -> u64 {
         | if has_sme { CptrEl2::TSM.bits() } else { 0 }
 }
 
+/// SMCR_EL2.FA64.
+const SMCR_FA64: u64 = 1 << 31;
+/// SMCR_EL2.EZT0.
+const SMCR_EZT0: u64 = 1 << 30;
+
 impl Cpu {
     /// The hardware of a CPU with these features.
-    pub const fn new(has_sve: bool, has_sme: bool) -> Self {
-        Self { has_sve, has_sme, full: full(has_sve, has_sme), base: 0, current: 0 }
+    pub const fn new(features: &CpuFeatures) -> Self {
+        Self {
+            has_sve: features.sve,
+            has_sme: features.sme,
+            has_fa64: features.sme_fa64,
+            has_zt0: features.sme2,
+            has_fpmr: features.fpmr,
+            full: full(features.sve, features.sme),
+            base: 0,
+            current: 0,
+        }
     }
 
     /// Treats the CPU as one without SVE.
@@ -104,12 +157,10 @@ impl Cpu {
         self.full = full(false, self.has_sme);
     }
 
-    /// Leaves streaming mode and gives up ZA, on a CPU that comes up: what was there is nobody's.
-    pub fn stop_streaming(&mut self) {
-        if self.has_sme {
-            // SAFETY: the CPU has SME, and the caller has opened it.
-            unsafe { umbra_fp_stop_streaming() };
-        }
+    /// Treats the CPU as one without SME.
+    pub fn hide_sme(&mut self) {
+        self.has_sme = false;
+        self.full = full(self.has_sve, false);
     }
 
     /// Sets the traps of the world that is about to run, other than FP's (TTA, TAM, TCPAC). Written
@@ -117,6 +168,24 @@ impl Cpu {
     #[inline]
     pub fn set_base(&mut self, base: u64) {
         self.base = base;
+    }
+
+    /// FPMR, behind a save.
+    #[inline(always)]
+    fn save_fpmr(&self, image: &mut Image) {
+        if self.has_fpmr {
+            // SAFETY: the CPU has FPMR, and FP is open.
+            image.fpmr = unsafe { umbra_fp_fpmr() };
+        }
+    }
+
+    /// FPMR, behind a load: what came before may have changed PSTATE.SM, which zeroes it.
+    #[inline(always)]
+    fn set_fpmr(&self, value: u64) {
+        if self.has_fpmr {
+            // SAFETY: the CPU has FPMR, and FP is open.
+            unsafe { umbra_fp_set_fpmr(value) };
+        }
     }
 }
 
@@ -134,11 +203,17 @@ impl FpHw for Cpu {
     }
 
     #[inline]
+    fn has_zt0(&self) -> bool {
+        self.has_zt0
+    }
+
+    #[inline]
     fn set_access(&mut self, access: Access) {
         let open = match access {
             Access::Closed => 0,
             Access::Fpsimd => CptrEl2::TFP.bits(),
-            Access::Sve => CptrEl2::TFP.bits() | CptrEl2::TZ.bits(),
+            Access::Sve => (CptrEl2::TFP.bits() | CptrEl2::TZ.bits()) & self.full,
+            Access::Sme => CptrEl2::TFP.bits() | CptrEl2::TSM.bits(),
             Access::Full => self.full,
         };
         let value = (CLOSED & !open) | self.base;
@@ -175,40 +250,159 @@ impl FpHw for Cpu {
         sysreg::write_zcr_el1(value);
     }
 
+    fn set_streaming_clamp(&mut self, clamp: Vq) {
+        let fa64 = if self.has_fa64 { SMCR_FA64 } else { 0 };
+        let ezt0 = if self.has_zt0 { SMCR_EZT0 } else { 0 };
+        sysreg::write_smcr_el2(fa64 | ezt0 | clamp.len_field());
+        sysreg::isb();
+    }
+
+    fn svq(&mut self) -> Vq {
+        // SAFETY: SME is open: the engine asks for the SVL only between an opening and a closing.
+        let svl = unsafe { umbra_fp_rdsvl() };
+        // RDSVL gives a power of two from 16 to 256 and nothing else.
+        Vq::from_len(svl / 16 - 1)
+    }
+
+    fn smcr_el1(&mut self) -> u64 {
+        sysreg::read_smcr_el1()
+    }
+
+    fn set_smcr_el1(&mut self, value: u64) {
+        sysreg::write_smcr_el1(value);
+    }
+
     #[inline]
-    fn svcr(&mut self) -> u64 {
-        let svcr;
-        // SAFETY: reads a register; S3_3_C4_C2_2 is SVCR, and SME is open while the host is live.
-        unsafe { asm!("mrs {}, s3_3_c4_c2_2", out(reg) svcr, options(nomem, nostack)) };
-        svcr
+    fn svcr(&mut self) -> Svcr {
+        // SAFETY: the CPU has SME, and the engine asks only while it is open.
+        Svcr::from_bits_truncate(unsafe { umbra_fp_svcr() })
+    }
+
+    fn start(&mut self, bits: Svcr) {
+        // SAFETY: SME is open, and what the change zeroes is nobody's: the engine loads it afterwards.
+        unsafe {
+            if bits.contains(Svcr::ZA) {
+                umbra_fp_start_za();
+            }
+            if bits.contains(Svcr::SM) {
+                umbra_fp_start_sm();
+            }
+        }
+    }
+
+    fn stop(&mut self, bits: Svcr) {
+        // SAFETY: SME is open, and what the change zeroes is saved or nobody's.
+        unsafe {
+            if bits.contains(Svcr::SM) {
+                umbra_fp_stop_sm();
+            }
+            if bits.contains(Svcr::ZA) {
+                umbra_fp_stop_za();
+            }
+        }
     }
 
     fn save_sve(&mut self, image: &mut Image) {
         image.require(Layout::new(self.vq()).image_bytes());
         // SAFETY: SVE is open, and the image has room for the VL in force.
         unsafe { umbra_fp_save_sve(image.base.as_ptr(), image.status.as_mut_ptr()) };
+        self.save_fpmr(image);
     }
 
     fn load_sve(&mut self, image: &Image) {
         image.require(Layout::new(self.vq()).image_bytes());
         // SAFETY: SVE is open, and the image has as many bytes as the VL in force reads.
         unsafe { umbra_fp_load_sve(image.base.as_ptr(), image.status.as_ptr()) };
+        self.set_fpmr(image.fpmr);
+    }
+
+    fn save_streaming(&mut self, image: &mut Image) {
+        image.require(Layout::new(self.svq()).image_bytes());
+        let (base, status) = (image.base.as_ptr(), image.status.as_mut_ptr());
+        // SAFETY: SME is open, the CPU is in streaming mode, and the image has room for the SVL in force.
+        // FFR is there with FA64, which SMCR_EL2 says.
+        unsafe {
+            if self.has_fa64 {
+                umbra_fp_save_sve(base, status);
+            } else {
+                umbra_fp_save_streaming(base, status);
+            }
+        }
+        self.save_fpmr(image);
+    }
+
+    fn load_streaming(&mut self, image: &Image) {
+        image.require(Layout::new(self.svq()).image_bytes());
+        let (base, status) = (image.base.as_ptr(), image.status.as_ptr());
+        // SAFETY: as above, and the image has as many bytes as the SVL in force reads.
+        unsafe {
+            if self.has_fa64 {
+                umbra_fp_load_sve(base, status);
+            } else {
+                umbra_fp_load_streaming(base, status);
+            }
+        }
+        self.set_fpmr(image.fpmr);
     }
 
     fn save_fpsimd(&mut self, image: &mut Image) {
         image.require(umbra_shared::sve::FPSIMD_BYTES);
         // SAFETY: FP is open, and the image has room for V0-V31.
         unsafe { umbra_fp_save_fpsimd(image.base.as_ptr(), image.status.as_mut_ptr()) };
+        self.save_fpmr(image);
     }
 
     fn load_fpsimd(&mut self, image: &Image) {
         image.require(umbra_shared::sve::FPSIMD_BYTES);
         // SAFETY: FP is open, and the image holds V0-V31.
         unsafe { umbra_fp_load_fpsimd(image.base.as_ptr(), image.status.as_ptr()) };
+        self.set_fpmr(image.fpmr);
     }
 
     fn zero(&mut self) {
         // SAFETY: FP (and SVE where there is any) is open; the registers hold nothing to be kept.
         unsafe { if self.has_sve { umbra_fp_zero_sve() } else { umbra_fp_zero_fpsimd() } }
+        self.set_fpmr(0);
+    }
+
+    fn save_za(&mut self, image: &mut Image) {
+        let [za, zt0] = image.za_and_zt0(self.svq());
+        // SAFETY: SME is open, PSTATE.ZA is 1, and there is room for ZA at the SVL in force, and for ZT0;
+        // SMCR_EL2.EZT0 is set where there is ZT0.
+        unsafe {
+            umbra_fp_save_za(za.as_ptr());
+            if self.has_zt0 {
+                umbra_fp_save_zt0(zt0.as_ptr());
+            }
+        }
+    }
+
+    fn load_za(&mut self, image: &Image) {
+        let [za, zt0] = image.za_and_zt0(self.svq());
+        // SAFETY: as above: as many bytes as the SVL in force reads.
+        unsafe {
+            umbra_fp_load_za(za.as_ptr());
+            if self.has_zt0 {
+                umbra_fp_load_zt0(zt0.as_ptr());
+            }
+        }
+    }
+
+    fn zero_za(&mut self) {
+        // SAFETY: SME is open and PSTATE.ZA is 1; ZA holds nothing to be kept.
+        unsafe {
+            umbra_fp_zero_za();
+            if self.has_zt0 {
+                umbra_fp_zero_zt0();
+            }
+        }
+    }
+
+    fn fpexc(&mut self) -> u64 {
+        sysreg::read_fpexc32_el2()
+    }
+
+    fn set_fpexc(&mut self, value: u64) {
+        sysreg::write_fpexc32_el2(value);
     }
 }

@@ -1,4 +1,4 @@
-// The only FP/SIMD/SVE instructions of hyp: save, load, zero, and reading the VL.
+// The only FP/SIMD/SVE/SME instructions of hyp: save, load, zero, and reading the VL.
 //
 // Offsets come from the vector length in force ("mul vl"), so an image is always laid out as
 // umbra_shared::sve::Layout says for the VL that RDVL returns at that moment: Z0-Z31, P0-P15, FFR.
@@ -20,14 +20,6 @@
 .endm
 
 .text
-
-// PSTATE.SM = 0, PSTATE.ZA = 0 (SVCR by its encoding: assemblers may not know SME). Zeroes Z, P and FFR
-// if streaming mode was on.
-.global umbra_fp_stop_streaming
-umbra_fp_stop_streaming:
-    msr     s3_3_c4_c2_2, xzr
-    isb
-    ret
 
 // () -> VL in bytes
 .global umbra_fp_rdvl
@@ -64,6 +56,29 @@ umbra_fp_load_sve:
     msr     fpcr, x4
     ret
 
+// Both without FFR, for streaming mode without FEAT_SME_FA64: RDFFR and WRFFR are illegal there.
+.global umbra_fp_save_streaming
+umbra_fp_save_streaming:
+    for_z   str
+    addvl   x2, x0, #16
+    addvl   x2, x2, #16
+    for_p   str
+    mrs     x3, fpsr
+    mrs     x4, fpcr
+    stp     x3, x4, [x1]
+    ret
+
+.global umbra_fp_load_streaming
+umbra_fp_load_streaming:
+    addvl   x2, x0, #16
+    addvl   x2, x2, #16
+    for_p   ldr
+    for_z   ldr
+    ldp     x3, x4, [x1]
+    msr     fpsr, x3
+    msr     fpcr, x4
+    ret
+
 // Zeroes all of Z, P and FFR at the VL in force, FPSR and FPCR.
 .global umbra_fp_zero_sve
 umbra_fp_zero_sve:
@@ -79,6 +94,103 @@ umbra_fp_zero_sve:
     ret
 
 .arch_extension nosve
+.arch_extension sme2
+
+// () -> SVL in bytes
+.global umbra_fp_rdsvl
+umbra_fp_rdsvl:
+    rdsvl   x0, #1
+    ret
+
+// () -> SVCR
+.global umbra_fp_svcr
+umbra_fp_svcr:
+    mrs     x0, svcr
+    ret
+
+// PSTATE.SM = 1, and so on. A change of PSTATE.SM zeroes Z, P and FFR, one of PSTATE.ZA to 1 zeroes ZA.
+.global umbra_fp_start_sm
+umbra_fp_start_sm:
+    smstart sm
+    ret
+
+.global umbra_fp_stop_sm
+umbra_fp_stop_sm:
+    smstop  sm
+    ret
+
+.global umbra_fp_start_za
+umbra_fp_start_za:
+    smstart za
+    ret
+
+.global umbra_fp_stop_za
+umbra_fp_stop_za:
+    smstop  za
+    ret
+
+// One row of ZA after the other, 16 at a time: the SVL is a multiple of 16 bytes, and ZA is square.
+.macro  for_za insn:req
+    rdsvl   x1, #1
+    mov     w12, #0
+1:
+    .irp    n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15
+    \insn   za[w12, \n], [x0, #\n, mul vl]
+    .endr
+    addsvl  x0, x0, #16
+    add     w12, w12, #16
+    cmp     w12, w1
+    b.lo    1b
+.endm
+
+// x0 = ZA, SVL * SVL bytes
+.global umbra_fp_save_za
+umbra_fp_save_za:
+    for_za  str
+    ret
+
+.global umbra_fp_load_za
+umbra_fp_load_za:
+    for_za  ldr
+    ret
+
+.global umbra_fp_zero_za
+umbra_fp_zero_za:
+    zero    {{za}}
+    ret
+
+// x0 = ZT0, 64 bytes
+.global umbra_fp_save_zt0
+umbra_fp_save_zt0:
+    str     zt0, [x0]
+    ret
+
+.global umbra_fp_load_zt0
+umbra_fp_load_zt0:
+    ldr     zt0, [x0]
+    ret
+
+.global umbra_fp_zero_zt0
+umbra_fp_zero_zt0:
+    zero    {{zt0}}
+    ret
+
+.arch_extension nosme2
+.arch_extension nosme
+
+// FPMR by its encoding, S3_3_C4_C4_2: it is younger than many assemblers.
+// () -> FPMR
+.global umbra_fp_fpmr
+umbra_fp_fpmr:
+    mrs     x0, s3_3_c4_c4_2
+    ret
+
+// x0 = FPMR
+.global umbra_fp_set_fpmr
+umbra_fp_set_fpmr:
+    msr     s3_3_c4_c4_2, x0
+    ret
+
 .arch_extension fp
 .arch_extension simd
 

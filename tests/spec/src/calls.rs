@@ -223,8 +223,12 @@ impl Spec {
                     return Err(Error::Busy);
                 }
                 // What a guest may select below its clamp must be the same on every CPU.
-                let here = VqSet::common([self.cpus[cpu].vqs, self.platform.guest_vqs]);
-                if Vq::new(vcpu.vq.into()).is_some_and(|vq| !here.contains(vq)) {
+                let (cpu_has, guests) = (&self.cpus[cpu], &self.platform);
+                let vqs = VqSet::common([cpu_has.vqs, guests.guest_vqs]);
+                let svqs = VqSet::common([cpu_has.svqs, guests.guest_svqs]);
+                let lacks =
+                    |wanted: Option<Vq>, here: VqSet| wanted.is_some_and(|vq| !here.contains(vq));
+                if lacks(vcpu.features.vq, vqs) || lacks(vcpu.features.svq, svqs) {
                     return Err(Error::VlMismatch);
                 }
                 vcpu.loaded_on = Some(cpu);
@@ -328,8 +332,7 @@ impl Spec {
         self.memory.require_free_flag_page(flag_page)?;
         changes.insert(flag_page, Owner::of(PageState::FlagPageUsed, 0));
         let vm = &mut self.vms[usize::from(slot)];
-        let vq = features.vq.map_or(0, |vq| vq.quadwords() as u8);
-        vm.vcpus.push(Vcpu { flag_page, vq, ..Vcpu::default() });
+        vm.vcpus.push(Vcpu { flag_page, features, ..Vcpu::default() });
         vm.pages_out += config.pages.count;
         let index = vm.vcpus.len() as u64 - 1;
         Ok(Outcome { x1: Some(index), ..Outcome::changing(changes) })

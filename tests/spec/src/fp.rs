@@ -1,8 +1,12 @@
 //! A CPU's FP registers.
+//!
+//! What is in PSTATE.SM and PSTATE.ZA only the registers know: where the next state depends on them, the
+//! functions here name all that are possible.
 
 use umbra_shared::call::Policy;
 use umbra_shared::flags::{HostFlags, HypFlags};
 use umbra_shared::record::FpState;
+use umbra_shared::vcpu::VcpuFeatures;
 
 /// Whose state is in the registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +19,7 @@ pub enum Live {
     Nobody,
 }
 
-/// What of the host is in hyp's memory.
+/// What of the host's file is in hyp's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Image {
     /// Nothing.
@@ -24,72 +28,167 @@ pub enum Image {
     Fpsimd,
     /// Everything, at this VQ.
     Full(u8),
+    /// Everything of streaming mode, at this SVL's VQ.
+    Streaming(u8),
 }
 
-/// Both.
+/// All of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fp {
-    /// Who is live.
+    /// Whose Z, P and FFR, or V, are in the registers.
     pub live: Live,
-    /// What is held.
+    /// Whose ZA, and SMCR.
+    pub za: Live,
+    /// What is held of the host's file.
     pub image: Image,
+    /// VQ of the host's ZA in memory; 0: there is none.
+    pub host_za: u8,
+}
+
+/// What a host is held to on a CPU, in quadwords; 0: no SVE, no SME.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// VL.
+    pub vq: u8,
+    /// SVL.
+    pub svq: u8,
 }
 
 impl Fp {
     /// Out of reset.
-    pub const RESET: Self = Self { live: Live::Nobody, image: Image::None };
+    pub const RESET: Self =
+        Self { live: Live::Nobody, za: Live::Nobody, image: Image::None, host_za: 0 };
 
     /// As a record has it.
     pub const fn record(self) -> FpState {
-        let live = match self.live {
-            Live::Host => 0,
-            Live::Guest => 1,
-            Live::Nobody => 2,
-        };
+        const fn owner(live: Live) -> u8 {
+            match live {
+                Live::Host => 0,
+                Live::Guest => 1,
+                Live::Nobody => 2,
+            }
+        }
         let (image, vq) = match self.image {
             Image::None => (0, 0),
             Image::Fpsimd => (1, 0),
             Image::Full(vq) => (2, vq),
+            Image::Streaming(vq) => (3, vq),
         };
-        FpState { live, image, vq }
+        FpState { live: owner(self.live), image, vq, za: owner(self.za), host_za: self.host_za }
     }
 
-    /// The host used FP and it was not live.
-    pub const fn host_trap(self) -> Self {
-        Self { live: Live::Host, image: Image::None }
+    /// Whether the host can trap on FP or SVE, or on SME.
+    pub fn host_may_trap(self, sme: bool) -> bool {
+        self.live != Live::Host || (sme && self.za != Live::Host)
+    }
+
+    /// The host used FP or SVE, or SME, which were not open to it.
+    pub fn host_trap(self, sme: bool, held: Held) -> Self {
+        let matrix = sme || matches!(self.image, Image::Streaming(_));
+        let file = Self { live: Live::Host, image: Image::None, ..self };
+        if matrix && held.svq != 0 { Self { za: Live::Host, host_za: 0, ..file } } else { file }
     }
 
     /// The loaded vCPU is put.
     pub fn put(self) -> Self {
-        match self.live {
-            Live::Guest => Self { live: Live::Nobody, ..self },
-            _ => self,
+        let put = |live| if live == Live::Guest { Live::Nobody } else { live };
+        Self { live: put(self.live), za: put(self.za), ..self }
+    }
+
+    /// The host's file goes to memory, as the hint says.
+    fn save_host(self, hint: HostFlags, streaming: bool, held: Held) -> Self {
+        let saved = Self { live: Live::Nobody, ..self };
+        match () {
+            () if hint.contains(HostFlags::FOREIGN_FPSTATE) => {
+                let host_za = if self.za == Live::Host { self.host_za } else { 0 };
+                Self { image: Image::None, host_za, ..saved }
+            }
+            () if streaming => Self { image: Image::Streaming(held.svq), ..saved },
+            () if held.vq == 0 || hint.contains(HostFlags::SVE_DISCARDED) => {
+                Self { image: Image::Fpsimd, ..saved }
+            }
+            () => Self { image: Image::Full(held.vq), ..saved },
         }
     }
 
-    /// A run from entry to exit. `opened`: the guest used FP and was not live. `held`: the VQ of the
-    /// host; 0: no SVE.
-    pub fn run(self, hint: HostFlags, opened: bool, policy: Policy, held: u8) -> Self {
-        let foreign = hint.contains(HostFlags::FOREIGN_FPSTATE);
-        let mut fp = self;
-        if foreign && fp.live != Live::Host {
-            fp.image = Image::None;
-        }
-        if opened {
-            if fp.live == Live::Host {
-                fp.image = match () {
-                    () if foreign => Image::None,
-                    () if held == 0 || hint.contains(HostFlags::SVE_DISCARDED) => Image::Fpsimd,
-                    () => Image::Full(held),
-                };
+    /// The host's ZA is displaced: there was one, or not.
+    fn displace_za(self, hint: HostFlags, held: Held) -> impl Iterator<Item = Self> {
+        let kept = if hint.contains(HostFlags::FOREIGN_FPSTATE) { 0 } else { held.svq };
+        [0, kept].into_iter().map(move |host_za| Self { za: Live::Nobody, host_za, ..self })
+    }
+
+    /// An entry into a vCPU.
+    fn enter(self, hint: HostFlags, vcpu: VcpuFeatures, held: Held) -> Vec<Self> {
+        let mut states = vec![self];
+        if self.live == Live::Host {
+            if self.za == Live::Host {
+                // It was in streaming mode.
+                states.push(self.save_host(hint, true, held));
             }
-            fp.live = Live::Guest;
+        } else if hint.contains(HostFlags::FOREIGN_FPSTATE) {
+            states = vec![Self { image: Image::None, host_za: 0, ..self }];
         }
-        match (fp.live, policy) {
-            (Live::Guest, Policy::Eager) => fp.host_trap(),
-            (Live::Guest, Policy::Scrub) => Self { live: Live::Nobody, ..fp },
-            _ => fp,
+        if vcpu.aarch32 {
+            // It had ZA, which no AArch32 guest runs above.
+            let with_za = |s: &Self| s.live != Live::Guest && s.za == Live::Host;
+            let displaced: Vec<_> = states
+                .iter()
+                .filter(|s| with_za(s))
+                .flat_map(|s| s.displace_za(hint, held))
+                .collect();
+            states.extend(displaced);
         }
+        states
+    }
+
+    /// A trap of the vCPU's made its state live.
+    fn open(self, hint: HostFlags, vcpu: VcpuFeatures, held: Held) -> Vec<Self> {
+        let saved = if self.live == Live::Host { self.save_host(hint, false, held) } else { self };
+        let file = Self { live: Live::Guest, ..saved };
+        let mut states = Vec::new();
+        if self.live != Live::Guest {
+            states.push(file);
+        }
+        if vcpu.svq.is_some() && self.za != Live::Guest {
+            let taken = |s: Self| Self { za: Live::Guest, ..s };
+            if self.za == Live::Host {
+                states.extend(file.displace_za(hint, held).map(taken));
+            } else {
+                states.push(taken(file));
+            }
+        }
+        states
+    }
+
+    /// An exit.
+    fn exit(self, policy: Policy, held: Held) -> Vec<Self> {
+        let (file, matrix) = (self.live == Live::Guest, self.za == Live::Guest);
+        match policy {
+            // It may have been in streaming mode.
+            Policy::Lazy if file && matrix => vec![self, Self { live: Live::Nobody, ..self }],
+            Policy::Eager if file || matrix => {
+                vec![self.put().host_trap(matrix, held)]
+            }
+            Policy::Scrub => vec![self.put()],
+            Policy::Lazy | Policy::Eager => vec![self],
+        }
+    }
+
+    /// A run from entry to exit: all that can be the state after it. `opened`: how often a trap of the
+    /// guest's made its state live.
+    pub fn run(
+        self,
+        hint: HostFlags,
+        opened: u64,
+        vcpu: VcpuFeatures,
+        policy: Policy,
+        held: Held,
+    ) -> Vec<Self> {
+        let mut states = self.enter(hint, vcpu, held);
+        for _ in 0..opened.min(3) {
+            states = states.into_iter().flat_map(|s| s.open(hint, vcpu, held)).collect();
+        }
+        states.into_iter().flat_map(|s| s.exit(policy, held)).collect()
     }
 
     /// Hyp's word.

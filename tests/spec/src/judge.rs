@@ -12,7 +12,7 @@ use umbra_shared::record::{Change, FpState, Kind, Record, TOUCHED};
 use umbra_shared::vl::VqSet;
 
 use crate::calls::{Choice, Outcome};
-use crate::fp::Fp;
+use crate::fp::{Fp, Held};
 use crate::memory::{Changes, Memory, Owner};
 use crate::{Platform, Spec};
 
@@ -61,13 +61,12 @@ pub fn judge(mut records: Vec<Record>) -> Result<Report, Difference> {
                 }
             }
             Some(Kind::Machine) => {
-                let [cpus, vqs, bits, root, sme, svqs, aarch32] = record.args;
+                let [cpus, vqs, bits, root, svqs, aarch32, _] = record.args;
                 platform = Some(Platform {
                     cpus: cpus as usize,
                     guest_vqs: VqSet::from_bits(vqs as u16),
                     ipa_bits: bits as u32,
                     root_level: root as u32,
-                    sme: sme != 0,
                     guest_svqs: VqSet::from_bits(svqs as u16),
                     aarch32: aarch32 != 0,
                 });
@@ -177,10 +176,11 @@ impl Spec {
             },
             Some(Kind::HostFp) => {
                 let fp = self.cpus[cpu].fp;
-                if fp.is_some_and(|fp| fp.live == crate::fp::Live::Host) {
+                let (sme, held) = (record.args[0] != 0, self.cpus[cpu].held);
+                if fp.is_some_and(|fp| !fp.host_may_trap(sme)) {
                     return Err(differ("the host is live and traps all the same".to_owned()));
                 }
-                self.cpus[cpu].fp = fp.map(Fp::host_trap);
+                self.cpus[cpu].fp = fp.map(|fp| fp.host_trap(sme, held));
                 nothing()
             }
             Some(Kind::HostFault) => {
@@ -192,11 +192,12 @@ impl Spec {
                 nothing()
             }
             Some(Kind::Reset) => {
-                let [vqs, held, ..] = record.args;
+                let [vqs, vq, svqs, svq, ..] = record.args;
                 self.put(cpu);
                 let this = &mut self.cpus[cpu];
                 this.vqs = VqSet::from_bits(vqs as u16);
-                this.held = held as u8;
+                this.svqs = VqSet::from_bits(svqs as u16);
+                this.held = Held { vq: vq as u8, svq: svq as u8 };
                 this.fp = Some(Fp::RESET);
                 nothing()
             }
@@ -275,18 +276,14 @@ impl Spec {
             }
         }
         let Some(fp) = self.cpus[cpu].fp else { return Ok(nothing()) };
-        let host_live = fp.live == crate::fp::Live::Host;
-        if record.result == Error::SvcrLive.code() as u64 && self.platform.sme && host_live {
-            // What the host does with SME is its own affair.
-            return refused(Error::SvcrLive);
-        }
         vcpu.in_flight = info.virq_in_flight();
         vcpu.broken = info.reason() == Some(Reason::Broken);
-        if opened > 1 || (opened == 1 && fp.live == crate::fp::Live::Guest) {
-            return Err("a guest traps on FP that is live".to_owned());
-        }
         let hint = HostFlags::from_bits_truncate(hint);
-        let fp = fp.run(hint, opened != 0, policy, self.cpus[cpu].held);
+        let possible = fp.run(hint, opened, vcpu.features, policy, self.cpus[cpu].held);
+        let found = FpState::decode(record.fp);
+        let Some(&fp) = possible.iter().find(|fp| fp.record() == found) else {
+            return Err(format!("FP state is {found:?}, should be one of {possible:?}"));
+        };
         self.cpus[cpu].fp = Some(fp);
         let expected = fp.word().bits();
         if record.result == SUCCESS as u64 && word != expected {

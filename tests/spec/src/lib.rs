@@ -42,8 +42,6 @@ pub struct Platform {
     pub ipa_bits: u32,
     /// Level of a guest's root table: 0 or 1.
     pub root_level: u32,
-    /// The CPUs have SME: a run may be refused for what the host does with it.
-    pub sme: bool,
 }
 
 /// A CPU.
@@ -51,8 +49,10 @@ pub struct Platform {
 pub struct Cpu {
     /// Its vector lengths.
     pub vqs: VqSet,
-    /// The VQ that its host is held to; 0: no SVE.
-    pub held: u8,
+    /// Its streaming vector lengths.
+    pub svqs: VqSet,
+    /// What its host is held to.
+    pub held: fp::Held,
     /// The vCPU loaded on it: slot of the VM, index.
     pub loaded: Option<(u8, usize)>,
     /// Its FP registers; `None` until it has come out of reset.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use umbra_shared::call::{Policy, VmHandle};
 use umbra_shared::error::Error;
+use umbra_shared::vcpu::VcpuFeatures;
 
 /// Bits of a handle that are the slot.
 const SLOT_BITS: u32 = 8;
@@ -29,8 +30,8 @@ pub enum Life {
 pub struct Vcpu {
     /// Its flag-shadow page's number.
     pub flag_page: u64,
-    /// Its largest VQ; 0: no SVE.
-    pub vq: u8,
+    /// What it has.
+    pub features: VcpuFeatures,
     /// Where it is loaded.
     pub loaded_on: Option<usize>,
     /// It can't go on.

@@ -71,7 +71,6 @@ fn guided(seed: u64, vls: &[u16]) -> (Vec<Step>, usize) {
         aarch32: false,
         ipa_bits: 40,
         root_level: 0,
-        sme: false,
     };
     let count = rng.usize(100..420);
     let mut spec = Spec::new(platform, memory);

@@ -1,8 +1,8 @@
 //! The engine, exhaustively: every interleaving of 2 CPUs, 2 vCPUs and all events, in every reachable
-//! state, checked with stateright.
+//! state, checked with stateright; with SME and AArch32, which make many more, of one CPU or one vCPU.
 //!
 //! The code under test is the engine itself. The machine is one more [`FpHw`], as unkind as
-//! [`super::sim`] but small: a register file of four cells, vector lengths of one or two quadwords,
+//! [`super::sim`] but small: a register file of five cells, vector lengths of one or two quadwords,
 //! contents that name their owner and one of two generations. Whatever the architecture leaves open is
 //! a coin, and both sides of it are tried.
 //!
@@ -21,83 +21,20 @@
 #![forbid(unsafe_code)]
 
 mod machine;
+mod mind;
 
-use super::{Access, CpuFp, FpHw, GuestTrap, HostImage, Live, TrapClass, VcpuFp};
+use super::{Access, CpuFp, FpHw, GuestTrap, HostImage, Live, Svcr, TrapClass, VcpuFp};
 use crate::stats::Stats;
-use machine::{Age, Cell, Cells, HIGH, Hw, Image, LOW, PRED, STATUS};
+use machine::{Age, Cell, Cells, FILE, HIGH, Hw, Image, PRED, ZA};
+use mind::{Mind, displace};
 use stateright::{Checker, Model, Property};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 use umbra_shared::call::Policy;
 use umbra_shared::flags::HostFlags;
+use umbra_shared::sme::Storage;
+use umbra_shared::vcpu::VcpuFeatures;
 use umbra_shared::vl::{Vq, VqSet};
-
-/// What a context knows it must find: the specification.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Mind {
-    owner: u8,
-    /// `None`: its own content or zero.
-    expected: [Option<Cell>; 4],
-    zcr_el1: u8,
-}
-
-impl Mind {
-    const fn new(owner: u8) -> Self {
-        Self { owner, expected: [Some(Cell::Zero); 4], zcr_el1: 0 }
-    }
-
-    /// All it had is given up; ZCR_EL1 is not.
-    fn give_up(&mut self, cells: &[usize]) {
-        for &cell in cells {
-            self.expected[cell] = Some(Cell::Zero);
-        }
-    }
-
-    /// It looks at what it can see, then writes all of it.
-    fn look_and_write(&mut self, hw: &mut Hw, sve: bool) {
-        if sve {
-            assert_eq!(hw.zcr_el1, self.zcr_el1, "ZCR_EL1 of {}", self.owner);
-        }
-        let wide = sve && hw.vq_el1() == 2;
-        for (cell, visible) in [(LOW, true), (HIGH, wide), (PRED, sve), (STATUS, true)] {
-            if !visible {
-                continue;
-            }
-            let found = hw.cells[cell];
-            match self.expected[cell] {
-                Some(expected) => assert_eq!(found, expected, "cell {cell} of {}", self.owner),
-                None => assert!(
-                    found == Cell::Zero
-                        || matches!(found, Cell::Of(owner, _) if owner == self.owner),
-                    "cell {cell} of {} shows {found:?}",
-                    self.owner
-                ),
-            }
-        }
-        let content = Cell::Of(self.owner, Age::Last);
-        for (cell, visible) in [(LOW, true), (HIGH, wide), (PRED, sve), (STATUS, true)] {
-            if visible {
-                hw.cells[cell] = content;
-                self.expected[cell] = Some(content);
-            }
-        }
-        if sve && !wide {
-            // It wrote whole Z registers at the smaller VL.
-            self.expected[HIGH] = None;
-        }
-    }
-
-    fn change_zcr(&mut self, hw: &mut Hw) {
-        let old = hw.vq_el1();
-        hw.zcr_el1 ^= 1;
-        self.zcr_el1 = hw.zcr_el1;
-        let new = hw.vq_el1();
-        hw.expose(old, new);
-        if new != old {
-            self.expected[HIGH] = None;
-        }
-    }
-}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct CpuState {
@@ -117,8 +54,8 @@ struct GuestState {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct State {
-    cpus: [CpuState; 2],
-    guests: [GuestState; 2],
+    cpus: Vec<CpuState>,
+    guests: Vec<GuestState>,
     /// What went wrong.
     violation: Option<Box<str>>,
 }
@@ -156,29 +93,52 @@ impl State {
     fn forget_the_dead(&mut self) {
         for cpu in &mut self.cpus {
             let dead: &[usize] = match cpu.fp.host_image() {
-                HostImage::None => &[LOW, HIGH, PRED, STATUS],
+                HostImage::None => &FILE,
                 HostImage::Fpsimd => &[HIGH, PRED],
-                HostImage::Full(Vq::MIN) => &[HIGH],
+                HostImage::Full(Vq::MIN) | HostImage::Streaming(_) => &[HIGH],
                 HostImage::Full(_) => &[],
             };
             for &cell in dead {
                 cpu.fp.buffer_mut().cells[cell] = Cell::Junk;
             }
+            if cpu.fp.host_za().is_none() {
+                cpu.fp.buffer_mut().cells[ZA] = Cell::Junk;
+            }
             // The engine keeps the hint of the running entry, and so does the specification; once the
             // host is displaced it has had its effect.
-            if cpu.fp.live() != Live::Host {
+            let displaced = cpu.fp.live() != Live::Host && cpu.fp.za() != Live::Host;
+            if displaced || cpu.running.is_none() {
                 *cpu.fp.hint_mut() = HostFlags::empty();
+            }
+            if displaced {
                 cpu.running = cpu.running.map(|_| HostFlags::empty());
-            } else if cpu.running.is_none() {
-                *cpu.fp.hint_mut() = HostFlags::empty();
+            }
+            if cpu.fp.live() == Live::Host {
+                cpu.fp.host_zcr_el1 = 0;
             }
             if cpu.fp.live() == Live::Nobody {
-                cpu.hw.cells = [Cell::Junk; 4];
-            } else if cpu.hw.vq_el2() == 1 {
+                FILE.iter().for_each(|&cell| cpu.hw.cells[cell] = Cell::Junk);
+            } else if cpu.hw.streaming() || cpu.hw.vq_el2() == 1 {
                 cpu.hw.cells[HIGH] = Cell::Junk;
             }
-            if let (Live::Guest, Some(v)) = (cpu.fp.live(), cpu.loaded) {
-                self.guests[v].fp.image_mut().cells = [Cell::Junk; 4];
+            if !cpu.hw.svcr.contains(Svcr::ZA) {
+                cpu.hw.cells[ZA] = Cell::Junk;
+            }
+            let Some(v) = cpu.loaded else { continue };
+            let vcpu = &mut self.guests[v].fp;
+            if cpu.fp.live() == Live::Guest {
+                FILE.iter().for_each(|&cell| vcpu.image_mut().cells[cell] = Cell::Junk);
+                vcpu.svcr.remove(Svcr::SM);
+                vcpu.zcr_el1 = 0;
+            }
+            if cpu.fp.za() == Live::Guest {
+                vcpu.image_mut().cells[ZA] = Cell::Junk;
+                vcpu.svcr.remove(Svcr::ZA);
+            }
+        }
+        for guest in &mut self.guests {
+            if !guest.mind.svcr.contains(Svcr::ZA) {
+                guest.fp.image_mut().cells[ZA] = Cell::Junk;
             }
         }
     }
@@ -188,11 +148,16 @@ impl State {
 enum Event {
     HostUses,
     HostChangesZcr,
+    HostChangesSvcr(Svcr),
+    HostUsesZa,
     Load(usize),
     Put,
     Enter(u64),
     GuestUses(Class),
     GuestChangesZcr,
+    GuestChangesSvcr(Svcr),
+    GuestUsesZa,
+    GuestChangesFpexc,
     Exit,
     PowerCycle,
 }
@@ -211,12 +176,38 @@ struct Step {
     coin: bool,
 }
 
-/// A machine: each CPU's largest VL in quadwords; each vCPU's, and its policy.
+/// A vCPU: its largest VL in quadwords, whether it has SME, whether it is AArch32, its policy.
 #[derive(Clone, Copy, Debug)]
+struct Kind {
+    vq: Option<u8>,
+    sme: bool,
+    aarch32: bool,
+    policy: Policy,
+}
+
+impl Kind {
+    const fn sve(vq: Option<u8>, policy: Policy) -> Self {
+        Self { vq, sme: false, aarch32: false, policy }
+    }
+
+    const fn sme(vq: Option<u8>, policy: Policy) -> Self {
+        Self { vq, sme: true, aarch32: false, policy }
+    }
+
+    const fn aarch32(policy: Policy) -> Self {
+        Self { vq: None, sme: false, aarch32: true, policy }
+    }
+}
+
+/// A machine: each CPU's largest VL in quadwords, whether they have SME, and the vCPUs.
+#[derive(Clone, Debug)]
 struct Machine {
-    cpus: [u8; 2],
-    guests: [(Option<u8>, Policy); 2],
-    /// With a fault on CPU 1.
+    cpus: Vec<u8>,
+    sme: bool,
+    guests: Vec<Kind>,
+    /// The hosts leave SME to the vCPUs.
+    quiet: bool,
+    /// With a fault on the last CPU.
     faulty: bool,
 }
 
@@ -225,43 +216,53 @@ fn vq(quadwords: u8) -> Vq {
 }
 
 impl CpuState {
-    fn host_opens(&mut self, guests: &mut [GuestState], stats: &Stats) {
-        if !self.hw.el1_open(TrapClass::Sve) {
-            assert_ne!(self.fp.live(), Live::Host, "closed to its owner");
+    fn host_opens(&mut self, guests: &mut [GuestState], class: TrapClass, stats: &Stats) {
+        if !self.hw.el1_open(class) {
+            assert!(self.fp.host_opens(class), "closed to its owner");
             let loaded = self.loaded.map(|v| &mut guests[v].fp);
-            self.fp.host_trap(&mut self.hw, loaded, stats);
+            self.fp.host_trap(&mut self.hw, loaded, class, stats);
             self.hw.sync();
         }
         assert_eq!(self.fp.live(), Live::Host, "open to the host, not live");
-        assert!(self.hw.el1_open(TrapClass::Sme));
+        assert!(self.hw.el1_open(class));
+        assert_eq!(self.hw.el1_open(TrapClass::Sme), self.fp.za() == Live::Host);
     }
 
     fn guest_uses(&mut self, guest: &mut GuestState, class: TrapClass, stats: &Stats) -> bool {
+        if guest.fp.aarch32() && self.fp.live() != Live::Guest {
+            assert!(self.hw.fpexc, "FPEXC.EN while FP is closed");
+        }
         if !self.hw.el1_open(class) {
-            let was = self.fp.live();
+            let was = (self.fp.live(), self.fp.za());
             match self.fp.guest_trap(&mut self.hw, &mut guest.fp, class, stats) {
                 GuestTrap::Undefined => {
-                    assert_eq!(self.fp.live(), was);
-                    assert!(class == TrapClass::Sme || guest.fp.vq().is_none());
+                    assert_eq!((self.fp.live(), self.fp.za()), was);
+                    assert!(match class {
+                        TrapClass::Fpsimd => false,
+                        TrapClass::Sve => guest.fp.vq().is_none() && !guest.mind.sm(),
+                        TrapClass::Sme => guest.fp.svq().is_none(),
+                    });
                     self.hw.sync();
                     return false;
                 }
                 GuestTrap::Opened => {
                     let hint = self.running.expect("it runs");
-                    if was == Live::Host && hint.contains(HostFlags::FOREIGN_FPSTATE) {
-                        self.host.give_up(&[LOW, HIGH, PRED, STATUS]);
-                    } else if was == Live::Host && hint.contains(HostFlags::SVE_DISCARDED) {
-                        self.host.give_up(&[HIGH, PRED]);
-                    }
+                    let taken = self.fp.za() == Live::Guest;
+                    displace(&mut self.host, hint, was, taken);
                     self.hw.sync();
                 }
             }
         }
         assert_eq!(self.fp.live(), Live::Guest, "open to the guest, not live");
-        assert!(!self.hw.el1_open(TrapClass::Sme), "SME open to a guest");
-        assert_eq!(self.hw.el1_open(TrapClass::Sve), guest.fp.vq().is_some());
+        assert_eq!(self.hw.el1_open(TrapClass::Sme), self.fp.za() == Live::Guest);
+        if !self.hw.streaming() {
+            assert_eq!(self.hw.el1_open(TrapClass::Sve), guest.fp.vq().is_some());
+        }
         if let Some(clamp) = guest.fp.vq() {
             assert_eq!(usize::from(self.hw.vq_el2()), clamp.quadwords(), "I4");
+        }
+        if guest.fp.aarch32() {
+            assert_eq!(self.hw.fpexc, guest.mind.fpexc, "FPEXC.EN while FP is open");
         }
         true
     }
@@ -277,22 +278,42 @@ impl CpuState {
         let stats = &Stats::new();
         match event {
             Event::HostUses => {
-                self.host_opens(guests, stats);
+                self.host_opens(guests, TrapClass::Sve, stats);
                 self.host.look_and_write(&mut self.hw, true);
             }
             Event::HostChangesZcr => {
-                self.host_opens(guests, stats);
+                self.host_opens(guests, TrapClass::Sve, stats);
                 self.host.change_zcr(&mut self.hw);
+            }
+            Event::HostChangesSvcr(bits) => {
+                self.host_opens(guests, TrapClass::Sme, stats);
+                self.host.change_svcr(&mut self.hw, bits);
+            }
+            Event::HostUsesZa => {
+                self.host_opens(guests, TrapClass::Sme, stats);
+                self.host.look_at_za(&mut self.hw);
             }
             Event::Load(v) => self.loaded = Some(v),
             Event::Put => self.put(guests, stats),
             Event::Enter(hint) => {
                 let hint = HostFlags::from_bits_truncate(hint);
                 let guest = &mut guests[self.loaded.expect("loaded")];
-                if self.fp.live() != Live::Host && hint.contains(HostFlags::FOREIGN_FPSTATE) {
-                    self.host.give_up(&[LOW, HIGH, PRED, STATUS]);
+                let foreign = hint.contains(HostFlags::FOREIGN_FPSTATE);
+                let (live, za) = (self.fp.live(), self.fp.za());
+                if live != Live::Host && foreign {
+                    self.host.give_up_file();
+                    if za != Live::Host {
+                        self.host.give_up_za();
+                    }
                 }
-                self.fp.enter(&mut self.hw, &guest.fp, hint, stats).expect("SVCR is zero");
+                if live == Live::Host && za == Live::Host && self.host.sm() {
+                    displace(&mut self.host, hint, (live, za), false);
+                }
+                self.fp.enter(&mut self.hw, &guest.fp, hint, stats);
+                if za == Live::Host && self.fp.za() != Live::Host && foreign {
+                    self.host.give_up_za();
+                }
+                assert!(!self.hw.streaming(), "a guest in streaming mode at its entry");
                 self.running = Some(hint);
                 self.hw.sync();
             }
@@ -304,8 +325,31 @@ impl CpuState {
                 };
                 let guest = &mut guests[self.loaded.expect("loaded")];
                 if self.guest_uses(guest, class, stats) {
+                    if guest.fp.aarch32() && !guest.mind.fpexc {
+                        // UNDEFINED in its own EL1.
+                        return;
+                    }
                     let sve = guest.fp.vq().is_some();
                     guest.mind.look_and_write(&mut self.hw, sve);
+                }
+            }
+            Event::GuestChangesSvcr(bits) => {
+                let guest = &mut guests[self.loaded.expect("loaded")];
+                if self.guest_uses(guest, TrapClass::Sme, stats) {
+                    guest.mind.change_svcr(&mut self.hw, bits);
+                }
+            }
+            Event::GuestUsesZa => {
+                let guest = &mut guests[self.loaded.expect("loaded")];
+                if self.guest_uses(guest, TrapClass::Sme, stats) {
+                    guest.mind.look_at_za(&mut self.hw);
+                }
+            }
+            Event::GuestChangesFpexc => {
+                let guest = &mut guests[self.loaded.expect("loaded")];
+                if self.guest_uses(guest, TrapClass::Fpsimd, stats) {
+                    guest.mind.fpexc = !guest.mind.fpexc;
+                    self.hw.fpexc = guest.mind.fpexc;
                 }
             }
             Event::GuestChangesZcr => {
@@ -317,20 +361,29 @@ impl CpuState {
             Event::Exit => {
                 let guest = &mut guests[self.loaded.expect("loaded")];
                 self.fp.exit(&mut self.hw, &mut guest.fp, stats);
+                assert!(
+                    self.fp.live() == Live::Host || !self.hw.streaming(),
+                    "streaming mode is left behind"
+                );
                 self.running = None;
                 self.hw.sync();
             }
             Event::PowerCycle => {
                 self.put(guests, stats);
                 self.hw.power_cycle();
-                let max = vq(self.hw.max);
-                self.fp.reset(&mut self.hw, Some(max));
+                let lengths = lengths(self.hw.max, self.hw.sme);
+                self.fp.reset(&mut self.hw, lengths);
                 self.hw.sync();
-                self.host.give_up(&[LOW, HIGH, PRED, STATUS]);
+                self.host.give_up_file();
+                self.host.give_up_za();
                 self.host.zcr_el1 = 0;
             }
         }
     }
+}
+
+fn lengths(max: u8, sme: bool) -> Storage {
+    Storage::new(Some(vq(max)), sme.then_some(Vq::MIN))
 }
 
 impl Model for Machine {
@@ -338,31 +391,39 @@ impl Model for Machine {
     type Action = Step;
 
     fn init_states(&self) -> Vec<State> {
-        let largest = self.cpus[0].max(self.cpus[1]);
-        let cpus = [0, 1].map(|n| {
-            let max = self.cpus[n];
+        let largest = self.cpus.iter().copied().max().expect("a machine has CPUs");
+        let cpu = |(n, &max): (usize, &u8)| {
             let mut hw = Hw {
                 max,
-                cells: [Cell::Junk; 4],
+                sme: self.sme,
+                svcr: Svcr::empty(),
+                fpexc: false,
+                cells: [Cell::Junk; 5],
                 access_written: Access::Closed,
                 access: Access::Closed,
                 clamp: 1,
                 zcr_el1: 1,
                 coin: false,
-                forgets_predicates: self.faulty && n == 1,
+                forgets_predicates: self.faulty && n + 1 == self.cpus.len(),
             };
             let mut fp = CpuFp::new(Image::new(largest));
-            fp.reset(&mut hw, Some(vq(max)));
+            fp.reset(&mut hw, lengths(max, self.sme));
             hw.sync();
             CpuState { hw, fp, host: Mind::new(n as u8), loaded: None, running: None }
-        });
-        let guests = [0, 1].map(|n| {
-            let (max, policy) = self.guests[n];
+        };
+        let guest = |(n, kind): (usize, &Kind)| {
+            let features = VcpuFeatures {
+                vq: kind.vq.map(vq),
+                svq: kind.sme.then_some(Vq::MIN),
+                aarch32: kind.aarch32,
+            };
             GuestState {
-                fp: VcpuFp::new(Image::new(max.unwrap_or(1)), max.map(vq), policy),
+                fp: VcpuFp::new(Image::new(kind.vq.unwrap_or(1)), features, kind.policy),
                 mind: Mind::new(2 + n as u8),
             }
-        });
+        };
+        let cpus = self.cpus.iter().enumerate().map(cpu).collect();
+        let guests = self.guests.iter().enumerate().map(guest).collect();
         vec![State { cpus, guests, violation: None }]
     }
 
@@ -378,17 +439,31 @@ impl Model for Machine {
             // Where nothing is left open both sides of the coin are one.
             let guest_open = if cpu.fp.live() == Live::Guest { &closed[..] } else { &open };
             let host_open = if cpu.fp.live() == Live::Host { &closed[..] } else { &open };
+            let svcr = [Svcr::SM, Svcr::ZA];
             if cpu.running.is_some() {
+                let guest = &state.guests[cpu.loaded.expect("it runs")].fp;
                 add(Event::GuestUses(Class::Fpsimd), guest_open);
+                add(Event::Exit, host_open);
+                if guest.aarch32() {
+                    add(Event::GuestChangesFpexc, guest_open);
+                    continue;
+                }
                 add(Event::GuestUses(Class::Sve), guest_open);
                 add(Event::GuestUses(Class::Sme), &closed);
                 add(Event::GuestChangesZcr, &open);
-                add(Event::Exit, host_open);
+                if guest.svq().is_some() {
+                    svcr.iter().for_each(|&bits| add(Event::GuestChangesSvcr(bits), guest_open));
+                    add(Event::GuestUsesZa, guest_open);
+                }
                 continue;
             }
             add(Event::HostUses, host_open);
             if cpu.hw.max > 1 {
                 add(Event::HostChangesZcr, &open);
+            }
+            if self.sme && !self.quiet {
+                svcr.iter().for_each(|&bits| add(Event::HostChangesSvcr(bits), host_open));
+                add(Event::HostUsesZa, host_open);
             }
             add(Event::PowerCycle, &open);
             if cpu.loaded.is_some() {
@@ -401,7 +476,7 @@ impl Model for Machine {
             for (v, guest) in state.guests.iter().enumerate() {
                 let vqs = VqSet::from_bits((1 << cpu.hw.max) - 1);
                 let free = state.cpus.iter().all(|c| c.loaded != Some(v));
-                if free && CpuFp::check_load(&guest.fp, vqs).is_ok() {
+                if free && guest.fp.check_load(vqs, VqSet::from_bits(1)).is_ok() {
                     add(Event::Load(v), &closed);
                 }
             }
@@ -411,8 +486,8 @@ impl Model for Machine {
     fn next_state(&self, last: &State, step: Step) -> Option<State> {
         let mut state = last.clone();
         match (step.event, state.cpus[step.cpu].loaded) {
-            (Event::HostUses, _) => state.age(step.cpu as u8),
-            (Event::GuestUses(_), Some(v)) => state.age(2 + v as u8),
+            (Event::HostUses | Event::HostUsesZa, _) => state.age(step.cpu as u8),
+            (Event::GuestUses(_) | Event::GuestUsesZa, Some(v)) => state.age(2 + v as u8),
             _ => {}
         }
         let State { cpus, guests, .. } = &mut state;
@@ -467,15 +542,10 @@ fn explore(machine: Machine) -> Result<usize, String> {
     }
 }
 
-#[test]
-fn every_state_of_every_policy() {
+fn visit(machines: &[Machine]) {
     let mut total = 0;
-    for (cpus, guests) in [
-        ([2, 1], [(Some(1), Policy::Lazy), (None, Policy::Lazy)]),
-        ([2, 1], [(Some(1), Policy::Eager), (None, Policy::Scrub)]),
-    ] {
-        let machine = Machine { cpus, guests, faulty: false };
-        match explore(machine) {
+    for machine in machines {
+        match explore(machine.clone()) {
             Ok(states) => {
                 println!("{machine:?}: {states} states");
                 total += states;
@@ -486,15 +556,48 @@ fn every_state_of_every_policy() {
     println!("{total} states in all");
 }
 
+fn machine(cpus: &[u8], sme: bool, guests: &[Kind]) -> Machine {
+    Machine { cpus: cpus.into(), sme, guests: guests.into(), quiet: false, faulty: false }
+}
+
+fn quiet(cpus: &[u8], guests: &[Kind]) -> Machine {
+    Machine { quiet: true, ..machine(cpus, true, guests) }
+}
+
+const LAZY: [Kind; 2] = [Kind::sve(Some(1), Policy::Lazy), Kind::sve(None, Policy::Lazy)];
+
+#[test]
+fn every_state_of_every_policy() {
+    let others = [Kind::sve(Some(1), Policy::Eager), Kind::sve(None, Policy::Scrub)];
+    visit(&[machine(&[2, 1], false, &LAZY), machine(&[2, 1], false, &others)]);
+}
+
+#[test]
+fn every_state_with_sme() {
+    let (lazy, scrub, eager) = (Policy::Lazy, Policy::Scrub, Policy::Eager);
+    visit(&[
+        machine(&[2], true, &[Kind::sme(Some(2), lazy)]),
+        machine(&[2], true, &[Kind::sme(Some(1), scrub)]),
+        machine(&[1], true, &[Kind::sme(Some(1), lazy), Kind::sve(None, eager)]),
+        quiet(&[1], &[Kind::sme(None, eager), Kind::sme(None, scrub)]),
+        quiet(&[2, 1], &[Kind::sme(None, lazy)]),
+    ]);
+}
+
+#[test]
+fn every_state_with_aarch32() {
+    let (lazy, scrub, eager) = (Policy::Lazy, Policy::Scrub, Policy::Eager);
+    visit(&[
+        machine(&[2], true, &[Kind::aarch32(lazy), Kind::sve(None, eager)]),
+        machine(&[1], true, &[Kind::aarch32(scrub), Kind::sme(None, lazy)]),
+    ]);
+}
+
 /// The check finds a fault, and the way to it can be read.
 #[test]
 fn a_fault_is_found_and_its_trace_is_readable() {
-    let machine = Machine {
-        cpus: [2, 1],
-        guests: [(Some(1), Policy::Lazy), (None, Policy::Lazy)],
-        faulty: true,
-    };
-    let trace = explore(machine).expect_err("CPU 1 forgets P and FFR");
+    let trace = explore(Machine { faulty: true, ..machine(&[2, 1], false, &LAZY) })
+        .expect_err("CPU 1 forgets P and FFR");
     println!("{trace}");
     assert!(trace.contains("cell 2 of"), "{trace}");
     let last = trace.lines().last().unwrap_or_default();

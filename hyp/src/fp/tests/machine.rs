@@ -1,132 +1,53 @@
-//! The machine of the engine's tests: simulated CPUs, the engine on each, and the specification of what
-//! everybody must find.
+//! The machine of the engine's tests: simulated CPUs, the engine on each, and what everybody does there.
 
 use super::super::lengths::Lengths;
-use super::super::sim::{Registers, SimCpu, SimImage};
+use super::super::sim::{Having, SimCpu, SimImage};
 use super::super::{
-    Access, CpuFp, FpHw, GuestTrap, HostImage, Live, TrapClass, VcpuFp, host_image_bytes,
+    Access, CpuFp, FpHw, GuestTrap, HostImage, Live, Svcr, TrapClass, VcpuFp, host_storage,
 };
+use super::mind::Expected;
 use crate::stats::Stats;
 use umbra_shared::call::Policy;
 use umbra_shared::error::Error;
 use umbra_shared::flags::{HostFlags, HypFlags};
-use umbra_shared::sve::{FPSIMD_BYTES, Layout};
+use umbra_shared::sme::Storage;
+use umbra_shared::vcpu::VcpuFeatures;
 use umbra_shared::vl::{Vq, VqSet};
 
 pub(super) const HOST: u8 = 1;
 
-pub(super) fn byte(owner: u8, generation: u32, register: usize, index: usize) -> u8 {
-    let mixed = (generation as usize)
-        .wrapping_mul(0x9e37_79b9)
-        .wrapping_add(register * 257 + index)
-        .wrapping_mul(0x85eb_ca6b)
-        >> 11;
-    owner << 6 | (mixed as u8 & 0x3f)
-}
+/// FPEXC32_EL2.EN.
+const EN: u64 = 1 << 30;
 
-/// What a context must find: `None` where it can't tell (bytes that a VL change exposed).
-#[derive(Clone, Debug)]
-pub(super) struct Expected {
-    pub(super) owner: u8,
-    pub(super) z: Vec<[Option<u8>; 256]>,
-    pub(super) p: Vec<[Option<u8>; 32]>,
-    pub(super) status: [u64; 2],
-    pub(super) zcr_el1: u64,
-    pub(super) generation: u32,
-}
-
-impl Expected {
-    pub(super) fn reset(owner: u8) -> Self {
-        Self {
-            owner,
-            z: vec![[Some(0); 256]; 32],
-            p: vec![[Some(0); 32]; 17],
-            status: [0; 2],
-            zcr_el1: 0,
-            generation: 0,
-        }
-    }
-
-    pub(super) fn write(&mut self, hw: &mut SimCpu, sve: bool) {
-        self.generation += 1;
-        let (owner, generation) = (self.owner, self.generation);
-        let vl = if sve { hw.vq_el1().vl_bytes() } else { 16 };
-        self.status = [u64::from(generation) << 8 | u64::from(owner), u64::from(generation)];
-        hw.el1_write(sve, self.status, |n, i| byte(owner, generation, n, i));
-        for (n, z) in self.z.iter_mut().enumerate() {
-            for (i, b) in z.iter_mut().enumerate() {
-                *b = (i < vl).then(|| byte(owner, generation, n, i));
-            }
-        }
-        for (n, p) in self.p.iter_mut().enumerate() {
-            for (i, b) in p.iter_mut().enumerate() {
-                // V writes leave P and FFR alone.
-                if sve {
-                    *b = (i < vl / 8).then(|| byte(owner, generation, 32 + n, i));
-                }
-            }
-        }
-    }
-
-    /// The VL that EL1 sees shrank to `vl`: what lies above is no longer certain.
-    pub(super) fn forget_above(&mut self, vl: usize) {
-        for z in &mut self.z {
-            z[vl..].fill(None);
-        }
-        for p in &mut self.p {
-            p[vl / 8..].fill(None);
-        }
-    }
-
-    pub(super) fn compare(&self, who: &str, seen: &Registers) {
-        let check = |what: String, expected: Option<u8>, found: u8| match expected {
-            Some(expected) => assert_eq!(expected, found, "{who}: {what}"),
-            None => assert!(
-                found == 0 || found >> 6 == self.owner,
-                "{who}: {what} shows {found:#x}, owner {}",
-                found >> 6
-            ),
-        };
-        for (n, z) in seen.z.iter().enumerate() {
-            for (i, &b) in z.iter().enumerate() {
-                check(format!("Z{n} byte {i}"), self.z[n][i], b);
-            }
-        }
-        for (n, p) in seen.p.iter().enumerate() {
-            for (i, &b) in p.iter().enumerate() {
-                check(format!("P{n} (16 is FFR) byte {i}"), self.p[n][i], b);
-            }
-        }
-        assert_eq!(self.status, seen.status, "{who}: FPSR, FPCR");
-    }
-
-    /// Only V0-V31, FPSR, FPCR survive.
-    pub(super) fn discard_sve(&mut self) {
-        for z in &mut self.z {
-            z[16..].fill(Some(0));
-        }
-        for p in &mut self.p {
-            p.fill(Some(0));
-        }
-    }
-
-    /// Everything but ZCR_EL1 is the reset state.
-    pub(super) fn discard_all(&mut self) {
-        let (owner, zcr_el1, generation) = (self.owner, self.zcr_el1, self.generation);
-        *self = Self { zcr_el1, generation, ..Self::reset(owner) };
-    }
+/// What a context does with its registers; it looks at what is there first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// V registers; in streaming mode all of Z and P.
+    Fpsimd,
+    /// Z, P and FFR, and then another ZCR_EL1.
+    Sve(Option<u64>),
+    /// SMSTART, SMSTOP.
+    Svcr(Svcr),
+    /// ZA and ZT0.
+    Za,
+    /// SMCR_EL1.
+    Smcr(u64),
+    /// FPEXC, of an AArch32 guest.
+    Fpexc(bool),
 }
 
 pub(super) struct Cpu {
     pub(super) hw: SimCpu,
     pub(super) fp: CpuFp<SimImage>,
     pub(super) stats: Stats,
-    pub(super) vqs: VqSet,
+    pub(super) having: Having,
     /// What the host is held to.
-    pub(super) host_vq: Option<Vq>,
+    pub(super) held: Storage,
     pub(super) host: Expected,
     /// The specification's idea of `live`.
     pub(super) live: Live,
+    /// And of `za`.
+    pub(super) za: Live,
     pub(super) hint: HostFlags,
     pub(super) loaded: Option<usize>,
 }
@@ -134,6 +55,8 @@ pub(super) struct Cpu {
 pub(super) struct Guest {
     pub(super) fp: VcpuFp<SimImage>,
     pub(super) expected: Expected,
+    /// FPEXC, of an AArch32 guest.
+    pub(super) fpexc: u64,
     pub(super) loaded: bool,
 }
 
@@ -141,116 +64,184 @@ pub(super) struct Machine {
     pub(super) cpus: Vec<Cpu>,
     pub(super) guests: Vec<Guest>,
     pub(super) lengths: Lengths,
+    pub(super) streaming: Lengths,
 }
 
 /// The CPUs of a machine.
 pub(super) struct Shape<'a> {
-    pub(super) sets: &'a [VqSet],
+    pub(super) cpus: &'a [Having],
     /// CPUs that come when host images have their size and guests their lengths: the last ones.
     pub(super) late: usize,
     /// `umbra.host-vl=common`.
     pub(super) host_common: bool,
 }
 
+/// What a guest is to have: numbers of lengths in what is common, counted round.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kind {
+    pub(super) vl: Option<usize>,
+    pub(super) svl: Option<usize>,
+    pub(super) aarch32: bool,
+    pub(super) policy: Policy,
+}
+
+impl Kind {
+    pub(super) const fn sve(vl: Option<usize>, policy: Policy) -> Self {
+        Self { vl, svl: None, aarch32: false, policy }
+    }
+
+    pub(super) const fn sme(vl: Option<usize>, svl: usize, policy: Policy) -> Self {
+        Self { vl, svl: Some(svl), aarch32: false, policy }
+    }
+
+    pub(super) const AARCH32: Self =
+        Self { vl: None, svl: None, aarch32: true, policy: Policy::Lazy };
+}
+
 pub(super) const CANARY: u8 = 0xa5;
 
-pub(super) fn vcpu(vq: Option<Vq>, policy: Policy) -> VcpuFp<SimImage> {
-    let bytes = vq.map_or(FPSIMD_BYTES, |vq| Layout::new(vq).image_bytes());
-    VcpuFp::new(SimImage::new(bytes), vq, policy)
+pub(super) fn vcpu(features: VcpuFeatures, policy: Policy) -> VcpuFp<SimImage> {
+    VcpuFp::new(SimImage::new(features.storage()), features, policy)
 }
 
 impl Machine {
-    /// All CPUs are there from the beginning, and the guests have different lengths where the machine
-    /// has them.
-    pub(super) fn new(sets: &[VqSet], guests: &[(bool, Policy)], sme: bool, seed: u64) -> Self {
-        let guests: Vec<_> =
-            guests.iter().enumerate().map(|(n, &(sve, p))| (sve.then_some(n), p)).collect();
-        Self::with(&Shape { sets, late: 0, host_common: false }, &guests, sme, seed)
-    }
-
-    /// Guests with SVE have the length with this number in what is common, counted round.
-    pub(super) fn with(
-        shape: &Shape<'_>,
-        guests: &[(Option<usize>, Policy)],
-        sme: bool,
-        seed: u64,
-    ) -> Self {
-        let booted = shape.sets[..shape.sets.len() - shape.late].iter().copied();
-        let lengths = Lengths::new(booted.clone(), shape.host_common);
-        let bytes = host_image_bytes(booted);
-        let cpus = shape
-            .sets
+    /// All CPUs are there from the beginning, with SVE at most, and the guests have different lengths where
+    /// the machine has them.
+    pub(super) fn new(sets: &[VqSet], guests: &[(bool, Policy)], seed: u64) -> Self {
+        let cpus: Vec<_> = sets.iter().copied().map(Having::sve).collect();
+        let guests: Vec<_> = guests
             .iter()
             .enumerate()
-            .map(|(n, &vqs)| {
+            .map(|(n, &(sve, p))| Kind::sve(sve.then_some(n), p))
+            .collect();
+        Self::with(&Shape { cpus: &cpus, late: 0, host_common: false }, &guests, seed)
+    }
+
+    pub(super) fn with(shape: &Shape<'_>, guests: &[Kind], seed: u64) -> Self {
+        let booted = || shape.cpus[..shape.cpus.len() - shape.late].iter();
+        let lengths = Lengths::new(booted().map(|c| c.vqs), shape.host_common);
+        let streaming = Lengths::new(booted().map(|c| c.svqs), shape.host_common);
+        let storage = host_storage(booted().map(|c| c.vqs), booted().map(|c| c.svqs));
+        let cpus = shape
+            .cpus
+            .iter()
+            .enumerate()
+            .map(|(n, &(mut having))| {
+                let held = Storage::new(lengths.host(having.vqs), streaming.host(having.svqs));
+                // What the host can't be held to is closed for good.
+                if held.vq.is_none() {
+                    having.vqs = VqSet::EMPTY;
+                }
+                if held.svq.is_none() {
+                    having.svqs = VqSet::EMPTY;
+                }
                 let mut cpu = Cpu {
-                    hw: SimCpu::new(vqs, sme, seed ^ (n as u64) << 32),
-                    fp: CpuFp::new(SimImage::new(bytes)),
+                    hw: SimCpu::new(having, seed ^ (n as u64) << 32),
+                    fp: CpuFp::new(SimImage::new(storage)),
                     stats: Stats::new(),
-                    vqs,
-                    host_vq: lengths.host(vqs),
+                    having,
+                    held,
                     host: Expected::reset(HOST),
                     live: Live::Nobody,
+                    za: Live::Nobody,
                     hint: HostFlags::empty(),
                     loaded: None,
                 };
-                cpu.fp.reset(&mut cpu.hw, cpu.host_vq);
+                cpu.fp.reset(&mut cpu.hw, held);
                 cpu.hw.eret();
                 cpu
             })
             .collect();
+        let pick = |set: VqSet, number: Option<usize>| {
+            let count = set.iter().count().max(1);
+            number.and_then(|number| set.iter().nth(number % count))
+        };
         let guests = guests
             .iter()
             .enumerate()
-            .map(|(n, &(number, policy))| {
-                let count = lengths.common.iter().count().max(1);
-                let vq = number.and_then(|number| lengths.common.iter().nth(number % count));
+            .map(|(n, kind)| {
+                let features = match kind.aarch32 {
+                    true => VcpuFeatures::AARCH32,
+                    false => VcpuFeatures {
+                        vq: pick(lengths.common, kind.vl),
+                        svq: pick(streaming.common, kind.svl),
+                        aarch32: false,
+                    },
+                };
                 Guest {
-                    fp: vcpu(vq, policy),
+                    fp: vcpu(features, kind.policy),
                     expected: Expected::reset(2 + n as u8),
+                    fpexc: 0x700,
                     loaded: false,
                 }
             })
             .collect();
-        Self { cpus, guests, lengths }
+        Self { cpus, guests, lengths, streaming }
     }
 
-    /// The host touches FP: whatever happens, it ends with its registers open to it.
-    pub(super) fn host_access(&mut self, n: usize) -> bool {
+    /// The host touches registers: whatever happens, it ends with them open to it.
+    fn host_access(&mut self, n: usize, class: TrapClass) {
         let cpu = &mut self.cpus[n];
-        let sve = !cpu.vqs.is_empty();
-        let class = if sve { TrapClass::Sve } else { TrapClass::Fpsimd };
+        let matrix = class == TrapClass::Sme;
         if cpu.hw.el1_access(class).is_err() {
-            assert_ne!(cpu.live, Live::Host, "a trap although the host is live");
+            assert!(cpu.fp.host_opens(class), "a trap although the host has it");
+            assert!(cpu.live != Live::Host || (matrix && cpu.za != Live::Host));
+            let needs_matrix = matrix || cpu.host.sm();
             let loaded = cpu.loaded.map(|v| &mut self.guests[v].fp);
-            let flags = cpu.fp.host_trap(&mut cpu.hw, loaded, &cpu.stats);
+            let flags = cpu.fp.host_trap(&mut cpu.hw, loaded, class, &cpu.stats);
             assert_eq!(flags, HypFlags::HOST_FP_PRESERVED);
             cpu.live = Live::Host;
+            if needs_matrix {
+                cpu.za = Live::Host;
+            }
             cpu.hw.eret();
         } else {
             assert_eq!(cpu.live, Live::Host, "FP is open to the host and not its own");
         }
+        assert_eq!(cpu.hw.el1_access(class), Ok(()));
         assert_eq!(cpu.fp.live(), Live::Host);
         assert_eq!(cpu.fp.host_image(), HostImage::None, "the image is consumed");
-        sve
+        assert!(!matrix || cpu.fp.za() == Live::Host);
+        assert_eq!(cpu.hw.el1_access(TrapClass::Sme).is_ok(), cpu.za == Live::Host);
     }
 
+    /// Everything that the machine has of the file.
     pub(super) fn host_use(&mut self, n: usize, zcr: Option<u64>) {
-        let sve = self.host_access(n);
+        self.host_uses(n, Use::Sve(zcr));
+    }
+
+    pub(super) fn host_uses(&mut self, n: usize, what: Use) {
+        let (sve, sme) =
+            (!self.cpus[n].having.vqs.is_empty(), !self.cpus[n].having.svqs.is_empty());
+        let sm = self.cpus[n].host.sm();
+        match what {
+            Use::Fpexc(_) => return,
+            Use::Svcr(_) | Use::Za | Use::Smcr(_) if !sme => return,
+            Use::Svcr(_) | Use::Za | Use::Smcr(_) => self.host_access(n, TrapClass::Sme),
+            // With the file displaced, streaming mode is left, and it traps as SVE where there is SVE.
+            Use::Sve(_) | Use::Fpsimd if sm && !sve => self.host_access(n, TrapClass::Sme),
+            Use::Sve(_) if sve && self.cpus[n].live == Live::Host && sm => {
+                self.host_access(n, TrapClass::Sme);
+            }
+            Use::Sve(_) if sve => self.host_access(n, TrapClass::Sve),
+            Use::Sve(_) | Use::Fpsimd => self.host_access(n, TrapClass::Fpsimd),
+        }
         let cpu = &mut self.cpus[n];
-        if sve {
+        if sve && !sm {
             assert_eq!(cpu.hw.el1_zcr(), cpu.host.zcr_el1, "host's ZCR_EL1");
             let mut probe = cpu.hw.clone();
             probe.el1_set_zcr(0x1ff);
-            assert_eq!(Some(probe.vq_el1()), cpu.host_vq, "the most that the host can select");
+            assert_eq!(Some(probe.vq_el1()), cpu.held.vq, "the most that the host can select");
         }
-        cpu.host.compare("host", &cpu.hw.el1_read(sve));
-        cpu.host.write(&mut cpu.hw, sve);
-        if let (Some(zcr), true) = (zcr, sve) {
-            cpu.hw.el1_set_zcr(zcr);
-            cpu.host.zcr_el1 = zcr;
-            cpu.host.forget_above(cpu.hw.vq_el1().vl_bytes());
+        if cpu.za == Live::Host {
+            assert_eq!(cpu.hw.real_svcr(), cpu.host.svcr, "host's SVCR");
+            assert_eq!(cpu.hw.el1_smcr(), cpu.host.smcr_el1, "host's SMCR_EL1");
+            let mut probe = cpu.hw.clone();
+            probe.el1_set_smcr(0x1ff);
+            assert_eq!(Some(probe.svq_el1()), cpu.held.svq, "the most that the host can select");
         }
+        let whole = sve || sm;
+        apply("host", &mut cpu.host, &mut cpu.hw, what, whole, sve);
     }
 
     pub(super) fn load(&mut self, n: usize, v: usize) {
@@ -259,15 +250,19 @@ impl Machine {
             return;
         }
         let guest = &mut self.guests[v];
-        let here = self.lengths.guests(cpu.vqs);
-        match CpuFp::check_load(&guest.fp, here) {
+        let here = self.lengths.guests(cpu.having.vqs);
+        let streaming = self.streaming.guests(cpu.having.svqs);
+        match guest.fp.check_load(here, streaming) {
             Ok(()) => {
                 guest.loaded = true;
                 cpu.loaded = Some(v);
             }
             Err(error) => {
                 assert_eq!(error, Error::VlMismatch);
-                assert!(guest.fp.vq().is_some_and(|vq| !here.contains(vq)));
+                assert!(
+                    guest.fp.vq().is_some_and(|vq| !here.contains(vq))
+                        || guest.fp.svq().is_some_and(|vq| !streaming.contains(vq))
+                );
             }
         }
     }
@@ -277,102 +272,211 @@ impl Machine {
         let Some(v) = cpu.loaded.take() else { return };
         let guest = &mut self.guests[v];
         let moves = cpu.hw.moves;
+        let has_za = cpu.za == Live::Guest && guest.expected.svcr.contains(Svcr::ZA);
         let flags = cpu.fp.put(&mut cpu.hw, &mut guest.fp, &cpu.stats);
         cpu.hw.eret();
         assert!(!flags.contains(HypFlags::GUEST_FP_LOADED));
-        assert_eq!(cpu.hw.moves - moves, u64::from(cpu.live == Live::Guest));
-        if cpu.live == Live::Guest {
-            cpu.live = Live::Nobody;
+        let expected = u64::from(cpu.live == Live::Guest) + u64::from(has_za);
+        assert_eq!(cpu.hw.moves - moves, expected, "registers moved by a put");
+        for live in [&mut cpu.live, &mut cpu.za] {
+            if *live == Live::Guest {
+                *live = Live::Nobody;
+            }
         }
         guest.loaded = false;
     }
 
-    /// The guest's FP use: what it finds, what it writes, what it does to its VL.
-    pub(super) fn guest_use(&mut self, n: usize, v: usize, class: TrapClass, zcr: Option<u64>) {
+    /// What becomes of the host when a guest takes the file, or the matrix.
+    fn host_is_displaced(cpu: &mut Cpu, matrix: bool) {
+        let foreign = cpu.hint.contains(HostFlags::FOREIGN_FPSTATE);
+        if cpu.live == Live::Host {
+            if foreign {
+                cpu.host.discard_file();
+                if cpu.za != Live::Host {
+                    cpu.host.discard_za();
+                }
+            } else if cpu.hint.contains(HostFlags::SVE_DISCARDED) && !cpu.host.sm() {
+                cpu.host.discard_sve();
+            }
+        }
+        if matrix && cpu.za == Live::Host && foreign {
+            cpu.host.discard_za();
+        }
+    }
+
+    /// A guest's use: what it finds, what it writes.
+    pub(super) fn guest_use(&mut self, n: usize, v: usize, what: Use) {
         let (cpu, guest) = (&mut self.cpus[n], &mut self.guests[v]);
+        let (sve, sme) = (guest.fp.vq().is_some(), guest.fp.svq().is_some());
+        let aarch32 = guest.fp.aarch32();
+        if aarch32 {
+            // FPEXC is reached through the same trap, but whatever EN is.
+            let fpexc = matches!(what, Use::Fpexc(_));
+            if cpu.live == Live::Guest {
+                assert_eq!(cpu.hw.real_fpexc(), guest.fpexc, "its own FPEXC while FP is open");
+            } else {
+                assert_ne!(cpu.hw.real_fpexc() & EN, 0, "EN while FP is closed to it");
+            }
+            if cpu.live == Live::Guest && !fpexc && guest.fpexc & EN == 0 {
+                // UNDEFINED in its own EL1.
+                return;
+            }
+        }
+        let class = match what {
+            Use::Fpexc(_) if !aarch32 => return,
+            Use::Svcr(_) | Use::Za | Use::Smcr(_) => TrapClass::Sme,
+            // Where it is in streaming mode the file is SME's, as soon as it is there.
+            Use::Sve(_) if guest.expected.sm() && cpu.live == Live::Guest => TrapClass::Sme,
+            Use::Sve(_) => TrapClass::Sve,
+            Use::Fpsimd | Use::Fpexc(_) => TrapClass::Fpsimd,
+        };
         if cpu.hw.el1_access(class).is_err() {
-            let had = cpu.live;
-            match cpu.fp.guest_trap(&mut cpu.hw, &mut guest.fp, class, &cpu.stats) {
+            let had = (cpu.live, cpu.za);
+            let opens = cpu.fp.guest_opens(&guest.fp, class);
+            let trap = cpu.fp.guest_trap(&mut cpu.hw, &mut guest.fp, class, &cpu.stats);
+            assert_eq!(trap == GuestTrap::Opened, opens);
+            match trap {
                 GuestTrap::Undefined => {
-                    assert!(
-                        class == TrapClass::Sme
-                            || (class == TrapClass::Sve && guest.fp.vq().is_none())
-                    );
-                    assert_eq!(cpu.fp.live(), had, "UNDEFINED changes nothing");
+                    assert!(match class {
+                        TrapClass::Fpsimd => false,
+                        TrapClass::Sve => !sve && !guest.expected.sm(),
+                        TrapClass::Sme => !sme,
+                    });
+                    assert_eq!((cpu.fp.live(), cpu.fp.za()), had, "UNDEFINED changes nothing");
                     cpu.hw.eret();
                     return;
                 }
                 GuestTrap::Opened => {
-                    if had == Live::Host {
-                        if cpu.hint.contains(HostFlags::FOREIGN_FPSTATE) {
-                            cpu.host.discard_all();
-                        } else if cpu.hint.contains(HostFlags::SVE_DISCARDED) {
-                            cpu.host.discard_sve();
-                        }
-                    }
+                    let matrix = cpu.fp.za() == Live::Guest;
+                    assert!(matrix || class != TrapClass::Sme, "SME is open and not its own");
+                    assert!(matrix || guest.expected.svcr.is_empty() || cpu.za == Live::Guest);
+                    Self::host_is_displaced(cpu, matrix);
                     cpu.live = Live::Guest;
+                    if matrix {
+                        cpu.za = Live::Guest;
+                    }
                     cpu.hw.eret();
                 }
             }
         }
-        assert_eq!(cpu.hw.el1_access(class), Ok(()));
-        assert_eq!(cpu.live, Live::Guest);
-        let sve = guest.fp.vq().is_some();
+        if aarch32 {
+            assert_eq!(cpu.hw.real_fpexc(), guest.fpexc, "its own FPEXC once FP is open");
+            if let Use::Fpexc(enable) = what {
+                guest.fpexc = 0x700 | if enable { EN } else { 0 };
+                cpu.hw.el1_set_fpexc(guest.fpexc);
+                return;
+            }
+            if guest.fpexc & EN == 0 {
+                return;
+            }
+        }
+        assert_eq!((cpu.live, cpu.fp.live()), (Live::Guest, Live::Guest));
+        let sm = guest.expected.sm();
+        if !sm {
+            assert_eq!(cpu.hw.el1_access(TrapClass::Sve).is_ok(), sve);
+        }
+        assert_eq!(cpu.hw.el1_access(TrapClass::Sme).is_ok(), cpu.za == Live::Guest);
         if let Some(clamp) = guest.fp.vq() {
             assert_eq!(cpu.hw.el1_zcr(), guest.expected.zcr_el1, "guest's ZCR_EL1");
-            // I4: the greatest VL it can select is exactly its clamp.
+            // I4: the greatest VL it can select is exactly its clamp, and below it every choice is what it
+            // would be on any other CPU, over holes, too.
             let mut probe = cpu.hw.clone();
             probe.el1_set_zcr(0x1ff);
             assert_eq!(probe.vq_el1(), clamp);
-            // And below it every choice is what it would be on any other CPU, over holes, too.
             for len in 0..16 {
                 probe.el1_set_zcr(len);
                 let asked = Vq::from_len(len).min(clamp);
                 assert_eq!(Some(probe.vq_el1()), self.lengths.common.effective(asked));
             }
+        }
+        if cpu.za == Live::Guest {
+            let clamp = guest.fp.svq().expect("it has SME");
+            assert_eq!(cpu.hw.real_svcr(), guest.expected.svcr, "guest's SVCR");
+            assert_eq!(cpu.hw.el1_smcr(), guest.expected.smcr_el1, "guest's SMCR_EL1");
+            let mut probe = cpu.hw.clone();
+            probe.el1_set_smcr(0x1ff);
+            assert_eq!(probe.svq_el1(), clamp, "I4");
+            let smallest = self.streaming.common.iter().next();
+            for len in 0..16 {
+                probe.el1_set_smcr(len);
+                let asked = Vq::from_len(len).min(clamp);
+                let elsewhere = self.streaming.common.effective(asked).or(smallest);
+                assert_eq!(Some(probe.svq_el1()), elsewhere);
+            }
         } else {
-            assert!(cpu.hw.el1_access(TrapClass::Sve).is_err());
+            assert!(!cpu.hw.real_svcr().contains(Svcr::SM), "a guest in another's streaming mode");
         }
-        assert!(cpu.hw.el1_access(TrapClass::Sme).is_err());
-        guest.expected.compare("guest", &cpu.hw.el1_read(sve));
-        guest.expected.write(&mut cpu.hw, sve);
-        if let (Some(zcr), true) = (zcr, sve) {
-            cpu.hw.el1_set_zcr(zcr);
-            guest.expected.zcr_el1 = zcr;
-            guest.expected.forget_above(cpu.hw.vq_el1().vl_bytes());
-        }
+        apply("guest", &mut guest.expected, &mut cpu.hw, what, sve || sm, sve);
     }
 
-    pub(super) fn run(&mut self, n: usize, hint: HostFlags, uses: &[(TrapClass, Option<u64>)]) {
+    pub(super) fn run(&mut self, n: usize, hint: HostFlags, uses: &[Use]) {
         let cpu = &mut self.cpus[n];
         let Some(v) = cpu.loaded else { return };
         let moves = cpu.hw.moves;
         let guest = &mut self.guests[v];
-        cpu.fp.enter(&mut cpu.hw, &guest.fp, hint, &cpu.stats).expect("streaming mode is off");
         cpu.hint = hint;
-        if cpu.live != Live::Host && hint.contains(HostFlags::FOREIGN_FPSTATE) {
-            cpu.host.discard_all();
+        let foreign = hint.contains(HostFlags::FOREIGN_FPSTATE);
+        // What the entry takes away: streaming mode, and ZA from before an AArch32 guest.
+        let mut expected_moves = 0;
+        if cpu.live == Live::Host {
+            if cpu.za == Live::Host && cpu.host.sm() {
+                expected_moves += u64::from(!foreign);
+                Self::host_is_displaced(cpu, false);
+                cpu.live = Live::Nobody;
+            }
+        } else if foreign {
+            cpu.host.discard_file();
+            if cpu.za != Live::Host {
+                cpu.host.discard_za();
+            }
         }
+        let has_za = cpu.za == Live::Host && cpu.host.svcr.contains(Svcr::ZA);
+        if guest.fp.aarch32() && cpu.live != Live::Guest && has_za {
+            expected_moves += u64::from(!foreign);
+            if foreign {
+                cpu.host.discard_za();
+            }
+            cpu.za = Live::Nobody;
+        }
+        cpu.fp.enter(&mut cpu.hw, &guest.fp, hint, &cpu.stats);
+        assert_eq!((cpu.fp.live(), cpu.fp.za()), (cpu.live, cpu.za));
+        assert!(
+            !cpu.hw.real_svcr().contains(Svcr::SM),
+            "an entry in streaming mode, whosever it is"
+        );
+        assert_eq!(cpu.hw.moves - moves, expected_moves, "an entry moved registers");
         cpu.hw.eret();
-        for &(class, zcr) in uses {
-            self.guest_use(n, v, class, zcr);
+        for &what in uses {
+            self.guest_use(n, v, what);
         }
         let (cpu, guest) = (&mut self.cpus[n], &mut self.guests[v]);
+        let moves = cpu.hw.moves;
         let flags = cpu.fp.exit(&mut cpu.hw, &mut guest.fp, &cpu.stats);
-        let was_live = cpu.live == Live::Guest;
-        if was_live {
-            cpu.live = match guest.fp.policy() {
-                Policy::Lazy => Live::Guest,
-                Policy::Eager => Live::Host,
-                Policy::Scrub => Live::Nobody,
-            };
+        let (was_live, had_matrix) = (cpu.live == Live::Guest, cpu.za == Live::Guest);
+        let image_streams = cpu.host.sm();
+        match guest.fp.policy() {
+            // Streaming mode is left at every exit.
+            Policy::Lazy if was_live && guest.expected.sm() => cpu.live = Live::Nobody,
+            Policy::Lazy => assert_eq!(cpu.hw.moves, moves, "a lazy exit moved registers"),
+            Policy::Eager if was_live || had_matrix => {
+                cpu.live = Live::Host;
+                if had_matrix || image_streams {
+                    cpu.za = Live::Host;
+                }
+            }
+            Policy::Scrub if was_live || had_matrix => {
+                cpu.live = if was_live { Live::Nobody } else { cpu.live };
+                cpu.za = if had_matrix { Live::Nobody } else { cpu.za };
+            }
+            Policy::Eager | Policy::Scrub => assert_eq!(cpu.hw.moves, moves),
         }
-        assert_eq!(cpu.fp.live(), cpu.live);
+        assert_eq!((cpu.fp.live(), cpu.fp.za()), (cpu.live, cpu.za));
         assert_eq!(flags.contains(HypFlags::GUEST_FP_LOADED), cpu.live == Live::Guest);
+        assert!(
+            cpu.live == Live::Host || !cpu.hw.real_svcr().contains(Svcr::SM),
+            "streaming mode is left to nobody"
+        );
         cpu.hw.eret();
-        if uses.is_empty() {
-            assert_eq!(cpu.hw.moves, moves, "an exit that needed no FP moved registers");
-        }
         if was_live && guest.fp.policy() == Policy::Scrub {
             self.nothing_of_a_guest_in_the_registers(n, v);
         }
@@ -383,19 +487,30 @@ impl Machine {
         let mut open = self.cpus[n].hw.clone();
         open.set_access(Access::Full);
         open.eret();
-        let sve = !self.cpus[n].vqs.is_empty();
+        let sve = !self.cpus[n].having.vqs.is_empty();
         let owner = self.guests[v].expected.owner;
         for z in open.el1_read(sve).z {
             assert!(z.iter().all(|b| b >> 6 != owner), "scrub left a guest's byte");
+        }
+        if !self.cpus[n].having.svqs.is_empty() {
+            // At the SVL that the guest had.
+            open.el1_set_smcr(0xf);
+            for row in open.el1_read_za() {
+                assert!(row.iter().all(|b| b >> 6 != owner), "scrub left a guest's byte in ZA");
+            }
         }
     }
 
     pub(super) fn displace_host(&mut self, n: usize) {
         let cpu = &mut self.cpus[n];
-        let was = cpu.live;
         cpu.fp.displace_host(&mut cpu.hw, &cpu.stats);
-        cpu.live = if was == Live::Host { Live::Nobody } else { was };
-        assert_eq!(cpu.fp.live(), cpu.live);
+        if cpu.live == Live::Host {
+            cpu.live = Live::Nobody;
+            if cpu.za == Live::Host {
+                cpu.za = Live::Nobody;
+            }
+        }
+        assert_eq!((cpu.fp.live(), cpu.fp.za()), (cpu.live, cpu.za));
         cpu.hw.eret();
     }
 
@@ -403,10 +518,27 @@ impl Machine {
         self.put(n);
         let cpu = &mut self.cpus[n];
         cpu.hw.power_cycle();
-        cpu.fp.reset(&mut cpu.hw, cpu.host_vq);
+        cpu.fp.reset(&mut cpu.hw, cpu.held);
         cpu.hw.eret();
         cpu.live = Live::Nobody;
-        let generation = cpu.host.generation;
-        cpu.host = Expected { generation, ..Expected::reset(HOST) };
+        cpu.za = Live::Nobody;
+        cpu.host.start_again();
+    }
+}
+
+/// The use itself, with everything open that it needs.
+fn apply(who: &str, mind: &mut Expected, hw: &mut SimCpu, what: Use, whole: bool, sve: bool) {
+    match what {
+        Use::Fpsimd => mind.look_and_write(who, hw, mind.sm()),
+        Use::Sve(zcr) => {
+            mind.look_and_write(who, hw, whole);
+            if let (Some(zcr), true) = (zcr, sve && !mind.sm()) {
+                mind.set_zcr(hw, zcr);
+            }
+        }
+        Use::Svcr(svcr) => mind.set_svcr(hw, svcr),
+        Use::Za if mind.svcr.contains(Svcr::ZA) => mind.look_at_za(who, hw),
+        Use::Za | Use::Fpexc(_) => {}
+        Use::Smcr(smcr) => mind.set_smcr(hw, smcr),
     }
 }

@@ -9,11 +9,9 @@ use crate::{
     tests, workers,
 };
 use core::arch::asm;
-use umbra_host::kernel::sysreg;
 use umbra_patterns::{pattern::Kept, regs};
 use umbra_shared::{
     call::{Counter, Policy},
-    error::Error,
     exit::RunFlags,
     flags::{FlagShadowPage, HostFlags, HypFlags},
     vl::Vq,
@@ -34,7 +32,6 @@ tests![
     hyps_word_tells_the_truth,
     i4_no_guest_exceeds_its_clamp,
     zcr_takes_any_value,
-    r11_streaming_host_is_refused,
     sme_of_the_host_works_while_no_guest_is_live,
 ];
 
@@ -415,34 +412,6 @@ fn with_sme(f: impl FnOnce()) {
     unsafe {
         asm!(".inst 0xd503467f", "msr cpacr_el1, {}", "isb", in(reg) cpacr, options(nostack));
     }
-}
-
-fn r11_streaming_host_is_refused() -> Result<(), Skip> {
-    need_sme()?;
-    for policy in POLICIES {
-        let guest = guest(policy);
-        guest.fill(1);
-        host::fill(1);
-        with_sme(|| {
-            for (mode, name) in [(1, "SM"), (2, "ZA"), (3, "SM and ZA")] {
-                let daif = sysreg::mask_interrupts();
-                // SAFETY: the compiler uses no register that a mode change clears.
-                unsafe { asm!("msr s3_3_c4_c2_2, {}", in(reg) mode, options(nostack)) };
-                let result = guest.try_enter(RunFlags::empty(), [0; 4]).err();
-                let after = svcr();
-                // SAFETY: as above: SMSTOP.
-                unsafe { asm!("msr s3_3_c4_c2_2, xzr", options(nostack)) };
-                sysreg::restore_interrupts(daif);
-                assert_eq!(result, Some(Error::SvcrLive), "{name}");
-                assert_eq!(after, mode, "{name}: state intact");
-            }
-        });
-        host::fill(2);
-        guest.check(1);
-        host::check(2);
-        guest.put();
-    }
-    Ok(())
 }
 
 fn sme_of_the_host_works_while_no_guest_is_live() -> Result<(), Skip> {

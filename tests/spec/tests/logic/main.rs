@@ -2,16 +2,17 @@
 //! machine that is a few vectors: every answer, every page's owner, what is mapped for whom, what is in
 //! the pages, and whose FP registers are live.
 
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+mod machine;
 
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+
+use machine::*;
 use proptest::prelude::*;
-use umbra_hyp::fp::{Access, CpuFp, FpHw, GuestTrap, HostImage, Live, TrapClass, VcpuFp};
-use umbra_hyp::memory::handover::{Hands, Ready};
-use umbra_hyp::memory::pages::{Page, PageRange, Pages, State, VmId};
+use umbra_hyp::fp::{CpuFp, GuestTrap, HostImage, Live, Svcr, TrapClass};
+use umbra_hyp::memory::pages::{Pages, State, VmId};
 use umbra_hyp::stats::Stats;
-use umbra_hyp::vms::{self, MAX_VMS, Machine, NewVcpu, Vm};
-use umbra_shared::PAGE_SIZE;
+use umbra_hyp::vms::{self, MAX_VMS, Machine, Vm};
 use umbra_shared::call::{
     Call, Policy, UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig,
     VmHandle,
@@ -20,221 +21,15 @@ use umbra_shared::error::Error;
 use umbra_shared::flags::HostFlags;
 use umbra_shared::guest::GuestFunction;
 use umbra_shared::record::PageState;
+use umbra_shared::sme::Storage;
 use umbra_shared::vcpu::{UntrustedFeatures, VcpuFeatures};
 use umbra_shared::vl::{Vq, VqSet};
 use umbra_spec::calls::{Choice, Outcome};
-use umbra_spec::fp::Fp;
+use umbra_spec::fp::{Fp, Held};
 use umbra_spec::memory::{Memory as SpecMemory, Owner};
 use umbra_spec::{Platform, Spec};
 
-const PAGE: u64 = PAGE_SIZE as u64;
-const BASE: u64 = 0x4000_0000;
-const PAGES: u64 = 64;
-/// The last pages are hyp's and reserved.
-const HYPS: u64 = 62;
-const RESERVED: u64 = 63;
 const CPUS: usize = 2;
-/// Tables that one mapping may take.
-const TABLES_FOR_ONE: usize = 3;
-
-/// What is in a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Content {
-    Zero,
-    /// What the host wrote.
-    Hosts,
-    /// What hyp or a guest wrote.
-    Of(VmId),
-}
-
-/// Memory, as one lock guards it.
-struct Memory {
-    pages: Pages<'static>,
-    /// Mapped for the host, for hyp.
-    host: BTreeSet<u64>,
-    hyp: BTreeSet<u64>,
-    content: BTreeMap<u64, Content>,
-}
-
-impl vms::Memory for Memory {
-    fn pages(&mut self) -> &mut Pages<'static> {
-        &mut self.pages
-    }
-}
-
-impl Hands for Memory {
-    fn take_from_host(&mut self, page: Page) {
-        assert!(self.host.remove(&page.pa()), "taken from a host that has it not");
-    }
-
-    fn give_to_host(&mut self, page: Page) {
-        assert!(!self.hyp.contains(&page.pa()), "hyp still has it mapped");
-        assert!(self.host.insert(page.pa()), "given to a host that has it");
-    }
-
-    fn map_for_hyp(&mut self, page: Page) {
-        assert!(self.hyp.insert(page.pa()));
-    }
-
-    fn unmap_for_hyp(&mut self, page: Page) {
-        assert!(self.hyp.remove(&page.pa()));
-    }
-
-    fn wipe(&mut self, page: Page) {
-        assert!(self.hyp.contains(&page.pa()) && !self.host.contains(&page.pa()));
-        self.content.insert(page.pa(), Content::Zero);
-    }
-
-    fn clean(&mut self, page: Page) {
-        assert!(self.hyp.contains(&page.pa()));
-    }
-
-    fn forget_instructions(&mut self) {}
-}
-
-/// A VM's stage 2.
-#[derive(Debug)]
-struct Tables {
-    vm: VmId,
-    maps: BTreeMap<u64, u64>,
-    /// Tables below the root, as four levels make them.
-    used: BTreeSet<(u32, u64)>,
-}
-
-/// A vCPU: its FP part, and where it lies.
-type VcpuCell = std::rc::Rc<RefCell<VcpuFp<()>>>;
-
-struct Target {
-    memory: RefCell<Memory>,
-    given: RefCell<[usize; MAX_VMS]>,
-    vqs: VqSet,
-    forgotten: Cell<u32>,
-}
-
-impl Machine for Target {
-    type Memory = Memory;
-    type Tables = Tables;
-    type Vcpu = VcpuCell;
-
-    fn memory<R>(&self, f: impl FnOnce(&mut Memory) -> R) -> R {
-        f(&mut self.memory.borrow_mut())
-    }
-
-    fn ipa_bits(&self) -> u32 {
-        40
-    }
-
-    fn guest_vqs(&self) -> VqSet {
-        self.vqs
-    }
-
-    fn guest_svqs(&self) -> VqSet {
-        VqSet::EMPTY
-    }
-
-    fn aarch32(&self) -> bool {
-        false
-    }
-
-    fn now(&self) -> u64 {
-        1
-    }
-
-    fn add_tables(&self, vm: VmId, pages: PageRange) {
-        let mut memory = self.memory.borrow_mut();
-        for page in pages.pages() {
-            assert_eq!(memory.content[&page.pa()], Content::Zero, "tables out of pages not wiped");
-            memory.content.insert(page.pa(), Content::Of(vm));
-        }
-        self.given.borrow_mut()[usize::from(vm)] += pages.count();
-    }
-
-    fn tables_left(&self, vm: VmId) -> usize {
-        self.given.borrow()[usize::from(vm)]
-    }
-
-    fn tables_for_one(&self) -> usize {
-        TABLES_FOR_ONE
-    }
-
-    fn new_tables(&self, vm: VmId) -> Tables {
-        self.given.borrow_mut()[usize::from(vm)] -= 1;
-        Tables { vm, maps: BTreeMap::new(), used: BTreeSet::new() }
-    }
-
-    fn drop_tables(&self, vm: VmId, tables: Tables) {
-        assert_eq!(tables.vm, vm);
-        self.given.borrow_mut()[usize::from(vm)] = 0;
-    }
-
-    fn lookup(&self, tables: &Tables, ipa: u64) -> Option<u64> {
-        tables.maps.get(&ipa).copied()
-    }
-
-    fn map(&self, tables: &mut Tables, ipa: u64, page: Ready) {
-        for level in 1..=3 {
-            if tables.used.insert((level, ipa >> (12 + 9 * (4 - level)))) {
-                self.given.borrow_mut()[usize::from(tables.vm)] -= 1;
-            }
-        }
-        assert_eq!(tables.maps.insert(ipa, page.pa()), None);
-        // The guest writes there at once.
-        let mut memory = self.memory.borrow_mut();
-        assert!(!memory.hyp.contains(&page.pa()), "hyp keeps a guest's page mapped");
-        memory.content.insert(page.pa(), Content::Of(tables.vm));
-    }
-
-    fn unmap(&self, tables: &mut Tables, ipa: u64) {
-        assert!(tables.maps.remove(&ipa).is_some());
-    }
-
-    fn new_vcpu(&self, tables: &Tables, new: &NewVcpu) -> VcpuCell {
-        let mut memory = self.memory.borrow_mut();
-        for page in new.pages.pages() {
-            assert_eq!(memory.content[&page.pa()], Content::Zero, "a vCPU in pages not wiped");
-            memory.content.insert(page.pa(), Content::Of(tables.vm));
-        }
-        VcpuCell::new(RefCell::new(VcpuFp::new((), new.features.vq, new.policy)))
-    }
-
-    fn forget_sibling(&self, _: &Tables) {
-        self.forgotten.set(self.forgotten.get() + 1);
-    }
-}
-
-/// A CPU with registers that nobody looks at.
-struct NoRegisters(Vq);
-
-impl FpHw for NoRegisters {
-    type Image = ();
-
-    fn has_sve(&self) -> bool {
-        true
-    }
-    fn has_sme(&self) -> bool {
-        false
-    }
-    fn set_access(&mut self, _: Access) {}
-    fn sync(&mut self) {}
-    fn set_clamp(&mut self, clamp: Vq) {
-        self.0 = clamp;
-    }
-    fn vq(&mut self) -> Vq {
-        self.0
-    }
-    fn zcr_el1(&mut self) -> u64 {
-        0
-    }
-    fn set_zcr_el1(&mut self, _: u64) {}
-    fn svcr(&mut self) -> u64 {
-        0
-    }
-    fn save_sve(&mut self, (): &mut ()) {}
-    fn load_sve(&mut self, (): &()) {}
-    fn save_fpsimd(&mut self, (): &mut ()) {}
-    fn load_fpsimd(&mut self, (): &()) {}
-    fn zero(&mut self) {}
-}
 
 struct Cpu {
     hw: NoRegisters,
@@ -271,16 +66,18 @@ impl World {
             content: all().map(|pa| (pa, Content::Hosts)).collect(),
         };
         let vqs = [1, 2, 4].map(vq).into_iter().fold(VqSet::EMPTY, VqSet::with);
+        let svqs = [1, 2].map(vq).into_iter().fold(VqSet::EMPTY, VqSet::with);
         let target = Target {
             memory: RefCell::new(memory),
             given: RefCell::new([0; MAX_VMS]),
             vqs,
+            svqs,
             forgotten: Cell::new(0),
         };
         let mut cpus = Vec::new();
         for _ in 0..CPUS {
-            let mut cpu = Cpu { hw: NoRegisters(Vq::MIN), fp: CpuFp::new(()), loaded: None };
-            cpu.fp.reset(&mut cpu.hw, Some(vq(4)));
+            let mut cpu = Cpu { hw: NoRegisters::new(), fp: CpuFp::new(()), loaded: None };
+            cpu.fp.reset(&mut cpu.hw, Storage::new(Some(vq(4)), Some(vq(2))));
             cpus.push(cpu);
         }
         let mut owners = SpecMemory::default();
@@ -290,20 +87,21 @@ impl World {
         let platform = Platform {
             cpus: CPUS,
             guest_vqs: vqs,
-            guest_svqs: VqSet::EMPTY,
-            aarch32: false,
+            guest_svqs: svqs,
+            aarch32: true,
             ipa_bits: 40,
             root_level: 0,
-            sme: false,
         };
         let mut spec = Spec::new(platform, owners);
         for cpu in &mut spec.cpus {
             cpu.vqs = vqs;
-            cpu.held = 4;
+            cpu.svqs = svqs;
+            cpu.held = Held { vq: 4, svq: 2 };
             cpu.fp = Some(Fp::RESET);
         }
         // The second CPU came late and lacks a length.
         spec.cpus[1].vqs = [1, 2].map(vq).into_iter().fold(VqSet::EMPTY, VqSet::with);
+        spec.cpus[1].svqs = VqSet::EMPTY.with(vq(1));
         let vms = (0..MAX_VMS).map(|_| Vm::new()).collect();
         Self { target, vms, cpus, stats: Stats::new(), spec, handles: vec![VmHandle(0)] }
     }
@@ -343,7 +141,8 @@ impl World {
                 }
                 let vqs = VqSet::common([self.spec.cpus[cpu].vqs, self.target.vqs]);
                 let slot = vms::slot(vm)?;
-                let fits = |cell: &VcpuCell| CpuFp::check_load(&cell.borrow(), vqs);
+                let svqs = VqSet::common([self.spec.cpus[cpu].svqs, self.target.svqs]);
+                let fits = |cell: &VcpuCell| cell.borrow().check_load(vqs, svqs);
                 let (cell, index) = on!(vm, load, vm, vcpu, cpu, fits)?;
                 self.cpus[cpu].loaded = Some((slot, index, cell.clone()));
                 Ok(0)
@@ -387,35 +186,50 @@ impl World {
         self.compare(&format!("{function:?} {ipa:?}"), result, &expected);
     }
 
-    /// An entry into the loaded vCPU, which uses FP or does not.
-    fn run(&mut self, cpu: usize, hint: HostFlags, uses_fp: bool) {
+    /// An entry into the loaded vCPU, which uses these one after the other, and leaves SVCR like this
+    /// where it has SME.
+    fn run(&mut self, cpu: usize, hint: HostFlags, uses: &[TrapClass], svcr: Svcr) {
         let Cpu { hw, fp, loaded } = &mut self.cpus[cpu];
-        let Some((slot, _, cell)) = loaded else { return };
-        let policy = self.spec.vms[usize::from(*slot)].policy;
+        let Some((slot, index, cell)) = loaded else { return };
+        let spec = &self.spec.vms[usize::from(*slot)];
+        let (policy, features) = (spec.policy, spec.vcpus[*index].features);
         let mut vcpu = cell.borrow_mut();
-        fp.enter(hw, &vcpu, hint, &self.stats).expect("no SME");
-        let opened = uses_fp && fp.live() != Live::Guest;
-        if opened {
-            let trap = fp.guest_trap(hw, &mut vcpu, TrapClass::Fpsimd, &self.stats);
-            assert_eq!(trap, GuestTrap::Opened);
+        fp.enter(hw, &vcpu, hint, &self.stats);
+        let mut opened = 0;
+        for &class in uses {
+            let opens = fp.guest_opens(&vcpu, class);
+            let trap = fp.guest_trap(hw, &mut vcpu, class, &self.stats);
+            assert_eq!(trap == GuestTrap::Opened, opens);
+            opened += u64::from(opens);
+        }
+        if fp.za() == Live::Guest && fp.live() == Live::Guest {
+            hw.svcr = svcr;
         }
         let word = fp.exit(hw, &mut vcpu, &self.stats);
         let this = &mut self.spec.cpus[cpu];
-        let expected = this.fp.expect("after reset").run(hint, opened, policy, this.held);
-        this.fp = Some(expected);
-        assert_eq!(word, expected.word());
+        let before = this.fp.expect("after reset");
+        let possible = before.run(hint, opened, features, policy, this.held);
+        let found = spec_fp(fp);
+        assert!(possible.contains(&found), "{found:?} is none of {possible:?}");
+        this.fp = Some(found);
+        assert_eq!(word, found.word());
     }
 
-    /// The host uses FP.
-    fn host_fp(&mut self, cpu: usize) {
+    /// The host uses FP, or SME and leaves SVCR like this.
+    fn host_fp(&mut self, cpu: usize, class: TrapClass, svcr: Svcr) {
         let Cpu { hw, fp, loaded } = &mut self.cpus[cpu];
-        if fp.live() == Live::Host {
-            return;
-        }
-        let mut vcpu = loaded.as_ref().map(|(.., cell)| cell.borrow_mut());
-        fp.host_trap(hw, vcpu.as_deref_mut(), &self.stats);
+        let sme = class == TrapClass::Sme;
         let this = &mut self.spec.cpus[cpu];
-        this.fp = this.fp.map(Fp::host_trap);
+        let before = this.fp.expect("after reset");
+        assert_eq!(fp.host_opens(class), before.host_may_trap(sme));
+        if fp.host_opens(class) {
+            let mut vcpu = loaded.as_ref().map(|(.., cell)| cell.borrow_mut());
+            fp.host_trap(hw, vcpu.as_deref_mut(), class, &self.stats);
+            this.fp = Some(before.host_trap(sme, this.held));
+        }
+        if sme {
+            hw.svcr = svcr;
+        }
     }
 
     fn compare(&self, what: &str, result: Result<u64, Error>, expected: &Outcome) {
@@ -449,19 +263,25 @@ impl World {
         for (n, (cpu, spec)) in self.cpus.iter().zip(&self.spec.cpus).enumerate() {
             let loaded = cpu.loaded.as_ref().map(|(slot, index, _)| (*slot, *index));
             assert_eq!(loaded, spec.loaded, "CPU {n}");
-            let image = match cpu.fp.host_image() {
-                HostImage::None => umbra_spec::fp::Image::None,
-                HostImage::Fpsimd => umbra_spec::fp::Image::Fpsimd,
-                HostImage::Full(vq) => umbra_spec::fp::Image::Full(vq.quadwords() as u8),
-            };
-            let live = match cpu.fp.live() {
-                Live::Host => umbra_spec::fp::Live::Host,
-                Live::Guest => umbra_spec::fp::Live::Guest,
-                Live::Nobody => umbra_spec::fp::Live::Nobody,
-            };
-            assert_eq!(Some(Fp { live, image }), spec.fp, "CPU {n}");
+            assert_eq!(Some(spec_fp(&cpu.fp)), spec.fp, "CPU {n}");
         }
     }
+}
+
+fn spec_fp(fp: &CpuFp<()>) -> Fp {
+    let owner = |live| match live {
+        Live::Host => umbra_spec::fp::Live::Host,
+        Live::Guest => umbra_spec::fp::Live::Guest,
+        Live::Nobody => umbra_spec::fp::Live::Nobody,
+    };
+    let image = match fp.host_image() {
+        HostImage::None => umbra_spec::fp::Image::None,
+        HostImage::Fpsimd => umbra_spec::fp::Image::Fpsimd,
+        HostImage::Full(vq) => umbra_spec::fp::Image::Full(vq.quadwords() as u8),
+        HostImage::Streaming(vq) => umbra_spec::fp::Image::Streaming(vq.quadwords() as u8),
+    };
+    let host_za = fp.host_za().map_or(0, |vq| vq.quadwords() as u8);
+    Fp { live: owner(fp.live()), za: owner(fp.za()), image, host_za }
 }
 
 fn owner(state: State) -> Owner {
@@ -554,14 +374,21 @@ impl World {
             13 => self.call(cpu, Call::VmUnmap { vm: handle, ipa: ipa(c) }),
             14..17 => {
                 let vl_bytes = [0, 16, 32, 64, 48, 128][usize::from(c) % 6];
-                let count =
-                    VcpuFeatures::sve(Vq::from_vl(vl_bytes)).pages() + u64::from(c % 16 == 0);
+                let svl_bytes = [0, 0, 0, 16, 32, 64][usize::from(c) / 6 % 6];
+                let aarch32 = c % 7 == 0;
+                let asked = VcpuFeatures {
+                    vq: Vq::from_vl(vl_bytes),
+                    svq: Vq::from_vl(svl_bytes),
+                    aarch32,
+                };
+                let count = asked.pages() + u64::from(c % 16 == 0);
+                let raw = vl_bytes | svl_bytes << 16 | u64::from(aarch32) << 32;
                 let free = |owner: Owner| owner.state == PageState::FlagPage;
                 let config = VcpuConfig {
                     vm: handle,
                     pages: UntrustedPages { start: self.run_of(b, count), count },
                     flag_page: self.page_of(c, free),
-                    features: UntrustedFeatures(vl_bytes),
+                    features: UntrustedFeatures(raw),
                     entry: 0x8000_0000 + u64::from(c % 16 == 1),
                     argument: 0,
                 };
@@ -584,9 +411,15 @@ impl World {
             }
             30 => {
                 let hint = HostFlags::from_bits_truncate(u64::from(b));
-                self.run(cpu, hint, c % 2 == 0);
+                let classes = [TrapClass::Fpsimd, TrapClass::Sve, TrapClass::Sme];
+                let uses = [c % 4, c / 4 % 4].map(usize::from);
+                let uses: Vec<_> = uses.iter().filter_map(|&n| classes.get(n).copied()).collect();
+                self.run(cpu, hint, &uses, Svcr::from_bits_truncate((c / 16).into()));
             }
-            _ => self.host_fp(cpu),
+            _ => {
+                let class = if c % 2 == 0 { TrapClass::Fpsimd } else { TrapClass::Sme };
+                self.host_fp(cpu, class, Svcr::from_bits_truncate((c / 2).into()));
+            }
         }
         self.check();
     }
@@ -628,8 +461,8 @@ fn a_protected_vms_life() {
     // CPU 1 lacks its length.
     world.call(1, Call::VcpuLoad { vm, vcpu: VcpuIndex(0) });
     world.call(0, Call::VcpuLoad { vm, vcpu: VcpuIndex(0) });
-    world.host_fp(0);
-    world.run(0, HostFlags::empty(), true);
+    world.host_fp(0, TrapClass::Sve, Svcr::empty());
+    world.run(0, HostFlags::empty(), &[TrapClass::Fpsimd], Svcr::empty());
     world.check();
     assert_eq!(world.cpus[0].fp.live(), Live::Guest);
     world.guest_call(0, GuestFunction::MemShare, 0x8000_0000);

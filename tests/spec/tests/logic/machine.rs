@@ -1,0 +1,260 @@
+//! The machine of these tests: memory, page tables and CPUs, without hardware.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+
+use umbra_hyp::fp::{Access, FpHw, Svcr, VcpuFp};
+use umbra_hyp::memory::handover::{Hands, Ready};
+use umbra_hyp::memory::pages::{Page, PageRange, Pages, VmId};
+use umbra_hyp::vms::{self, MAX_VMS, Machine, NewVcpu};
+use umbra_shared::PAGE_SIZE;
+use umbra_shared::vl::{Vq, VqSet};
+
+pub const PAGE: u64 = PAGE_SIZE as u64;
+pub const BASE: u64 = 0x4000_0000;
+pub const PAGES: u64 = 64;
+/// The last pages are hyp's and reserved.
+pub const HYPS: u64 = 62;
+pub const RESERVED: u64 = 63;
+/// Tables that one mapping may take.
+pub const TABLES_FOR_ONE: usize = 3;
+
+/// What is in a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    Zero,
+    /// What the host wrote.
+    Hosts,
+    /// What hyp or a guest wrote.
+    Of(VmId),
+}
+
+/// Memory, as one lock guards it.
+pub struct Memory {
+    pub pages: Pages<'static>,
+    /// Mapped for the host, for hyp.
+    pub host: BTreeSet<u64>,
+    pub hyp: BTreeSet<u64>,
+    pub content: BTreeMap<u64, Content>,
+}
+
+impl vms::Memory for Memory {
+    fn pages(&mut self) -> &mut Pages<'static> {
+        &mut self.pages
+    }
+}
+
+impl Hands for Memory {
+    fn take_from_host(&mut self, page: Page) {
+        assert!(self.host.remove(&page.pa()), "taken from a host that has it not");
+    }
+
+    fn give_to_host(&mut self, page: Page) {
+        assert!(!self.hyp.contains(&page.pa()), "hyp still has it mapped");
+        assert!(self.host.insert(page.pa()), "given to a host that has it");
+    }
+
+    fn map_for_hyp(&mut self, page: Page) {
+        assert!(self.hyp.insert(page.pa()));
+    }
+
+    fn unmap_for_hyp(&mut self, page: Page) {
+        assert!(self.hyp.remove(&page.pa()));
+    }
+
+    fn wipe(&mut self, page: Page) {
+        assert!(self.hyp.contains(&page.pa()) && !self.host.contains(&page.pa()));
+        self.content.insert(page.pa(), Content::Zero);
+    }
+
+    fn clean(&mut self, page: Page) {
+        assert!(self.hyp.contains(&page.pa()));
+    }
+
+    fn forget_instructions(&mut self) {}
+}
+
+/// A VM's stage 2.
+#[derive(Debug)]
+pub struct Tables {
+    pub vm: VmId,
+    pub maps: BTreeMap<u64, u64>,
+    /// Tables below the root, as four levels make them.
+    pub used: BTreeSet<(u32, u64)>,
+}
+
+/// A vCPU: its FP part, and where it lies.
+pub type VcpuCell = std::rc::Rc<RefCell<VcpuFp<()>>>;
+
+pub struct Target {
+    pub memory: RefCell<Memory>,
+    pub given: RefCell<[usize; MAX_VMS]>,
+    pub vqs: VqSet,
+    pub svqs: VqSet,
+    pub forgotten: Cell<u32>,
+}
+
+impl Machine for Target {
+    type Memory = Memory;
+    type Tables = Tables;
+    type Vcpu = VcpuCell;
+
+    fn memory<R>(&self, f: impl FnOnce(&mut Memory) -> R) -> R {
+        f(&mut self.memory.borrow_mut())
+    }
+
+    fn ipa_bits(&self) -> u32 {
+        40
+    }
+
+    fn guest_vqs(&self) -> VqSet {
+        self.vqs
+    }
+
+    fn guest_svqs(&self) -> VqSet {
+        self.svqs
+    }
+
+    fn aarch32(&self) -> bool {
+        true
+    }
+
+    fn now(&self) -> u64 {
+        1
+    }
+
+    fn add_tables(&self, vm: VmId, pages: PageRange) {
+        let mut memory = self.memory.borrow_mut();
+        for page in pages.pages() {
+            assert_eq!(memory.content[&page.pa()], Content::Zero, "tables out of pages not wiped");
+            memory.content.insert(page.pa(), Content::Of(vm));
+        }
+        self.given.borrow_mut()[usize::from(vm)] += pages.count();
+    }
+
+    fn tables_left(&self, vm: VmId) -> usize {
+        self.given.borrow()[usize::from(vm)]
+    }
+
+    fn tables_for_one(&self) -> usize {
+        TABLES_FOR_ONE
+    }
+
+    fn new_tables(&self, vm: VmId) -> Tables {
+        self.given.borrow_mut()[usize::from(vm)] -= 1;
+        Tables { vm, maps: BTreeMap::new(), used: BTreeSet::new() }
+    }
+
+    fn drop_tables(&self, vm: VmId, tables: Tables) {
+        assert_eq!(tables.vm, vm);
+        self.given.borrow_mut()[usize::from(vm)] = 0;
+    }
+
+    fn lookup(&self, tables: &Tables, ipa: u64) -> Option<u64> {
+        tables.maps.get(&ipa).copied()
+    }
+
+    fn map(&self, tables: &mut Tables, ipa: u64, page: Ready) {
+        for level in 1..=3 {
+            if tables.used.insert((level, ipa >> (12 + 9 * (4 - level)))) {
+                self.given.borrow_mut()[usize::from(tables.vm)] -= 1;
+            }
+        }
+        assert_eq!(tables.maps.insert(ipa, page.pa()), None);
+        // The guest writes there at once.
+        let mut memory = self.memory.borrow_mut();
+        assert!(!memory.hyp.contains(&page.pa()), "hyp keeps a guest's page mapped");
+        memory.content.insert(page.pa(), Content::Of(tables.vm));
+    }
+
+    fn unmap(&self, tables: &mut Tables, ipa: u64) {
+        assert!(tables.maps.remove(&ipa).is_some());
+    }
+
+    fn new_vcpu(&self, tables: &Tables, new: &NewVcpu) -> VcpuCell {
+        let mut memory = self.memory.borrow_mut();
+        for page in new.pages.pages() {
+            assert_eq!(memory.content[&page.pa()], Content::Zero, "a vCPU in pages not wiped");
+            memory.content.insert(page.pa(), Content::Of(tables.vm));
+        }
+        VcpuCell::new(RefCell::new(VcpuFp::new((), new.features, new.policy)))
+    }
+
+    fn forget_sibling(&self, _: &Tables) {
+        self.forgotten.set(self.forgotten.get() + 1);
+    }
+}
+
+/// A CPU with registers that nobody looks at, but for SVCR.
+#[derive(Debug)]
+pub struct NoRegisters {
+    vq: Vq,
+    svq: Vq,
+    /// PSTATE.SM and PSTATE.ZA.
+    pub svcr: Svcr,
+}
+
+impl NoRegisters {
+    pub const fn new() -> Self {
+        Self { vq: Vq::MIN, svq: Vq::MIN, svcr: Svcr::empty() }
+    }
+}
+
+impl FpHw for NoRegisters {
+    type Image = ();
+
+    fn has_sve(&self) -> bool {
+        true
+    }
+    fn has_sme(&self) -> bool {
+        true
+    }
+    fn has_zt0(&self) -> bool {
+        true
+    }
+    fn set_access(&mut self, _: Access) {}
+    fn sync(&mut self) {}
+    fn set_clamp(&mut self, clamp: Vq) {
+        self.vq = clamp;
+    }
+    fn vq(&mut self) -> Vq {
+        self.vq
+    }
+    fn zcr_el1(&mut self) -> u64 {
+        0
+    }
+    fn set_zcr_el1(&mut self, _: u64) {}
+    fn set_streaming_clamp(&mut self, clamp: Vq) {
+        self.svq = clamp;
+    }
+    fn svq(&mut self) -> Vq {
+        self.svq
+    }
+    fn smcr_el1(&mut self) -> u64 {
+        0
+    }
+    fn set_smcr_el1(&mut self, _: u64) {}
+    fn svcr(&mut self) -> Svcr {
+        self.svcr
+    }
+    fn start(&mut self, bits: Svcr) {
+        self.svcr |= bits;
+    }
+    fn stop(&mut self, bits: Svcr) {
+        self.svcr -= bits;
+    }
+    fn save_sve(&mut self, (): &mut ()) {}
+    fn load_sve(&mut self, (): &()) {}
+    fn save_streaming(&mut self, (): &mut ()) {}
+    fn load_streaming(&mut self, (): &()) {}
+    fn save_fpsimd(&mut self, (): &mut ()) {}
+    fn load_fpsimd(&mut self, (): &()) {}
+    fn zero(&mut self) {}
+    fn save_za(&mut self, (): &mut ()) {}
+    fn load_za(&mut self, (): &()) {}
+    fn zero_za(&mut self) {}
+    fn fpexc(&mut self) -> u64 {
+        0
+    }
+    fn set_fpexc(&mut self, _: u64) {}
+}
