@@ -40,6 +40,8 @@ pub struct Version {
 pub struct VlInfo {
     /// The vector lengths.
     pub vqs: VqSet,
+    /// Those of streaming mode.
+    pub svqs: VqSet,
     /// Bytes of a host image.
     pub image_bytes: u64,
     /// CPUs of the machine.
@@ -69,6 +71,7 @@ pub trait Hypervisor {
         let r = self.call(&Call::VlInfo { cpu })?;
         Ok(VlInfo {
             vqs: VqSet::from_bits(r[0] as u16),
+            svqs: VqSet::from_bits(r[5] as u16),
             image_bytes: r[1],
             cpus: r[2],
             affinity: r[3],

@@ -1,7 +1,7 @@
 //! What `cargo xtask` tells the EL3 test firmware, in the firmware's own file.
 //!
-//! QEMU's `-cpu` is one for all CPUs, but ZCR_EL3.LEN is each CPU's own: firmware that writes
-//! different values makes CPUs of different width. Which, stands in a [`FirmwareConfig`] at
+//! QEMU's `-cpu` is one for all CPUs, but ZCR_EL3.LEN and SMCR_EL3.LEN are each CPU's own: firmware that
+//! writes different values makes CPUs of different width. Which, stands in a [`FirmwareConfig`] at
 //! [`FIRMWARE_CONFIG_OFFSET`] of the file; the firmware is linked with an empty one.
 //!
 //! One firmware runs on several boards. What a device tree says of a board (UART, GIC, memory, CPUs,
@@ -18,7 +18,7 @@ pub const FIRMWARE_CONFIG_OFFSET: usize = 64;
 pub const FIRMWARE_MAGIC: u64 = u64::from_le_bytes(*b"UMBRAEL3");
 
 /// Version of the layout below.
-pub const FIRMWARE_VERSION: u32 = 2;
+pub const FIRMWARE_VERSION: u32 = 3;
 
 /// Offset of the translation tables, bytes from the start of the file: level 1, then the level 2 table
 /// of the first GiB. Zero in a firmware that was not configured.
@@ -70,9 +70,11 @@ pub struct FirmwareConfig {
     pub counter: u64,
     /// MPIDR_EL1 affinity of each CPU, in the device tree's order; [`u64::MAX`] behind the last.
     pub affinities: [u64; FIRMWARE_CPUS],
-    /// The most that each CPU's SVE and SME vector length may be, in bytes, in the device tree's
-    /// order; zero: all that the CPU has.
+    /// The most that each CPU's vector length may be, in bytes, in the device tree's order; zero: all
+    /// that the CPU has.
     pub vl_bytes: [u16; FIRMWARE_CPUS],
+    /// The most that each CPU's streaming vector length may be, likewise.
+    pub svl_bytes: [u16; FIRMWARE_CPUS],
     /// How many CPU_ON calls for each CPU are DENIED before one succeeds: CPUs that come late.
     pub refusals: [u8; FIRMWARE_CPUS],
 }

@@ -5,7 +5,8 @@
 //! ```text
 //! @progress DONE TOTAL
 //! @cpu key=value ...              one row of the CPU table; likewise @vcpu and @bench, and from a
-//!                                 Linux @seen (what it found) and @task (what its processes did)
+//!                                 Linux @seen (what it found) and @task (what its processes did);
+//!                                 @offers is what hyp says of the machine
 //! @verdict ok | @verdict failed: WHY
 //! @fatal WHY                      as a failed verdict, from a program that can't go on
 //! @tests N                        how many on-target tests there are; then, for each,
@@ -39,6 +40,8 @@ pub enum Line<'a> {
 /// The tables of the final report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
+    /// What the machine offers.
+    Offers,
     /// Physical CPUs.
     Cpu,
     /// Virtual CPUs.
@@ -105,6 +108,7 @@ fn parse_command(line: &str) -> Option<Line<'_>> {
             let (done, total) = rest.split_once(' ')?;
             Line::Progress(done.parse().ok()?, total.trim().parse().ok()?)
         }
+        "offers" => Line::Row(Table::Offers, fields(rest)?),
         "cpu" => Line::Row(Table::Cpu, fields(rest)?),
         "vcpu" => Line::Row(Table::Vcpu, fields(rest)?),
         "bench" => Line::Row(Table::Bench, fields(rest)?),
@@ -182,6 +186,10 @@ mod tests {
         assert_eq!(
             parse("@seen what=CPUs is=0-3"),
             Line::Row(Table::Seen, pairs(&[("what", "CPUs"), ("is", "0-3")]))
+        );
+        assert_eq!(
+            parse("@offers what=FPMR is=yes"),
+            Line::Row(Table::Offers, pairs(&[("what", "FPMR"), ("is", "yes")]))
         );
         assert_eq!(parse("@task cpu=1"), Line::Row(Table::Task, pairs(&[("cpu", "1")])));
         assert_eq!(parse("@verdict ok"), Line::Verdict(Ok(())));

@@ -19,7 +19,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use crate::board::Board;
 use crate::{elf, image, workspace};
 
-/// Vector lengths, in bytes, that a CPU of the SVE2 era may have.
+/// Vector lengths, in bytes, that a CPU of the SVE2 era may have, and that streaming mode may.
 const ALLOWED: [u16; 5] = [16, 32, 64, 128, 256];
 
 /// How CPU_SUSPEND's power_state is laid out.
@@ -38,6 +38,8 @@ pub struct Setup {
     smp: u32,
     /// Empty: all that the CPUs have.
     vls: Vec<u16>,
+    /// Likewise in streaming mode.
+    svls: Vec<u16>,
     late: BTreeSet<u32>,
     suspend: SuspendFormat,
     board: Board,
@@ -59,16 +61,7 @@ impl Setup {
             (1..=FIRMWARE_CPUS as u32).contains(&smp),
             "the EL3 firmware runs 1 to {FIRMWARE_CPUS} CPUs, not {smp}"
         );
-        for vl in vls {
-            if !ALLOWED.contains(vl) {
-                bail!("{}", bad_vl(vl));
-            }
-        }
-        ensure!(
-            vls.is_empty() || vls.len() == smp as usize,
-            "--vls gives {} vector lengths for {smp} CPUs (--smp {smp}): one for each is needed",
-            vls.len()
-        );
+        check_lengths("--vls", vls, smp)?;
         for &cpu in late {
             ensure!(
                 (1..smp).contains(&cpu),
@@ -79,10 +72,17 @@ impl Setup {
         Ok(Self {
             smp,
             vls: vls.to_vec(),
+            svls: Vec::new(),
             late: late.iter().copied().collect(),
             suspend,
             board: Board::VIRT,
         })
+    }
+
+    /// The same with these streaming vector lengths, in bytes (none: all that the CPUs have).
+    pub fn streaming(self, svls: &[u16]) -> Result<Self> {
+        check_lengths("--svls", svls, self.smp)?;
+        Ok(Self { svls: svls.to_vec(), ..self })
     }
 
     /// How many CPUs there are.
@@ -99,17 +99,11 @@ impl Setup {
     /// From the command line: lists separated by commas.
     pub fn parse(
         vls: Option<&str>,
+        svls: Option<&str>,
         late: Option<&str>,
         suspend: SuspendFormat,
         smp: u32,
     ) -> Result<Self> {
-        let mut lengths = Vec::new();
-        for word in vls.into_iter().flat_map(|text| text.split(',')) {
-            match word.trim().parse::<u16>() {
-                Ok(vl) => lengths.push(vl),
-                Err(_) => bail!("{}", bad_vl(&word)),
-            }
-        }
         let mut cpus = Vec::new();
         for word in late.into_iter().flat_map(|text| text.split(',')) {
             match word.trim().parse::<u32>() {
@@ -117,7 +111,8 @@ impl Setup {
                 Err(_) => bail!("--late {word:?}: numbers of CPUs separated by commas are needed"),
             }
         }
-        Self::new(&lengths, &cpus, suspend, smp)
+        let (vls, svls) = (parse_lengths("--vls", vls)?, parse_lengths("--svls", svls)?);
+        Self::new(&vls, &cpus, suspend, smp)?.streaming(&svls)
     }
 
     fn config(&self) -> FirmwareConfig {
@@ -138,6 +133,7 @@ impl Setup {
             *affinity = (self.board.affinity)(cpu);
         }
         config.vl_bytes[..self.vls.len()].copy_from_slice(&self.vls);
+        config.svl_bytes[..self.svls.len()].copy_from_slice(&self.svls);
         for &cpu in &self.late {
             config.refusals[cpu as usize] = 1;
         }
@@ -145,9 +141,32 @@ impl Setup {
     }
 }
 
-fn bad_vl(vl: &dyn fmt::Debug) -> String {
+fn bad_vl(option: &str, vl: &dyn fmt::Debug) -> String {
     let allowed = ALLOWED.map(|vl| vl.to_string()).join(", ");
-    format!("--vls: {vl:?} is no vector length: allowed are {allowed} bytes (powers of two)")
+    format!("{option}: {vl:?} is no vector length: allowed are {allowed} bytes (powers of two)")
+}
+
+/// Numbers separated by commas.
+fn parse_lengths(option: &str, text: Option<&str>) -> Result<Vec<u16>> {
+    let words = text.into_iter().flat_map(|text| text.split(','));
+    let parse = |word: &str| match word.trim().parse() {
+        Ok(vl) => Ok(vl),
+        Err(_) => bail!("{}", bad_vl(option, &word)),
+    };
+    words.map(parse).collect()
+}
+
+/// None, or one for each CPU.
+fn check_lengths(option: &str, lengths: &[u16], smp: u32) -> Result<()> {
+    if let Some(bad) = lengths.iter().find(|vl| !ALLOWED.contains(vl)) {
+        bail!("{}", bad_vl(option, bad));
+    }
+    ensure!(
+        lengths.is_empty() || lengths.len() == smp as usize,
+        "{option} gives {} vector lengths for {smp} CPUs (--smp {smp}): one for each is needed",
+        lengths.len()
+    );
+    Ok(())
 }
 
 impl fmt::Display for Setup {
@@ -157,6 +176,10 @@ impl fmt::Display for Setup {
         match self.vls.as_slice() {
             [] => write!(f, "all of each CPU's vector lengths")?,
             vls => write!(f, "vectors of {} bytes", list(&mut vls.iter().map(u16::to_string)))?,
+        }
+        if !self.svls.is_empty() {
+            let svls = list(&mut self.svls.iter().map(u16::to_string));
+            write!(f, ", streaming vectors of {svls} bytes")?;
         }
         if !self.late.is_empty() {
             write!(f, ", late CPUs {}", list(&mut self.late.iter().map(u32::to_string)))?;
@@ -197,10 +220,32 @@ fn patch(file: &mut [u8], setup: &Setup) -> Result<()> {
 mod tests {
     use super::*;
 
+    fn some(text: &str) -> Option<&str> {
+        (!text.is_empty()).then_some(text)
+    }
+
     fn parse(vls: &str, late: &str) -> Result<Setup> {
-        let some = |text: &'static str| (!text.is_empty()).then_some(text);
-        let (vls, late) = (vls.to_owned().leak(), late.to_owned().leak());
-        Setup::parse(some(vls), some(late), SuspendFormat::Extended, 4)
+        Setup::parse(some(vls), None, some(late), SuspendFormat::Extended, 4)
+    }
+
+    fn parse_streaming(vls: &str, svls: &str) -> Result<Setup> {
+        Setup::parse(some(vls), some(svls), None, SuspendFormat::Original, 4)
+    }
+
+    #[test]
+    fn streaming_lengths_are_their_own() {
+        let setup = parse_streaming("", "16,64,32,128").unwrap();
+        let config = setup.config();
+        assert_eq!(config.vl_bytes[..4], [0; 4]);
+        assert_eq!(config.svl_bytes[..5], [16, 64, 32, 128, 0]);
+        assert!(setup.to_string().ends_with("streaming vectors of 16,64,32,128 bytes"), "{setup}");
+        let config = parse_streaming("32,32,64,64", "16,16,256,16").unwrap().config();
+        assert_eq!(config.vl_bytes[..4], [32, 32, 64, 64]);
+        assert_eq!(config.svl_bytes[..4], [16, 16, 256, 16]);
+        for svls in ["48,16,16,16", "16,16", "x"] {
+            let error = parse_streaming("", svls).unwrap_err().to_string();
+            assert!(error.contains("--svls"), "{error}");
+        }
     }
 
     #[test]

@@ -275,7 +275,8 @@ impl Runner for OnFvp {
         on_line: &mut dyn FnMut(&str),
     ) -> Result<Option<String>> {
         ensure!(ram.is_none(), "the model's memory can't be read from outside");
-        let setup = Setup::new(&spec.vls, &spec.late, spec.suspend, spec.smp)?;
+        let setup =
+            Setup::new(&spec.vls, &spec.late, spec.suspend, spec.smp)?.streaming(&spec.svls)?;
         let session = Session::prepare(&self.firmware, &setup, image, name)?;
         Ok(session.run(FUZZ_BOUNDS, on_line)?.failure())
     }

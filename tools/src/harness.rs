@@ -48,13 +48,15 @@ pub struct Configuration {
     pub cpu: &'static str,
     /// Number of CPUs.
     pub smp: u32,
-    /// Vector length of each CPU in bytes, by the EL3 test firmware; empty: no firmware.
+    /// Vector length of each CPU in bytes, by the EL3 test firmware; empty: all that it has.
     pub vls: &'static [u16],
+    /// Likewise in streaming mode.
+    pub svls: &'static [u16],
     /// CPUs that the firmware refuses to start once.
     pub late: &'static [u32],
     /// Layout of the firmware's power_state.
     pub suspend: SuspendFormat,
-    /// Words for hyp's command line.
+    /// Words for the command line of hyp and of the test kernel.
     pub options: &'static str,
     /// With firmware: EL2 has memory from 2 GiB on only, and the image is there.
     pub high: bool,
@@ -80,7 +82,34 @@ pub const CONFIGURATIONS: &[Configuration] = &[
     common(asymmetric("asym-common-late", &[64, 256, 16, 256], &[2, 3], SuspendFormat::Original)),
     // The same binaries where all RAM is somewhere else.
     high(asymmetric("ram-high", &[256, 64, 256, 32], &[], SuspendFormat::Original)),
+    // Streaming mode: none; without FFR; at lengths among which the shortest are not; on CPUs that
+    // have nothing else; different on each CPU.
+    areas(configuration("no-sme", "max,sme=off", 2), "areas=version,hidden,lifecycle,sme_host"),
+    areas(configuration("no-fa64", "max,sme_fa64=off", 4), SME_AREAS),
+    areas(configuration("svl-gaps", "max,sve-max-vq=4,sme256=on,sme1024=on", 4), SME_AREAS),
+    areas(configuration("sme-no-sve", "max,sve=off", 4), SME_AREAS),
+    streaming(
+        asymmetric("asym-svl", &[64, 256, 64, 128], &[], SuspendFormat::Original),
+        &[128, 64, 256, 64],
+    ),
+    streaming(
+        common(asymmetric("asym-svl-common", &[256, 64, 128, 256], &[3], SuspendFormat::Extended)),
+        &[64, 256, 64, 32],
+    ),
 ];
+
+/// What is of interest where only streaming mode differs.
+const SME_AREAS: &str = "areas=version,hidden,fp_smp,power,host_vl,sme_host,sme_guest,sme_switch";
+
+/// Only some areas of the tests, by words for the test kernel.
+const fn areas(configuration: Configuration, areas: &'static str) -> Configuration {
+    Configuration { options: areas, ..configuration }
+}
+
+/// CPUs of these streaming vector lengths.
+const fn streaming(configuration: Configuration, svls: &'static [u16]) -> Configuration {
+    Configuration { svls, ..configuration }
+}
 
 /// EL2 has no memory below 2 GiB.
 const fn high(configuration: Configuration) -> Configuration {
@@ -94,7 +123,8 @@ const fn common(configuration: Configuration) -> Configuration {
 
 const fn configuration(name: &'static str, cpu: &'static str, smp: u32) -> Configuration {
     let suspend = SuspendFormat::Original;
-    Configuration { name, cpu, smp, vls: &[], late: &[], suspend, options: "", high: false }
+    let (vls, svls, late) = (&[], &[], &[]);
+    Configuration { name, cpu, smp, vls, svls, late, suspend, options: "", high: false }
 }
 
 const fn asymmetric(
@@ -104,13 +134,13 @@ const fn asymmetric(
     suspend: SuspendFormat,
 ) -> Configuration {
     let smp = vls.len() as u32;
-    Configuration { name, cpu: "max", smp, vls, late, suspend, options: "", high: false }
+    Configuration { vls, late, suspend, ..configuration(name, "max", smp) }
 }
 
 impl Configuration {
     /// Whether it has EL3 firmware.
     pub fn has_firmware(&self) -> bool {
-        !self.vls.is_empty() || !self.late.is_empty()
+        !self.vls.is_empty() || !self.svls.is_empty() || !self.late.is_empty()
     }
 
     /// What the EL3 firmware is to make of the machine, if there is to be one.
@@ -119,7 +149,8 @@ impl Configuration {
             return Ok(None);
         }
         let board = if self.high { Board::VIRT_HIGH } else { Board::VIRT };
-        Ok(Some(Setup::new(self.vls, self.late, self.suspend, self.smp)?.on(board)))
+        let setup = Setup::new(self.vls, self.late, self.suspend, self.smp)?;
+        Ok(Some(setup.streaming(self.svls)?.on(board)))
     }
 }
 

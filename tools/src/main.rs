@@ -101,6 +101,9 @@ struct FirmwareArgs {
     /// firmware, which limits each CPU's. Powers of two from 16 to 256, as many as there are CPUs.
     #[arg(long, value_name = "BYTES,...", allow_hyphen_values = true)]
     vls: Option<String>,
+    /// The same for streaming mode (SME).
+    #[arg(long, value_name = "BYTES,...", allow_hyphen_values = true)]
+    svls: Option<String>,
     /// CPUs that the EL3 test firmware refuses to start at hyp's boot and starts later, 3 for
     /// example.
     #[arg(long, value_name = "CPU,...", allow_hyphen_values = true)]
@@ -112,11 +115,17 @@ struct FirmwareArgs {
 
 impl FirmwareArgs {
     fn setup(&self, smp: u32) -> Result<Option<Setup>> {
-        if self.vls.is_none() && self.late.is_none() && self.suspend.is_none() {
-            return Ok(None);
+        let lengths = self.vls.is_some() || self.svls.is_some();
+        if lengths || self.late.is_some() || self.suspend.is_some() {
+            return self.any_setup(smp).map(Some);
         }
-        let suspend = self.suspend.unwrap_or_default();
-        Setup::parse(self.vls.as_deref(), self.late.as_deref(), suspend, smp).map(Some)
+        Ok(None)
+    }
+
+    /// What the firmware is to do where there always is one.
+    fn any_setup(&self, smp: u32) -> Result<Setup> {
+        let (vls, svls) = (self.vls.as_deref(), self.svls.as_deref());
+        Setup::parse(vls, svls, self.late.as_deref(), self.suspend.unwrap_or_default(), smp)
     }
 }
 
@@ -226,11 +235,9 @@ struct FvpTestArgs {
 
 impl FvpArgs {
     fn request(self) -> Result<fvp::Request> {
-        let suspend = self.firmware.suspend.unwrap_or_default();
-        let (vls, late) = (self.firmware.vls.as_deref(), self.firmware.late.as_deref());
         let total = Duration::from_secs(self.timeout);
         Ok(fvp::Request {
-            setup: Setup::parse(vls, late, suspend, self.smp)?,
+            setup: self.firmware.any_setup(self.smp)?,
             command_line: self.cmdline,
             // A model of everything is slow.
             bounds: Bounds { total, silence: total },
@@ -270,6 +277,9 @@ struct FuzzArgs {
     /// `random`, or the largest vector length of each CPU in bytes.
     #[arg(long, value_name = "BYTES,...", default_value = "random")]
     vls: Vls,
+    /// The same for streaming mode.
+    #[arg(long, value_name = "BYTES,...", default_value = "random")]
+    svls: Vls,
     /// Number of CPUs of a machine, up to 8.
     #[arg(long, default_value_t = 4)]
     smp: u32,
@@ -299,6 +309,7 @@ impl FuzzArgs {
             calls: self.calls,
             mode: self.mode,
             vls: self.vls,
+            svls: self.svls,
             smp: self.smp,
             cpu: self.cpu,
             jobs: self.jobs,

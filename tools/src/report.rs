@@ -19,6 +19,7 @@ const CPU_COLUMNS: &Columns = &[
     ("cpu", "CPU"),
     ("mpidr", "MPIDR"),
     ("vls", "VLs (bytes)"),
+    ("svls", "SVLs (bytes)"),
     ("image", "image B"),
     ("runs", "runs"),
     ("guest_traps", "guest traps"),
@@ -46,6 +47,8 @@ const VCPU_COLUMNS: &Columns = &[
     ("timer", "timer exits"),
 ];
 
+const OFFERS_COLUMNS: &Columns = &[("what", "machine offers"), ("is", "")];
+
 const SEEN_COLUMNS: &Columns = &[("what", "Linux sees"), ("is", "")];
 
 const TASK_COLUMNS: &Columns = &[
@@ -61,6 +64,7 @@ const TASK_COLUMNS: &Columns = &[
 
 /// The tables in the order in which they are shown.
 const TABLES: &[(Table, &Columns)] = &[
+    (Table::Offers, OFFERS_COLUMNS),
     (Table::Seen, SEEN_COLUMNS),
     (Table::Task, TASK_COLUMNS),
     (Table::Cpu, CPU_COLUMNS),
@@ -184,7 +188,7 @@ fn cell(row: &Fields, key: &str) -> String {
     let value = row.iter().find(|(k, _)| k == key);
     match value {
         None => "-".to_owned(),
-        Some((_, list)) if key == "vls" || key == "is" => vector_lengths(list),
+        Some((_, list)) if ["vls", "svls", "is"].contains(&key) => vector_lengths(list),
         Some((_, value)) => value.clone(),
     }
 }

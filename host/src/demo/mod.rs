@@ -2,6 +2,7 @@
 
 mod cpu;
 mod guest;
+mod offers;
 mod vms;
 
 use core::{
@@ -140,6 +141,7 @@ fn demonstrate(machine: &'static Machine) -> Result<(), Trouble> {
     }
     let guest = initrd::file(machine, "guest").ok_or(Trouble::NoGuest)?;
     log::info!("Umbra, {} CPUs, {features:?}", machine.cpus.len());
+    offers::show(features, &hyp("VL_INFO", Hvc.vl_info(None))?);
     let sve = features.contains(Features::SVE);
     let free = pages::free_count();
 
@@ -196,6 +198,9 @@ struct Vls(VqSet);
 
 impl fmt::Display for Vls {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("none");
+        }
         for (n, vq) in self.0.iter().enumerate() {
             write!(f, "{}{}", if n == 0 { "" } else { "," }, vq.vl_bytes())?;
         }
@@ -211,11 +216,12 @@ fn counters(machine: &Machine, plan: &Plan) -> Result<(), Trouble> {
         let stats = hyp("STATS", Hvc.stats(index))?;
         let get = |counter: Counter| stats[counter as usize];
         emit!(
-            "@cpu cpu={cpu} mpidr={:#x} vls={} image={} runs={} guest_traps={} host_traps={} \
+            "@cpu cpu={cpu} mpidr={:#x} vls={} svls={} image={} runs={} guest_traps={} host_traps={} \
              saves_full={} saves_fpsimd={} saves_avoided={} loads={} guest_saves={} \
              guest_loads={} loads_avoided={} bytes={}",
             machine.cpus[cpu],
             Vls(vqs),
+            Vls(info.svqs),
             info.image_bytes,
             get(Counter::Runs),
             get(Counter::GuestFpTraps),

@@ -61,7 +61,7 @@ pub fn build(guest: &[u8], cpus: usize, sve: bool) -> Result<([DemoVm; VMS], Vcp
         for (i, vcpu) in vcpus[n].iter_mut().take(cpus).enumerate() {
             let vq = vl(common, n, i);
             let owner = OWNER + (n as u16) * 16 + i as u16;
-            let argument = Argument { vcpu: i as u8, owner, vq, mode: Mode::Verify };
+            let argument = Argument { vcpu: i as u8, owner, vq, svq: None, mode: Mode::Verify };
             let settings = VcpuSettings {
                 features: VcpuFeatures::sve(vq),
                 entry: BASE,

@@ -52,13 +52,13 @@ umbra_primary:
 
     orr     x5, x3, #3                      // image: up to 8 blocks
     str     x5, [x2, #({KERNEL_L1} * 8)]
-    mov     x7, x19
+    mov     x5, x19
     ldr     x6, =umbra_image_bytes
     add     x6, x6, x19
-3:  orr     x5, x7, x9
-    str     x5, [x3], #8
-    add     x7, x7, #0x200000
-    cmp     x7, x6
+3:  orr     x7, x5, x9                      // whose upper bits are no address
+    str     x7, [x3], #8
+    add     x5, x5, #0x200000
+    cmp     x5, x6
     b.lo    3b
 
     orr     x5, x4, #3                      // device tree: it may cross one block boundary

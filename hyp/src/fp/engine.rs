@@ -349,8 +349,8 @@ impl<I> CpuFp<I> {
         vcpu: &mut VcpuFp<I>,
         stats: &Stats,
     ) -> HypFlags {
-        let lazy = vcpu.policy() == Policy::Lazy || self.live != Live::Guest;
-        if self.za != Live::Guest && lazy {
+        let moves = self.live == Live::Guest && vcpu.policy() != Policy::Lazy;
+        if !moves && self.za != Live::Guest {
             stats.add(Counter::HostLoadsAvoided, 1);
             hw.set_access(self.host_access());
         } else {

@@ -7,6 +7,7 @@ use umbra_shared::vl::Vq;
 
 /// To whom FP, SVE and SME are open on this CPU (CPTR_EL2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
 pub enum Access {
     /// Nobody: TFP, TZ and TSM trap.
     Closed,
@@ -88,18 +89,18 @@ pub trait FpHw {
     /// SMSTOP: clears these bits of SVCR.
     fn stop(&mut self, bits: Svcr);
 
-    /// Z0-Z31, P0-P15, FFR at the VL in force, FPSR, FPCR and FPMR to `image`.
-    fn save_sve(&mut self, image: &mut Self::Image);
+    /// Z0-Z31, P0-P15, FFR at the VL in force, FPSR, FPCR and FPMR to `image`. Returns the VL.
+    fn save_sve(&mut self, image: &mut Self::Image) -> Vq;
 
-    /// The reverse.
-    fn load_sve(&mut self, image: &Self::Image);
+    /// The reverse. `vq` is the VL in force, as [`Self::vq`] gave it.
+    fn load_sve(&mut self, image: &Self::Image, vq: Vq);
 
     /// The same in streaming mode, at the SVL in force; FFR only with FEAT_SME_FA64: without it nobody
-    /// can see it there, and it is zero when streaming mode is left.
-    fn save_streaming(&mut self, image: &mut Self::Image);
+    /// can see it there, and it is zero when streaming mode is left. Returns the SVL.
+    fn save_streaming(&mut self, image: &mut Self::Image) -> Vq;
 
-    /// The reverse, in streaming mode.
-    fn load_streaming(&mut self, image: &Self::Image);
+    /// The reverse, in streaming mode. `svq` is the SVL in force, as [`Self::svq`] gave it.
+    fn load_streaming(&mut self, image: &Self::Image, svq: Vq);
 
     /// V0-V31, FPSR, FPCR and FPMR to `image`.
     fn save_fpsimd(&mut self, image: &mut Self::Image);

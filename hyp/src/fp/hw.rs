@@ -111,8 +111,8 @@ pub struct Cpu {
     has_fa64: bool,
     has_zt0: bool,
     has_fpmr: bool,
-    /// The traps that are open with all that the machine has.
-    full: u64,
+    /// What CPTR_EL2 is for each [`Access`], without `base`.
+    values: [u64; 5],
     /// What CPTR_EL2 holds besides the three FP traps: the world's other traps.
     base: u64,
     /// What CPTR_EL2 holds: a write costs more than this comparison.
@@ -124,11 +124,17 @@ pub struct Cpu {
 const CLOSED: u64 =
     CptrEl2::RES1.bits() | CptrEl2::TFP.bits() | CptrEl2::TZ.bits() | CptrEl2::TSM.bits();
 
-/// TFP, and TZ and TSM where they trap anything.
-const fn full(has_sve: bool, has_sme: bool) -> u64 {
-    CptrEl2::TFP.bits()
-        | if has_sve { CptrEl2::TZ.bits() } else { 0 }
-        | if has_sme { CptrEl2::TSM.bits() } else { 0 }
+/// CPTR_EL2 for each [`Access`]: what the machine has not stays RES1.
+const fn values(has_sve: bool, has_sme: bool) -> [u64; 5] {
+    let fp = CptrEl2::TFP.bits();
+    let sve = fp | if has_sve { CptrEl2::TZ.bits() } else { 0 };
+    let sme = fp | if has_sme { CptrEl2::TSM.bits() } else { 0 };
+    let mut values = [CLOSED; 5];
+    values[Access::Fpsimd as usize] &= !fp;
+    values[Access::Sve as usize] &= !sve;
+    values[Access::Sme as usize] &= !sme;
+    values[Access::Full as usize] &= !(sve | sme);
+    values
 }
 
 /// SMCR_EL2.FA64.
@@ -145,7 +151,7 @@ impl Cpu {
             has_fa64: features.sme_fa64,
             has_zt0: features.sme2,
             has_fpmr: features.fpmr,
-            full: full(features.sve, features.sme),
+            values: values(features.sve, features.sme),
             base: 0,
             current: 0,
         }
@@ -154,13 +160,13 @@ impl Cpu {
     /// Treats the CPU as one without SVE.
     pub fn hide_sve(&mut self) {
         self.has_sve = false;
-        self.full = full(false, self.has_sme);
+        self.values = values(false, self.has_sme);
     }
 
     /// Treats the CPU as one without SME.
     pub fn hide_sme(&mut self) {
         self.has_sme = false;
-        self.full = full(self.has_sve, false);
+        self.values = values(self.has_sve, false);
     }
 
     /// Sets the traps of the world that is about to run, other than FP's (TTA, TAM, TCPAC). Written
@@ -209,14 +215,7 @@ impl FpHw for Cpu {
 
     #[inline]
     fn set_access(&mut self, access: Access) {
-        let open = match access {
-            Access::Closed => 0,
-            Access::Fpsimd => CptrEl2::TFP.bits(),
-            Access::Sve => (CptrEl2::TFP.bits() | CptrEl2::TZ.bits()) & self.full,
-            Access::Sme => CptrEl2::TFP.bits() | CptrEl2::TSM.bits(),
-            Access::Full => self.full,
-        };
-        let value = (CLOSED & !open) | self.base;
+        let value = self.values[access as usize] | self.base;
         if value != self.current {
             self.current = value;
             // SAFETY: CPTR_EL2 only decides what traps; hyp touches FP registers only in the routines
@@ -302,22 +301,26 @@ impl FpHw for Cpu {
         }
     }
 
-    fn save_sve(&mut self, image: &mut Image) {
-        image.require(Layout::new(self.vq()).image_bytes());
+    fn save_sve(&mut self, image: &mut Image) -> Vq {
+        let vq = self.vq();
+        image.require(Layout::new(vq).image_bytes());
         // SAFETY: SVE is open, and the image has room for the VL in force.
         unsafe { umbra_fp_save_sve(image.base.as_ptr(), image.status.as_mut_ptr()) };
         self.save_fpmr(image);
+        vq
     }
 
-    fn load_sve(&mut self, image: &Image) {
-        image.require(Layout::new(self.vq()).image_bytes());
-        // SAFETY: SVE is open, and the image has as many bytes as the VL in force reads.
+    fn load_sve(&mut self, image: &Image, vq: Vq) {
+        image.require(Layout::new(vq).image_bytes());
+        // SAFETY: SVE is open, and the image has as many bytes as are read at the VL in force, `vq`, which
+        // the engine has just read back.
         unsafe { umbra_fp_load_sve(image.base.as_ptr(), image.status.as_ptr()) };
         self.set_fpmr(image.fpmr);
     }
 
-    fn save_streaming(&mut self, image: &mut Image) {
-        image.require(Layout::new(self.svq()).image_bytes());
+    fn save_streaming(&mut self, image: &mut Image) -> Vq {
+        let svq = self.svq();
+        image.require(Layout::new(svq).image_bytes());
         let (base, status) = (image.base.as_ptr(), image.status.as_mut_ptr());
         // SAFETY: SME is open, the CPU is in streaming mode, and the image has room for the SVL in force.
         // FFR is there with FA64, which SMCR_EL2 says.
@@ -329,12 +332,14 @@ impl FpHw for Cpu {
             }
         }
         self.save_fpmr(image);
+        svq
     }
 
-    fn load_streaming(&mut self, image: &Image) {
-        image.require(Layout::new(self.svq()).image_bytes());
+    fn load_streaming(&mut self, image: &Image, svq: Vq) {
+        image.require(Layout::new(svq).image_bytes());
         let (base, status) = (image.base.as_ptr(), image.status.as_ptr());
-        // SAFETY: as above, and the image has as many bytes as the SVL in force reads.
+        // SAFETY: as above, and the image has as many bytes as are read at the SVL in force, `svq`, which
+        // the engine has just read back.
         unsafe {
             if self.has_fa64 {
                 umbra_fp_load_sve(base, status);

@@ -39,8 +39,7 @@ impl<I> CpuFp<I> {
             HostImage::None
         } else if streaming {
             // A host in streaming mode has not come from a system call, whatever it says.
-            let svq = hw.svq();
-            hw.save_streaming(&mut self.buffer);
+            let svq = hw.save_streaming(&mut self.buffer);
             stats.add(Counter::HostSavesFull, 1);
             stats.add(Counter::BytesMoved, file_bytes(Some(svq)));
             HostImage::Streaming(svq)
@@ -50,8 +49,7 @@ impl<I> CpuFp<I> {
             stats.add(Counter::BytesMoved, file_bytes(None));
             HostImage::Fpsimd
         } else {
-            let vq = hw.vq();
-            hw.save_sve(&mut self.buffer);
+            let vq = hw.save_sve(&mut self.buffer);
             stats.add(Counter::HostSavesFull, 1);
             stats.add(Counter::BytesMoved, file_bytes(Some(vq)));
             HostImage::Full(vq)
@@ -90,12 +88,12 @@ impl<I> CpuFp<I> {
             HostImage::Streaming(svq) => {
                 assert_eq!((self.za, hw.svq()), (Live::Host, svq), "host image of another SVL");
                 hw.start(Svcr::SM);
-                hw.load_streaming(&self.buffer);
+                hw.load_streaming(&self.buffer, svq);
                 file_bytes(Some(svq))
             }
             HostImage::Full(vq) => {
                 assert_eq!(Some(vq), self.host_vq, "host image of another VL");
-                hw.load_sve(&self.buffer);
+                hw.load_sve(&self.buffer, vq);
                 file_bytes(Some(vq))
             }
             HostImage::Fpsimd => {
@@ -202,11 +200,12 @@ impl<I> CpuFp<I> {
             hw.set_zcr_el1(vcpu.zcr_el1);
         }
         if vcpu.svcr.contains(Svcr::SM) {
-            assert_eq!((self.za, Some(hw.svq())), (Live::Guest, vcpu.svq()), "another SVL");
+            let svq = hw.svq();
+            assert_eq!((self.za, Some(svq)), (Live::Guest, vcpu.svq()), "another SVL");
             hw.start(Svcr::SM);
-            hw.load_streaming(&vcpu.image);
-        } else if vcpu.vq().is_some() {
-            hw.load_sve(&vcpu.image);
+            hw.load_streaming(&vcpu.image, svq);
+        } else if let Some(vq) = vcpu.vq() {
+            hw.load_sve(&vcpu.image, vq);
         } else {
             hw.load_fpsimd(&vcpu.image);
         }

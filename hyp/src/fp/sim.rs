@@ -576,27 +576,33 @@ impl FpHw for SimCpu {
         self.el1_set_svcr(self.svcr - bits);
     }
 
-    fn save_sve(&mut self, image: &mut SimImage) {
+    fn save_sve(&mut self, image: &mut SimImage) -> Vq {
         self.require(Need::Sve);
         assert!(!self.streaming(), "the SVL taken for the VL");
-        self.store(image, Layout::new(self.vq_at(Level::El2)));
+        let vq = self.vq_at(Level::El2);
+        self.store(image, Layout::new(vq));
+        vq
     }
 
-    fn load_sve(&mut self, image: &SimImage) {
+    fn load_sve(&mut self, image: &SimImage, vq: Vq) {
         self.require(Need::Sve);
         assert!(!self.streaming(), "the SVL taken for the VL");
+        assert_eq!(vq, self.vq_at(Level::El2), "a load at another VL than is in force");
         self.fetch(image, Layout::new(self.vq_at(Level::El2)));
     }
 
-    fn save_streaming(&mut self, image: &mut SimImage) {
+    fn save_streaming(&mut self, image: &mut SimImage) -> Vq {
         self.require(Need::Sme);
         assert!(self.streaming(), "the VL taken for the SVL");
-        self.store(image, Layout::new(self.svq_at(Level::El2)));
+        let svq = self.svq_at(Level::El2);
+        self.store(image, Layout::new(svq));
+        svq
     }
 
-    fn load_streaming(&mut self, image: &SimImage) {
+    fn load_streaming(&mut self, image: &SimImage, svq: Vq) {
         self.require(Need::Sme);
         assert!(self.streaming(), "the VL taken for the SVL");
+        assert_eq!(svq, self.svq_at(Level::El2), "a load at another SVL than is in force");
         self.fetch(image, Layout::new(self.svq_at(Level::El2)));
     }
 

@@ -21,6 +21,8 @@ pub struct VcpuFp<I> {
     pub(super) image: I,
     features: VcpuFeatures,
     policy: Policy,
+    /// What is open to it while its file is live, and while its matrix is, too.
+    open: [Access; 2],
     pub(super) zcr_el1: u64,
     pub(super) smcr_el1: u64,
     /// Of what is in the image: SM: the registers are those of streaming mode; ZA: there is ZA.
@@ -36,6 +38,10 @@ impl<I> VcpuFp<I> {
             image,
             features,
             policy,
+            open: match features.vq {
+                Some(_) => [Access::Sve, Access::Full],
+                None => [Access::Fpsimd, Access::Sme],
+            },
             zcr_el1: 0,
             smcr_el1: 0,
             svcr: Svcr::empty(),
@@ -75,12 +81,7 @@ impl<I> VcpuFp<I> {
 
     /// What is open to it while its registers are live.
     pub(super) const fn open(&self, za: Live) -> Access {
-        match (self.features.vq, za) {
-            (Some(_), Live::Guest) => Access::Full,
-            (Some(_), _) => Access::Sve,
-            (None, Live::Guest) => Access::Sme,
-            (None, _) => Access::Fpsimd,
-        }
+        self.open[matches!(za, Live::Guest) as usize]
     }
 
     /// Whether it can't go on without ZA and SMCR being its own.

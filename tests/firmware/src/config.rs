@@ -22,6 +22,8 @@ pub enum ConfigError {
     Cpus(u32),
     #[error("the configuration gives CPU {cpu} vectors of {bytes} bytes")]
     Vl { cpu: usize, bytes: u16 },
+    #[error("the configuration gives CPU {cpu} streaming vectors of {bytes} bytes")]
+    Svl { cpu: usize, bytes: u16 },
     #[error("the configuration knows no power_state format {0}")]
     SuspendFormat(u32),
     #[error("the configuration has memory begin at {ram:#x} and the image at {boot_address:#x}")]
@@ -81,10 +83,14 @@ impl Config {
         if raw.cpus == 0 || raw.cpus as usize > FIRMWARE_CPUS {
             return Err(ConfigError::Cpus(raw.cpus));
         }
-        for (cpu, &bytes) in raw.vl_bytes.iter().enumerate() {
-            if bytes != 0 && Vq::from_vl(u64::from(bytes)).is_none() {
-                return Err(ConfigError::Vl { cpu, bytes });
-            }
+        let is_length = |bytes| bytes == 0 || Vq::from_vl(u64::from(bytes)).is_some();
+        if let Some((cpu, bytes)) = first(&raw.vl_bytes, |bytes| !is_length(bytes)) {
+            return Err(ConfigError::Vl { cpu, bytes });
+        }
+        // A streaming vector length is a power of two.
+        let is_streaming = |bytes: u16| is_length(bytes) && bytes.count_ones() <= 1;
+        if let Some((cpu, bytes)) = first(&raw.svl_bytes, |bytes| !is_streaming(bytes)) {
+            return Err(ConfigError::Svl { cpu, bytes });
         }
         let suspend = match raw.suspend_format {
             SUSPEND_ORIGINAL => SuspendFormat::Original,
@@ -141,10 +147,20 @@ impl Config {
         Vq::from_vl(u64::from(*self.raw.vl_bytes.get(cpu)?))
     }
 
+    /// The most that this CPU's streaming vector length may be; `None`: all that it has.
+    pub fn svq(&self, cpu: usize) -> Option<Vq> {
+        Vq::from_vl(u64::from(*self.raw.svl_bytes.get(cpu)?))
+    }
+
     /// How many CPU_ON calls for this CPU are denied.
     pub fn refusals(&self, cpu: usize) -> u8 {
         self.raw.refusals.get(cpu).copied().unwrap_or(0)
     }
+}
+
+/// The first CPU with such bytes.
+fn first(list: &[u16; FIRMWARE_CPUS], bad: impl Fn(u16) -> bool) -> Option<(usize, u16)> {
+    list.iter().copied().enumerate().find(|&(_, bytes)| bad(bytes))
 }
 
 #[cfg(test)]
@@ -158,6 +174,7 @@ mod tests {
         raw.version = FIRMWARE_VERSION;
         raw.cpus = 2;
         raw.vl_bytes[0] = 32;
+        raw.svl_bytes[1] = 64;
         raw.refusals[1] = 1;
         raw.dtb = 0x4000_0000;
         raw.ram = 0x8000_0000;
@@ -173,6 +190,7 @@ mod tests {
         assert_eq!(config.cpus(), 2);
         assert_eq!(config.vq(0), Vq::new(2));
         assert_eq!(config.vq(1), None);
+        assert_eq!((config.svq(0), config.svq(1)), (None, Vq::new(4)));
         assert_eq!((config.refusals(0), config.refusals(1)), (0, 1));
         assert_eq!(config.suspend, SuspendFormat::Original);
         assert_eq!((config.dtb(), config.ram()), (0x4000_0000, 0x8000_0000));
@@ -194,6 +212,8 @@ mod tests {
         assert_eq!(with(|raw| raw.cpus = 65), ConfigError::Cpus(65));
         assert_eq!(with(|raw| raw.vl_bytes[1] = 24), ConfigError::Vl { cpu: 1, bytes: 24 });
         assert_eq!(with(|raw| raw.vl_bytes[1] = 512), ConfigError::Vl { cpu: 1, bytes: 512 });
+        assert_eq!(with(|raw| raw.svl_bytes[0] = 8), ConfigError::Svl { cpu: 0, bytes: 8 });
+        assert_eq!(with(|raw| raw.svl_bytes[9] = 48), ConfigError::Svl { cpu: 9, bytes: 48 });
         assert_eq!(with(|raw| raw.suspend_format = 2), ConfigError::SuspendFormat(2));
         let (ram, boot_address) = (0x8000_0000, 0x8020_0000);
         for (error, change) in [

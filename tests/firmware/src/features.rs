@@ -31,6 +31,10 @@ pub const FGT2: u64 = 1 << 3;
 pub const HCX: u64 = 1 << 4;
 /// FEAT_FGT and the activity monitors are there.
 pub const FGT_AMU: u64 = 1 << 5;
+/// FEAT_SME2 is there.
+pub const SME2: u64 = 1 << 6;
+/// FEAT_FPMR is there.
+pub const FPMR: u64 = 1 << 7;
 
 const fn field(register: u64, shift: u32) -> u64 {
     register >> shift & 0xf
@@ -45,6 +49,16 @@ impl IdRegisters {
     /// Whether the CPU has SME.
     pub const fn has_sme(&self) -> bool {
         field(self.pfr1, 24) >= 1
+    }
+
+    /// Whether the CPU has ZT0.
+    pub const fn has_sme2(&self) -> bool {
+        field(self.pfr1, 24) >= 2
+    }
+
+    /// Whether the CPU has FPMR.
+    pub const fn has_fpmr(&self) -> bool {
+        field(self.pfr2, 32) >= 1
     }
 
     /// SCR_EL3 for a non-secure AArch64 EL2 that may use all that the CPU has. FIQ: Group 0
@@ -87,7 +101,7 @@ impl IdRegisters {
             | enable(field(self.mmfr3, 4) >= 1, 44) // SCTLR2En
             | enable(permissions != 0, 45) // PIEn
             | enable(field(self.mmfr3, 24) >= 1, 46) // AIEn
-            | enable(field(self.pfr2, 32) >= 1, 50) // EnFPM
+            | enable(self.has_fpmr(), 50) // EnFPM
             | enable(field(self.mmfr0, 56) >= 2, 59) // FGTEn2
     }
 
@@ -106,7 +120,7 @@ impl IdRegisters {
 
     /// SMCR_EL3 without LEN: FA64 and EZT0 where there.
     pub const fn smcr_el3(&self) -> u64 {
-        enable(self.smfr0 >> 63 != 0, 31) | enable(field(self.pfr1, 24) >= 2, 30)
+        enable(self.smfr0 >> 63 != 0, 31) | enable(self.has_sme2(), 30)
     }
 
     /// What there is to fill with junk: [`SVE`], [`SME`], ...
@@ -115,6 +129,8 @@ impl IdRegisters {
         let amu = field(self.pfr0, 44) >= 1;
         (if self.has_sve() { SVE } else { 0 })
             | (if self.has_sme() { SME } else { 0 })
+            | (if self.has_sme2() { SME2 } else { 0 })
+            | (if self.has_fpmr() { FPMR } else { 0 })
             | (if fgt >= 1 { FGT } else { 0 })
             | (if fgt >= 2 { FGT2 } else { 0 })
             | (if field(self.mmfr1, 40) >= 1 { HCX } else { 0 })
@@ -151,6 +167,8 @@ mod tests {
         assert_eq!(scr(sme2), 1 << 41);
         assert_eq!(sme2.cptr_el3(), 1 << 8 | 1 << 12);
         assert_eq!(sme2.smcr_el3(), 3 << 30);
-        assert_eq!(sme2.present(), SVE | SME);
+        assert_eq!(sme2.present(), SVE | SME | SME2);
+        let fpmr = IdRegisters { pfr2: 1 << 32, ..none };
+        assert_eq!((scr(fpmr), fpmr.present()), (1 << 50, FPMR));
     }
 }

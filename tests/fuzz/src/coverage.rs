@@ -36,6 +36,12 @@ kinds! {
     Check = "check",
     /// [`Event::SetVl`]
     SetVl = "vl",
+    /// [`Event::Mode`]
+    Mode = "mode",
+    /// [`Event::SetSvl`]
+    SetSvl = "svl",
+    /// [`Event::FillZa`]
+    FillZa = "za",
     /// [`Event::Kernel`]
     Kernel = "kernel",
     /// Kernel-mode FP in an interrupt handler.
@@ -82,6 +88,12 @@ kinds! {
     RunSetVl = "run-vl",
     /// ... that fills and checks again and again.
     RunChurn = "run-churn",
+    /// ... that changes PSTATE.SM and PSTATE.ZA.
+    RunMode = "run-mode",
+    /// ... that changes its SVL.
+    RunSetSvl = "run-svl",
+    /// ... that fills ZA.
+    RunFillZa = "run-za",
     /// An entry with FOREIGN_FPSTATE.
     HintForeign = "hint-foreign",
     /// An entry with SVE_DISCARDED.
@@ -104,6 +116,9 @@ impl Kind {
             Event::FillFpsimd => Self::FillFpsimd,
             Event::Check => Self::Check,
             Event::SetVl(_) => Self::SetVl,
+            Event::Mode(_) => Self::Mode,
+            Event::SetSvl(_) => Self::SetSvl,
+            Event::FillZa => Self::FillZa,
             Event::Kernel => Self::Kernel,
             Event::Tick { .. } => Self::Tick,
             Event::Poke(_) => Self::Poke,
@@ -126,6 +141,9 @@ impl Kind {
                 Command::Check => Self::RunCheck,
                 Command::SetVl(_) => Self::RunSetVl,
                 Command::Churn(_) => Self::RunChurn,
+                Command::Mode(_) => Self::RunMode,
+                Command::SetSvl(_) => Self::RunSetSvl,
+                Command::FillZa => Self::RunFillZa,
                 Command::Nop
                 | Command::Spin(_)
                 | Command::Wfi
@@ -166,7 +184,32 @@ impl Live {
     }
 }
 
-/// An event, whose registers it met, and the largest VLs of the CPU's host and of the loaded vCPU.
+/// PSTATE.SM and PSTATE.ZA of the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostMode(u8);
+
+impl HostMode {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self(0), Self(1), Self(2), Self(3)];
+
+    /// By SVCR.
+    pub const fn of(svcr: u64) -> Self {
+        Self(svcr as u8 & 3)
+    }
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self.0 {
+            0 => "-",
+            1 => "sm",
+            2 => "za",
+            _ => "sm+za",
+        }
+    }
+}
+
+/// An event, whose registers it met, the largest VLs of the CPU's host and of the loaded vCPU, and the
+/// host's mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Pair {
     /// The event.
@@ -177,6 +220,8 @@ pub struct Pair {
     pub host: VlClass,
     /// Of the loaded vCPU: VL class; `None` if none is loaded.
     pub guest: Option<VlClass>,
+    /// Of the host: streaming mode and ZA.
+    pub mode: HostMode,
 }
 
 /// A largest vector length: none, or a power of two (others count as the next smaller one).
@@ -207,7 +252,7 @@ impl VlClass {
 
 impl Pair {
     /// Numbers of pairs end here.
-    pub const COUNT: usize = Kind::ALL.len() * 3 * 6 * 7;
+    pub const COUNT: usize = Kind::ALL.len() * 3 * 6 * 7 * 4;
 
     /// A number for each.
     pub const fn number(self) -> usize {
@@ -215,18 +260,21 @@ impl Pair {
             None => 0,
             Some(class) => 1 + class.0 as usize,
         };
-        ((self.kind as usize * 3 + self.live as usize) * 6 + self.host.0 as usize) * 7 + guest
+        let lengths = self.host.0 as usize * 7 + guest;
+        ((self.kind as usize * 3 + self.live as usize) * 42 + lengths) * 4 + self.mode.0 as usize
     }
 
     /// The pair with this number.
     pub fn from_number(number: usize) -> Option<Self> {
-        let (rest, guest) = (number / 7, number % 7);
+        let (rest, mode) = (number / 4, number % 4);
+        let (rest, guest) = (rest / 7, rest % 7);
         let (rest, host) = (rest / 6, rest % 6);
         Some(Self {
             kind: *Kind::ALL.get(rest / 3)?,
             live: Live::ALL[rest % 3],
             host: VlClass::ALL[host],
             guest: guest.checked_sub(1).map(|n| VlClass::ALL[n]),
+            mode: HostMode::ALL[mode],
         })
     }
 
@@ -241,7 +289,9 @@ impl Pair {
             "-" => None,
             vl => Some(VlClass::from_vl(vl.parse().ok()?)?),
         };
-        words.next().is_none().then_some(Self { kind, live, host, guest })
+        let mode = words.next()?;
+        let mode = HostMode::ALL.into_iter().find(|m| m.name() == mode)?;
+        words.next().is_none().then_some(Self { kind, live, host, guest, mode })
     }
 }
 
@@ -249,9 +299,10 @@ impl fmt::Display for Pair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {} ", self.kind.name(), self.live.name(), self.host.vl_bytes())?;
         match self.guest {
-            None => f.write_str("-"),
-            Some(class) => write!(f, "{}", class.vl_bytes()),
+            None => f.write_str("-")?,
+            Some(class) => write!(f, "{}", class.vl_bytes())?,
         }
+        write!(f, " {}", self.mode.name())
     }
 }
 
@@ -269,7 +320,7 @@ mod tests {
             assert_eq!(Pair::parse(&pair.to_string()), Some(pair));
         }
         assert_eq!(Pair::from_number(Pair::COUNT), None);
-        assert_eq!(Pair::parse("fill host 48 -"), None);
+        assert_eq!(Pair::parse("fill host 48 - -"), None);
     }
 
     #[test]

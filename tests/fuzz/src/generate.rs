@@ -20,14 +20,18 @@ use umbra_shared::{
 pub struct Shape {
     /// Largest VL of each CPU, bytes; 0: no SVE.
     vls: ArrayVec<u16, CPUS>,
+    /// Largest SVL of each CPU, bytes; 0: no SME.
+    svls: ArrayVec<u16, CPUS>,
     /// CPU_SUSPEND works.
     suspend: bool,
 }
 
 impl Shape {
-    /// CPUs with these largest VLs in bytes (0: no SVE); further CPUs than [`CPUS`] are left alone.
-    pub fn new(vls: &[u16], suspend: bool) -> Self {
-        Self { vls: vls.iter().copied().take(CPUS).collect(), suspend }
+    /// CPUs with these largest VLs and SVLs in bytes (0: no SVE, no SME); further CPUs than [`CPUS`] are
+    /// left alone.
+    pub fn new(vls: &[u16], svls: &[u16], suspend: bool) -> Self {
+        let first = |list: &[u16]| list.iter().copied().take(CPUS).collect();
+        Self { vls: first(vls), svls: first(svls), suspend }
     }
 
     fn cpus(&self) -> usize {
@@ -37,6 +41,11 @@ impl Shape {
     /// The largest VL that guests can have on every CPU.
     fn common(&self) -> u16 {
         self.vls.iter().copied().min().unwrap_or(0)
+    }
+
+    /// Likewise the largest SVL.
+    fn common_streaming(&self) -> u16 {
+        self.svls.iter().copied().min().unwrap_or(0)
     }
 }
 
@@ -159,12 +168,22 @@ impl Generator {
             _ if common == 0 => 0,
             _ => 16 << self.rng.u16(..=common.ilog2() as u16 - 4),
         };
+        let streaming = self.shape.common_streaming();
+        let svl = match self.rng.u8(..16) {
+            0 => any_vl(&mut self.rng),
+            1..6 => 0,
+            6..10 => streaming,
+            _ if streaming == 0 => 0,
+            _ => 16 << self.rng.u16(..=streaming.ilog2() as u16 - 4),
+        };
+        let given =
+            |length: u16, largest| length == 0 || (length <= largest && length.is_power_of_two());
         let slot = &mut self.slots[usize::from(vm)];
         let name = VcpuName { vm, vcpu: slot.vcpus };
-        if vl == 0 || (vl <= common && vl.is_power_of_two()) {
+        if given(vl, common) && given(svl, streaming) {
             slot.vcpus += 1;
         }
-        Some(Step { cpu: self.cpu, event: Event::Vcpu(name, vl) })
+        Some(Step { cpu: self.cpu, event: Event::Vcpu(name, vl, svl) })
     }
 
     fn choose_cpu(&mut self) {
@@ -208,8 +227,9 @@ impl Generator {
     }
 
     fn run(&mut self) -> Run {
+        let streaming = self.shape.common_streaming() != 0;
         let rng = &mut self.rng;
-        let command = match rng.u8(..20) {
+        let command = match rng.u8(..if streaming { 27 } else { 20 }) {
             0..5 => Command::Fill(any_vl(rng)),
             5 | 6 => Command::FillFpsimd,
             7..10 => Command::Check,
@@ -219,6 +239,9 @@ impl Generator {
             16 => Command::Wfi,
             17 => Command::Mmio,
             18 => Command::Timer(rng.u16(1..4000)),
+            20..23 => Command::Mode(rng.u16(..4)),
+            23 | 24 => Command::SetSvl(16 << rng.u16(..5)),
+            25.. => Command::FillZa,
             _ => Command::Nop,
         };
         let mut hint = HostFlags::empty();
@@ -228,8 +251,12 @@ impl Generator {
     }
 
     fn host_event(&mut self) -> Event {
+        let streaming = self.shape.common_streaming() != 0;
         let rng = &mut self.rng;
-        match rng.u8(..20) {
+        match rng.u8(..if streaming { 27 } else { 20 }) {
+            20..23 => Event::Mode(rng.u8(..4)),
+            23 | 24 => Event::SetSvl(16 << rng.u16(..5)),
+            25.. => Event::FillZa,
             0..4 => Event::Fill(any_vl(rng)),
             4 | 5 => Event::FillFpsimd,
             6..10 => Event::Check,
@@ -326,7 +353,8 @@ mod tests {
     use std::vec::Vec;
 
     fn program(seed: u64, mode: Mode) -> Vec<Step> {
-        Generator::new(seed, mode, &Shape::new(&[64, 256, 16, 32], true)).collect()
+        Generator::new(seed, mode, &Shape::new(&[64, 256, 16, 32], &[32, 64, 16, 128], true))
+            .collect()
     }
 
     #[test]
@@ -367,10 +395,11 @@ mod tests {
 
     #[test]
     fn a_machine_without_sve_has_guests_without() {
-        let shape = Shape::new(&[0, 0], false);
+        let shape = Shape::new(&[0, 0], &[0, 0], false);
         for seed in 0..50 {
             for step in Generator::new(seed, Mode::Storm, &shape) {
                 assert!(!matches!(step.event, Event::Suspend { .. }));
+                assert!(!matches!(step.event, Event::Mode(_) | Event::SetSvl(_) | Event::FillZa));
                 assert!(step.cpu < 2);
             }
         }

@@ -59,6 +59,12 @@ pub enum Event {
     Check,
     /// The host selects a VL.
     SetVl(u16),
+    /// The host writes SVCR: PSTATE.SM (1) and PSTATE.ZA (2).
+    Mode(u8),
+    /// The host selects an SVL.
+    SetSvl(u16),
+    /// The host fills ZA and ZT0, and turns ZA on for it.
+    FillZa,
     /// Kernel-mode FP in the current task.
     Kernel,
     /// The timer fires after so many nanoseconds; its handler may use FP.
@@ -81,8 +87,8 @@ pub enum Event {
     },
     /// A VM is built.
     Vm(u8, VmConfig),
-    /// A vCPU is created; the VL is 0 without SVE.
-    Vcpu(VcpuName, u16),
+    /// A vCPU is created with these VL and SVL: 0 without SVE, without SME.
+    Vcpu(VcpuName, u16, u16),
     /// A VM is taken down.
     Destroy(u8),
     /// A vCPU is loaded on this CPU.
@@ -223,6 +229,9 @@ fn command(words: Words<'_, '_>) -> Result<Command, ParseError> {
         Some("wfi") => Command::Wfi,
         Some("mmio") => Command::Mmio,
         Some("timer") => Command::Timer(number(words.next())?),
+        Some("mode") => Command::Mode(below(words.next(), 4)?.into()),
+        Some("svl") => Command::SetSvl(number(words.next())?),
+        Some("za") => Command::FillZa,
         _ => return Err(ParseError::Word),
     })
 }
@@ -291,6 +300,9 @@ fn event(words: Words<'_, '_>) -> Result<Event, ParseError> {
         Some("fpsimd") => Event::FillFpsimd,
         Some("check") => Event::Check,
         Some("vl") => Event::SetVl(number(words.next())?),
+        Some("mode") => Event::Mode(below(words.next(), 4)?),
+        Some("svl") => Event::SetSvl(number(words.next())?),
+        Some("za") => Event::FillZa,
         Some("kernel") => Event::Kernel,
         Some("tick") => {
             let after = number(words.next())?;
@@ -318,7 +330,13 @@ fn event(words: Words<'_, '_>) -> Result<Event, ParseError> {
             };
             Event::Vm(slot, VmConfig { policy, protected })
         }
-        Some("vcpu") => Event::Vcpu(vcpu(words.next())?, number(words.next())?),
+        Some("vcpu") => {
+            let (name, vl) = (vcpu(words.next())?, number(words.next())?);
+            match words.next() {
+                None => Event::Vcpu(name, vl, 0),
+                svl => Event::Vcpu(name, vl, number(svl)?),
+            }
+        }
         Some("destroy") => Event::Destroy(below(words.next(), VMS)?),
         Some("load") => Event::Load(vcpu(words.next())?),
         Some("run") => Event::Run(run(words)?),
@@ -398,6 +416,9 @@ impl fmt::Display for Run {
             Command::Wfi => f.write_str("wfi")?,
             Command::Mmio => f.write_str("mmio")?,
             Command::Timer(ticks) => write!(f, "timer {ticks}")?,
+            Command::Mode(svcr) => write!(f, "mode {svcr}")?,
+            Command::SetSvl(svl) => write!(f, "svl {svl}")?,
+            Command::FillZa => f.write_str("za")?,
         }
         if self.hint.contains(HostFlags::FOREIGN_FPSTATE) {
             f.write_str(" hint foreign")?;
@@ -436,6 +457,9 @@ impl fmt::Display for Event {
             Self::FillFpsimd => f.write_str("fpsimd"),
             Self::Check => f.write_str("check"),
             Self::SetVl(vl) => write!(f, "vl {vl}"),
+            Self::Mode(svcr) => write!(f, "mode {svcr}"),
+            Self::SetSvl(svl) => write!(f, "svl {svl}"),
+            Self::FillZa => f.write_str("za"),
             Self::Kernel => f.write_str("kernel"),
             Self::Tick { after, kernel: false } => write!(f, "tick {after}"),
             Self::Tick { after, kernel: true } => write!(f, "tick {after} kernel"),
@@ -453,7 +477,8 @@ impl fmt::Display for Event {
                 let kind = if config.protected { "protected" } else { "normal" };
                 write!(f, "vm {slot} {policy} {kind}")
             }
-            Self::Vcpu(name, vl) => write!(f, "vcpu {name} {vl}"),
+            Self::Vcpu(name, vl, 0) => write!(f, "vcpu {name} {vl}"),
+            Self::Vcpu(name, vl, svl) => write!(f, "vcpu {name} {vl} {svl}"),
             Self::Destroy(slot) => write!(f, "destroy {slot}"),
             Self::Load(name) => write!(f, "load {name}"),
             Self::Run(run) => write!(f, "run {run}"),
@@ -490,7 +515,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read(seed: u64, cpus in 1usize..5) {
-            let shape = Shape::new(&[64, 256, 16, 32][..cpus], true);
+            let shape = Shape::new(&[64, 256, 16, 32][..cpus], &[32, 16, 64, 128][..cpus], true);
             for step in Generator::new(seed, Mode::Storm, &shape) {
                 let text = step.to_string();
                 prop_assert_eq!(Line::parse(&text), Ok(Line::Step(step)), "{}", text);
@@ -543,6 +568,10 @@ mod tests {
             ("0 run fill 16 twice", ParseError::Word),
             ("program 7 storm", ParseError::Number),
             ("program 0x7 slowly", ParseError::Word),
+            ("0 mode 4", ParseError::Number),
+            ("0 run mode 4", ParseError::Number),
+            ("0 vcpu 0.0 16 x", ParseError::Number),
+            ("0 vcpu 0.0 16 16 16", ParseError::Rest),
             ("0 call VcpuRun", ParseError::Word),
             ("0 call VmMap p64", ParseError::Number),
             ("0 call VmMap 1 2 3 4 5 6 7 8", ParseError::Rest),

@@ -8,7 +8,7 @@ use crate::{
 use core::{arch::asm, cell::UnsafeCell};
 use umbra_patterns::{
     protocol::{Argument, Command, Failure, MAX_VCPUS, NEXT},
-    regs::{Registers, rdvl},
+    regs::{Registers, rdvl, sme},
 };
 use umbra_shared::vl::Vq;
 
@@ -23,6 +23,7 @@ static REGISTERS: AllRegisters =
 struct Driven {
     registers: &'static mut Registers,
     clamp: Option<Vq>,
+    streaming_clamp: Option<Vq>,
     vcpu: u64,
     /// What the counter device holds.
     sum: u64,
@@ -35,7 +36,13 @@ pub fn run(argument: &Argument) -> ! {
     // ZCR_EL1 is zero after reset.
     *registers.model() =
         umbra_patterns::model::Model::new(argument.owner, argument.vq.map(|_| rdvl()));
-    let mut driven = Driven { registers, clamp: argument.vq, vcpu: vcpu as u64, sum: 0 };
+    registers.discover();
+    if registers.model().svq().is_some() != argument.svq.is_some() {
+        fail(Failure::VectorLength { asked: 0, given: 0 });
+    }
+    let (clamp, streaming_clamp) = (argument.vq, argument.svq);
+    let mut driven = Driven { registers, clamp, streaming_clamp, vcpu: vcpu as u64, sum: 0 };
+    driven.select_streaming(Vq::MIN.vl_bytes() as u16);
     let mut done = 0;
     loop {
         let words = hvc2([NEXT, done, 0, 0, 0, 0]);
@@ -74,14 +81,29 @@ impl Driven {
             Command::Wfi => unsafe { asm!("wfi", options(nomem, nostack)) },
             Command::Mmio => count8(self.vcpu, done << 33 | (done + 1), &mut self.sum),
             Command::Timer(ticks) => arm_timer(ticks.into()),
+            Command::Mode(svcr) => {
+                if self.streaming_clamp.is_some()
+                    && let Err(mismatch) = self.registers.set_svcr(svcr.into())
+                {
+                    fail(Failure::from(mismatch));
+                }
+            }
+            Command::SetSvl(svl) => self.select_streaming(svl),
+            Command::FillZa => {
+                if self.streaming_clamp.is_some() {
+                    self.registers.fill_za();
+                }
+            }
         }
     }
 
     fn check(&mut self) {
         if let Err(mismatch) = self.registers.check() {
             let mut failure = Failure::from(mismatch);
-            if let (Failure::Register { vl, .. }, Some(_)) = (&mut failure, self.clamp) {
-                *vl = rdvl().vl_bytes() as u64;
+            if let (Failure::Register { vl, .. }, Some(vq)) =
+                (&mut failure, self.registers.model().vq())
+            {
+                *vl = vq.vl_bytes() as u64;
             }
             fail(failure);
         }
@@ -91,8 +113,23 @@ impl Driven {
     /// clamp, and no less than the clamp if that was asked for.
     fn select(&mut self, vl: u16) {
         let (Some(clamp), Some(asked)) = (self.clamp, Vq::from_vl(vl.into())) else { return };
+        if self.registers.streaming() {
+            return;
+        }
         let given = self.registers.set_vq(asked);
         if given > asked || given > clamp || (asked >= clamp && given != clamp) {
+            let (asked, given) = (asked.vl_bytes() as u64, given.vl_bytes() as u64);
+            fail(Failure::VectorLength { asked, given });
+        }
+    }
+
+    /// The same of an SVL, of which the smallest may be more than was asked for.
+    fn select_streaming(&mut self, svl: u16) {
+        let (Some(clamp), Some(asked)) = (self.streaming_clamp, Vq::from_vl(svl.into())) else {
+            return;
+        };
+        let given = self.registers.set_svq(asked);
+        if given > clamp || (asked >= clamp && given != clamp) || sme::rdsvl() != given {
             let (asked, given) = (asked.vl_bytes() as u64, given.vl_bytes() as u64);
             fail(Failure::VectorLength { asked, given });
         }

@@ -8,6 +8,7 @@
 use crate::tag::{Origin, Register, Tag, lane, origin};
 use core::fmt;
 use umbra_shared::{
+    sme::ZT0_BYTES,
     sve::{FPSIMD_BYTES, Layout},
     vl::Vq,
 };
@@ -34,6 +35,28 @@ pub const fn fpcr(tag: Tag) -> u32 {
         0 => 1 << 25,
         bits => bits,
     }
+}
+
+/// The FPMR bits that hold what is written and mean something at any value: the one format bit of F8S1,
+/// F8S2 and F8D that is not reserved, OSM, OSC, LSCALE, NSCALE, LSCALE2.
+pub const FPMR_BITS: u64 = 0x3f_ff7f_c049;
+
+/// The FPMR of a tag: never zero.
+pub const fn fpmr(tag: Tag) -> u64 {
+    match lane(tag, Register::Fpmr, 0) & FPMR_BITS {
+        0 => 1,
+        bits => bits,
+    }
+}
+
+/// Writes row `row` of ZA, as long as `out`.
+pub fn expected_za(tag: Tag, row: usize, out: &mut [u8]) {
+    fill_register(tag, Register::Za(row as u8), out);
+}
+
+/// Writes ZT0.
+pub fn expected_zt0(tag: Tag, out: &mut [u8; ZT0_BYTES]) {
+    fill_register(tag, Register::Zt0, out);
 }
 
 /// How many bytes FFR calls true, for a VL in bytes: 1..VL.
@@ -355,6 +378,7 @@ mod tests {
             let tag = Tag { owner, generation };
             prop_assert!(fpsr(tag) != 0 && fpsr(tag) & !FPSR_BITS == 0);
             prop_assert!(fpcr(tag) != 0 && fpcr(tag) & !FPCR_BITS == 0);
+            prop_assert!(fpmr(tag) != 0 && fpmr(tag) & !FPMR_BITS == 0);
         }
     }
 

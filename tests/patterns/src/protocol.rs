@@ -130,6 +130,12 @@ pub enum Command {
     Mmio,
     /// Let the virtual timer fire after so many ticks.
     Timer(u16),
+    /// Set SVCR: PSTATE.SM and PSTATE.ZA.
+    Mode(u16),
+    /// Select an SVL.
+    SetSvl(u16),
+    /// Turn ZA on, if it is not, and fill it and ZT0.
+    FillZa,
 }
 
 impl Command {
@@ -146,6 +152,9 @@ impl Command {
             Self::Wfi => [7, 0],
             Self::Mmio => [8, 0],
             Self::Timer(ticks) => [9, ticks as u64],
+            Self::Mode(svcr) => [10, svcr as u64],
+            Self::SetSvl(svl) => [11, svl as u64],
+            Self::FillZa => [12, 0],
         }
     }
 
@@ -166,6 +175,9 @@ impl Command {
             7 => Self::Wfi,
             8 => Self::Mmio,
             9 => Self::Timer(n),
+            10 => Self::Mode(n),
+            11 => Self::SetSvl(n),
+            12 => Self::FillZa,
             _ => return None,
         })
     }
@@ -180,6 +192,8 @@ pub struct Argument {
     pub owner: u16,
     /// Its largest VL; `None`: no SVE.
     pub vq: Option<Vq>,
+    /// Its largest SVL; `None`: no SME.
+    pub svq: Option<Vq>,
     /// What to do.
     pub mode: Mode,
 }
@@ -187,29 +201,35 @@ pub struct Argument {
 impl Argument {
     /// The register.
     pub const fn encode(self) -> u64 {
-        let vl = match self.vq {
-            Some(vq) => vq.vl_bytes() as u64,
-            None => 0,
-        };
-        self.vcpu as u64 | (self.owner as u64) << 8 | vl << 24 | (self.mode as u64) << 40
+        const fn bytes(vq: Option<Vq>) -> u64 {
+            match vq {
+                Some(vq) => vq.vl_bytes() as u64,
+                None => 0,
+            }
+        }
+        let lengths = bytes(self.vq) << 24 | bytes(self.svq) << 48;
+        self.vcpu as u64 | (self.owner as u64) << 8 | lengths | (self.mode as u64) << 40
     }
 
     /// Reads the register.
     pub const fn decode(x0: u64) -> Option<Self> {
-        let mode = match x0 >> 40 {
+        const fn length(bytes: u64) -> Option<Option<Vq>> {
+            match (bytes, Vq::from_vl(bytes)) {
+                (0, _) => Some(None),
+                (_, Some(vq)) => Some(Some(vq)),
+                _ => None,
+            }
+        }
+        let mode = match x0 >> 40 & 0xff {
             0 => Mode::Verify,
             1 => Mode::Bench,
             4 => Mode::Driven,
             _ => return None,
         };
-        let vq = match x0 >> 24 & 0xffff {
-            0 => None,
-            vl => match Vq::from_vl(vl) {
-                Some(vq) => Some(vq),
-                None => return None,
-            },
+        let (Some(vq), Some(svq)) = (length(x0 >> 24 & 0xffff), length(x0 >> 48)) else {
+            return None;
         };
-        Some(Self { vcpu: x0 as u8, owner: (x0 >> 8) as u16, vq, mode })
+        Some(Self { vcpu: x0 as u8, owner: (x0 >> 8) as u16, vq, svq, mode })
     }
 }
 
@@ -292,7 +312,7 @@ impl Failure {
     pub const fn decode(x: [u64; 5]) -> Self {
         match x[0] {
             0 => Self::Garbled(x[1]),
-            1 => match Register::from_number(x[1] as u8) {
+            1 => match Register::from_number(x[1] as u16) {
                 Some(register) => Self::Register {
                     register,
                     byte: (x[1] >> 32) as u32,
@@ -340,18 +360,25 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arguments_survive(vcpu: u8, owner: u16, n in 0u64..17, mode in 0usize..3) {
+        fn arguments_survive(
+            vcpu: u8,
+            owner: u16,
+            n in 0u64..17,
+            m in 0u64..17,
+            mode in 0usize..3,
+        ) {
             let modes = [Mode::Verify, Mode::Bench, Mode::Driven];
-            let argument = Argument { vcpu, owner, vq: Vq::new(n), mode: modes[mode] };
+            let (vq, svq) = (Vq::new(n), Vq::new(m));
+            let argument = Argument { vcpu, owner, vq, svq, mode: modes[mode] };
             prop_assert_eq!(Argument::decode(argument.encode()), Some(argument));
         }
 
         #[test]
-        fn commands_survive(kind in 0u64..12, n: u16) {
+        fn commands_survive(kind in 0u64..15, n: u16) {
             if let Some(command) = Command::decode([kind, n.into()]) {
                 prop_assert_eq!(Command::decode(command.encode()), Some(command));
             } else {
-                prop_assert!(kind > 9);
+                prop_assert!(kind > 12);
             }
         }
 

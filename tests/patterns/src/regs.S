@@ -56,3 +56,63 @@ umbra_pattern_dump_fpsimd:
     str     q\n, [x0, #(16 * \n)]
 .endr
     ret
+
+.arch_extension sve
+.arch_extension sme
+.arch_extension sme2
+
+// x0 = image. Streaming mode without FFR.
+.global umbra_pattern_load_streaming
+umbra_pattern_load_streaming:
+    addvl   x1, x0, #31
+    addvl   x1, x1, #1
+.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    ldr     p\n, [x1, #\n, mul vl]
+.endr
+.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    ldr     z\n, [x0, #\n, mul vl]
+.endr
+    ret
+
+// x0 = buffer.
+.global umbra_pattern_dump_streaming
+umbra_pattern_dump_streaming:
+    addvl   x1, x0, #31
+    addvl   x1, x1, #1
+.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    str     z\n, [x0, #\n, mul vl]
+.endr
+.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    str     p\n, [x1, #\n, mul vl]
+.endr
+    ret
+
+// x0 = a row of ZA, x1 = its number.
+.global umbra_pattern_load_za
+umbra_pattern_load_za:
+    mov     w12, w1
+    ldr     za[w12, 0], [x0]
+    ret
+
+// The same.
+.global umbra_pattern_dump_za
+umbra_pattern_dump_za:
+    mov     w12, w1
+    str     za[w12, 0], [x0]
+    ret
+
+// x0 = 64 bytes.
+.global umbra_pattern_load_zt0
+umbra_pattern_load_zt0:
+    ldr     zt0, [x0]
+    ret
+
+// x0 = 64 bytes.
+.global umbra_pattern_dump_zt0
+umbra_pattern_dump_zt0:
+    str     zt0, [x0]
+    ret
+
+.arch_extension nosme2
+.arch_extension nosme
+.arch_extension nosve

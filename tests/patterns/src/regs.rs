@@ -4,11 +4,13 @@
 //! there stays until other code of this module, another context or a hypervisor changes it. That is
 //! also why they need not be `unsafe`: no Rust code depends on what the registers hold.
 
+pub mod sme;
+
 use crate::{
-    model::Model,
+    model::{Has, Model, SM, ZA},
     pattern::{
         Kept, MAX_IMAGE_BYTES, Mismatch, compare_fpsimd_kept, compare_kept, compare_status,
-        expected, expected_fpsimd, fpcr, fpsr,
+        expected, expected_fpsimd, expected_za, expected_zt0, fpcr, fpmr, fpsr,
     },
     tag::{Register, Tag},
 };
@@ -47,11 +49,14 @@ pub fn has_sve() -> bool {
     value >> 32 & 0xf != 0
 }
 
-/// Opens FP and, if the CPU has it, SVE at EL1 (CPACR_EL1.FPEN, ZEN).
+/// Opens FP and, if the CPU has them, SVE and SME at EL1 (CPACR_EL1.FPEN, ZEN, SMEN).
 pub fn enable() {
     const FPEN: u64 = 0b11 << 20;
     const ZEN: u64 = 0b11 << 16;
-    let value = FPEN | if has_sve() { ZEN } else { 0 };
+    const SMEN: u64 = 0b11 << 24;
+    let zen = if has_sve() { ZEN } else { 0 };
+    let smen = if sme::has_sme() { SMEN } else { 0 };
+    let value = FPEN | zen | smen;
     // SAFETY: it only opens registers that the compiler doesn't use.
     unsafe { asm!("msr cpacr_el1, {}", "isb", in(reg) value, options(nostack)) };
 }
@@ -253,13 +258,17 @@ fn check_status(tag: Tag, kept: Kept) -> Result<(), Mismatch> {
 #[repr(C)]
 pub struct Registers {
     image: Image,
+    row: sme::Row,
     model: Model,
+    /// What was wrong with SVCR when something was to be done in its mode.
+    wrong_mode: Option<Mismatch>,
 }
 
 impl Registers {
     /// Registers in the reset state. `vq`: the VL in force; `None`: V registers only.
     pub const fn new(owner: u16, vq: Option<Vq>) -> Self {
-        Self { image: Image([0; MAX_IMAGE_BYTES]), model: Model::new(owner, vq) }
+        let (image, row) = (Image([0; MAX_IMAGE_BYTES]), sme::Row::new());
+        Self { image, row, model: Model::new(owner, vq), wrong_mode: None }
     }
 
     /// What must be there.
@@ -269,11 +278,16 @@ impl Registers {
 
     /// Fills everything at the VL in force.
     pub fn fill(&mut self) {
+        self.find_mode();
         let tag = self.model.fill();
         match self.model.vq() {
             Some(vq) => {
                 expected(tag, Layout::new(vq), &mut self.image.0);
-                load(&self.image.0);
+                if self.model.ffr() {
+                    load(&self.image.0);
+                } else {
+                    sme::load_without_ffr(&self.image.0);
+                }
             }
             None => {
                 let v = fpsimd_part(&mut self.image);
@@ -281,19 +295,83 @@ impl Registers {
                 load_fpsimd(v);
             }
         }
+        self.set_status(tag);
+    }
+
+    /// The mode, where hyp may have dropped what was given up.
+    fn find_mode(&mut self) {
+        if self.model.svq().is_some() && self.model.mode_lost() {
+            let found = self.model.check_svcr(sme::svcr());
+            self.wrong_mode = self.wrong_mode.or(found.err());
+        }
+    }
+
+    fn set_status(&self, tag: Tag) {
         set_status(fpsr(tag), fpcr(tag));
+        if self.model.has().fpmr {
+            sme::set_fpmr(fpmr(tag));
+        }
+    }
+
+    /// Fills ZA and ZT0, at the SVL in force. PSTATE.ZA becomes 1 if it is not.
+    pub fn fill_za(&mut self) {
+        self.find_mode();
+        if self.model.svcr() & ZA == 0 {
+            let with = self.model.svcr() | ZA;
+            self.wrong_mode = self.wrong_mode.or(self.set_svcr(with).err());
+        }
+        let tag = self.model.fill_za();
+        let Some(svq) = self.model.svq() else { return };
+        for row in 0..svq.vl_bytes() {
+            expected_za(tag, row, self.row.in_force(svq));
+            self.row.load_za(row);
+        }
+        if self.model.has().zt0 {
+            expected_zt0(tag, self.row.zt0());
+            self.row.load_zt0();
+        }
     }
 
     /// Fills V0-V31.
     pub fn fill_fpsimd(&mut self) {
+        self.find_mode();
         let tag = self.model.fill_fpsimd();
         let v = fpsimd_part(&mut self.image);
         expected_fpsimd(tag, v);
         load_fpsimd(v);
-        set_status(fpsr(tag), fpcr(tag));
+        self.set_status(tag);
     }
 
-    /// Asks for a VL and returns the one that it gave.
+    /// What there is beside V, Z and P registers. The SVL is the one in force.
+    pub fn discover(&mut self) {
+        let has = Has { fpmr: sme::has_fpmr(), fa64: sme::has_fa64(), zt0: sme::has_zt0() };
+        let svq = sme::has_sme().then(sme::rdsvl);
+        self.model = self.model.clone().having(svq, has);
+    }
+
+    /// Asks for an SVL and returns the one that it gave.
+    pub fn set_svq(&mut self, svq: Vq) -> Vq {
+        let given = sme::set_svl(svq);
+        self.model.set_svq(given);
+        given
+    }
+
+    /// Sets PSTATE.SM and PSTATE.ZA. Looks first whether they are as they must be.
+    pub fn set_svcr(&mut self, svcr: u64) -> Result<(), Mismatch> {
+        self.model.check_svcr(sme::svcr())?;
+        sme::set_svcr(svcr);
+        self.model.set_svcr(svcr);
+        Ok(())
+    }
+
+    /// Whether the owner is in streaming mode: there a VL can be asked for, but which one is given does
+    /// not show.
+    pub fn streaming(&mut self) -> bool {
+        self.find_mode();
+        self.model.svcr() & SM != 0
+    }
+
+    /// Asks for a VL and returns the one that it gave. Not in streaming mode.
     pub fn set_vq(&mut self, vq: Vq) -> Vq {
         let given = set_vl(vq);
         self.model.set_vq(given);
@@ -302,12 +380,29 @@ impl Registers {
 
     /// Everything is as it must be.
     pub fn check(&mut self) -> Result<(), Mismatch> {
+        self.wrong_mode.take().map_or(Ok(()), Err)?;
+        if let Some(svq) = self.model.svq() {
+            self.model.check_svcr(sme::svcr())?;
+            assert_eq!(sme::rdsvl(), svq, "the streaming vector length in force");
+        }
         self.model.check_status(status())?;
+        if self.model.has().fpmr {
+            self.model.check_fpmr(sme::fpmr())?;
+        }
+        self.check_file()?;
+        self.check_za()
+    }
+
+    fn check_file(&mut self) -> Result<(), Mismatch> {
         match self.model.vq() {
             Some(vq) => {
                 // A VL that changed behind its owner's back shows here.
-                let found = dump(&mut self.image.0);
-                assert_eq!(found, vq, "the vector length in force");
+                assert_eq!(rdvl(), vq, "the vector length in force");
+                if self.model.ffr() {
+                    dump(&mut self.image.0);
+                } else {
+                    sme::dump_without_ffr(&mut self.image.0);
+                }
                 self.model.check(Layout::new(vq), &self.image.0)
             }
             None => {
@@ -317,13 +412,30 @@ impl Registers {
             }
         }
     }
+
+    fn check_za(&mut self) -> Result<(), Mismatch> {
+        let Some(svq) = self.model.svq().filter(|_| self.model.svcr() & ZA != 0) else {
+            return Ok(());
+        };
+        for row in 0..svq.vl_bytes() {
+            self.row.dump_za(row);
+            self.model.check_za(row, self.row.in_force(svq))?;
+        }
+        if self.model.has().zt0 {
+            self.row.dump_zt0();
+            self.model.check_zt0(self.row.zt0())?;
+        }
+        Ok(())
+    }
 }
 
-/// The register file of a task that kernel-mode FP displaces.
+/// The register file of a task that kernel-mode FP displaces, streaming mode included. ZA stays.
 #[repr(C)]
 pub struct Displaced {
     image: Image,
     status: (u32, u32),
+    svcr: u64,
+    fpmr: u64,
 }
 
 impl Default for Displaced {
@@ -335,12 +447,23 @@ impl Default for Displaced {
 impl Displaced {
     /// Nothing.
     pub const fn new() -> Self {
-        Self { image: Image([0; MAX_IMAGE_BYTES]), status: (0, 0) }
+        Self { image: Image([0; MAX_IMAGE_BYTES]), status: (0, 0), svcr: 0, fpmr: 0 }
     }
 
-    /// Takes the registers out (Linux: `kernel_neon_begin`).
+    /// Takes the registers out, and leaves streaming mode (Linux: `kernel_neon_begin`).
     pub fn save(&mut self, width: Width) {
         self.status = status();
+        self.fpmr = if sme::has_fpmr() { sme::fpmr() } else { 0 };
+        self.svcr = if sme::has_sme() { sme::svcr() } else { 0 };
+        if self.svcr & SM != 0 {
+            if sme::ffr_is_open() {
+                dump(&mut self.image.0);
+            } else {
+                sme::dump_without_ffr(&mut self.image.0);
+            }
+            sme::set_svcr(self.svcr & !SM);
+            return;
+        }
         match width {
             Width::Sve => {
                 dump(&mut self.image.0);
@@ -351,10 +474,23 @@ impl Displaced {
 
     /// Puts them back.
     pub fn restore(&mut self, width: Width) {
-        match width {
-            Width::Sve => load(&self.image.0),
-            Width::Fpsimd => load_fpsimd(fpsimd_part(&mut self.image)),
+        if self.svcr & SM != 0 {
+            sme::set_svcr(self.svcr);
+            if sme::ffr_is_open() {
+                load(&self.image.0);
+            } else {
+                sme::load_without_ffr(&self.image.0);
+            }
+        } else {
+            match width {
+                Width::Sve => load(&self.image.0),
+                Width::Fpsimd => load_fpsimd(fpsimd_part(&mut self.image)),
+            }
         }
+        // Last: a change of mode changes them.
         set_status(self.status.0, self.status.1);
+        if sme::has_fpmr() {
+            sme::set_fpmr(self.fpmr);
+        }
     }
 }

@@ -24,28 +24,47 @@ pub enum Register {
     Fpsr,
     /// Control.
     Fpcr,
+    /// Modes of 8-bit floating point (FEAT_FPMR).
+    Fpmr,
+    /// PSTATE.SM and PSTATE.ZA.
+    Svcr,
+    /// SME2's table.
+    Zt0,
+    /// A row of ZA.
+    Za(u8),
 }
+
+/// Number of ZA's first row.
+const ZA: u16 = 0x100;
 
 impl Register {
     /// A number for each, in the order of the layout.
-    pub const fn number(self) -> u8 {
+    pub const fn number(self) -> u16 {
         match self {
-            Self::Z(n) => n,
-            Self::P(n) => 32 + n,
+            Self::Z(n) => n as u16,
+            Self::P(n) => 32 + n as u16,
             Self::Ffr => 48,
             Self::Fpsr => 49,
             Self::Fpcr => 50,
+            Self::Fpmr => 51,
+            Self::Svcr => 52,
+            Self::Zt0 => 53,
+            Self::Za(row) => ZA + row as u16,
         }
     }
 
     /// The register with this number.
-    pub const fn from_number(number: u8) -> Option<Self> {
+    pub const fn from_number(number: u16) -> Option<Self> {
         Some(match number {
-            0..32 => Self::Z(number),
-            32..48 => Self::P(number - 32),
+            0..32 => Self::Z(number as u8),
+            32..48 => Self::P(number as u8 - 32),
             48 => Self::Ffr,
             49 => Self::Fpsr,
             50 => Self::Fpcr,
+            51 => Self::Fpmr,
+            52 => Self::Svcr,
+            53 => Self::Zt0,
+            ZA..=0x1ff => Self::Za(number as u8),
             _ => return None,
         })
     }
@@ -59,6 +78,10 @@ impl fmt::Display for Register {
             Self::Ffr => f.write_str("FFR"),
             Self::Fpsr => f.write_str("FPSR"),
             Self::Fpcr => f.write_str("FPCR"),
+            Self::Fpmr => f.write_str("FPMR"),
+            Self::Svcr => f.write_str("SVCR"),
+            Self::Zt0 => f.write_str("ZT0"),
+            Self::Za(row) => write!(f, "ZA[{row}]"),
         }
     }
 }
@@ -113,10 +136,36 @@ const fn unmix(y: u64) -> u64 {
     unshift(x, 30).wrapping_sub(GAMMA)
 }
 
-/// The 64 bits of a lane.
+/// Rows of ZA that share one of the 8-bit numbers below: each has 32 lanes at most.
+const ROWS: u8 = 8;
+/// The first number of ZA's rows there.
+const ZA_ROWS: u8 = 64;
+
+/// Register and lane in 8 bits each.
+const fn place(register: Register, lane: u8) -> (u8, u8) {
+    match register {
+        Register::Za(row) => (ZA_ROWS + row / ROWS, row % ROWS << 5 | lane & 31),
+        other => (other.number() as u8, lane),
+    }
+}
+
+/// The inverse.
+const fn placed(number: u8, lane: u8) -> Option<(Register, u8)> {
+    const LAST: u8 = ZA_ROWS + u8::MAX / ROWS;
+    if number >= ZA_ROWS && number <= LAST {
+        return Some((Register::Za((number - ZA_ROWS) * ROWS + (lane >> 5)), lane & 31));
+    }
+    match Register::from_number(number as u16) {
+        Some(register) => Some((register, lane)),
+        None => None,
+    }
+}
+
+/// The 64 bits of a lane. A row of ZA has lanes 0 to 31.
 pub const fn lane(tag: Tag, register: Register, lane: u8) -> u64 {
+    let (number, lane) = place(register, lane);
     mix((tag.owner as u64) << 48
-        | (register.number() as u64) << 40
+        | (number as u64) << 40
         | (lane as u64) << 32
         | tag.generation as u64)
 }
@@ -125,12 +174,8 @@ pub const fn lane(tag: Tag, register: Register, lane: u8) -> u64 {
 /// caller decides whether the owner is one that exists.
 pub const fn origin(content: u64) -> Option<Origin> {
     let x = unmix(content);
-    let Some(register) = Register::from_number((x >> 40) as u8) else { return None };
-    Some(Origin {
-        tag: Tag { owner: (x >> 48) as u16, generation: x as u32 },
-        register,
-        lane: (x >> 32) as u8,
-    })
+    let Some((register, lane)) = placed((x >> 40) as u8, (x >> 32) as u8) else { return None };
+    Some(Origin { tag: Tag { owner: (x >> 48) as u16, generation: x as u32 }, register, lane })
 }
 
 #[cfg(test)]
@@ -146,10 +191,18 @@ mod tests {
         }
 
         #[test]
-        fn a_lane_gives_its_origin_away(owner: u16, generation: u32, number in 0u8..51, at: u8) {
+        fn a_lane_gives_its_origin_away(owner: u16, generation: u32, number in 0u16..54, at: u8) {
             let tag = Tag { owner, generation };
             let register = Register::from_number(number).unwrap();
             prop_assert_eq!(register.number(), number);
+            let found = origin(lane(tag, register, at));
+            prop_assert_eq!(found, Some(Origin { tag, register, lane: at }));
+        }
+
+        #[test]
+        fn so_does_a_lane_of_za(owner: u16, generation: u32, row: u8, at in 0u8..32) {
+            let (tag, register) = (Tag { owner, generation }, Register::Za(row));
+            prop_assert_eq!(Register::from_number(register.number()), Some(register));
             let found = origin(lane(tag, register, at));
             prop_assert_eq!(found, Some(Origin { tag, register, lane: at }));
         }

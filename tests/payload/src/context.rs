@@ -6,9 +6,11 @@ use umbra_host::{
     hypercall::{Hvc, Hypervisor, Version, VlInfo},
     kernel::{MAX_CPUS, exception, machine::Machine, power, smp, sync::Once},
 };
-use umbra_patterns::regs;
+use umbra_patterns::regs::{self, sme};
 use umbra_shared::{
     call::{Counter, Features, INTERFACE_VERSION},
+    sme::Storage,
+    vcpu::VcpuFeatures,
     vl::{Vq, VqSet},
 };
 
@@ -29,6 +31,12 @@ pub struct Context {
     at_hyp: [u64; MAX_CPUS],
     /// Each CPU's vector lengths, those of a late one as hyp found them when it came.
     pub vqs: [VqSet; MAX_CPUS],
+    /// The same of streaming mode: what guests may have, what runs everywhere, what each CPU has, and
+    /// the largest that host images hold.
+    pub guests_streaming: VqSet,
+    pub common_streaming: VqSet,
+    pub svqs: [VqSet; MAX_CPUS],
+    image_svq: Option<Vq>,
 }
 
 static CONTEXT: Once<Context> = Once::new();
@@ -46,7 +54,7 @@ pub fn init(machine: &'static Machine) {
     let version = Hvc.version().expect("VERSION");
     assert_eq!(version.interface, INTERFACE_VERSION);
     regs::enable();
-    let guests = Hvc.vl_info(None).expect("VL_INFO").vqs;
+    let VlInfo { vqs: guests, svqs: guests_streaming, .. } = Hvc.vl_info(None).expect("VL_INFO");
     let cpus = machine.cpus.len();
     let mut at_hyp = [0; MAX_CPUS];
     let mut late = ArrayVec::new();
@@ -56,16 +64,21 @@ pub fn init(machine: &'static Machine) {
             .expect("hyp knows all CPUs");
         let info = vl_info(*number);
         if !info.online {
-            assert_eq!(info.vqs, VqSet::EMPTY, "nobody has seen CPU {cpu}");
+            let nothing = (VqSet::EMPTY, VqSet::EMPTY);
+            assert_eq!((info.vqs, info.svqs), nothing, "nobody has seen CPU {cpu}");
             late.push(cpu);
         }
     }
     let sets = || at_hyp[..cpus].iter().map(|&n| vl_info(n).vqs);
+    let streaming = || at_hyp[..cpus].iter().map(|&n| vl_info(n).svqs);
     let image_vq = sets().filter_map(VqSet::max).max();
+    let image_svq = streaming().filter_map(VqSet::max).max();
     workers::start(machine);
-    let mut vqs = [VqSet::EMPTY; MAX_CPUS];
+    let (mut vqs, mut svqs) = ([VqSet::EMPTY; MAX_CPUS], [VqSet::EMPTY; MAX_CPUS]);
     vqs.iter_mut().zip(sets()).for_each(|(to, from)| *to = from);
+    svqs.iter_mut().zip(streaming()).for_each(|(to, from)| *to = from);
     let common = VqSet::common(sets().chain([guests]));
+    let common_streaming = VqSet::common(streaming().chain([guests_streaming]));
     CONTEXT.call_once(|| Context {
         machine,
         cpus,
@@ -76,6 +89,10 @@ pub fn init(machine: &'static Machine) {
         image_vq,
         at_hyp,
         vqs,
+        guests_streaming,
+        common_streaming,
+        svqs,
+        image_svq,
     });
 }
 
@@ -90,6 +107,19 @@ impl Context {
         let limit = if self.host_vl_common() { self.guests.max() } else { self.image_vq };
         let held = self.vqs[cpu].iter().filter(|&vq| Some(vq) <= limit);
         held.fold(VqSet::EMPTY, VqSet::with)
+    }
+
+    /// The same of its streaming vector lengths.
+    pub fn host_svqs(&self, cpu: usize) -> VqSet {
+        let common = self.guests_streaming.max();
+        let limit = if self.host_vl_common() { common } else { self.image_svq };
+        let held = self.svqs[cpu].iter().filter(|&svq| Some(svq) <= limit);
+        held.fold(VqSet::EMPTY, VqSet::with)
+    }
+
+    /// Bytes of a host image.
+    pub fn image_bytes(&self) -> u64 {
+        Storage::new(self.image_vq, self.image_svq).bytes() as u64
     }
 
     /// Whether the command line holds the host to the common vector lengths.
@@ -117,9 +147,14 @@ impl Context {
         self.version.features.contains(Features::AARCH32)
     }
 
-    /// Whether the CPUs have SME.
-    pub fn sme(&self) -> bool {
-        self.version.features.contains(Features::SME)
+    /// The largest SVL of a guest that runs on every CPU; `None`: no SME.
+    pub fn largest_streaming(&self) -> Option<Vq> {
+        self.common_streaming.max()
+    }
+
+    /// All that a vCPU can have that runs on every CPU.
+    pub fn everything(&self) -> VcpuFeatures {
+        VcpuFeatures { vq: self.largest(), svq: self.largest_streaming(), aarch32: false }
     }
 
     /// The largest VL of a guest that runs on every CPU; `None`: no SVE.
@@ -161,9 +196,20 @@ pub fn need_aarch32() -> Result<(), Skip> {
     if context().aarch32() { Ok(()) } else { Err(Skip("no AArch32 at EL1")) }
 }
 
-/// The test needs SME.
-pub fn need_sme() -> Result<(), Skip> {
-    if context().sme() { Ok(()) } else { Err(Skip("no SME")) }
+/// The test needs SME: the largest SVL of a guest that runs on every CPU.
+pub fn need_sme() -> Result<Vq, Skip> {
+    context().largest_streaming().ok_or(Skip("no SME"))
+}
+
+/// The test needs FPMR, which QEMU has since 10.1.
+pub fn need_fpmr() -> Result<(), Skip> {
+    if sme::has_fpmr() { Ok(()) } else { Err(Skip("no FPMR")) }
+}
+
+/// What a streaming vector length comes to where these are: unlike SVE's, the smallest may be more than
+/// was asked for.
+pub fn effective_streaming(svqs: VqSet, asked: Vq) -> Option<Vq> {
+    svqs.effective(asked).or_else(|| svqs.iter().next())
 }
 
 /// Counters of a CPU.

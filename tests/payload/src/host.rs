@@ -10,7 +10,7 @@ use umbra_patterns::{
 use umbra_shared::call::Counter;
 
 /// Owners of the host's tags: + CPU.
-const OWNER: u16 = 0x100;
+pub const OWNER: u16 = 0x100;
 
 /// Owners of guests' tags: + a number that the test chooses.
 pub const GUEST_OWNER: u16 = 0x200;

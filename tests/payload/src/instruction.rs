@@ -58,6 +58,12 @@ pub const SMSTART_SM: u32 = 0xd503_437f;
 pub const SMSTART_ZA: u32 = 0xd503_457f;
 /// SMSTOP
 pub const SMSTOP: u32 = 0xd503_467f;
+/// RDSVL X0, #1
+pub const RDSVL: u32 = 0x04bf_5820;
+/// ZERO {ZA}
+pub const ZERO_ZA: u32 = 0xc008_00ff;
+/// ADD V0.4S, V0.4S, V0.4S: illegal in streaming mode without FEAT_SME_FA64.
+pub const ADVSIMD: u32 = 0x4ea0_8400;
 /// BR x0: with x0 an address that can't be fetched, an instruction abort there.
 pub const BR: u32 = 0xd61f_0000;
 /// LDRB w0, [x1]
@@ -115,4 +121,22 @@ pub mod sysreg {
     pub const MPIDR: SysReg = reg(3, 0, 0, 0, 5);
     /// ZCR_EL1
     pub const ZCR: SysReg = reg(3, 0, 1, 2, 0);
+    /// SMCR_EL1
+    pub const SMCR: SysReg = reg(3, 0, 1, 2, 6);
+    /// SVCR
+    pub const SVCR: SysReg = reg(3, 3, 4, 2, 2);
+    /// FPMR
+    pub const FPMR: SysReg = reg(3, 3, 4, 4, 2);
+    /// TPIDR2_EL0
+    pub const TPIDR2: SysReg = reg(3, 3, 13, 0, 5);
+    /// SMIDR_EL1
+    pub const SMIDR: SysReg = reg(3, 1, 0, 0, 6);
+    /// SMPRI_EL1
+    pub const SMPRI: SysReg = reg(3, 0, 1, 2, 4);
+    /// ID_AA64PFR1_EL1
+    pub const PFR1: SysReg = reg(3, 0, 0, 4, 1);
+    /// ID_AA64PFR2_EL1
+    pub const PFR2: SysReg = reg(3, 0, 0, 4, 2);
+    /// ID_AA64SMFR0_EL1
+    pub const SMFR0: SysReg = reg(3, 0, 0, 4, 5);
 }

@@ -26,6 +26,7 @@ mod ledger;
 mod puppet;
 mod puppet32;
 mod runner;
+mod streaming;
 mod suite;
 mod window;
 mod workers;

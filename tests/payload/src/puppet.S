@@ -13,6 +13,7 @@ umbra_puppet_start:
     msr     vbar_el1, x1
     mov     x1, #(3 << 20)                  // CPACR_EL1.FPEN
     orr     x1, x1, #(3 << 16)              // .ZEN
+    orr     x1, x1, #(3 << 24)              // .SMEN
     msr     cpacr_el1, x1
     isb
 puppet_loop:
@@ -91,6 +92,94 @@ umbra_puppet_set_zcr:
 umbra_puppet_rdvl:
     rdvl    x0, #1
     ret
+
+.arch_extension sme
+.arch_extension sme2
+// x1 = SVCR.
+.global umbra_puppet_set_svcr
+umbra_puppet_set_svcr:
+    msr     svcr, x1
+    ret
+
+// Returns SVCR.
+.global umbra_puppet_svcr
+umbra_puppet_svcr:
+    mrs     x0, svcr
+    ret
+
+// x1 = SMCR_EL1. Returns the SVL.
+.global umbra_puppet_set_smcr
+umbra_puppet_set_smcr:
+    msr     s3_0_c1_c2_6, x1
+    isb
+.global umbra_puppet_rdsvl
+umbra_puppet_rdsvl:
+    rdsvl   x0, #1
+    ret
+
+// x1 = image without FFR.
+.global umbra_puppet_fill_streaming
+umbra_puppet_fill_streaming:
+    addvl   x2, x1, #31
+    addvl   x2, x2, #1
+.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    ldr     p\n, [x2, #\n, mul vl]
+.endr
+.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    ldr     z\n, [x1, #\n, mul vl]
+.endr
+    ret
+
+// x1 = buffer.
+.global umbra_puppet_dump_streaming
+umbra_puppet_dump_streaming:
+    addvl   x2, x1, #31
+    addvl   x2, x2, #1
+.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    str     z\n, [x1, #\n, mul vl]
+.endr
+.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    str     p\n, [x2, #\n, mul vl]
+.endr
+    ret
+
+// x1 = rows of ZA, one behind the other.
+.global umbra_puppet_fill_za
+umbra_puppet_fill_za:
+    rdsvl   x2, #1
+    mov     w12, #0
+5:  ldr     za[w12, 0], [x1]
+    add     x1, x1, x2
+    add     w12, w12, #1
+    cmp     w12, w2
+    b.lo    5b
+    ret
+
+// x1 = buffer.
+.global umbra_puppet_dump_za
+umbra_puppet_dump_za:
+    rdsvl   x2, #1
+    mov     w12, #0
+6:  str     za[w12, 0], [x1]
+    add     x1, x1, x2
+    add     w12, w12, #1
+    cmp     w12, w2
+    b.lo    6b
+    ret
+
+// x1 = 64 bytes.
+.global umbra_puppet_fill_zt0
+umbra_puppet_fill_zt0:
+    ldr     zt0, [x1]
+    ret
+
+// x1 = buffer.
+.global umbra_puppet_dump_zt0
+umbra_puppet_dump_zt0:
+    str     zt0, [x1]
+    ret
+.arch_extension nosme2
+.arch_extension nosme
 .arch_extension nosve
 
 .arch_extension fp

@@ -26,6 +26,7 @@ use umbra_shared::{
     error::Error,
     exit::{Reason, RunFlags},
     flags::{FlagShadowPage, HostFlags},
+    sme::za_bytes,
     sve::{FPSIMD_BYTES, Layout},
     vcpu::VcpuFeatures,
     vl::Vq,
@@ -95,6 +96,26 @@ routines! {
     Spin = umbra_puppet_spin;
     /// Write 1, wait for 2, use FP.
     Meet = umbra_puppet_meet;
+    /// Set SVCR.
+    SetSvcr = umbra_puppet_set_svcr;
+    /// Returns it.
+    Svcr = umbra_puppet_svcr;
+    /// Set SMCR_EL1; returns the SVL.
+    SetSmcr = umbra_puppet_set_smcr;
+    /// Returns the SVL.
+    Rdsvl = umbra_puppet_rdsvl;
+    /// Load Z, P.
+    FillStreaming = umbra_puppet_fill_streaming;
+    /// Store them.
+    DumpStreaming = umbra_puppet_dump_streaming;
+    /// Load ZA.
+    FillZa = umbra_puppet_fill_za;
+    /// Store it.
+    DumpZa = umbra_puppet_dump_za;
+    /// Load ZT0.
+    FillZt0 = umbra_puppet_fill_zt0;
+    /// Store it.
+    DumpZt0 = umbra_puppet_dump_zt0;
 }
 
 unsafe extern "C" {
@@ -112,6 +133,8 @@ const AREA_PAGES: u64 = 8;
 pub const MAX_PUPPETS: u64 = 3;
 /// All memory.
 pub const MEMORY_PAGES: u64 = CODE_PAGES + AREA_PAGES * MAX_PUPPETS;
+/// Behind it, where vCPUs have SME: twice ZA and ZT0 for each.
+const ZA_PAGES: u64 = za_bytes(Vq::MAX) as u64 / PAGE + 1;
 /// A guest address where nothing is.
 pub const NOWHERE: u64 = 0x0a00_0000;
 
@@ -129,6 +152,8 @@ pub struct Machine {
     pub vm: VmHandle,
     /// Physical address of its memory.
     pub memory: u64,
+    /// Its pages.
+    count: u64,
     protected: bool,
     /// Tag of its prepared image.
     tag: Tag,
@@ -140,6 +165,7 @@ pub struct Puppet {
     pub machine: Machine,
     pub index: VcpuIndex,
     pub vq: Option<Vq>,
+    pub svq: Option<Vq>,
     /// Its flag-shadow page.
     pub flags: &'static FlagShadowPage,
     pub flag_page: u64,
@@ -205,6 +231,11 @@ impl Machine {
         Self::with_images(config, Tag::default(), None)
     }
 
+    /// One with room for ZA.
+    pub fn with_za(config: VmConfig) -> Self {
+        Self::build(config, Tag::default(), VcpuFeatures::FPSIMD, 2 * ZA_PAGES * MAX_PUPPETS)
+    }
+
     /// A lazy, normal one.
     pub fn normal() -> Self {
         Self::new(VmConfig::default())
@@ -218,14 +249,23 @@ impl Machine {
     /// One in whose first vCPU's image there is the register file of `tag` from the beginning, for
     /// [`Puppet::fill_prepared`].
     pub fn with_images(config: VmConfig, tag: Tag, vq: Option<Vq>) -> Self {
+        Self::build(config, tag, VcpuFeatures::sve(vq), 0)
+    }
+
+    /// The same with ZA and ZT0 at this SVL, for [`Puppet::za`].
+    pub fn with_za_images(config: VmConfig, tag: Tag, vq: Option<Vq>, svq: Vq) -> Self {
+        Self::build(config, tag, VcpuFeatures::sme(vq, svq), 2 * ZA_PAGES * MAX_PUPPETS)
+    }
+
+    fn build(config: VmConfig, tag: Tag, images: VcpuFeatures, more: u64) -> Self {
         let start = &raw const umbra_puppet_start;
         let count = &raw const umbra_puppet_end as usize - start as usize;
         // SAFETY: the code lies between the two symbols.
         let code = unsafe { core::slice::from_raw_parts(start, count) };
-        let machine = Self::prepare(config, code, tag);
+        let machine = Self::prepare(config, code, tag, MEMORY_PAGES + more);
         let memory = machine.memory;
         let image = memory + CODE_PAGES * PAGE + IMAGE;
-        match vq {
+        match images.vq {
             Some(vq) => {
                 let layout = Layout::new(vq);
                 pattern::expected(tag, layout, bytes(image, layout.image_bytes()));
@@ -235,27 +275,31 @@ impl Machine {
                 pattern::expected_fpsimd(tag, image);
             }
         }
+        if let Some(svq) = images.svq {
+            let za = bytes(memory + MEMORY_PAGES * PAGE, (ZA_PAGES * PAGE) as usize);
+            write_za(tag, svq, za);
+        }
         machine.map();
         machine
     }
 
     /// A VM with other code in place.
     pub fn with_code(config: VmConfig, code: &[u8]) -> Self {
-        let machine = Self::prepare(config, code, Tag::default());
+        let machine = Self::prepare(config, code, Tag::default(), MEMORY_PAGES);
         machine.map();
         machine
     }
 
     /// A VM, and its memory with the code in it, which is not the guest's yet.
-    fn prepare(config: VmConfig, code: &[u8], tag: Tag) -> Self {
+    fn prepare(config: VmConfig, code: &[u8], tag: Tag, count: u64) -> Self {
         assert!(code.len() <= CODE_PAGES as usize * PAGE_SIZE);
-        let memory = ledger::take(MEMORY_PAGES);
+        let memory = ledger::take(count);
         bytes(memory, code.len()).copy_from_slice(code);
-        Self { vm: ledger::vm(config), memory, protected: config.protected, tag }
+        Self { vm: ledger::vm(config), memory, count, protected: config.protected, tag }
     }
 
     fn map(&self) {
-        for (n, page) in ledger::each(self.memory, MEMORY_PAGES).enumerate() {
+        for (n, page) in ledger::each(self.memory, self.count).enumerate() {
             Hvc.vm_map(self.vm, page, BASE + n as u64 * PAGE).expect("VM_MAP");
         }
     }
@@ -273,12 +317,37 @@ impl Machine {
         self.try_vcpu_with(VcpuFeatures::sve(vq))
     }
 
-    /// Creates the next vCPU with these features, if hyp lets it.
+    /// Creates the next vCPU.
+    pub fn vcpu_with(&self, features: VcpuFeatures) -> Puppet {
+        match self.try_vcpu_with(features) {
+            Ok(puppet) => puppet,
+            Err(error) => panic!("VCPU_CREATE: {error}"),
+        }
+    }
+
+    /// The same with more than SVE.
     pub fn try_vcpu_with(&self, features: VcpuFeatures) -> Result<Puppet, Error> {
-        let (flag_page, flags) = flag_page();
-        let vq = features.vq;
+        let (flag_page, _) = flag_page();
+        self.try_vcpu_of(features, ledger::take(features.pages()), flag_page)
+    }
+
+    /// The same of pages that the test knows.
+    pub fn vcpu_of(&self, features: VcpuFeatures, first: u64, flag_page: u64) -> Puppet {
+        match self.try_vcpu_of(features, first, flag_page) {
+            Ok(puppet) => puppet,
+            Err(error) => panic!("VCPU_CREATE: {error}"),
+        }
+    }
+
+    fn try_vcpu_of(
+        &self,
+        features: VcpuFeatures,
+        first: u64,
+        flag_page: u64,
+    ) -> Result<Puppet, Error> {
         let count = features.pages();
-        let first = ledger::take(count);
+        // SAFETY: a page of this test's, zeroed, that nobody uses otherwise until the test is over.
+        let flags = unsafe { &*mmu::linear::<FlagShadowPage>(flag_page) };
         // Whatever the host left in pages that it gives away must be no vCPU's state.
         bytes(first, count as usize * PAGE_SIZE).fill(0xa5);
         let index = Hvc.vcpu_create(VcpuConfig {
@@ -291,7 +360,8 @@ impl Machine {
         })?;
         assert!(index.0 < MAX_PUPPETS, "the guest's memory has no area for this vCPU");
         let owner = GUEST_OWNER + (self.vm.0 & 3) as u16 * 4 + index.0 as u16;
-        Ok(Puppet { machine: *self, index, vq, flags, flag_page, owner })
+        let VcpuFeatures { vq, svq, .. } = features;
+        Ok(Puppet { machine: *self, index, vq, svq, flags, flag_page, owner })
     }
 
     /// A vCPU, loaded on this CPU and in its loop.
@@ -303,10 +373,31 @@ impl Machine {
     }
 }
 
+/// ZA's rows one behind the other, and ZT0 behind them.
+pub fn write_za(tag: Tag, svq: Vq, out: &mut [u8]) {
+    let row_bytes = svq.vl_bytes();
+    let (rows, rest) = out.split_at_mut(za_bytes(svq));
+    for (n, row) in rows.chunks_mut(row_bytes).enumerate() {
+        pattern::expected_za(tag, n, row);
+    }
+    pattern::expected_zt0(tag, rest.first_chunk_mut().expect("there is room for ZT0"));
+}
+
 impl Puppet {
     /// Guest address of its area, which begins with a page for instructions.
     pub fn area(&self) -> u64 {
         BASE + (CODE_PAGES + self.index.0 * AREA_PAGES) * PAGE
+    }
+
+    /// Guest address of its first or second room for ZA and ZT0.
+    pub fn za(&self, second: bool) -> u64 {
+        assert!(self.machine.count > MEMORY_PAGES, "there is no room for ZA");
+        BASE + (MEMORY_PAGES + (2 * self.index.0 + u64::from(second)) * ZA_PAGES) * PAGE
+    }
+
+    /// Owner of its tags.
+    pub fn owner(&self) -> u16 {
+        self.owner
     }
 
     /// Guest address of a page for anything.

@@ -166,11 +166,18 @@ fn run(test: Test) -> Result<Option<Skip>, Message> {
     }
 }
 
-/// Runs everything, or what `only=NAME,NAME` on the command line chooses, and turns the machine off.
-pub fn main(machine: &'static Machine, suites: &[&[Named]]) -> ! {
-    let only = machine.argument("only");
-    let chosen = |name: &str| only.is_none_or(|only| only.split(',').any(|one| one == name));
-    let all = || suites.iter().flat_map(|suite| suite.iter()).filter(|(name, _)| chosen(name));
+/// Tests of an area, and its name.
+pub type Area = (&'static str, &'static [Named]);
+
+/// Runs everything, or what `areas=AREA,AREA` and `only=NAME,NAME` on the command line choose, and turns
+/// the machine off.
+pub fn main(machine: &'static Machine, suites: &[Area]) -> ! {
+    let (areas, only) = (machine.argument("areas"), machine.argument("only"));
+    let among = |list: Option<&str>, name: &str| {
+        list.is_none_or(|list| list.split(',').any(|one| one == name))
+    };
+    let suites = || suites.iter().filter(|(area, _)| among(areas, area));
+    let all = || suites().flat_map(|(_, tests)| *tests).filter(|(name, _)| among(only, name));
     exception::set_hook(hook);
     if let Err(why) = catch(|| context::init(machine)) {
         emit!("@verdict failed: {why}");

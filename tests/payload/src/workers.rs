@@ -6,6 +6,7 @@ use crate::{
     context::context,
     host,
     runner::{Message, catch, forget_catchers},
+    streaming,
 };
 use arm_gic::{IntId, gicv3::GicCpuInterface, gicv3::SgiTarget, gicv3::SgiTargetGroup};
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
@@ -259,6 +260,7 @@ pub fn settle() -> Result<(), Message> {
             timer::set_tick(0);
             // NOT_LOADED is the rule.
             let _ = Hvc.vcpu_put();
+            streaming::settle();
         });
     })
 }

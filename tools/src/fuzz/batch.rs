@@ -262,11 +262,11 @@ mod tests {
     #[test]
     fn a_good_boot_has_digests_and_coverage() {
         let console = "@fuzz begin 0x1\nx\n@fuzz ok 0x1 30 0xbeef\n@fuzz begin 0x2\n@fuzz ok 0x2 4 0x1\n\
-                       @cover fill host 256 - 7\n@cover fill host 256 - 2\n@cover put guest 64 16 1\n@verdict ok";
+                       @cover fill host 256 - sm 7\n@cover fill host 256 - sm 2\n@cover put guest 64 16 - 1\n@verdict ok";
         let outcome = listen(console, None, 2);
         assert_eq!(outcome.failure(), None);
         assert_eq!(outcome.verdicts[0], Verdict::Passed { digest: 0xbeef });
-        assert_eq!(outcome.coverage[&Pair::parse("fill host 256 -").unwrap()], 9);
+        assert_eq!(outcome.coverage[&Pair::parse("fill host 256 - sm").unwrap()], 9);
         assert_eq!(outcome.coverage.len(), 2);
     }
 

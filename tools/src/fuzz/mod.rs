@@ -64,6 +64,16 @@ pub enum Vls {
     Fixed(Vec<u16>),
 }
 
+impl Vls {
+    /// Those that are given.
+    fn fixed(&self) -> Vec<u16> {
+        match self {
+            Self::Random => Vec::new(),
+            Self::Fixed(vls) => vls.clone(),
+        }
+    }
+}
+
 impl std::str::FromStr for Vls {
     type Err = String;
 
@@ -93,6 +103,8 @@ pub struct Request {
     pub mode: ModeChoice,
     /// Vector lengths.
     pub vls: Vls,
+    /// Those of streaming mode.
+    pub svls: Vls,
     /// CPUs of a machine.
     pub smp: u32,
     /// QEMU's `-cpu`, with vector lengths that are given.
@@ -181,9 +193,7 @@ struct Shared {
 
 fn search<R: Runner>(lab: &Lab<R>, request: &Request) -> Result<bool> {
     let seed = request.seed.unwrap_or_else(|| Rng::new().u64(..) >> 16);
-    if let Vls::Fixed(vls) = &request.vls {
-        MachineSpec { vls: vls.clone(), ..fixed(request) }.firmware()?;
-    }
+    fixed(request).firmware()?;
     fixed(request).to_string().parse::<MachineSpec>()?;
     ensure!(request.jobs > 0, "--jobs 0: at least one machine is needed");
     let folder = request.output.clone().unwrap_or_else(|| workspace::target_dir().join("fuzz"));
@@ -252,10 +262,8 @@ fn fixed(request: &Request) -> MachineSpec {
     MachineSpec {
         cpu: request.cpu.clone(),
         smp: request.smp,
-        vls: match &request.vls {
-            Vls::Random => Vec::new(),
-            Vls::Fixed(vls) => vls.clone(),
-        },
+        vls: request.vls.fixed(),
+        svls: request.svls.fixed(),
         late: Vec::new(),
         suspend: crate::firmware::SuspendFormat::Original,
     }
@@ -270,9 +278,10 @@ fn next(shared: &mut Shared, request: &Request, deadline: Option<Instant>) -> Op
     if over {
         return None;
     }
-    let machine = match request.vls {
-        Vls::Random => MachineSpec::random(&mut shared.rng, request.smp),
-        Vls::Fixed(_) => fixed(request),
+    let machine = match (&request.vls, &request.svls) {
+        (Vls::Random, Vls::Random) => MachineSpec::random(&mut shared.rng, request.smp),
+        // What is not given is random.
+        _ => fixed(request).completed(&mut shared.rng, &request.vls, &request.svls),
     };
     let mode = match request.mode {
         ModeChoice::Replay => Mode::Replay,

@@ -11,7 +11,7 @@ use fastrand::Rng;
 use umbra_fuzz::generate::{Generator, Shape, random_vls};
 use umbra_fuzz::program::{CPUS, Line, Mode, STEPS, Step};
 
-use super::calls;
+use super::{Vls, calls};
 use crate::firmware::{Setup, SuspendFormat};
 
 /// A machine to fuzz on.
@@ -27,6 +27,9 @@ pub struct MachineSpec {
     /// Largest vector length of each CPU, bytes; none: no EL3 firmware, unless a CPU is late.
     #[arg(long, value_delimiter = ',')]
     pub vls: Vec<u16>,
+    /// The same in streaming mode.
+    #[arg(long, value_delimiter = ',')]
+    pub svls: Vec<u16>,
     /// CPUs that come late.
     #[arg(long, value_delimiter = ',')]
     pub late: Vec<u32>,
@@ -56,6 +59,9 @@ impl fmt::Display for MachineSpec {
         if !self.vls.is_empty() {
             write!(f, " --vls {}", list(self.vls.iter().map(u16::to_string).collect()))?;
         }
+        if !self.svls.is_empty() {
+            write!(f, " --svls {}", list(self.svls.iter().map(u16::to_string).collect()))?;
+        }
         if !self.late.is_empty() {
             write!(f, " --late {}", list(self.late.iter().map(u32::to_string).collect()))?;
         }
@@ -75,26 +81,45 @@ impl MachineSpec {
             cpu: cpu.to_owned(),
             smp,
             vls: Vec::new(),
+            svls: Vec::new(),
             late: Vec::new(),
             suspend: SuspendFormat::Original,
         };
-        match rng.u8(..12) {
+        match rng.u8(..15) {
             0 => plain("max,sve=off,sme=off"),
             1 => plain("a64fx"),
             2 => plain("max"),
+            3 => plain("max,sme_fa64=off"),
+            4 => plain("max,sve-max-vq=2,sme256=on,sme1024=on"),
+            5 => plain("max,sme=off"),
             _ => {
                 let vls = random_vls(rng, smp as usize).to_vec();
                 let late = if smp > 1 && rng.u8(..4) == 0 { vec![rng.u32(1..smp)] } else { vec![] };
                 let suspend =
                     if rng.bool() { SuspendFormat::Original } else { SuspendFormat::Extended };
-                Self { vls, late, suspend, ..plain("max") }
+                let svls = match rng.bool() {
+                    true => random_vls(rng, smp as usize).to_vec(),
+                    false => Vec::new(),
+                };
+                Self { vls, svls, late, suspend, ..plain("max") }
             }
         }
     }
 
+    /// The same with random lengths where none are given.
+    pub fn completed(self, rng: &mut Rng, vls: &Vls, svls: &Vls) -> Self {
+        let mut lengths = |given: &Vls, largest: u16, own: &[u16]| match given {
+            Vls::Random if largest == 256 => random_vls(rng, self.smp as usize).to_vec(),
+            _ => own.to_vec(),
+        };
+        let vls = lengths(vls, self.largest_vl(), &self.vls);
+        let svls = lengths(svls, self.largest_svl(), &self.svls);
+        Self { vls, svls, ..self }
+    }
+
     /// Whether it has the EL3 firmware.
     pub fn has_firmware(&self) -> bool {
-        !self.vls.is_empty() || !self.late.is_empty()
+        !self.vls.is_empty() || !self.svls.is_empty() || !self.late.is_empty()
     }
 
     /// What the firmware is to make of it, if it has one.
@@ -102,12 +127,29 @@ impl MachineSpec {
         if !self.has_firmware() {
             return Ok(None);
         }
-        Setup::new(&self.vls, &self.late, self.suspend, self.smp).map(Some)
+        Setup::new(&self.vls, &self.late, self.suspend, self.smp)?.streaming(&self.svls).map(Some)
     }
 
     /// What a program for it may count on.
     pub fn shape(&self) -> Shape {
-        Shape::new(&self.largest_vls(), self.has_firmware())
+        Shape::new(&self.largest_vls(), &self.largest_svls(), self.has_firmware())
+    }
+
+    /// The largest SVL of each CPU, bytes; 0: no SME.
+    fn largest_svls(&self) -> Vec<u16> {
+        let each = || vec![self.largest_svl(); self.smp as usize];
+        if self.svls.is_empty() { each() } else { self.svls.clone() }
+    }
+
+    /// The largest SVL of QEMU's CPU, bytes, as far as its name says it.
+    fn largest_svl(&self) -> u16 {
+        let words = || self.cpu.split(',');
+        if words().next() != Some("max") || words().any(|word| word == "sme=off") {
+            return 0;
+        }
+        // Of `sme256=on` and the like there are these only.
+        let bits = |word: &str| word.strip_prefix("sme")?.strip_suffix("=on")?.parse::<u16>().ok();
+        words().filter_map(bits).max().map_or(256, |bits| bits / 8)
     }
 
     /// The largest VL of each CPU, bytes; 0: no SVE.
@@ -268,5 +310,11 @@ mod tests {
         assert_eq!(largest("max,sve=off,sme=off"), 0);
         assert_eq!(largest("a64fx"), 64);
         assert_eq!(largest("cortex-a57"), 0);
+        let largest =
+            |cpu: &str| format!("--cpu {cpu}").parse::<MachineSpec>().unwrap().largest_svl();
+        assert_eq!(largest("max"), 256);
+        assert_eq!(largest("max,sme_fa64=off"), 256);
+        assert_eq!(largest("max,sme256=on,sme1024=on"), 128);
+        assert_eq!((largest("max,sve=off,sme=off"), largest("a64fx")), (0, 0));
     }
 }

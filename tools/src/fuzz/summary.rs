@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
-use umbra_fuzz::coverage::{Kind, Live, Pair};
+use umbra_fuzz::coverage::{HostMode, Kind, Live, Pair};
 use umbra_spec::judge::Report;
 
 use super::batch::{Outcome, Verdict};
@@ -105,6 +105,7 @@ impl Summary {
                     "live": pair.live.name(),
                     "host_vl": pair.host.vl_bytes(),
                     "guest_vl": pair.guest.map(|class| class.vl_bytes()),
+                    "host_mode": pair.mode.name(),
                     "count": count,
                 })
             })
@@ -172,6 +173,7 @@ impl Summary {
             }
             out.push('\n');
         }
+        out.push_str(&self.render_modes());
         if let Some(report) = &self.judged {
             out.push_str(&render_judged(report));
         }
@@ -182,6 +184,26 @@ impl Summary {
                 .map(|(kind, live)| format!("{} while {}", kind.name(), live.name()))
                 .collect();
             let _ = writeln!(out, "\nnever reached: {}", names.join(", "));
+        }
+        out
+    }
+}
+
+impl Summary {
+    /// How often an event met whose registers, in which mode of the host.
+    fn render_modes(&self) -> String {
+        let mut modes: BTreeMap<(HostMode, Live), u64> = BTreeMap::new();
+        for (pair, count) in &self.coverage {
+            *modes.entry((pair.mode, pair.live)).or_default() += count;
+        }
+        let mut out =
+            format!("\n{:16}{:>12}{:>12}{:>12}\n", "host's mode", "host", "guest", "nobody");
+        for mode in HostMode::ALL {
+            let _ = write!(out, "{:16}", mode.name());
+            for live in Live::ALL {
+                let _ = write!(out, "{:>12}", modes.get(&(mode, live)).copied().unwrap_or(0));
+            }
+            out.push('\n');
         }
         out
     }
@@ -220,7 +242,7 @@ mod tests {
         let mut outcome = Outcome::default();
         outcome.verdicts.push(Verdict::Passed { digest: 3 });
         outcome.verdicts.push(Verdict::Failed { step: Some(0), why: "Z0".to_owned() });
-        for text in ["check host 256 -", "check host 16 -", "put guest 64 64"] {
+        for text in ["check host 256 - sm", "check host 16 - -", "put guest 64 64 za"] {
             outcome.coverage.insert(Pair::parse(text).unwrap(), 5);
         }
         let mut summary = Summary::default();

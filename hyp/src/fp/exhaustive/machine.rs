@@ -218,16 +218,17 @@ impl FpHw for Hw {
         self.set_svcr(self.svcr - bits);
     }
 
-    fn save_streaming(&mut self, image: &mut Image) {
+    fn save_streaming(&mut self, image: &mut Image) -> Vq {
         self.require_sme();
         assert!(self.streaming(), "the VL taken for the SVL");
         for cell in [LOW, PRED, STATUS] {
             image.cells[cell] = self.cells[cell];
         }
         image.layout = 1;
+        Vq::MIN
     }
 
-    fn load_streaming(&mut self, image: &Image) {
+    fn load_streaming(&mut self, image: &Image, _svq: Vq) {
         self.require_sme();
         assert!(self.streaming(), "the VL taken for the SVL");
         for cell in [LOW, PRED, STATUS] {
@@ -266,7 +267,7 @@ impl FpHw for Hw {
         self.fpexc = value >> 30 & 1 == 1;
     }
 
-    fn save_sve(&mut self, image: &mut Image) {
+    fn save_sve(&mut self, image: &mut Image) -> Vq {
         self.require(Access::Sve);
         assert!(!self.streaming(), "the SVL taken for the VL");
         let vq = self.vq_el2();
@@ -278,12 +279,14 @@ impl FpHw for Hw {
             image.cells[HIGH] = self.cells[HIGH];
         }
         image.layout = vq;
+        Vq::new(u64::from(vq)).expect("1 or 2")
     }
 
-    fn load_sve(&mut self, image: &Image) {
+    fn load_sve(&mut self, image: &Image, in_force: Vq) {
         self.require(Access::Sve);
         assert!(!self.streaming(), "the SVL taken for the VL");
         let vq = self.vq_el2();
+        assert_eq!(usize::from(vq), in_force.quadwords());
         for cell in [LOW, PRED, STATUS] {
             if cell != PRED || !self.forgets_predicates {
                 self.cells[cell] = image.cells[cell];

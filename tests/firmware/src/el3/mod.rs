@@ -27,6 +27,7 @@ use umbra_shared::firmware::{
     FIRMWARE_CONFIG_OFFSET, FIRMWARE_CPUS, FIRMWARE_DTB_BYTES, FIRMWARE_TABLES_BYTES,
     FirmwareConfig,
 };
+use umbra_shared::vl::Vq;
 
 const STACK_BYTES: usize = 16 << 10;
 const HEAP_BYTES: usize = 8 << 20;
@@ -60,6 +61,8 @@ global_asm!(
     FGT = const features::FGT,
     FGT2 = const features::FGT2,
     HCX = const features::HCX,
+    SME2 = const features::SME2,
+    FPMR = const features::FPMR,
     FGT_AMU = const features::FGT_AMU,
     SCTLR_EL2 = const SCTLR_EL2,
     STACK_BYTES = const STACK_BYTES,
@@ -198,24 +201,32 @@ fn init_cpu(index: usize) {
     sysreg::write_cptr_el3(id.cptr_el3());
     sysreg::write_mdcr_el3(id.mdcr_el3());
     sysreg::isb();
-    let wanted = known().config.vq(index);
-    let len = wanted.map_or(0xf, |vq| vq.len_field());
-    if id.has_sve() {
+    let config = &known().config;
+    limit("SVE", config.vq(index), id.has_sve(), |len| {
         sysreg::write_zcr_el3(len);
         sysreg::isb();
-        let vl = sysreg::rdvl();
-        if let Some(wanted) = wanted.filter(|wanted| wanted.vl_bytes() as u64 != vl) {
-            let wanted = wanted.vl_bytes();
-            fatal(format_args!("CPU {index} can't have vectors of {wanted} bytes, but {vl}"));
-        }
-    } else if wanted.is_some() {
-        fatal(format_args!("CPU {index} has no SVE whose vector length could be limited"));
-    }
-    if id.has_sme() {
+        sysreg::rdvl()
+    });
+    limit("SME", config.svq(index), id.has_sme(), |len| {
         sysreg::write_smcr_el3(id.smcr_el3() | len);
         sysreg::isb();
-    }
+        sysreg::rdsvl()
+    });
     gic::init_cpu();
+}
+
+/// Gives this CPU the vector length that the configuration wants: `set` writes LEN and reads back what
+/// came of it, in bytes.
+fn limit(extension: &str, wanted: Option<Vq>, there: bool, set: impl FnOnce(u64) -> u64) {
+    let got = there.then(|| set(wanted.map_or(0xf, Vq::len_field)));
+    let Some(wanted) = wanted.map(|wanted| wanted.vl_bytes() as u64) else { return };
+    match got {
+        Some(got) if got == wanted => {}
+        Some(got) => {
+            fatal(format_args!("a CPU can't have {extension} vectors of {wanted} bytes, but {got}"))
+        }
+        None => fatal(format_args!("a CPU has no {extension} to limit to {wanted} bytes")),
+    }
 }
 
 /// Waits to be turned on; then goes.

@@ -6,6 +6,8 @@
 // PC and x0; and the counter's frequency, which is firmware's to keep.
 .section .text.umbra_enter_el2_scrambled, "ax"
 .arch_extension sve
+.arch_extension sme
+.arch_extension sme2
 
 .global umbra_enter_el2_scrambled
 umbra_enter_el2_scrambled:
@@ -16,21 +18,43 @@ umbra_enter_el2_scrambled:
     mrs     x0, tpidr_el3
     eor     x26, x26, x0, lsl #32       // another one on each CPU
 
-    tst     x27, #{SVE}
+    // Streaming mode and ZA are on, too: Z and P are those of streaming mode then.
+    tst     x27, #{SME}
+    b.eq    0f
+    mov     x0, #3
+    msr     svcr, x0
+    rdsvl   x1, #1
+    adr     x0, umbra_enter_el2_scrambled
+    mov     w12, #0
+9:  ldr     za[w12, 0], [x0]            // this code is junk as good as any
+    add     w12, w12, #1
+    cmp     w12, w1
+    b.lo    9b
+    tst     x27, #{SME2}
+    b.eq    0f
+    ldr     zt0, [x0]
+0:  tst     x27, #({SVE} | {SME})
     b.eq    1f
 .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
     dup     z\n\().d, x26
 .endr
+    tst     x27, #{SME}
+    b.ne    8f
     ptrue   p0.b
     wrffr   p0.b
+8:
 .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15
     ptrue   p\n\().h
 .endr
+    tst     x27, #{SVE}
+    b.eq    2f
     mov     x0, #0
     msr     s3_4_c1_c2_0, x0            // ZCR_EL2: the smallest
     mov     x0, #1
     msr     s3_0_c1_c2_0, x0            // ZCR_EL1
     b       2f
+.arch_extension nosme2
+.arch_extension nosme
 .arch_extension nosve
 1:
 .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
@@ -48,6 +72,11 @@ umbra_enter_el2_scrambled:
     msr     s3_4_c1_c2_6, x0            // SMCR_EL2: the smallest, no FA64
     msr     s3_0_c1_c2_6, x0            // SMCR_EL1
     msr     s3_3_c13_c0_5, x26          // TPIDR2_EL0
+    msr     s3_0_c1_c2_4, x26           // SMPRI_EL1
+    msr     s3_4_c1_c2_5, x26           // SMPRIMAP_EL2
+3:  tst     x27, #{FPMR}
+    b.eq    3f
+    msr     s3_3_c4_c4_2, x26           // FPMR
 3:
     mov     x0, #-1
     tst     x27, #{FGT}

@@ -117,6 +117,22 @@ pub fn rdvl() -> u64 {
     vl
 }
 
+/// The streaming vector length in force, in bytes. Only with SME, and open.
+pub fn rdsvl() -> u64 {
+    let svl;
+    // SAFETY: the caller has opened SME for EL3; RDSVL only writes its result.
+    unsafe {
+        asm!(
+            ".arch_extension sme",
+            "rdsvl {}, #1",
+            ".arch_extension nosme",
+            out(reg) svl,
+            options(nomem, nostack)
+        );
+    }
+    svl
+}
+
 /// Instruction synchronisation barrier.
 #[inline(always)]
 pub fn isb() {

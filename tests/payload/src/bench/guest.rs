@@ -191,7 +191,7 @@ pub fn vm(image: &[u8], config: VmConfig) -> GuestVm {
 
 /// A vCPU that measures, put.
 pub fn vcpu(vm: &mut GuestVm, index: u8, vq: Option<Vq>) -> Vcpu {
-    let argument = Argument { vcpu: index, owner: 0, vq, mode: Mode::Bench };
+    let argument = Argument { vcpu: index, owner: 0, vq, svq: None, mode: Mode::Bench };
     let settings =
         VcpuSettings { features: VcpuFeatures::sve(vq), entry: BASE, argument: argument.encode() };
     let mut vcpu = vm.create_vcpu(&Hvc, &mut Pages, settings).expect("VCPU_CREATE");

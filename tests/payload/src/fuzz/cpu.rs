@@ -1,10 +1,15 @@
 //! What one CPU does: its steps, with and without a vCPU loaded.
 
 use super::{calls, cover, kernel_fp, order, ticks, vms};
-use crate::{context::context, host, junk::Junk, runner, workers};
+use crate::{
+    context::{context, effective_streaming},
+    host,
+    junk::Junk,
+    runner, workers,
+};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use umbra_fuzz::{
-    coverage::{Kind, Live, Pair, VlClass},
+    coverage::{HostMode, Kind, Live, Pair, VlClass},
     program::{Event, Run, Step, VcpuName},
 };
 use umbra_host::{
@@ -13,7 +18,10 @@ use umbra_host::{
     kernel::{MAX_CPUS, gic, power, smp, sync::Lock, sysreg},
     vcpu::HostCpu,
 };
-use umbra_patterns::{pattern::Mismatch, regs::Registers};
+use umbra_patterns::{
+    pattern::Mismatch,
+    regs::{Registers, sme},
+};
 use umbra_shared::{
     call::Function,
     error::Error,
@@ -41,6 +49,8 @@ static GIVEN_UP: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX
 static RESET: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
 /// The step that is done when this CPU is back, plus 1.
 static RESUMED: [AtomicUsize; MAX_CPUS] = [const { AtomicUsize::new(0) }; MAX_CPUS];
+/// PSTATE.SM and PSTATE.ZA of each CPU's host, as coverage counts them.
+static MODES: [AtomicU8; MAX_CPUS] = [const { AtomicU8::new(0) }; MAX_CPUS];
 static JUNK: AtomicU64 = AtomicU64::new(0);
 
 fn set_live(live: Live) {
@@ -77,6 +87,7 @@ pub fn pair(kind: Kind, guest: Option<Option<Vq>>) -> Pair {
         live: Live::ALL[usize::from(LIVE[cpu].load(Ordering::SeqCst))],
         host: VlClass::of(context().host_vqs(cpu).max()),
         guest: guest.map(VlClass::of),
+        mode: HostMode::of(MODES[cpu].load(Ordering::SeqCst).into()),
     }
 }
 
@@ -123,7 +134,11 @@ impl HostCpu for Task {
 }
 
 fn with_registers<R>(f: impl FnOnce(&mut Registers) -> R) -> R {
-    let result = f(&mut HOSTS[smp::cpu()].lock());
+    let cpu = smp::cpu();
+    let mut registers = HOSTS[cpu].lock();
+    let result = f(&mut registers);
+    MODES[cpu].store(registers.model().svcr() as u8, Ordering::SeqCst);
+    drop(registers);
     touched();
     result
 }
@@ -136,11 +151,24 @@ fn named(found: Result<(), Mismatch>) {
 
 /// Selects a VL; 0 keeps the one in force. The CPU gives what its set says.
 fn select(registers: &mut Registers, vl: u16) {
+    if registers.streaming() {
+        return;
+    }
     let vqs = context().host_vqs(smp::cpu());
     if let (Some(asked), false) = (Vq::from_vl(vl.into()), vqs.is_empty()) {
         let given = registers.set_vq(asked);
         let expected = vqs.effective(asked).unwrap_or(Vq::MIN);
         assert_eq!(given, expected, "the VL that the host gets for {vl} bytes");
+    }
+}
+
+/// The same of an SVL.
+fn select_streaming(registers: &mut Registers, svl: u16) {
+    let svqs = context().host_svqs(smp::cpu());
+    if let (Some(asked), false) = (Vq::from_vl(svl.into()), svqs.is_empty()) {
+        let given = registers.set_svq(asked);
+        let expected = effective_streaming(svqs, asked);
+        assert_eq!(Some(given), expected, "the SVL that the host gets for {svl} bytes");
     }
 }
 
@@ -153,6 +181,8 @@ pub fn begin(cpu: usize, junk: u64) {
     kernel_fp::begin(cpu);
     with_registers(|registers| {
         registers.model().set_owner(OWNER + cpu as u16);
+        registers.discover();
+        select_streaming(registers, Vq::MAX.vl_bytes() as u16);
         select(registers, Vq::MAX.vl_bytes() as u16);
         registers.fill();
     });
@@ -162,13 +192,18 @@ pub fn begin(cpu: usize, junk: u64) {
 pub fn end(_: usize) {
     host::set_timer(0, 0);
     named(with_registers(Registers::check));
+    if sme::has_sme() {
+        named(with_registers(|registers| registers.set_svcr(0)));
+    }
 }
 
 /// This CPU's part of the program. A CPU that comes up again begins here and goes on where it was.
 pub fn run(cpu: usize) {
     if RESET[cpu].swap(false, Ordering::SeqCst) {
         let vq = context().sve().then_some(Vq::MIN);
-        HOSTS[cpu].lock().model().reset(vq);
+        let svq = context().host_svqs(cpu).iter().next();
+        HOSTS[cpu].lock().model().reset(vq, svq);
+        MODES[cpu].store(0, Ordering::SeqCst);
         // There is nothing yet that hyp could keep.
         GIVEN_UP[cpu].store(true, Ordering::SeqCst);
         set_live(Live::Nobody);
@@ -284,6 +319,17 @@ fn other(cpu: usize, step: Step, loaded: Option<&FlagShadowPage>) -> u64 {
             GIVEN_UP[cpu].store(false, Ordering::SeqCst);
         }
         Event::SetVl(vl) => with_registers(|registers| select(registers, vl)),
+        // Of what the CPU lacks.
+        Event::Mode(_) | Event::SetSvl(_) | Event::FillZa if !sme::has_sme() => return 1,
+        Event::Mode(svcr) => {
+            named(with_registers(|registers| registers.set_svcr(svcr.into())));
+            GIVEN_UP[cpu].store(false, Ordering::SeqCst);
+        }
+        Event::SetSvl(svl) => with_registers(|registers| select_streaming(registers, svl)),
+        Event::FillZa => {
+            with_registers(Registers::fill_za);
+            GIVEN_UP[cpu].store(false, Ordering::SeqCst);
+        }
         Event::Kernel => {
             kernel_fp::in_task();
             touched();
@@ -304,7 +350,7 @@ fn other(cpu: usize, step: Step, loaded: Option<&FlagShadowPage>) -> u64 {
             suspend(cpu, state);
         }
         Event::Vm(slot, config) => return vms::create(slot.into(), config),
-        Event::Vcpu(name, vl) => return vms::create_vcpu(name, vl),
+        Event::Vcpu(name, vl, svl) => return vms::create_vcpu(name, vl, svl),
         Event::Destroy(slot) => return vms::destroy(slot.into()),
         Event::Junk(seed) => return junk(seed, loaded.is_some()),
         // Its vCPUs are not those of `load`, which a call must not put behind the books' back.
@@ -370,7 +416,7 @@ fn load(cpu: usize, n: usize, name: VcpuName, at: &mut Option<usize>) {
             return order::done(cpu, n, 2);
         }
     };
-    let fits = driven.vcpu.features().vq.is_none_or(|vq| context().vqs[cpu].contains(vq));
+    let fits = vms::fits(driven.vcpu.features(), cpu);
     let mut task = Task::new(HostFlags::empty());
     let guest = driven.vcpu.features().vq;
     let left = match driven.vcpu.load(&Hvc, &mut task) {

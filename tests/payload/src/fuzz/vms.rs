@@ -127,38 +127,50 @@ pub fn create(slot: usize, config: VmConfig) -> u64 {
 }
 
 /// Creates a vCPU in its place, if it is the next one.
-pub fn create_vcpu(name: VcpuName, vl: u16) -> u64 {
+pub fn create_vcpu(name: VcpuName, vl: u16, svl: u16) -> u64 {
     let mut slot = SLOTS[usize::from(name.vm)].lock();
     let Some(slot) = slot.as_mut().filter(|slot| slot.count == usize::from(name.vcpu)) else {
         return 1;
     };
-    let vq = Vq::from_vl(vl.into());
+    let (vq, svq) = (Vq::from_vl(vl.into()), Vq::from_vl(svl.into()));
     // What is no vector length at all can't even be asked for through the library.
-    if (vq.is_none() && vl != 0) || slot.dying {
+    if (vq.is_none() && vl != 0) || (svq.is_none() && svl != 0) || slot.dying {
         return 2;
     }
     let owner =
         OWNERS.start + NEXT_OWNER.fetch_add(1, Ordering::SeqCst) % (OWNERS.end - OWNERS.start);
-    let argument = Argument { vcpu: name.vcpu, owner, vq, mode: Mode::Driven };
-    let settings =
-        VcpuSettings { features: VcpuFeatures::sve(vq), entry: BASE, argument: argument.encode() };
+    let argument = Argument { vcpu: name.vcpu, owner, vq, svq, mode: Mode::Driven };
+    let features = VcpuFeatures { vq, svq, aarch32: false };
+    let settings = VcpuSettings { features, entry: BASE, argument: argument.encode() };
     let mut supplier = Supplier(None);
     match slot.vm.create_vcpu(&Hvc, &mut supplier, settings) {
         Ok(vcpu) => {
-            assert!(possible(vq), "a vCPU has a vector length that guests can't have");
+            assert!(possible(features), "a vCPU has a vector length that guests can't have");
             let flags = supplier.0.expect("asked for while creating");
             let book = Book { number: name.vcpu.into(), ..Book::default() };
             slot.vcpus[slot.count] = Some(Driven { vcpu, flags, book });
             slot.count += 1;
             0
         }
-        Err(BuildError::Hyp(Error::BadVl | Error::NoSve)) if !possible(vq) => 3,
+        Err(BuildError::Hyp(Error::BadVl | Error::NoSve | Error::NoSme)) if !possible(features) => {
+            3
+        }
         Err(error) => panic!("VCPU_CREATE: {error}"),
     }
 }
 
-fn possible(vq: Option<Vq>) -> bool {
-    vq.is_none_or(|vq| context().guests.contains(vq))
+fn possible(features: VcpuFeatures) -> bool {
+    among(features, context().guests, context().guests_streaming)
+}
+
+fn among(features: VcpuFeatures, vqs: VqSet, svqs: VqSet) -> bool {
+    let within = |length: Option<Vq>, set: VqSet| length.is_none_or(|vq| set.contains(vq));
+    within(features.vq, vqs) && within(features.svq, svqs)
+}
+
+/// Whether a CPU has what a vCPU needs.
+pub fn fits(features: VcpuFeatures, cpu: usize) -> bool {
+    among(features, context().vqs[cpu], context().svqs[cpu])
 }
 
 /// Takes a VM down, if no CPU has one of its vCPUs loaded.
@@ -400,9 +412,8 @@ pub fn check_and_destroy() {
             let name = VcpuName { vm: slot as u8, vcpu: vcpu as u8 };
             let dying = is_dying(name);
             let Taken::Here(driven) = take(name) else { continue };
-            let vqs: &[VqSet] = &context().vqs[..context().cpus];
-            let fits = |set: &VqSet| driven.vcpu.features().vq.is_none_or(|vq| set.contains(vq));
-            let cpu = vqs.iter().position(fits);
+            let features = driven.vcpu.features();
+            let cpu = (0..context().cpus).find(|&cpu| fits(features, cpu));
             let held = Lock::new(Some(driven));
             if let (Some(cpu), false) = (cpu, dying) {
                 workers::on(cpu, || {

@@ -136,7 +136,7 @@ pub(super) fn affinity(cpu: usize) -> u64 {
     context().machine.cpus[cpu]
 }
 
-fn is_off(cpu: usize) -> bool {
+pub(super) fn is_off(cpu: usize) -> bool {
     use smccc::psci::AffinityState;
     matches!(power::affinity_info(affinity(cpu)), Ok(AffinityState::Off))
 }

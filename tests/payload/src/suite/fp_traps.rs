@@ -2,13 +2,12 @@
 
 use super::POLICIES;
 use crate::{
-    context::{Counters, context, need_sme, need_sve},
+    context::{Counters, context, need_sve},
     host, instruction as insn,
     puppet::{Event, Machine, Puppet, Routine},
     runner::Skip,
     tests, workers,
 };
-use core::arch::asm;
 use umbra_patterns::{pattern::Kept, regs};
 use umbra_shared::{
     call::{Counter, Policy},
@@ -32,7 +31,6 @@ tests![
     hyps_word_tells_the_truth,
     i4_no_guest_exceeds_its_clamp,
     zcr_takes_any_value,
-    sme_of_the_host_works_while_no_guest_is_live,
 ];
 
 use Counter::{
@@ -389,60 +387,5 @@ fn zcr_takes_any_value() -> Result<(), Skip> {
         host::make_live();
         assert_eq!(guest.read(insn::sysreg::ZCR) & 0xf, len, "ZCR_EL1.LEN across a switch");
     }
-    Ok(())
-}
-
-fn svcr() -> u64 {
-    let svcr: u64;
-    // SAFETY: reads SVCR.
-    unsafe { asm!("mrs {}, s3_3_c4_c2_2", out(reg) svcr, options(nostack)) };
-    svcr
-}
-
-/// Opens SME in CPACR_EL1 while `f` runs.
-fn with_sme(f: impl FnOnce()) {
-    let cpacr: u64;
-    // SAFETY: opens registers that no compiled code uses.
-    unsafe {
-        asm!("mrs {}, cpacr_el1", out(reg) cpacr, options(nostack));
-        asm!("msr cpacr_el1, {}", "isb", in(reg) cpacr | 3 << 24, options(nostack));
-    }
-    f();
-    // SAFETY: SMSTOP, and CPACR_EL1 as it was.
-    unsafe {
-        asm!(".inst 0xd503467f", "msr cpacr_el1, {}", "isb", in(reg) cpacr, options(nostack));
-    }
-}
-
-fn sme_of_the_host_works_while_no_guest_is_live() -> Result<(), Skip> {
-    need_sme()?;
-    let guest = guest(Policy::Lazy);
-    guest.fill(1);
-    host::fill(3);
-    guest.exec(insn::FP, 0);
-    // The guest is live: the first SME access of the host traps and finds SVCR clear and its state.
-    with_sme(|| {
-        let traps = host::traps(|| assert_eq!(svcr(), 0));
-        assert_eq!(traps, 1);
-        let traps = host::traps(|| assert_eq!(svcr(), 0));
-        assert_eq!(traps, 0);
-        host::check(3);
-        // And SMSTART after it wipes the host's registers, nobody else's.
-        // SAFETY: as above.
-        unsafe {
-            asm!("msr s3_3_c4_c2_2, {}", in(reg) 1u64, options(nostack));
-            asm!("msr s3_3_c4_c2_2, xzr", options(nostack));
-        }
-    });
-    guest.fill(1);
-    // SMSTART with the guest live, as the very first access.
-    with_sme(|| {
-        // SAFETY: as above.
-        unsafe {
-            asm!("msr s3_3_c4_c2_2, {}", in(reg) 1u64, options(nostack));
-            asm!("msr s3_3_c4_c2_2, xzr", options(nostack));
-        }
-    });
-    guest.check(1);
     Ok(())
 }

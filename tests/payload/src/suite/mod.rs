@@ -15,34 +15,40 @@ pub mod pages;
 mod power;
 mod registers;
 mod sharing;
+mod sme_guest;
+mod sme_host;
+mod sme_switch;
 mod storm;
 mod tasks;
 mod version;
 
-use crate::runner::Named;
+use crate::runner::Area;
 use umbra_shared::call::Policy;
 
 /// All of them.
 const POLICIES: [Policy; 3] = [Policy::Lazy, Policy::Eager, Policy::Scrub];
 
 /// All of them, in the order in which they run.
-pub const ALL: &[&[Named]] = &[
-    version::TESTS,
-    pages::TESTS,
-    lifecycle::TESTS,
-    memory::TESTS,
-    sharing::TESTS,
-    registers::TESTS,
-    hidden::TESTS,
-    exits::TESTS,
-    aarch32::TESTS,
-    aarch32_fp::TESTS,
-    interrupts::TESTS,
-    fp_switch::TESTS,
-    fp_traps::TESTS,
-    fp_smp::TESTS,
-    host_vl::TESTS,
-    tasks::TESTS,
-    power::TESTS,
-    storm::TESTS,
+pub const ALL: &[Area] = &[
+    ("version", version::TESTS),
+    ("pages", pages::TESTS),
+    ("lifecycle", lifecycle::TESTS),
+    ("memory", memory::TESTS),
+    ("sharing", sharing::TESTS),
+    ("registers", registers::TESTS),
+    ("hidden", hidden::TESTS),
+    ("exits", exits::TESTS),
+    ("aarch32", aarch32::TESTS),
+    ("aarch32_fp", aarch32_fp::TESTS),
+    ("interrupts", interrupts::TESTS),
+    ("fp_switch", fp_switch::TESTS),
+    ("fp_traps", fp_traps::TESTS),
+    ("fp_smp", fp_smp::TESTS),
+    ("host_vl", host_vl::TESTS),
+    ("tasks", tasks::TESTS),
+    ("power", power::TESTS),
+    ("sme_host", sme_host::TESTS),
+    ("sme_guest", sme_guest::TESTS),
+    ("sme_switch", sme_switch::TESTS),
+    ("storm", storm::TESTS),
 ];

@@ -14,6 +14,7 @@ use crate::{
     tests,
 };
 use umbra_host::kernel::sysreg;
+use umbra_patterns::{pattern::FPMR_BITS, regs::sme};
 use umbra_shared::call::Features;
 
 tests![
@@ -39,6 +40,8 @@ enum Needs {
     Nothing,
     Pauth,
     Sve,
+    Sme,
+    Fpmr,
     /// Some machines only: whether it takes a tag is found out.
     Luck,
 }
@@ -131,7 +134,7 @@ static REGISTERS: &[Register] = registers! {
     "APDBKeyHi_EL1" 3 0 2 2 3, ALL, 0, Tag, Pauth;
     "APGAKeyLo_EL1" 3 0 2 3 0, ALL, 0, Tag, Pauth;
     "APGAKeyHi_EL1" 3 0 2 3 1, ALL, 0, Tag, Pauth;
-    "TPIDR2_EL0" 3 3 13 0 5, ALL, 0, Tag, Luck;
+    "TPIDR2_EL0" 3 3 13 0 5, ALL, 0, Tag, Sme;
     "CNTV_CVAL_EL0" 3 3 14 3 2, ALL, 0, Tag, Nothing;
     "CNTV_CTL_EL0" 3 3 14 3 1, 1, 2, Tag, Nothing;
     "ICC_PMR_EL1" 3 0 4 6 0, 0xf8, 0, Keep, Nothing;
@@ -142,6 +145,8 @@ static REGISTERS: &[Register] = registers! {
     "ICC_CTLR_EL1" 3 0 12 12 4, 2, 0, Keep, Nothing;
     "ICC_AP1R0_EL1" 3 0 12 9 0, 0x8000_0000, 0, Keep, Luck;
     "ZCR_EL1" 3 0 1 2 0, 0xf, 0, Tag, Sve;
+    "SMCR_EL1" 3 0 1 2 6, 0xf, 0, Tag, Sme;
+    "FPMR" 3 3 4 4 2, FPMR_BITS, 0, Tag, Fpmr;
 };
 
 const COUNT: usize = REGISTERS.len();
@@ -160,7 +165,9 @@ impl Register {
         match self.needs {
             Needs::Pauth => context().version.features.contains(Features::PAUTH),
             Needs::Sve => context().sve(),
-            Needs::Luck => self.name != "TPIDR2_EL0" || context().sme(),
+            Needs::Sme => context().largest_streaming().is_some(),
+            Needs::Fpmr => sme::has_fpmr(),
+            Needs::Luck => true,
             Needs::Nothing => true,
         }
     }
@@ -236,9 +243,10 @@ fn check_host(expected: &Expected) {
 }
 
 fn every_register_is_switched() -> Result<(), Skip> {
-    let vq = context().largest();
+    let features = context().everything();
     let machine = Machine::normal();
-    let guests = [machine.vcpu(vq), machine.vcpu(vq), Machine::normal().vcpu(vq)];
+    let vcpu = |machine: Machine| machine.vcpu_with(features);
+    let guests = [vcpu(machine), vcpu(machine), vcpu(Machine::normal())];
     for guest in &guests {
         guest.loaded(|guest| guest.start());
     }
@@ -281,11 +289,11 @@ fn every_register_is_switched() -> Result<(), Skip> {
 }
 
 fn every_register_starts_in_its_reset_state() -> Result<(), Skip> {
-    let vq = context().largest();
+    let features = context().everything();
     // A vCPU that leaves tags everywhere, then another in the same memory.
     for round in 0..2 {
         let machine = Machine::normal();
-        let guest = machine.vcpu(vq);
+        let guest = machine.vcpu_with(features);
         guest.loaded(|guest| guest.start());
         guest.load();
         for register in REGISTERS.iter().filter(|r| r.exists()) {

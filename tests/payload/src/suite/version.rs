@@ -50,7 +50,10 @@ fn version_and_features() -> Result<(), Skip> {
     assert_eq!(version.interface, INTERFACE_VERSION);
     let has = |feature| version.features.contains(feature);
     assert_eq!(has(Features::SVE), id_register(id!("id_aa64pfr0_el1"), 32) != 0, "SVE");
-    assert_eq!(has(Features::SME), id_register(id!("id_aa64pfr1_el1"), 24) != 0, "SME");
+    let sme = id_register(id!("id_aa64pfr1_el1"), 24);
+    assert_eq!(has(Features::SME), sme != 0, "SME");
+    assert_eq!(has(Features::SME2), sme >= 2, "SME2");
+    assert_eq!(has(Features::FPMR), id_register(id!("s3_0_c0_c4_2"), 32) != 0, "FPMR");
     let pauth = id_register(id!("id_aa64isar1_el1"), 4) | id_register(id!("id_aa64isar1_el1"), 8);
     let pauth = pauth | id_register(id!("s3_0_c0_c6_2"), 12);
     assert_eq!(has(Features::PAUTH), pauth != 0, "PAuth");

@@ -243,10 +243,14 @@ impl FpHw for NoRegisters {
     fn stop(&mut self, bits: Svcr) {
         self.svcr -= bits;
     }
-    fn save_sve(&mut self, (): &mut ()) {}
-    fn load_sve(&mut self, (): &()) {}
-    fn save_streaming(&mut self, (): &mut ()) {}
-    fn load_streaming(&mut self, (): &()) {}
+    fn save_sve(&mut self, (): &mut ()) -> Vq {
+        self.vq
+    }
+    fn load_sve(&mut self, (): &(), _: Vq) {}
+    fn save_streaming(&mut self, (): &mut ()) -> Vq {
+        self.svq
+    }
+    fn load_streaming(&mut self, (): &(), _: Vq) {}
     fn save_fpsimd(&mut self, (): &mut ()) {}
     fn load_fpsimd(&mut self, (): &()) {}
     fn zero(&mut self) {}
