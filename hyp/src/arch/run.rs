@@ -3,6 +3,7 @@
 use super::cpu::Cpu;
 use super::guest::{self, Exit};
 use super::guest32;
+use super::interrupts;
 use super::log::{self, Transition};
 use super::sysreg::{dsb_nsh, read_isr_el1};
 use super::trap::HostFrame;
@@ -96,7 +97,7 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
     if world::uses_pauth(vcpu.hcr) {
         world::switch_pauth(&cpu.world, &mut cpu.host, &vcpu.el1);
     }
-    let host_timer = world::enter_timer(&vcpu.timer);
+    let host_timer = interrupts::enter_timer(&vcpu.timer);
     vcpu.gic.enter();
     cpu.world.enter_guest(vcpu.hcr, vcpu.vmpidr, vcpu.vttbr);
 
@@ -142,7 +143,7 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
     dsb_nsh();
     cpu.world.leave_guest(cpu.host_vttbr);
     let in_flight = vcpu.gic.leave();
-    let vtimer = world::leave_timer(&mut vcpu.timer, host_timer);
+    let vtimer = interrupts::leave_timer(&mut vcpu.timer, host_timer);
     world::switch_el1(&cpu.world, &mut vcpu.el1, &cpu.host);
     if world::uses_pauth(vcpu.hcr) {
         world::switch_pauth(&cpu.world, &mut vcpu.el1, &cpu.host);

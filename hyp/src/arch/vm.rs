@@ -6,12 +6,12 @@
 
 use super::cpu::{Cpu, machine};
 use super::frames::{FrameList, Tables, WORST_CASE_TABLES, linear};
+use super::interrupts::{Timer, VirtualGic};
 use super::log;
 use super::mem::{self, flag_page};
 use super::tables::{Stage2Tables, Tlbs};
 use super::world::{
     self, Aarch32Regs, El1Context, GuestRegs, HCR_GUEST, HCR_GUEST_AARCH32, PSTATE_EL1H_MASKED,
-    Timer, VirtualGic,
 };
 use super::{Lock, LockGuard};
 use crate::aarch32::PSTATE_SVC_MASKED;

@@ -12,8 +12,8 @@
 //! | SPSR_abt, SPSR_und, SPSR_irq, SPSR_fiq, DACR32_EL2, IFSR32_EL2, if the guest's EL1 is AArch32 | [`Aarch32Regs`]; no other EL1 can reach them, so they stay in place from VCPU_LOAD to VCPU_PUT | [`Aarch32Regs::load`], [`Aarch32Regs::put`] |
 //! | TPIDR2_EL0 (FEAT_SME) | [`El1Context`] | [`switch_el1`] |
 //! | TRFCR_EL1 (FEAT_TRF), BRBCR_EL1 (FEAT_BRBE): the host's; zero while a guest runs, so that no trace shows what it does | [`El1Context`] | [`switch_el1`] |
-//! | CNTV_CTL_EL0, CNTV_CVAL_EL0, CNTVOFF_EL2 | [`Timer`] | [`enter_timer`], [`leave_timer`] |
-//! | ICC_PMR, ICC_BPRn, ICC_IGRPENn, ICC_CTLR.EOImode, ICC_APnRn, ICC_IAR/EOIR/HPPIR/RPR | the virtual CPU interface ([`VirtualGic`]), while HCR_EL2.{IMO,FMO} are set; the host has the physical one, so the guest's stays in place from VCPU_LOAD to VCPU_PUT | [`VirtualGic`] |
+//! | CNTV_CTL_EL0, CNTV_CVAL_EL0, CNTVOFF_EL2 | [`Timer`](super::interrupts::Timer) | [`super::interrupts`] |
+//! | ICC_PMR, ICC_BPRn, ICC_IGRPENn, ICC_CTLR.EOImode, ICC_APnRn, ICC_IAR/EOIR/HPPIR/RPR | the virtual CPU interface ([`VirtualGic`](super::interrupts::VirtualGic)), while HCR_EL2.{IMO,FMO} are set; the host has the physical one, so the guest's stays in place from VCPU_LOAD to VCPU_PUT | [`super::interrupts`] |
 //! | V0-V31, FPSR, FPCR, FPMR, Z, P, FFR, ZCR_EL1, SVCR, ZA, ZT0, SMCR_EL1, FPEXC32_EL2 | the FP engine | [`crate::fp`] |
 //! | MPIDR_EL1 (VMPIDR_EL2), stage 2 and VMID (VTTBR_EL2) | vCPU | [`World::enter_guest`] |
 //!
@@ -73,6 +73,7 @@
 
 use crate::aarch32;
 use crate::arch::cpu::Cpu;
+use crate::arch::interrupts::clear_virtual_interface;
 use crate::arch::sysreg::sys::{HcrEl2, HcrxEl2, MdcrEl2, VbarEl2, write_hcr_el2, write_vbar_el2};
 use crate::arch::sysreg::*;
 use crate::cpufeatures::CpuFeatures;
@@ -233,45 +234,6 @@ pub const SCTLR_EL1_RESET: u64 = 0x30d0_0980;
 
 /// PSTATE for an EL1 that starts: EL1h, DAIF masked.
 pub const PSTATE_EL1H_MASKED: u64 = 0x3c5;
-
-/// A guest's virtual timer.
-#[derive(Clone, Debug, Default)]
-pub struct Timer {
-    ctl: u64,
-    cval: u64,
-    /// CNTVOFF_EL2: the physical counter when the VM was created.
-    offset: u64,
-}
-
-impl Timer {
-    /// A timer that is off, in a VM whose clock began at `offset`.
-    pub const fn with_offset(offset: u64) -> Self {
-        Self { ctl: 0, cval: 0, offset }
-    }
-}
-
-/// A guest's view of the GIC's CPU interface.
-#[derive(Clone, Debug, Default)]
-pub struct VirtualGic {
-    vmcr: u64,
-    ap0r0: u64,
-    ap1r0: u64,
-    lr0: u64,
-}
-
-/// CNTx_CTL bits.
-const TIMER_ENABLE: u64 = 1;
-const TIMER_IMASK: u64 = 1 << 1;
-const TIMER_ISTATUS: u64 = 1 << 2;
-
-/// ICH_LR<n>_EL2: state (63:62), group 1 (60), EOI maintenance interrupt (41), priority (55:48).
-const LR_STATE: u64 = 3 << 62;
-const LR_PENDING: u64 = 1 << 62;
-const LR_GROUP1: u64 = 1 << 60;
-const LR_EOI_MAINTENANCE: u64 = 1 << 41;
-const LR_PRIORITY: u64 = 0xa0 << 48;
-
-const ICH_HCR_EN: u64 = 1;
 
 const HCR_API_APK: u64 = 1 << 41 | 1 << 40;
 const HCR_TDZ: u64 = 1 << 28;
@@ -586,124 +548,6 @@ pub fn enter_guest(cpu: &mut Cpu, regs: NonNull<GuestRegs>) -> u64 {
     // SAFETY: the guest vectors are in force. They store to `regs`, which are the loaded vCPU's, and hand
     // `cpu`, exclusively borrowed until they return, to `umbra_guest_trap`.
     unsafe { umbra_guest_enter(regs.as_ptr(), cpu) }
-}
-
-/// The host's timer makes way for a guest's; the host's deadline moves to CNTHP. Returns the host's
-/// CTL and CVAL.
-#[inline]
-pub fn enter_timer(guest: &Timer) -> [u64; 2] {
-    let host = [read_cntv_ctl_el0(), read_cntv_cval_el0()];
-    if host[0] & (TIMER_ENABLE | TIMER_IMASK) == TIMER_ENABLE {
-        // The host's CNTVOFF is zero, so its virtual deadline is a physical one.
-        write_cnthp_cval_el2(host[1]);
-        write_cnthp_ctl_el2(TIMER_ENABLE);
-    }
-    write_cntvoff_el2(guest.offset);
-    write_cntv_cval_el0(guest.cval);
-    write_cntv_ctl_el0(guest.ctl);
-    host
-}
-
-/// The reverse. Returns whether the guest's timer asserts its interrupt.
-#[inline]
-pub fn leave_timer(guest: &mut Timer, host: [u64; 2]) -> bool {
-    let ctl = read_cntv_ctl_el0();
-    guest.ctl = ctl & (TIMER_ENABLE | TIMER_IMASK);
-    guest.cval = read_cntv_cval_el0();
-    write_cntvoff_el2(0);
-    write_cntv_cval_el0(host[1]);
-    write_cntv_ctl_el0(host[0] & (TIMER_ENABLE | TIMER_IMASK));
-    if host[0] & (TIMER_ENABLE | TIMER_IMASK) == TIMER_ENABLE {
-        write_cnthp_ctl_el2(0);
-    }
-    ctl & (TIMER_ENABLE | TIMER_IMASK | TIMER_ISTATUS) == TIMER_ENABLE | TIMER_ISTATUS
-}
-
-impl VirtualGic {
-    /// Whether an injected interrupt is pending or active.
-    pub const fn in_flight(&self) -> bool {
-        self.lr0 & LR_STATE != 0
-    }
-
-    /// Makes `intid` pending, with an exit when the guest completes it. The vCPU is loaded here.
-    pub fn inject(&mut self, intid: u16) {
-        self.lr0 = LR_PENDING | LR_GROUP1 | LR_EOI_MAINTENANCE | LR_PRIORITY | u64::from(intid);
-        write_ich_lr0_el2(self.lr0);
-    }
-
-    /// The vCPU is bound to this CPU: its interface goes into the registers, off for now. The host,
-    /// whose own interface is the physical one, can't reach them.
-    pub fn load(&self) {
-        write_ich_vmcr_el2(self.vmcr);
-        write_ich_ap0r0_el2(self.ap0r0);
-        write_ich_ap1r0_el2(self.ap1r0);
-        write_ich_lr0_el2(self.lr0);
-    }
-
-    /// It is unbound.
-    pub fn put(&mut self) {
-        self.vmcr = read_ich_vmcr_el2();
-        self.ap0r0 = read_ich_ap0r0_el2();
-        self.ap1r0 = read_ich_ap1r0_el2();
-    }
-
-    /// Turns the guest's CPU interface on.
-    #[inline]
-    pub fn enter(&self) {
-        write_ich_hcr_el2(ICH_HCR_EN);
-    }
-
-    /// Turns it off, which also drops the maintenance interrupt. Returns whether an injected interrupt is
-    /// still pending or active.
-    #[inline]
-    pub fn leave(&mut self) -> bool {
-        let lr0 = read_ich_lr0_el2();
-        write_ich_hcr_el2(0);
-        self.lr0 = lr0;
-        lr0 != 0 && self.injected()
-    }
-
-    /// The list register holds something; once it is completed, no longer, lest it ask for maintenance
-    /// again.
-    #[cold]
-    fn injected(&mut self) -> bool {
-        if !self.in_flight() {
-            self.lr0 = 0;
-            write_ich_lr0_el2(0);
-        }
-        self.in_flight()
-    }
-}
-
-/// The most priority bits with which all active priorities fit AP0R0 and AP1R0, which are switched.
-const MAX_PREBITS: u64 = 5;
-
-/// Whether the GIC's virtual CPU interface has no more state than hyp switches.
-pub fn virtual_interface_fits() -> bool {
-    (read_ich_vtr_el2() >> 26 & 7) < MAX_PREBITS
-}
-
-/// What the virtual CPU interface holds after reset is anything: a list register left over would
-/// interrupt a guest.
-fn clear_virtual_interface() {
-    macro_rules! clear {
-        ($count:expr; $($n:literal $register:literal)*) => {
-            $(if $count > $n {
-                // SAFETY: an implemented list register, with the interface off.
-                unsafe { core::arch::asm!(concat!("msr ", $register, ", xzr"), options(nostack)) };
-            })*
-        };
-    }
-    let list_registers = (read_ich_vtr_el2() & 0x1f) + 1;
-    clear!(list_registers;
-        0 "s3_4_c12_c12_0" 1 "s3_4_c12_c12_1" 2 "s3_4_c12_c12_2" 3 "s3_4_c12_c12_3"
-        4 "s3_4_c12_c12_4" 5 "s3_4_c12_c12_5" 6 "s3_4_c12_c12_6" 7 "s3_4_c12_c12_7"
-        8 "s3_4_c12_c13_0" 9 "s3_4_c12_c13_1" 10 "s3_4_c12_c13_2" 11 "s3_4_c12_c13_3"
-        12 "s3_4_c12_c13_4" 13 "s3_4_c12_c13_5" 14 "s3_4_c12_c13_6" 15 "s3_4_c12_c13_7"
-    );
-    write_ich_ap0r0_el2(0);
-    write_ich_ap1r0_el2(0);
-    write_ich_vmcr_el2(0);
 }
 
 /// HCR_EL2.
