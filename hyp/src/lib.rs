@@ -66,6 +66,7 @@
 
 #![cfg_attr(not(test), no_std)]
 
+pub mod aarch32;
 pub mod cpufeatures;
 pub mod fp;
 pub mod idregs;

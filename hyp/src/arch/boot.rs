@@ -531,6 +531,9 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
         report_host_vq(index as usize, "SVL", cpu.shared.svqs(), held.svq);
         report_missing(index as usize, "VL", &machine.lengths, cpu.shared.vqs());
         report_missing(index as usize, "SVL", &machine.streaming, cpu.shared.svqs());
+        if machine.aarch32 && !cpu.shared.aarch32() {
+            log::warn!("CPU {index} does not run AArch32 guests");
+        }
     }
     if first && cpu.shared.power.state() == Power::Off {
         cpu.shared.power.set(Power::Held);
@@ -553,8 +556,9 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         refuse(format_args!("the GIC has more active priority registers than hyp switches"));
     }
     start_others(cpu.index, finish.cpus);
-    let sets = || SHARED[..finish.cpus].iter().filter(|s| s.online()).map(|s| s.vqs());
-    let streaming = || SHARED[..finish.cpus].iter().filter(|s| s.online()).map(|s| s.svqs());
+    let online = || SHARED[..finish.cpus].iter().filter(|s| s.online());
+    let sets = || online().map(|s| s.vqs());
+    let streaming = || online().map(|s| s.svqs());
     let common = finish.options.host_vl_common;
     let (lengths, streaming_lengths) =
         (Lengths::new(sets(), common), Lengths::new(streaming(), common));
@@ -579,10 +583,12 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         streaming_lengths.largest.map_or(0, |vq| vq.vl_bytes()),
         describe(streaming_lengths.common),
     );
+    let aarch32 = online().all(|s| s.aarch32());
     MACHINE.call_once(|| Machine {
         cpus: finish.cpus,
         options: finish.options,
         lengths,
+        aarch32,
         streaming: streaming_lengths,
         host_storage,
         id: finish.id,

@@ -7,7 +7,7 @@
 //! | [`layout`] | virtual addresses |
 //! | [`cpu`] | per-CPU data, bring-up of a CPU |
 //! | [`trap`], `vectors.S` | what the host traps on |
-//! | [`run`], [`guest`] | running a vCPU; what a guest traps on |
+//! | [`run`], [`guest`], [`guest32`] | running a vCPU; what a guest traps on, and one in AArch32 |
 //! | [`world`], `switch.S` | the register table and the world switch |
 //! | [`calls`], [`vm`] | hypercalls; VMs and vCPUs |
 //! | [`mem`], [`tables`], [`frames`] | memory: ownership put into effect, page tables, page pools |
@@ -24,6 +24,7 @@ pub mod cpu;
 pub mod fatal;
 pub mod frames;
 pub mod guest;
+pub mod guest32;
 pub mod layout;
 pub mod log;
 pub mod mem;

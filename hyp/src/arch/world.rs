@@ -9,6 +9,7 @@
 //! | X0-X30, PC, PSTATE | [`GuestRegs`], the host's on hyp's stack | `umbra_guest_enter` |
 //! | SP_EL0, SP_EL1, ELR_EL1, SPSR_EL1, SCTLR, CPACR, TTBR0, TTBR1, TCR, MAIR, AMAIR, VBAR, ESR, FAR, AFSR0, AFSR1, CONTEXTIDR, PAR, TPIDR_EL1, TPIDR_EL0, TPIDRRO_EL0, CNTKCTL, CSSELR, MDSCR | [`El1Regs`] | `umbra_switch_el1` |
 //! | APIAKey, APIBKey, APDAKey, APDBKey, APGAKey (FEAT_PAuth) | [`PauthKeys`] | [`switch_pauth`], from the guest's first use of pointer authentication on; until then it is trapped (HCR_EL2.API, APK) and the host's stay where they are |
+//! | SPSR_abt, SPSR_und, SPSR_irq, SPSR_fiq, DACR32_EL2, IFSR32_EL2, if the guest's EL1 is AArch32 | [`Aarch32Regs`]; no other EL1 can reach them, so they stay in place from VCPU_LOAD to VCPU_PUT | [`Aarch32Regs::load`], [`Aarch32Regs::put`] |
 //! | TPIDR2_EL0 (FEAT_SME) | [`El1Context`] | [`switch_el1`] |
 //! | TRFCR_EL1 (FEAT_TRF), BRBCR_EL1 (FEAT_BRBE): the host's; zero while a guest runs, so that no trace shows what it does | [`El1Context`] | [`switch_el1`] |
 //! | CNTV_CTL_EL0, CNTV_CVAL_EL0, CNTVOFF_EL2 | [`Timer`] | [`enter_timer`], [`leave_timer`] |
@@ -37,8 +38,20 @@
 //! | PIR*_EL1, POR_ELx, MAIR2, AMAIR2, S2POR, BRB* | HFGxTR_EL2 n-bits = 0, but for nTPIDR2_EL0 (every CPU that has them has FEAT_FGT) |
 //! | MPAM0_EL1, MPAM1_EL1 | MPAM2_EL2.TRAPMPAMxEL1 |
 //!
+//! An AArch32 guest has the rest of its registers in those above: R8-R14 of all modes in X8-X30, SPSR_svc in
+//! SPSR_EL1, TTBCR in TCR_EL1, PRRR and NMRR in MAIR_EL1, DFSR in ESR_EL1, DFAR and IFAR in FAR_EL1, and so on
+//! (Arm ARM, "Mapping of the System registers between the Execution states"). Its coprocessor accesses
+//! trap by the same controls as the AArch64 registers do, and beside those:
+//!
+//! | registers | trap |
+//! |---|---|
+//! | TCMTR, TLBTR, REVIDR, AIDR; ACTLR, ACTLR2 (read as zero, writes ignored) | HCR_EL2.TID1, TACR |
+//! | what is IMPLEMENTATION DEFINED in CRn 9 to 11; all of CRn 15 | HCR_EL2.TIDCP; HSTR_EL2.T15, from VCPU_LOAD to VCPU_PUT |
+//! | MVFR0, MVFR1, MVFR2 | HCR_EL2.TID3 |
+//! | DBGVCR and the rest of the debug registers (read as zero, writes ignored) | MDCR_EL2.TDA, TDOSA, TDRA; DBGVCR32_EL2 is zero |
+//!
 //! **Constant** (the same for everybody, read-only to EL1): MIDR_EL1, CTR_EL0, CLIDR_EL1, CCSIDR_EL1,
-//! DCZID_EL0, CNTFRQ_EL0, CNTPCT_EL0, RNDR, RNDRRS, ISR_EL1.
+//! DCZID_EL0, CNTFRQ_EL0, CNTPCT_EL0, RNDR, RNDRRS, ISR_EL1; in AArch32 FPSID, JIDR, FCSEIDR, NSACR, too.
 //!
 //! DISR_EL1 is VDISR_EL2 for a guest (HCR_EL2.AMO), which it can write although RAS is hidden: zero at
 //! each entry, so that it carries nothing from one guest to another.
@@ -47,7 +60,8 @@
 //!
 //! | register | host | guest |
 //! |---|---|---|
-//! | HCR_EL2 | RW, VM, TSC, API, APK, and ATA, EnSCXT, FIEN as implemented; TWI, TDZ with `umbra.displace` | [`HCR_GUEST`]; API, APK once used |
+//! | HSTR_EL2 | 0 | 0; T15 with an AArch32 guest loaded |
+//! | HCR_EL2 | RW, VM, TSC, API, APK, and ATA, EnSCXT, FIEN as implemented; TWI, TDZ with `umbra.displace` | [`HCR_GUEST`]; API, APK once used; without RW if its EL1 is AArch32 |
 //! | CPTR_EL2 | FP by the engine, nothing else trapped | FP by the engine, TTA, TAM |
 //! | MDCR_EL2 | HPMN, HPMD | HPMN, HPMD, TDA, TDOSA, TDRA, TPM, TPMCR, TPMS, TTRF |
 //! | CNTHCTL_EL2 | EL1PCTEN, EL1PCEN | EL1PCTEN |
@@ -57,6 +71,7 @@
 //! | HCRX_EL2, HFG*_EL2, MPAM2_EL2 (where present) | everything open | MSCEn, EnFPM; n-bits 0; traps |
 //! | VBAR_EL2 | host vectors | guest vectors |
 
+use crate::aarch32;
 use crate::arch::cpu::Cpu;
 use crate::arch::sysreg::sys::{HcrEl2, HcrxEl2, MdcrEl2, VbarEl2, write_hcr_el2, write_vbar_el2};
 use crate::arch::sysreg::*;
@@ -162,12 +177,56 @@ impl El1Context {
     /// A guest's EL1 after reset: MMU and caches off, everything else zero (Arm ARM: SCTLR_EL1's
     /// reset value, with its RES1 bits).
     pub fn reset() -> Self {
-        Self {
-            regs: El1Regs { sctlr_el1: SCTLR_EL1_RESET, ..El1Regs::default() },
-            ..Self::default()
-        }
+        Self::with_sctlr(SCTLR_EL1_RESET)
+    }
+
+    /// The same of an AArch32 EL1.
+    pub fn reset_aarch32() -> Self {
+        Self::with_sctlr(aarch32::SCTLR_RESET)
+    }
+
+    fn with_sctlr(sctlr_el1: u64) -> Self {
+        Self { regs: El1Regs { sctlr_el1, ..El1Regs::default() }, ..Self::default() }
     }
 }
+
+/// What an AArch32 EL1 has in registers of EL2's, which are UNDEFINED on a CPU without it.
+#[derive(Clone, Debug, Default)]
+pub struct Aarch32Regs {
+    spsr_abt: u64,
+    spsr_und: u64,
+    spsr_irq: u64,
+    spsr_fiq: u64,
+    dacr32_el2: u64,
+    ifsr32_el2: u64,
+}
+
+impl Aarch32Regs {
+    /// The vCPU is bound to this CPU, which has AArch32: its registers go into place.
+    pub fn load(&self) {
+        write_spsr_abt(self.spsr_abt);
+        write_spsr_und(self.spsr_und);
+        write_spsr_irq(self.spsr_irq);
+        write_spsr_fiq(self.spsr_fiq);
+        write_dacr32_el2(self.dacr32_el2);
+        write_ifsr32_el2(self.ifsr32_el2);
+        write_hstr_el2(HSTR_T15);
+    }
+
+    /// It is unbound.
+    pub fn put(&mut self) {
+        self.spsr_abt = read_spsr_abt();
+        self.spsr_und = read_spsr_und();
+        self.spsr_irq = read_spsr_irq();
+        self.spsr_fiq = read_spsr_fiq();
+        self.dacr32_el2 = read_dacr32_el2();
+        self.ifsr32_el2 = read_ifsr32_el2();
+        write_hstr_el2(0);
+    }
+}
+
+/// HSTR_EL2: coprocessor 15, CRn 15.
+const HSTR_T15: u64 = 1 << 15;
 
 /// SCTLR_EL1 after reset: RES1 bits only.
 pub const SCTLR_EL1_RESET: u64 = 0x30d0_0980;
@@ -219,6 +278,15 @@ const HCR_TDZ: u64 = 1 << 28;
 const HCR_FIEN: u64 = 1 << 47;
 const HCR_ENSCXT: u64 = 1 << 53;
 const HCR_ATA: u64 = 1 << 56;
+
+/// HCR_EL2 for a guest whose EL1 is AArch32.
+pub const HCR_GUEST_AARCH32: u64 = HCR_GUEST & !HcrEl2::RW.bits();
+
+/// Whether the EL1 of a guest with this HCR_EL2 is AArch32.
+#[inline]
+pub const fn is_aarch32(hcr: u64) -> bool {
+    hcr & HcrEl2::RW.bits() == 0
+}
 
 /// HCR_EL2 for a guest, without pointer authentication.
 pub const HCR_GUEST: u64 = HcrEl2::VM.bits()
@@ -297,6 +365,7 @@ bitflags! {
         const RAS = 1 << 7;
         const TRACE_FILTER = 1 << 8;
         const BRBE = 1 << 9;
+        const AARCH32 = 1 << 10;
     }
 }
 
@@ -314,6 +383,7 @@ impl Optional {
             (Self::RAS, f.ras),
             (Self::TRACE_FILTER, f.trace_filter),
             (Self::BRBE, f.brbe),
+            (Self::AARCH32, f.aarch32),
         ] {
             optional.set(flag, has);
         }
@@ -368,6 +438,9 @@ impl World {
         if self.optional.contains(Optional::RAS) {
             write_vdisr_el2(0);
             write_vsesr_el2(0);
+        }
+        if self.optional.contains(Optional::AARCH32) {
+            write_dbgvcr32_el2(0);
         }
         write_vpidr_el2(sys::read_midr_el1().bits());
         if self.optional.contains(Optional::FGT | Optional::AMU) {
