@@ -38,7 +38,7 @@
 //! | `arch/mem.rs` | 5 | 1 | pages that hyp has mapped: wiped, cleaned, and flag-shadow pages as atomics |
 //! | `arch/mod.rs` | 1 | 0 | YIELD |
 //! | `arch/run.rs` | 2 | 0 | the return state of an ERET, into the guest and back to the host |
-//! | `arch/sysreg.rs` | 5 | 0 | MRS and MSR of registers that the sysreg crate lacks; barriers |
+//! | `arch/sysreg.rs` | 6 | 0 | MRS and MSR of registers that the sysreg crate lacks; barriers |
 //! | `arch/tables.rs` | 6 | 4 | TLB maintenance; functions that aarch64-paging wants and nobody calls |
 //! | `arch/trap.rs` | 3 | 1 | this CPU's data at an exception; the host's return state |
 //! | `arch/vm.rs` | 5 | 2 | a vCPU in its donated pages, which its slot or its CPU has to itself |
