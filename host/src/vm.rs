@@ -66,9 +66,9 @@ pub enum BuildError {
 pub struct VcpuSettings {
     /// What it has.
     pub features: VcpuFeatures,
-    /// Where it starts (guest-physical).
+    /// Where it starts (guest-physical): a multiple of 4, for an AArch32 vCPU below 4 GiB.
     pub entry: u64,
-    /// x0 at the start.
+    /// x0 at the start; an AArch32 vCPU's r0, which holds 32 bits.
     pub argument: u64,
 }
 

@@ -26,7 +26,12 @@ pub struct IdRegisters {
     pub mmfr2: u64,
     /// PMCR_EL0.N, where there is a PMU.
     pub pmcr_n: u64,
+    /// AArch32's ID registers, where EL1 can be AArch32: CRm 1 to 3, op2 0 to 7. Zero elsewhere.
+    pub aarch32: [u64; AARCH32_REGISTERS],
 }
+
+/// AArch32's ID registers.
+pub const AARCH32_REGISTERS: usize = 3 * 8;
 
 /// ID registers that the sysreg crate lacks.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,6 +68,8 @@ impl IdRegisters {
             mmfr1: el1::read_id_aa64mmfr1_el1().bits(),
             mmfr2: el1::read_id_aa64mmfr2_el1().bits(),
             pmcr_n: if pmu { el0::read_pmcr_el0().bits() >> 11 & 0x1f } else { 0 },
+            // Only where they are known to exist, by the caller.
+            aarch32: [0; AARCH32_REGISTERS],
         }
     }
 }
@@ -79,6 +86,8 @@ pub struct CpuFeatures {
     pub sve: bool,
     /// FEAT_SME.
     pub sme: bool,
+    /// EL1 can be AArch32. If it can't, some registers of EL2's are UNDEFINED.
+    pub aarch32: bool,
     /// FEAT_PAuth, of either algorithm.
     pub pauth: bool,
     /// FEAT_MTE2 or later.
@@ -126,6 +135,7 @@ impl CpuFeatures {
         Self {
             sve: field(id.pfr0, 32) != 0,
             sme: field(id.pfr1, 24) != 0,
+            aarch32: field(id.pfr0, 4) == 2,
             pauth: field(id.isar1, 4) != 0 // APA
                 || field(id.isar1, 8) != 0 // API
                 || field(id.isar2, 12) != 0, // APA3
@@ -195,6 +205,14 @@ mod tests {
     }
 
     #[test]
+    fn aarch32_at_el0_is_not_enough() {
+        for (pfr0, expected) in [(0x11, false), (0x12, false), (0x22, true)] {
+            let id = IdRegisters { pfr0, ..Default::default() };
+            assert_eq!(CpuFeatures::new(&id).aarch32, expected, "{pfr0:#x}");
+        }
+    }
+
+    #[test]
     fn a57_and_max() {
         let a57 = CpuFeatures::new(&IdRegisters {
             pfr0: 0x0100_2222,
@@ -203,7 +221,7 @@ mod tests {
             pmcr_n: 6,
             ..Default::default()
         });
-        assert!(!a57.sve && !a57.sme && !a57.pauth && a57.gic_sysregs);
+        assert!(!a57.sve && !a57.sme && !a57.pauth && a57.gic_sysregs && a57.aarch32);
         assert_eq!((a57.pa_bits, a57.pmu_counters), (44, 6));
         let max = CpuFeatures::new(&IdRegisters {
             pfr0: 1 << 32 | 2 << 28 | 1 << 24,

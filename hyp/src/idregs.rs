@@ -3,10 +3,13 @@
 //! An allow-list: a field is shown only if a guest can use the feature, which means that its state is
 //! switched by [the world switch](crate) or that it has none. Everything else reads as zero, fields
 //! of later architectures included.
+//!
+//! AArch64's and AArch32's registers have one numbering. A guest finds those of its own execution state;
+//! the others read as zero.
 
 #![forbid(unsafe_code)]
 
-use crate::cpufeatures::{IdRegisters, field};
+use crate::cpufeatures::{AARCH32_REGISTERS, IdRegisters, field};
 use umbra_shared::vcpu::VcpuFeatures;
 
 /// Op0, Op1, CRn, CRm, Op2 of a trapped access, packed as in ISS for EC 0x18 (Arm ARM D24.2.37):
@@ -50,6 +53,14 @@ pub fn table(id: &IdRegisters, guest: Guest) -> [u64; REGISTERS] {
 
 /// The value that the guest reads.
 pub fn read(id: &IdRegisters, guest: Guest, register: IdRegister) -> u64 {
+    if guest.features.aarch32 {
+        read_aarch32(id, register)
+    } else {
+        read_aarch64(id, guest, register)
+    }
+}
+
+fn read_aarch64(id: &IdRegisters, guest: Guest, register: IdRegister) -> u64 {
     let (sve, sme) = (guest.features.vq.is_some(), guest.features.svq.is_some());
     match (register.crm, register.op2) {
         // ID_AA64PFR0_EL1: EL0 and EL1 in AArch64 only, no EL2 or EL3; FP, AdvSIMD, GIC, DIT, CSV2
@@ -90,6 +101,48 @@ pub fn read(id: &IdRegisters, guest: Guest, register: IdRegister) -> u64 {
     }
 }
 
+fn read_aarch32(id: &IdRegisters, register: IdRegister) -> u64 {
+    let index = 8 * (usize::from(register.crm) - 1) + usize::from(register.op2);
+    if index >= AARCH32_REGISTERS {
+        return 0;
+    }
+    let value = id.aarch32[index] & 0xffff_ffff;
+    match (register.crm, register.op2) {
+        // ID_PFR0: A32, T32, Jazelle (trivial), DIT, CSV2 without what comes with SCXTNUM. Not T32EE, AMU,
+        // RAS.
+        (1, 0) => keep(value, &[0, 4, 8, 24]) | field(value, 16).min(1) << 16,
+        // ID_PFR1: ProgMod, GenTimer, GIC. No EL2 and no EL3; of what they brought there are VBAR
+        // (Sec_frac), and banked registers by MRS and MSR (Virt_frac).
+        (1, 1) => keep(value, &[0, 16, 28]) | 1 << 20 | 1 << 24,
+        // ID_DFR0: the architecture needs a debug version; nothing else is there.
+        (1, 2) => 6,
+        // ID_MMFR0: VMSA, OuterShr, ShareLvl, AuxReg, InnerShr.
+        (1, 4) => keep(value, &[0, 8, 12, 20, 28]),
+        // ID_MMFR1: BPred.
+        (1, 5) => keep(value, &[28]),
+        // ID_MMFR2: UniTLB, MemBarr, WFIStall.
+        (1, 6) => keep(value, &[16, 20, 24]),
+        // ID_MMFR3: cache and branch predictor maintenance, PAN, CohWalk, CMemSz, Supersec.
+        (1, 7) => value,
+        // ID_ISAR0 to 3, and 5: instructions without state.
+        (2, 0..=3 | 5) => value,
+        // ID_ISAR4: not SMC.
+        (2, 4) => value & !(0xf << 12),
+        // ID_MMFR4: SpecSEI, XNX, CnP, HPDS, LSM, CCIDX. Not AC2, EVT.
+        (2, 6) => keep(value, &[0, 8, 12, 16, 20, 24]),
+        // ID_ISAR6.
+        (2, 7) => value,
+        // MVFR0, MVFR1, MVFR2.
+        (3, 0..=2) => value,
+        // ID_PFR2: CSV3, SSBS.
+        (3, 4) => keep(value, &[0, 4]),
+        // ID_MMFR5: ETS, nTLBPA.
+        (3, 6) => keep(value, &[0, 4]),
+        // ID_AFR0, ID_DFR1, and what is to come.
+        _ => 0,
+    }
+}
+
 /// What a guest with SME reads from SMIDR_EL1: implementer and revision. Not SMPS, for the priorities are
 /// the host's, nor which CPUs share an SMCU.
 pub const fn smidr(id: &IdRegisters) -> u64 {
@@ -123,13 +176,17 @@ mod tests {
             mmfr1: f,
             mmfr2: f,
             pmcr_n: 6,
+            aarch32: [f; AARCH32_REGISTERS],
         }
     }
+
+    const AARCH64: Guest = Guest { features: VcpuFeatures::FPSIMD, pa_range: 2 };
+    const AARCH32: Guest = Guest { features: VcpuFeatures::AARCH32, pa_range: 2 };
 
     #[test]
     fn what_is_trapped_is_hidden() {
         let id = everything();
-        let guest = Guest { features: VcpuFeatures::FPSIMD, pa_range: 2 };
+        let guest = AARCH64;
         let pfr0 = read(&id, guest, PFR0);
         for (low, name) in
             [(8, "EL2"), (12, "EL3"), (28, "RAS"), (32, "SVE"), (40, "MPAM"), (44, "AMU")]
@@ -179,7 +236,64 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_guest_finds_its_own_execution_state() {
+        let id = everything();
+        for n in 0..REGISTERS as u8 {
+            let register = IdRegister { crm: n / 8 + 1, op2: n % 8 };
+            let aarch32 = register.crm < 4;
+            assert!(!aarch32 || read(&id, AARCH64, register) == 0, "{register:?}");
+            assert!(aarch32 || read(&id, AARCH32, register) == 0, "{register:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_trapped_is_hidden_in_aarch32() {
+        let id = everything();
+        let shown = |crm, op2, low| field(read(&id, AARCH32, IdRegister { crm, op2 }), low);
+        for (crm, op2, low, name) in [
+            (1, 0, 12, "T32EE"),
+            (1, 0, 20, "AMU"),
+            (1, 0, 28, "RAS"),
+            (1, 1, 4, "Security"),
+            (1, 1, 12, "Virtualization"),
+            (1, 2, 24, "PerfMon"),
+            (1, 2, 12, "CopTrc"),
+            (1, 2, 28, "TraceFilt"),
+            (2, 4, 12, "SMC"),
+            (2, 6, 28, "EVT"),
+            (3, 4, 8, "RAS_frac"),
+            (3, 5, 0, "MTPMU"),
+        ] {
+            assert_eq!(shown(crm, op2, low), 0, "{name}");
+        }
+        for (crm, op2, low, name) in
+            [(1, 0, 0, "A32"), (1, 1, 16, "GenTimer"), (3, 0, 0, "SIMDReg"), (3, 1, 8, "SIMDLS")]
+        {
+            assert_eq!(shown(crm, op2, low), 1, "{name}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn an_aarch32_guest_is_never_shown_more_than_the_machine_has(
+            crm in 1u8..8, op2 in 0u8..8, aarch32: [u64; AARCH32_REGISTERS],
+        ) {
+            let id = IdRegisters { aarch32, ..Default::default() };
+            let shown = read(&id, AARCH32, IdRegister { crm, op2 });
+            let index = 8 * (usize::from(crm) - 1) + usize::from(op2);
+            let machine = match (crm, op2) {
+                // CSV2 may be lowered within its field.
+                (1, 0) => aarch32[index] | 0xf << 16,
+                // What EL2 and EL3 are called in their absence.
+                (1, 1) => aarch32[index] | 1 << 20 | 1 << 24,
+                (1, 2) => 6,
+                (1..=3, _) => aarch32[index],
+                _ => 0,
+            };
+            prop_assert_eq!(shown & !(machine & 0xffff_ffff), 0);
+        }
+
         #[test]
         fn a_guest_is_never_shown_more_than_the_machine_has(
             crm in 1u8..8, op2 in 0u8..8, sve: bool, sme: bool, pfr0: u64, pfr1: u64, pfr2: u64, isar1: u64, isar2: u64,

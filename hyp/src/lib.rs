@@ -28,21 +28,23 @@
 //!
 //! | module | blocks | other | for |
 //! |---|---|---|---|
-//! | `arch/boot.rs` | 13 | 3 | addresses that the linker script and boot.S define; the device tree and the package where the loader put them; memory taken from the pool for the first time; the jump to the final tables |
+//! | `arch/arrival.rs` | 4 | 1 | this CPU's data and host image, which boot made; the function that boot.S comes back to; YIELD |
+//! | `arch/boot.rs` | 9 | 2 | addresses that the linker script and boot.S define; the device tree and the package where the loader put them; memory taken from the pool for the first time; the jump to the final tables |
 //! | `arch/console.rs` | 1 | 1 | the UART's registers |
 //! | `arch/cpu.rs` | 11 | 3 | per-CPU data behind TPIDR_EL2; EL2's translation and entry to the host; WFE, WFI, SEV |
 //! | `arch/fatal.rs` | 2 | 2 | the stack as a list of frames, when something has gone wrong |
 //! | `arch/frames.rs` | 3 | 2 | lists of free pages, threaded through the pages |
 //! | `arch/guest.rs` | 1 | 1 | the return state of a guest whose trap ends without a switch; the function that switch.S calls |
+//! | `arch/interrupts.rs` | 1 | 0 | list registers, by number |
 //! | `arch/log.rs` | 1 | 3 | records in a static that every CPU writes (test builds only) |
 //! | `arch/mem.rs` | 5 | 1 | pages that hyp has mapped: wiped, cleaned, and flag-shadow pages as atomics |
 //! | `arch/mod.rs` | 1 | 0 | YIELD |
 //! | `arch/run.rs` | 2 | 0 | the return state of an ERET, into the guest and back to the host |
-//! | `arch/sysreg.rs` | 5 | 0 | MRS and MSR of registers that the sysreg crate lacks; barriers |
+//! | `arch/sysreg.rs` | 6 | 0 | MRS and MSR of registers that the sysreg crate lacks; barriers |
 //! | `arch/tables.rs` | 6 | 4 | TLB maintenance; functions that aarch64-paging wants and nobody calls |
 //! | `arch/trap.rs` | 3 | 1 | this CPU's data at an exception; the host's return state |
 //! | `arch/vm.rs` | 5 | 2 | a vCPU in its donated pages, which its slot or its CPU has to itself |
-//! | `arch/world.rs` | 6 | 1 | the world switch (switch.S); registers that decide what traps |
+//! | `arch/world.rs` | 5 | 1 | the world switch (switch.S); registers that decide what traps |
 //! | `fp/hw.rs` | 19 | 3 | the routines that move FP registers (regs.S); images in donated memory |
 //!
 //! # Locks
@@ -66,6 +68,7 @@
 
 #![cfg_attr(not(test), no_std)]
 
+pub mod aarch32;
 pub mod cpufeatures;
 pub mod fp;
 pub mod idregs;

@@ -8,10 +8,26 @@
 pub mod ec {
     /// WFI, WFE and kin.
     pub const WFX: u64 = 0x01;
+    /// MCR or MRC on coprocessor 15, from AArch32.
+    pub const CP15: u64 = 0x03;
+    /// MCRR or MRRC on coprocessor 15.
+    pub const CP15_64: u64 = 0x04;
+    /// MCR or MRC on coprocessor 14.
+    pub const CP14: u64 = 0x05;
+    /// LDC or STC on coprocessor 14.
+    pub const CP14_MEMORY: u64 = 0x06;
     /// Advanced SIMD and floating-point.
     pub const FP: u64 = 0x07;
+    /// VMRS of an ID register, from AArch32.
+    pub const FP_ID: u64 = 0x08;
     /// Pointer authentication.
     pub const PAUTH: u64 = 0x09;
+    /// MCRR or MRRC on coprocessor 14.
+    pub const CP14_64: u64 = 0x0c;
+    /// HVC from AArch32.
+    pub const HVC32: u64 = 0x12;
+    /// SMC from AArch32.
+    pub const SMC32: u64 = 0x13;
     /// HVC from AArch64.
     pub const HVC64: u64 = 0x16;
     /// SMC from AArch64.

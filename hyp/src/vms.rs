@@ -395,8 +395,9 @@ impl<T, V> Vm<T, V> {
     ///
     /// # Errors
     ///
-    /// BAD_VM, DYING, LIMIT, NO_SVE, BAD_VL, TOO_FEW_PAGES, BUSY or NOT_SHARED for the flag-shadow
-    /// page, and what is wrong with the pages.
+    /// BAD_VM, DYING, LIMIT, TOO_FEW_PAGES, those of [`check_features`], INVALID_ARGUMENT for an entry
+    /// that is no multiple of 4, or for an entry or an argument that an AArch32 vCPU's registers can't hold,
+    /// BUSY or NOT_SHARED for the flag-shadow page, and what is wrong with the pages.
     pub fn create_vcpu<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
         m: &M,
@@ -415,7 +416,9 @@ impl<T, V> Vm<T, V> {
         if config.pages.count < needed {
             return Err(Error::TooFewPages);
         }
-        if config.pages.count != needed || !config.entry.is_multiple_of(4) {
+        // In AArch32 neither PC nor r0 holds more than 32 bits.
+        let fits = !features.aarch32 || (config.entry | config.argument) >> 32 == 0;
+        if config.pages.count != needed || !config.entry.is_multiple_of(4) || !fits {
             return Err(Error::InvalidArgument);
         }
         let (pages, flag_page) = m.memory(|memory| {

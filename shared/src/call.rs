@@ -141,9 +141,10 @@ pub struct VcpuConfig {
     pub flag_page: UntrustedPa,
     /// What it is to have.
     pub features: UntrustedFeatures,
-    /// Where it starts: a guest-physical address, EL1, MMU off.
+    /// Where it starts: a guest-physical address that is a multiple of 4, MMU off, interrupts masked; EL1, or
+    /// AArch32's Supervisor mode in A32 state. AArch32's PC holds 32 bits: more is INVALID_ARGUMENT.
     pub entry: u64,
-    /// x0 at the start.
+    /// x0 at the start; r0, which holds 32 bits.
     pub argument: u64,
 }
 

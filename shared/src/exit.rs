@@ -17,6 +17,9 @@
 //! | `Sgi` | value written to ICC_SGI1R_EL1 | |
 //! | `Relinquished` | guest-physical address | x3: the page, which is the host's again |
 //! | `Broken` | ESR_EL2 | the guest did what hyp can't continue from; every further run answers the same |
+//!
+//! An AArch32 guest's x0-x5 are its r0-r5, zero-extended; of what the host answers they take the lower
+//! halves. Its MMIO accesses have 4 bytes at most.
 
 use bitflags::bitflags;
 

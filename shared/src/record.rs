@@ -70,7 +70,8 @@ numbered! {
         /// VCPU_RUN, at its end. args\[0\] is x1, args\[1\] the hint of the host's word as it was read,
         /// args\[2\] how often a trap of the guest's made its state live, args\[3\] hyp's word after it.
         Run = 2,
-        /// A call of the guest that is loaded. function is its x0, args\[0\] its x1.
+        /// A call of the guest that is loaded. function is its ID, SMC64's for an AArch32 guest too, args\[0\]
+        /// its x1, result its x0, or r0 sign-extended.
         GuestCall = 3,
         /// The host trapped on FP or SVE (args\[0\] is 0) or SME (1).
         HostFp = 4,

@@ -10,7 +10,7 @@ use crate::elf;
 use crate::image::{self, Parts};
 use crate::symbols::Symbols;
 use crate::toolchain::Toolchain;
-use crate::workspace::{self, TARGET};
+use crate::workspace::{self, TARGET, TARGET32};
 use crate::{cpio, process};
 
 /// A binary for the target.
@@ -22,40 +22,60 @@ pub struct Binary {
     pub name: &'static str,
     /// The features that turn it on: without it the package builds on a development machine.
     pub feature: &'static str,
+    /// What it is built for.
+    pub target: &'static str,
 }
 
 /// EL2.
-pub const HYP: Binary = Binary { package: "umbra-hyp", name: "umbra-hyp", feature: "image" };
+pub const HYP: Binary = aarch64("umbra-hyp", "umbra-hyp", "image");
 /// EL2 that writes its transitions down.
-pub const HYP_LOG: Binary =
-    Binary { package: "umbra-hyp", name: "umbra-hyp-log", feature: "image,transition-log" };
+pub const HYP_LOG: Binary = aarch64("umbra-hyp", "umbra-hyp-log", "image,transition-log");
 /// The demonstration's EL1 kernel.
-pub const HOST: Binary = Binary { package: "umbra-host", name: "umbra-host", feature: "kernel" };
+pub const HOST: Binary = aarch64("umbra-host", "umbra-host", "kernel");
 /// What runs in the virtual machines.
-pub const GUEST: Binary =
-    Binary { package: "umbra-guest", name: "umbra-guest", feature: "payload" };
+pub const GUEST: Binary = aarch64("umbra-guest", "umbra-guest", "payload");
+/// What runs in AArch32 in the tests.
+pub const GUEST32: Binary = Binary {
+    package: "umbra-guest32",
+    name: "umbra-guest32",
+    feature: "payload",
+    target: TARGET32,
+};
 /// The EL1 kernel that runs the on-target tests.
-pub const PAYLOAD: Binary =
-    Binary { package: "umbra-payload", name: "umbra-payload", feature: "payload" };
+pub const PAYLOAD: Binary = aarch64("umbra-payload", "umbra-payload", "payload");
 /// The user space of a Linux above hyp.
-pub const LINUX: Binary =
-    Binary { package: "umbra-linux", name: "umbra-linux", feature: "payload" };
+pub const LINUX: Binary = aarch64("umbra-linux", "umbra-linux", "payload");
 /// EL3, in tests.
-pub const FIRMWARE: Binary =
-    Binary { package: "umbra-firmware", name: "umbra-firmware", feature: "firmware" };
+pub const FIRMWARE: Binary = aarch64("umbra-firmware", "umbra-firmware", "firmware");
 
 /// All of them.
-pub const BINARIES: &[Binary] = &[HYP, HYP_LOG, HOST, GUEST, PAYLOAD, LINUX, FIRMWARE];
+pub const BINARIES: &[Binary] = &[HYP, HYP_LOG, HOST, GUEST, GUEST32, PAYLOAD, LINUX, FIRMWARE];
+
+const fn aarch64(package: &'static str, name: &'static str, feature: &'static str) -> Binary {
+    Binary { package, name, feature, target: TARGET }
+}
 
 impl Binary {
-    /// Adds the arguments that make cargo work on this binary.
-    pub fn select(&self, command: &mut Command) {
+    /// A cargo that does this with the binary.
+    pub fn cargo(&self, toolchain: &Toolchain, verb: &str) -> Command {
+        self.cargo_in(toolchain, verb, &workspace::root(), &workspace::bare_metal_dir())
+    }
+
+    /// The same for a checkout in `root`.
+    pub fn cargo_in(&self, toolchain: &Toolchain, verb: &str, root: &Path, dir: &Path) -> Command {
+        let mut command = toolchain.cargo_for(self.target, verb, root, dir);
         command.args(["--release", "--package", self.package]).args([
             "--bin",
             self.name,
             "--features",
             self.feature,
         ]);
+        command
+    }
+
+    /// Where its ELF is when it is built into this target directory.
+    pub fn file(&self, dir: &Path) -> PathBuf {
+        dir.join(self.target).join("release").join(self.name)
     }
 }
 
@@ -70,6 +90,8 @@ pub struct Built {
     pub host: PathBuf,
     /// The guest payload's.
     pub guest: PathBuf,
+    /// That of what AArch32 guests run, where it is needed.
+    pub guest32: Option<PathBuf>,
 }
 
 impl Built {
@@ -85,10 +107,9 @@ impl Built {
 
 /// Compiles one binary and returns its ELF.
 pub fn binary(toolchain: &Toolchain, binary: Binary) -> Result<PathBuf> {
-    let mut command = toolchain.cargo("build");
-    binary.select(&mut command);
+    let mut command = binary.cargo(toolchain, "build");
     process::run(&mut command).with_context(|| format!("could not build {}", binary.name))?;
-    Ok(workspace::bare_metal_dir().join(TARGET).join("release").join(binary.name))
+    Ok(binary.file(&workspace::bare_metal_dir()))
 }
 
 /// Compiles the host library, as another OS would embed it, and returns its `rlib`. The release
@@ -105,12 +126,12 @@ pub fn host_library(toolchain: &Toolchain) -> Result<PathBuf> {
 
 /// The demonstration.
 pub fn demo(toolchain: &Toolchain, command_line: &str) -> Result<Built> {
-    pack(toolchain, HOST, "demo", command_line)
+    pack(toolchain, HOST, None, "demo", command_line)
 }
 
 /// The on-target tests.
 pub fn tests(toolchain: &Toolchain) -> Result<Built> {
-    pack(toolchain, PAYLOAD, "tests", "")
+    pack(toolchain, PAYLOAD, Some(GUEST32), "tests", "")
 }
 
 /// The same above a hyp that writes its transitions down.
@@ -120,19 +141,27 @@ pub fn logged_tests(toolchain: &Toolchain) -> Result<Built> {
         hyp: binary(toolchain, HYP_LOG)?,
         host: binary(toolchain, PAYLOAD)?,
         guest: binary(toolchain, GUEST)?,
+        guest32: None,
     };
     pack_built(&built, "")?;
     Ok(built)
 }
 
-/// hyp with `host` above it, and the guest payload in the initrd.
-fn pack(toolchain: &Toolchain, host: Binary, name: &str, command_line: &str) -> Result<Built> {
+/// hyp with `host` above it, and the guest payloads in the initrd.
+fn pack(
+    toolchain: &Toolchain,
+    host: Binary,
+    guest32: Option<Binary>,
+    name: &str,
+    command_line: &str,
+) -> Result<Built> {
     eprintln!("building for {TARGET} with {toolchain}");
     let built = Built {
         image: workspace::image_dir().join(format!("{name}.img")),
         hyp: binary(toolchain, HYP)?,
         host: binary(toolchain, host)?,
         guest: binary(toolchain, GUEST)?,
+        guest32: guest32.map(|guest| binary(toolchain, guest)).transpose()?,
     };
     pack_built(&built, command_line)?;
     Ok(built)
@@ -140,11 +169,14 @@ fn pack(toolchain: &Toolchain, host: Binary, name: &str, command_line: &str) -> 
 
 /// Packs what was compiled.
 pub fn pack_built(built: &Built, command_line: &str) -> Result<()> {
-    let guest = elf::flatten_file(&built.guest)?;
+    let guest = with_bss(elf::flatten_file(&built.guest)?);
+    let guest32 = built.guest32.as_deref().map(elf::flatten_file32).transpose()?.map(with_bss);
+    let mut files = vec![("guest", guest.as_slice())];
+    files.extend(guest32.iter().map(|guest| ("guest32", guest.as_slice())));
     let package = image::pack(&Parts {
         hyp: &elf::flatten_file(&built.hyp)?,
         host: &image::read_host(&built.host)?,
-        initrd: &cpio::archive(&[("guest", &with_bss(guest))]),
+        initrd: &cpio::archive(&files),
         command_line,
     })?;
     image::write_whole(&built.image, &package)

@@ -78,12 +78,10 @@ fn lint_target(toolchain: &Toolchain) -> Result<()> {
     for binary in build::BINARIES {
         let mut command;
         if toolchain.active {
-            command = toolchain.cargo("clippy");
-            binary.select(&mut command);
+            command = binary.cargo(toolchain, "clippy");
             command.args(["--", "-D", "warnings"]);
         } else {
-            command = toolchain.cargo("build");
-            binary.select(&mut command);
+            command = binary.cargo(toolchain, "build");
             // Denied by cargo and not by a compiler flag, so that no other crate is built anew.
             // The configuration is unstable in the releases that we support.
             command

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use object::Endianness;
-use object::elf::{EM_AARCH64, FileHeader64, PT_LOAD};
+use object::elf::{EM_AARCH64, EM_ARM, FileHeader32, FileHeader64, Machine, PT_LOAD};
 use object::read::elf::{FileHeader, ProgramHeader};
 
 /// More than any image of ours could be: an ELF whose segments lie farther apart was linked wrong.
@@ -30,26 +30,45 @@ pub fn flatten_file(path: &Path) -> Result<Flat> {
     flatten(&data).with_context(|| path.display().to_string())
 }
 
+/// The same for a 32-bit Arm file.
+pub fn flatten_file32(path: &Path) -> Result<Flat> {
+    let data = std::fs::read(path).with_context(|| format!("could not read {}", path.display()))?;
+    flatten32(&data).with_context(|| path.display().to_string())
+}
+
 /// Lays the loadable segments of an AArch64 ELF out by physical address. The gaps are zero.
 pub fn flatten(data: &[u8]) -> Result<Flat> {
     let header = FileHeader64::<Endianness>::parse(data).context("not a 64-bit ELF file")?;
+    flatten_from(header, data, EM_AARCH64).context("not an AArch64 program")
+}
+
+/// The same for 32-bit Arm.
+pub fn flatten32(data: &[u8]) -> Result<Flat> {
+    let header = FileHeader32::<Endianness>::parse(data).context("not a 32-bit ELF file")?;
+    flatten_from(header, data, EM_ARM).context("not an Arm program")
+}
+
+fn flatten_from<H>(header: &H, data: &[u8], machine: Machine) -> Result<Flat>
+where
+    H: FileHeader<Endian = Endianness>,
+{
     let endian = header.endian()?;
     ensure!(
-        header.e_machine(endian) == EM_AARCH64 && endian == Endianness::Little,
-        "not a little-endian AArch64 ELF file"
+        header.e_machine(endian) == machine && endian == Endianness::Little,
+        "another machine's, or big-endian"
     );
     let segments: Vec<_> = header
         .program_headers(endian, data)?
         .iter()
-        .filter(|segment| segment.p_type(endian) == PT_LOAD && segment.p_memsz(endian) > 0)
+        .filter(|segment| segment.p_type(endian) == PT_LOAD && segment.p_memsz(endian).into() > 0)
         .collect();
-    let Some(base) = segments.iter().map(|segment| segment.p_paddr(endian)).min() else {
+    let Some(base) = segments.iter().map(|segment| segment.p_paddr(endian).into()).min() else {
         bail!("nothing to load: no PT_LOAD segment");
     };
     let mut flat = Flat { bytes: Vec::new(), memory_bytes: 0 };
     for segment in segments {
-        let start = segment.p_paddr(endian) - base;
-        let end = start.checked_add(segment.p_memsz(endian));
+        let start = segment.p_paddr(endian).into() - base;
+        let end = start.checked_add(segment.p_memsz(endian).into());
         let Some(end) = end.filter(|&end| end <= MAX_BYTES) else {
             bail!("segments lie more than {} MiB apart", MAX_BYTES >> 20);
         };
@@ -80,7 +99,7 @@ pub(crate) mod tests {
     /// An ELF file with these segments: physical address, content, bytes in memory.
     pub(crate) fn elf(machine: object::elf::Machine, segments: &[(u64, &[u8], u64)]) -> Vec<u8> {
         let mut out = Vec::new();
-        let mut writer = Writer::new(Endianness::Little, true, &mut out);
+        let mut writer = Writer::new(Endianness::Little, machine != EM_ARM, &mut out);
         writer.reserve_file_header();
         writer.reserve_program_headers(segments.len() as u32);
         let offsets: Vec<_> = segments
@@ -126,6 +145,15 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_32_bit_program_is_laid_out_alike() {
+        let data = elf(EM_ARM, &[(0x1010, b"late", 0x40), (0x1000, b"early", 5)]);
+        let flat = flatten32(&data).unwrap();
+        assert_eq!(flat.bytes, b"early\0\0\0\0\0\0\0\0\0\0\0late");
+        assert_eq!(flat.memory_bytes, 0x50);
+        assert!(flatten(&data).is_err() && flatten32(&elf(EM_AARCH64, &[(0, b"a", 1)])).is_err());
+    }
+
+    #[test]
     fn a_segment_of_bss_alone_takes_no_room_in_the_file() {
         let flat = flatten(&elf(EM_AARCH64, &[(0, b"code", 4), (0x1000, b"", 0x10)])).unwrap();
         assert_eq!(flat.bytes, b"code");
@@ -134,7 +162,7 @@ pub(crate) mod tests {
 
     #[test]
     fn what_cannot_be_loaded_is_refused() {
-        let error = |data: &[u8]| flatten(data).unwrap_err().to_string();
+        let error = |data: &[u8]| format!("{:#}", flatten(data).unwrap_err());
         assert!(error(b"nothing of the kind").contains("not a 64-bit ELF"));
         assert!(error(&elf(object::elf::EM_X86_64, &[])).contains("AArch64"));
         assert!(error(&elf(EM_AARCH64, &[])).contains("nothing to load"));

@@ -177,6 +177,7 @@ const PACKAGE: &str = "UMBRA_TARGET_PACKAGE";
 const HYP: &str = "UMBRA_TARGET_HYP";
 const HOST: &str = "UMBRA_TARGET_HOST";
 const GUEST: &str = "UMBRA_TARGET_GUEST";
+const GUEST32: &str = "UMBRA_TARGET_GUEST32";
 const HYP_LOG: &str = "UMBRA_TARGET_HYP_LOG";
 const HOST_LIBRARY: &str = "UMBRA_TARGET_HOST_LIBRARY";
 const FIRMWARE: &str = "UMBRA_TARGET_FIRMWARE";
@@ -198,6 +199,9 @@ impl Settings {
             .env(COMPILER, &self.compiler)
             .env(LINUX_INIT, &self.linux)
             .env(QEMU, &self.qemu);
+        if let Some(guest) = &self.tests.guest32 {
+            command.env(GUEST32, guest);
+        }
     }
 
     /// Settings from the environment; `None` if this is a plain `cargo test`.
@@ -215,6 +219,7 @@ impl Settings {
                 hyp: get(HYP)?,
                 host: get(HOST)?,
                 guest: get(GUEST)?,
+                guest32: env::var_os(GUEST32).map(PathBuf::from),
             },
             hyp_log: get(HYP_LOG)?,
             host_library: get(HOST_LIBRARY)?,

@@ -1,7 +1,7 @@
 //! Which compiler builds the bare-metal binaries, and with which `core` and linker.
 //!
-//! The target `aarch64-unknown-none-softfloat` is rarely installed, and not every machine may
-//! download it. So, in this order: the active toolchain if it has the target's `core`; any
+//! The targets ([`TARGET`], and [`TARGET32`] for what AArch32 guests run) are rarely installed, and not
+//! every machine may download them. So, in this order: the active toolchain if it has the targets' `core`; any
 //! toolchain with the library's source, from which cargo builds `core` (an unstable cargo feature,
 //! which `RUSTC_BOOTSTRAP=1` opens on a stable toolchain); the distribution's compiler and source,
 //! installed; the target, through rustup. cargo itself is always the one that runs us: it need not
@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::packages::Apt;
 use crate::process;
-use crate::workspace::{self, TARGET};
+use crate::workspace::{self, TARGET, TARGET32};
 
 /// What the bare-metal binaries are built with.
 #[derive(Clone, Debug)]
@@ -92,7 +92,11 @@ impl Rustc {
     }
 
     fn has_core(&self) -> bool {
-        let folder = self.sysroot.join("lib/rustlib").join(TARGET).join("lib");
+        [TARGET, TARGET32].iter().all(|target| self.has_core_for(target))
+    }
+
+    fn has_core_for(&self, target: &str) -> bool {
+        let folder = self.sysroot.join("lib/rustlib").join(target).join("lib");
         folder.read_dir().is_ok_and(|entries| {
             entries.flatten().any(|entry| {
                 let name = entry.file_name();
@@ -132,20 +136,20 @@ impl Toolchain {
 
     /// A cargo that builds for the target: `cargo VERB` with everything but the packages.
     pub fn cargo(&self, verb: &str) -> Command {
-        self.cargo_for(verb, &workspace::root(), &workspace::bare_metal_dir())
+        self.cargo_for(TARGET, verb, &workspace::root(), &workspace::bare_metal_dir())
     }
 
-    /// The same for a checkout in `root`, with a target directory of its own.
-    pub fn cargo_for(&self, verb: &str, root: &Path, target_dir: &Path) -> Command {
+    /// The same for a checkout in `root` and for this target, with a target directory of its own.
+    pub fn cargo_for(&self, target: &str, verb: &str, root: &Path, target_dir: &Path) -> Command {
         let mut command = cargo();
         command
             .current_dir(root)
             .arg(verb)
-            .args(["--target", TARGET])
+            .args(["--target", target])
             .arg("--target-dir")
             .arg(target_dir)
             .env("RUSTC", &self.rustc.path)
-            .env(linker_variable(), &self.linker);
+            .env(linker_variable(target), &self.linker);
         if self.core == Core::FromSource {
             command
                 .env("RUSTC_BOOTSTRAP", "1")
@@ -185,8 +189,8 @@ pub fn cargo() -> Command {
     command
 }
 
-fn linker_variable() -> String {
-    let target = TARGET.to_uppercase().replace('-', "_");
+fn linker_variable(target: &str) -> String {
+    let target = target.to_uppercase().replace('-', "_");
     format!("CARGO_TARGET_{target}_LINKER")
 }
 
@@ -206,7 +210,7 @@ impl Missing {
             Self::Compiler => {
                 let (major, minor) = minimum();
                 format!(
-                    "no compiler for {TARGET}: run `rustup target add {TARGET}`, or \
+                    "no compiler for {TARGET} and {TARGET32}: run `rustup target add {TARGET} {TARGET32}`, or \
                      `rustup component add rust-src`, or install a distribution's rustc \
                      {major}.{minor} or newer with its library source (Debian: rustc-web, \
                      rust-web-src)"
@@ -321,7 +325,7 @@ fn install_compiler() -> Result<()> {
     }
     let mut command = Command::new("rustup");
     command.current_dir(workspace::root());
-    command.args(["target", "add", TARGET]);
+    command.args(["target", "add", TARGET, TARGET32]);
     eprintln!("setting up: {}", process::line(&command));
     command.stdout(std::io::stderr());
     process::run(&mut command).with_context(|| Missing::Compiler.advice())
@@ -393,6 +397,7 @@ mod tests {
 
     #[test]
     fn the_linker_variable_is_the_one_that_cargo_reads() {
-        assert_eq!(linker_variable(), "CARGO_TARGET_AARCH64_UNKNOWN_NONE_SOFTFLOAT_LINKER");
+        let variable = linker_variable(TARGET);
+        assert_eq!(variable, "CARGO_TARGET_AARCH64_UNKNOWN_NONE_SOFTFLOAT_LINKER");
     }
 }

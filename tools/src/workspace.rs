@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 /// in compiled code, so that those registers belong to whoever runs above.
 pub const TARGET: &str = "aarch64-unknown-none-softfloat";
 
+/// The target that what AArch32 guests run is built for.
+pub const TARGET32: &str = "armv7a-none-eabi";
+
 /// The root of the checkout.
 pub fn root() -> PathBuf {
     let here = env::var_os("CARGO_MANIFEST_DIR")

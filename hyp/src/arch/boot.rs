@@ -1,45 +1,34 @@
-//! Boot: from the first Rust instruction to the host's first.
+//! Boot: from the first Rust instruction to the final page tables.
 //!
 //! On the boot CPU, on the boot page tables: read the device tree, place hyp's pool, build the final
-//! page tables. Then, on those: bring EL2 up on this CPU and on all others, one after the other;
-//! look at their vector lengths; size the host images; build the host's stage 2; enter the host.
-//! Other CPUs wait at EL2 until the host turns them on.
+//! page tables and the host's stage 2. What comes then, on those, is in [`super::arrival`].
 
+use super::arrival::{self, Finish};
 use super::console;
-use super::cpu::{
-    CoreIndex, Cpu, MACHINE, MPIDR_AFFINITY, Machine, SHARED, machine, read_id_registers,
-    wait_for_event,
-};
+use super::cpu::{Cpu, MPIDR_AFFINITY, SHARED, read_id_registers};
 use super::fatal::refuse;
 use super::frames::{FrameList, Tables, linear};
 use super::layout::{DTB_WINDOW_L2, IMAGE_BASE, LINEAR_BASE, STACK_BYTES, stack_top};
 use super::mem::{self, Memory, clean_invalidate_range};
-use super::sysreg::{isb, read_cntpct_el0};
 use super::tables::{HypTables, Stage2Shape, Stage2Tables, Use};
-use super::world::virtual_interface_fits;
 use super::{Lock, layout};
 use crate::arch::sysreg::sys;
 use crate::cpufeatures::CpuFeatures;
-use crate::fp::host_storage;
-use crate::fp::hw::Image;
-use crate::fp::lengths::Lengths;
 use crate::memory::pages::{Pages, State, count};
 use crate::memory::stage2::Stage2;
 use crate::options::Options;
 use crate::platform::{
     HostBoot, MAX_CPUS, Platform, Range, conduit, console as find_console, hand_over,
 };
-use crate::psci::{HostEntry, Power};
+use crate::psci::HostEntry;
 use arrayvec::ArrayVec;
 use core::cell::Cell;
-use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use dtoolkit::fdt::Fdt;
-use percore::{ExceptionLock, PerCore, exception_free};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::package::{PACKAGE_MAGIC, PAYLOAD_ALIGN, PackageHeader};
 use umbra_shared::sme::Storage;
-use umbra_shared::vl::{Vq, VqSet};
+use umbra_shared::vl::Vq;
 use zerocopy::FromBytes;
 
 /// Boot page tables: L0; L1, L2 of the image; L1, L2 of the identity map; L1 and two L2 of the pool.
@@ -84,24 +73,22 @@ const BLOCK: u64 = 2 << 20;
 const CONSOLE_WINDOW_L2: usize = 260;
 /// Stacks: two per CPU, one for work and one for the message about the first.
 const STACKS_PER_CPU: usize = 2;
-/// How long a CPU may take to come up, in seconds of the generic timer.
-const CPU_ON_SECONDS: u64 = 10;
 
 /// What a CPU finds when it comes up with its MMU off: boot.S knows the offsets.
 #[derive(Debug)]
 #[repr(C, align(64))]
-struct BootParams {
+pub(super) struct BootParams {
     ttbr: AtomicU64,
     tcr: AtomicU64,
     stack_top: AtomicU64,
     index: AtomicU64,
     /// Where its `Cpu` is; read with the MMU on.
-    cpu: AtomicU64,
+    pub(super) cpu: AtomicU64,
     /// Where its host image is; set before the host runs.
-    image: AtomicU64,
+    pub(super) image: AtomicU64,
 }
 
-static BOOT_PARAMS: [BootParams; MAX_CPUS] = [const {
+pub(super) static BOOT_PARAMS: [BootParams; MAX_CPUS] = [const {
     BootParams {
         ttbr: AtomicU64::new(0),
         tcr: AtomicU64::new(0),
@@ -114,10 +101,6 @@ static BOOT_PARAMS: [BootParams; MAX_CPUS] = [const {
 
 /// Physical address of the image.
 static IMAGE_PA: AtomicU64 = AtomicU64::new(0);
-
-/// How often each CPU went through [`umbra_cpu_reset_main`].
-static RESETS: PerCore<[ExceptionLock<Cell<u64>>; MAX_CPUS], CoreIndex> =
-    PerCore::new([const { ExceptionLock::new(Cell::new(0)) }; MAX_CPUS]);
 
 static HYP_TABLES: Lock<FrameList> = Lock::new(FrameList::new());
 static HOST_TABLES: Lock<FrameList> = Lock::new(FrameList::new());
@@ -214,14 +197,15 @@ fn package() -> PackageHeader {
 }
 
 /// The pool, handed out from its start.
-struct Pool {
+#[derive(Debug)]
+pub struct Pool {
     next: u64,
     end: u64,
 }
 
 impl Pool {
     /// `bytes` bytes, whole pages, not initialised. Returns the physical address.
-    fn take(&mut self, bytes: usize) -> u64 {
+    pub fn take(&mut self, bytes: usize) -> u64 {
         let pa = self.next;
         self.next += bytes.next_multiple_of(PAGE_SIZE) as u64;
         assert!(self.next <= self.end, "the pool was sized for this");
@@ -356,7 +340,7 @@ fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
     }
     let host_vttbr = stage2.vttbr().bits();
     mem::init(Memory { pages: owners, hyp: tables, host: stage2 });
-    FINISH.lock().replace(Finish {
+    arrival::finish_with(Finish {
         cpus,
         options,
         features,
@@ -369,21 +353,6 @@ fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
     });
     switch_tables(boot_index)
 }
-
-/// What is left to do on the final page tables.
-struct Finish {
-    cpus: usize,
-    options: Options,
-    features: CpuFeatures,
-    id: crate::cpufeatures::IdRegisters,
-    shape: Stage2Shape,
-    host_vttbr: u64,
-    images: Pool,
-    uart: Option<u64>,
-    host: HostEntry,
-}
-
-static FINISH: Lock<Option<Finish>> = Lock::new(None);
 
 /// The host's command line: the package's, or the device tree's.
 fn command_line<'a>(package: &'a PackageHeader, platform: &'a Platform) -> &'a str {
@@ -501,147 +470,4 @@ fn switch_tables(index: usize) -> ! {
             options(noreturn)
         );
     }
-}
-
-// Every CPU comes here, on its own stack and on the final page tables: the boot CPU once, others when
-// firmware starts them.
-#[unsafe(no_mangle)]
-extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
-    let cpu = BOOT_PARAMS[index as usize].cpu.load(Ordering::Relaxed) as *mut Cpu;
-    // SAFETY: made by `make_cpu` for this CPU, which has just come out of reset: nobody else holds it.
-    let cpu = unsafe { &mut *cpu }.install();
-    let first = exception_free(|token| {
-        let resets = RESETS.get().borrow(token);
-        resets.replace(resets.get() + 1) == 0
-    });
-    let finish = FINISH.lock().take();
-    if let Some(uart) = finish.as_ref().and_then(|finish| finish.uart) {
-        // Its window in the boot tables is gone: before anything can go wrong here.
-        // SAFETY: mapped there by the final tables.
-        unsafe { console::init(console::FINAL_ADDRESS + (uart % PAGE_SIZE as u64) as usize) };
-    }
-    cpu.bring_up();
-    if let Some(finish) = finish {
-        finish_boot(cpu, finish);
-    }
-    if first && MACHINE.is_completed() {
-        log::info!("CPU {index} comes late");
-        let (held, machine) = (cpu.host_lengths(), machine());
-        report_host_vq(index as usize, "VL", cpu.shared.vqs(), held.vq);
-        report_host_vq(index as usize, "SVL", cpu.shared.svqs(), held.svq);
-        report_missing(index as usize, "VL", &machine.lengths, cpu.shared.vqs());
-        report_missing(index as usize, "SVL", &machine.streaming, cpu.shared.svqs());
-    }
-    if first && cpu.shared.power.state() == Power::Off {
-        cpu.shared.power.set(Power::Held);
-        super::cpu::send_event();
-    }
-    loop {
-        if let Some(entry) = cpu.shared.power.take_entry() {
-            if !cpu.has_image {
-                cpu.set_image(host_image(index as usize));
-            }
-            cpu.start_host(entry);
-        }
-        wait_for_event();
-    }
-}
-
-/// On the final tables, on the boot CPU.
-fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
-    if !virtual_interface_fits() {
-        refuse(format_args!("the GIC has more active priority registers than hyp switches"));
-    }
-    start_others(cpu.index, finish.cpus);
-    let sets = || SHARED[..finish.cpus].iter().filter(|s| s.online()).map(|s| s.vqs());
-    let streaming = || SHARED[..finish.cpus].iter().filter(|s| s.online()).map(|s| s.svqs());
-    let common = finish.options.host_vl_common;
-    let (lengths, streaming_lengths) =
-        (Lengths::new(sets(), common), Lengths::new(streaming(), common));
-    let host_storage = host_storage(sets(), streaming());
-    let image_bytes = host_storage.bytes();
-    for n in 0..finish.cpus {
-        let pa = finish.images.take(image_bytes);
-        BOOT_PARAMS[n].image.store(linear(pa) as u64, Ordering::Relaxed);
-        SHARED[n].image_bytes.store(image_bytes as u64, Ordering::Relaxed);
-    }
-    for (n, shared) in SHARED[..finish.cpus].iter().enumerate().filter(|(_, s)| s.online()) {
-        report_host_vq(n, "VL", shared.vqs(), lengths.host(shared.vqs()));
-        report_host_vq(n, "SVL", shared.svqs(), streaming_lengths.host(shared.svqs()));
-    }
-    let describe = |set: VqSet| set.max().map_or(0, |vq| vq.vl_bytes());
-    log::info!(
-        "{} CPUs, largest VL {} bytes, guests up to {}, largest SVL {} bytes, guests up to {}, \
-         host images {image_bytes} bytes",
-        finish.cpus,
-        lengths.largest.map_or(0, |vq| vq.vl_bytes()),
-        describe(lengths.common),
-        streaming_lengths.largest.map_or(0, |vq| vq.vl_bytes()),
-        describe(streaming_lengths.common),
-    );
-    MACHINE.call_once(|| Machine {
-        cpus: finish.cpus,
-        options: finish.options,
-        lengths,
-        streaming: streaming_lengths,
-        host_storage,
-        id: finish.id,
-        features: finish.features,
-        stage2: finish.shape,
-        host_vttbr: finish.host_vttbr,
-    });
-    super::log::boot();
-    cpu.set_image(host_image(cpu.index));
-    cpu.start_host(finish.host)
-}
-
-/// Says so if the host can't use all of a CPU's VLs or SVLs.
-fn report_host_vq(n: usize, what: &str, vqs: VqSet, held: Option<Vq>) {
-    let (max, held) = (vqs.max().map_or(0, Vq::vl_bytes), held.map_or(0, Vq::vl_bytes));
-    if held < max {
-        log::info!("CPU {n}: {what} {max} bytes, the host is held to {held}");
-    }
-}
-
-/// Says so if a CPU that came late lacks VLs or SVLs that guests may have: they can't be loaded there.
-fn report_missing(n: usize, what: &str, lengths: &Lengths, vqs: VqSet) {
-    let here = lengths.guests(vqs);
-    let missing = lengths.common.iter().find(|&vq| !here.contains(vq));
-    if let Some(vq) = missing {
-        log::warn!("CPU {n} does not run guests of {what} {} bytes and more", vq.vl_bytes());
-    }
-}
-
-/// A CPU's host image, for the CPU itself, once.
-fn host_image(index: usize) -> Image {
-    let base = BOOT_PARAMS[index].image.load(Ordering::Relaxed) as usize;
-    let base = NonNull::new(base as *mut u8).expect("images are placed before the host runs");
-    // SAFETY: taken from the pool for this CPU in `finish_boot`, mapped, used by its engine alone.
-    unsafe { Image::new(base, machine().host_storage) }
-}
-
-/// Starts the other CPUs one after the other and waits for each to be held.
-fn start_others(this: usize, cpus: usize) {
-    let limit = CPU_ON_SECONDS * sys::read_cntfrq_el0().bits();
-    for (n, shared) in SHARED[..cpus].iter().enumerate().filter(|(n, _)| *n != this) {
-        let mpidr = shared.mpidr.load(Ordering::Relaxed);
-        let result = smccc::psci::cpu_on::<smccc::Smc>(
-            mpidr,
-            secondary_entry_address(),
-            boot_params_address(n),
-        );
-        if let Err(error) = result {
-            log::warn!("CPU {n} ({mpidr:#x}) can't be started: {error}");
-            continue;
-        }
-        let since = read_cntpct_el0();
-        while shared.power.state() != Power::Held {
-            if read_cntpct_el0().wrapping_sub(since) > limit {
-                refuse(format_args!("CPU {n} ({mpidr:#x}) was started and did not arrive"));
-            }
-            // SAFETY: a hint.
-            unsafe { core::arch::asm!("yield", options(nomem, nostack)) };
-        }
-    }
-    isb();
 }

@@ -111,6 +111,7 @@ pub fn version() -> Results {
     features.set(Features::SME2, sme && machine.features.sme2);
     features.set(Features::FPMR, machine.features.fpmr);
     features.set(Features::PAUTH, machine.features.pauth);
+    features.set(Features::AARCH32, machine.aarch32);
     features.set(Features::HOST_VL_COMMON, machine.lengths.host_common);
     let mut results = one(u64::from(INTERFACE_VERSION));
     results[1] = features.bits();

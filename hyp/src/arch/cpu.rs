@@ -74,6 +74,8 @@ pub struct Shared {
     vqs: AtomicU16,
     /// Set of streaming VQs.
     svqs: AtomicU16,
+    /// Its EL1 can be AArch32.
+    aarch32: AtomicBool,
     /// It has been up at EL2.
     online: AtomicBool,
     /// Bytes of its host image.
@@ -88,6 +90,7 @@ impl Shared {
             mpidr: AtomicU64::new(0),
             vqs: AtomicU16::new(0),
             svqs: AtomicU16::new(0),
+            aarch32: AtomicBool::new(false),
             online: AtomicBool::new(false),
             image_bytes: AtomicU64::new(0),
         }
@@ -101,6 +104,11 @@ impl Shared {
     /// Its streaming vector lengths.
     pub fn svqs(&self) -> VqSet {
         VqSet::from_bits(self.svqs.load(Ordering::Relaxed))
+    }
+
+    /// Whether its EL1 can be AArch32.
+    pub fn aarch32(&self) -> bool {
+        self.aarch32.load(Ordering::Relaxed)
     }
 
     /// Whether it has been up at EL2.
@@ -125,6 +133,8 @@ pub struct Machine {
     pub streaming: Lengths,
     /// What the host's registers take.
     pub host_storage: Storage,
+    /// EL1 can be AArch32, on every CPU that was up at boot.
+    pub aarch32: bool,
     /// ID registers of the boot CPU.
     pub id: IdRegisters,
     /// Its features.
@@ -247,6 +257,7 @@ impl Cpu {
         }
         self.shared.vqs.store(vqs.bits(), Ordering::Relaxed);
         self.shared.svqs.store(svqs.bits(), Ordering::Relaxed);
+        self.shared.aarch32.store(features.aarch32, Ordering::Relaxed);
         self.shared.mpidr.store(sys::read_mpidr_el1().bits() & MPIDR_AFFINITY, Ordering::Relaxed);
         self.shared.online.store(true, Ordering::Release);
         self.hw.set_access(Access::Closed);
@@ -325,7 +336,7 @@ pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
 
 /// This CPU's ID registers.
 pub fn read_id_registers() -> IdRegisters {
-    // ID registers of what the CPU lacks are RAZ, but for SMIDR_EL1.
+    // ID registers of what the CPU lacks are RAZ, but for SMIDR_EL1 and AArch32's.
     let gaps = Gaps {
         zfr0: read_id_aa64zfr0_el1(),
         smfr0: read_id_aa64smfr0_el1(),
@@ -333,8 +344,12 @@ pub fn read_id_registers() -> IdRegisters {
         smidr: 0,
     };
     let mut id = IdRegisters::read(gaps);
-    if CpuFeatures::new(&id).sme {
+    let features = CpuFeatures::new(&id);
+    if features.sme {
         id.smidr = read_smidr_el1();
+    }
+    if features.aarch32 {
+        id.aarch32 = read_aarch32_id_registers();
     }
     id
 }

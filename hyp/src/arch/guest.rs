@@ -1,6 +1,8 @@
-//! What a guest traps on: answered here, or handed to the host.
+//! What a guest traps on: answered here, or handed to the host. What is different in AArch32 is in
+//! [`super::guest32`].
 
 use super::cpu::{Cpu, machine};
+use super::guest32;
 use super::sysreg::*;
 use super::vm::{self, Open, Vcpu};
 use super::world::GuestRegs;
@@ -35,13 +37,13 @@ impl Exit {
 pub fn synchronous(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
     match syndrome::class(esr) {
         ec::WFX => {
-            step_over(vcpu);
+            step_over(vcpu, esr);
             Some(Exit::new(Reason::Wfi, [0; 6]))
         }
         ec::SMC64 => {
             // There is no firmware for a guest. HCR_EL2.TSC traps before the instruction.
             vcpu.regs.x[0] = u64::MAX;
-            step_over(vcpu);
+            step_over(vcpu, esr);
             None
         }
         ec::SYSREG => system_register(vcpu, esr),
@@ -65,7 +67,7 @@ extern "C" fn umbra_guest_trap(cpu: &mut Cpu, esr: u64) -> bool {
     if read_isr_el1() != 0 {
         return false;
     }
-    // A guest that went to AArch32 is ended, whatever it does there (`run`).
+    // AArch32 is for `run`: a guest that has it, and one that has it not and ends there.
     if syndrome::class(esr) != ec::SYSREG && pstate::is_aarch32(sys::read_spsr_el2().bits()) {
         return false;
     }
@@ -105,8 +107,8 @@ fn id_register(regs: &mut GuestRegs, esr: u64) -> bool {
 /// behind the HVC already.
 #[cold]
 pub fn memory_call(vcpu: &mut Vcpu, vm: VmId) -> Option<Exit> {
-    let function = GuestFunction::from_id(vcpu.regs.x[0])?;
-    let ipa = UntrustedIpa(vcpu.regs.x[1]);
+    let function = called_function(vcpu)?;
+    let ipa = UntrustedIpa(vcpu.register_width(vcpu.regs.x[1]));
     let result = match function {
         GuestFunction::MemShare => vm::guest_share(vm, ipa).map(|()| None),
         GuestFunction::MemUnshare => vm::guest_unshare(vm, ipa).map(|()| None),
@@ -116,15 +118,25 @@ pub fn memory_call(vcpu: &mut Vcpu, vm: VmId) -> Option<Exit> {
         Ok(_) => SUCCESS,
         Err(error) => error.code(),
     };
-    vcpu.regs.x[0] = code as u64;
+    vcpu.regs.x[0] = vcpu.register_width(code as u64);
     match result {
         Ok(Some(pa)) => Some(Exit::new(Reason::Relinquished, [ipa.0, pa, 0, 0, 0, 0])),
         _ => None,
     }
 }
 
-/// The guest's next instruction is the one behind this.
-fn step_over(vcpu: &mut Vcpu) {
+/// The function that an HVC of the guest's selects, if it is hyp's.
+pub fn called_function(vcpu: &Vcpu) -> Option<GuestFunction> {
+    let id = vcpu.regs.x[0];
+    if vcpu.is_aarch32() { GuestFunction::from_id32(id) } else { GuestFunction::from_id(id) }
+}
+
+/// The guest's next instruction is the one behind that which trapped with `esr`.
+fn step_over(vcpu: &mut Vcpu, esr: u64) {
+    if vcpu.is_aarch32() {
+        guest32::step_over(vcpu, esr);
+        return;
+    }
     vcpu.regs.pc = vcpu.regs.pc.wrapping_add(4);
     vcpu.regs.pstate = pstate::after_instruction(vcpu.regs.pstate);
 }
@@ -132,6 +144,10 @@ fn step_over(vcpu: &mut Vcpu) {
 /// An exception of the guest's own EL1, whose registers are live: UNDEFINED.
 #[cold]
 pub fn undefined(vcpu: &mut Vcpu) {
+    if vcpu.is_aarch32() {
+        guest32::undefined(vcpu);
+        return;
+    }
     write_elr_el1(vcpu.regs.pc);
     write_spsr_el1(vcpu.regs.pstate);
     write_esr_el1(syndrome::ESR_UNDEFINED);
@@ -143,6 +159,10 @@ pub fn undefined(vcpu: &mut Vcpu) {
 /// memory.
 #[cold]
 pub fn external_abort(vcpu: &mut Vcpu, esr: u64, far: u64) {
+    if vcpu.is_aarch32() {
+        guest32::external_abort(vcpu, esr, far);
+        return;
+    }
     let from_el0 = pstate::is_el0(vcpu.regs.pstate);
     let el1 = &mut vcpu.el1.regs;
     el1.elr_el1 = vcpu.regs.pc;
@@ -157,7 +177,8 @@ fn ipa() -> u64 {
     syndrome::fault_ipa(read_hpfar_el2(), sys::read_far_el2().bits())
 }
 
-fn fault(vcpu: &mut Vcpu, esr: u64) -> Exit {
+/// An abort that is not emulated.
+pub fn fault(vcpu: &mut Vcpu, esr: u64) -> Exit {
     if Abort::new(esr).is_stage2() {
         vcpu.open = Open::Fault { esr, far: sys::read_far_el2().bits() };
         Exit::new(Reason::Fault, [ipa(), 0, 0, 0, 0, 0])
@@ -166,7 +187,8 @@ fn fault(vcpu: &mut Vcpu, esr: u64) -> Exit {
     }
 }
 
-fn data_abort(vcpu: &mut Vcpu, esr: u64) -> Exit {
+/// A data abort, which may be an access to a device.
+pub fn data_abort(vcpu: &mut Vcpu, esr: u64) -> Exit {
     let abort = Abort::new(esr);
     let Some(access) = abort.access().filter(|_| abort.is_translation()) else {
         return fault(vcpu, esr);
@@ -181,7 +203,8 @@ fn data_abort(vcpu: &mut Vcpu, esr: u64) -> Exit {
             register: access.register,
             bytes,
             sign: access.sign,
-            wide: access.wide,
+            // An AArch32 register has 32 bits, whatever the syndrome says of it.
+            wide: access.wide && !vcpu.is_aarch32(),
             esr,
             far,
         };
@@ -193,8 +216,8 @@ fn data_abort(vcpu: &mut Vcpu, esr: u64) -> Exit {
     }
 }
 
-fn read_register(vcpu: &Vcpu, n: u8) -> u64 {
-    // 31 is XZR.
+/// Xn; 31 is XZR.
+pub fn read_register(vcpu: &Vcpu, n: u8) -> u64 {
     vcpu.regs.x.get(n as usize).copied().unwrap_or(0)
 }
 
@@ -208,15 +231,15 @@ pub fn write_register(vcpu: &mut Vcpu, n: u8, value: u64) {
 /// The host finished what the last exit left open.
 #[inline(never)]
 pub fn complete_read(vcpu: &mut Vcpu, data: u64) {
-    if let Open::Read { register, bytes, sign, wide, .. } = vcpu.open {
+    if let Open::Read { register, bytes, sign, wide, esr, .. } = vcpu.open {
         write_register(vcpu, register, syndrome::extend(data, bytes, sign, wide));
-        step_over(vcpu);
+        step_over(vcpu, esr);
     }
 }
 
-/// A store is done.
-pub fn complete_write(vcpu: &mut Vcpu) {
-    step_over(vcpu);
+/// A store that had trapped with `esr` is done.
+pub fn complete_write(vcpu: &mut Vcpu, esr: u64) {
+    step_over(vcpu, esr);
 }
 
 fn system_register(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
@@ -238,7 +261,7 @@ fn system_register(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
         // ICC_SGI1R_EL1: the host has the distributor.
         (3, 0, 12, 11, 5) if !r.read => {
             let value = read_register(vcpu, r.register);
-            step_over(vcpu);
+            step_over(vcpu, esr);
             return Some(Exit::new(Reason::Sgi, [value, 0, 0, 0, 0, 0]));
         }
         // ICC_ASGI1R_EL1, ICC_SGI0R_EL1: there is no other security state and no group 0.
@@ -256,6 +279,6 @@ fn system_register(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
     if r.read {
         write_register(vcpu, r.register, value);
     }
-    step_over(vcpu);
+    step_over(vcpu, esr);
     None
 }

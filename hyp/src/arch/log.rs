@@ -217,7 +217,8 @@ mod real {
         let bits = u64::from(machine.stage2.ipa_bits);
         let (vqs, svqs) = (machine.lengths.common.bits(), machine.streaming.common.bits());
         let (vqs, svqs) = (vqs.into(), svqs.into());
-        note(Kind::Machine, [machine.cpus as u64, vqs, bits, root, svqs, 0, 0]);
+        let aarch32 = machine.aarch32.into();
+        note(Kind::Machine, [machine.cpus as u64, vqs, bits, root, svqs, aarch32, 0]);
         mem::with(|memory| {
             for (pa, count, change) in memory.pages.runs() {
                 note(Kind::Pages, [count, pa, change.encode(), 0, 0, 0, 0]);

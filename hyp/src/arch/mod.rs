@@ -3,12 +3,14 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`boot`], `boot.S` | from the loader to the host's first instruction |
+//! | [`boot`], `boot.S` | from the loader to the final page tables |
+//! | [`arrival`] | every CPU out of reset, up to the host's first instruction there |
 //! | [`layout`] | virtual addresses |
 //! | [`cpu`] | per-CPU data, bring-up of a CPU |
 //! | [`trap`], `vectors.S` | what the host traps on |
-//! | [`run`], [`guest`] | running a vCPU; what a guest traps on |
+//! | [`run`], [`guest`], [`guest32`] | running a vCPU; what a guest traps on, and one in AArch32 |
 //! | [`world`], `switch.S` | the register table and the world switch |
+//! | [`interrupts`] | a guest's virtual timer and GIC CPU interface |
 //! | [`calls`], [`vm`] | hypercalls; VMs and vCPUs |
 //! | [`mem`], [`tables`], [`frames`] | memory: ownership put into effect, page tables, page pools |
 //! | [`power`] | PSCI put into effect |
@@ -17,6 +19,7 @@
 //! | [`report`] | counters on the console |
 //! | [`sysreg`] | registers that the sysreg crate lacks |
 
+pub mod arrival;
 pub mod boot;
 pub mod calls;
 pub mod console;
@@ -24,6 +27,8 @@ pub mod cpu;
 pub mod fatal;
 pub mod frames;
 pub mod guest;
+pub mod guest32;
+pub mod interrupts;
 pub mod layout;
 pub mod log;
 pub mod mem;

@@ -2,6 +2,8 @@
 
 use super::cpu::Cpu;
 use super::guest::{self, Exit};
+use super::guest32;
+use super::interrupts;
 use super::log::{self, Transition};
 use super::sysreg::{dsb_nsh, read_isr_el1};
 use super::trap::HostFrame;
@@ -95,7 +97,7 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
     if world::uses_pauth(vcpu.hcr) {
         world::switch_pauth(&cpu.world, &mut cpu.host, &vcpu.el1);
     }
-    let host_timer = world::enter_timer(&vcpu.timer);
+    let host_timer = interrupts::enter_timer(&vcpu.timer);
     vcpu.gic.enter();
     cpu.world.enter_guest(vcpu.hcr, vcpu.vmpidr, vcpu.vttbr);
 
@@ -141,7 +143,7 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
     dsb_nsh();
     cpu.world.leave_guest(cpu.host_vttbr);
     let in_flight = vcpu.gic.leave();
-    let vtimer = world::leave_timer(&mut vcpu.timer, host_timer);
+    let vtimer = interrupts::leave_timer(&mut vcpu.timer, host_timer);
     world::switch_el1(&cpu.world, &mut vcpu.el1, &cpu.host);
     if world::uses_pauth(vcpu.hcr) {
         world::switch_pauth(&cpu.world, &mut vcpu.el1, &cpu.host);
@@ -182,9 +184,9 @@ fn rare(cpu: &mut Cpu, left: u64) -> Option<Exit> {
         return Some(Exit::new(Reason::Irq, [0; 6]));
     }
     let esr = sys::read_esr_el2().bits();
-    // An SError while the guest ran is blamed on the guest, which can't go on. Guests are AArch64 at EL1
-    // and are shown no AArch32 at EL0: nothing here steps over T32.
-    if left != LEFT_SYNCHRONOUS || pstate::is_aarch32(vcpu.regs.pstate) {
+    // An SError while the guest ran is blamed on the guest, which can't go on. Nor can one in another
+    // execution state than its EL1's: guests of AArch64 are shown no AArch32 at EL0.
+    if left != LEFT_SYNCHRONOUS || pstate::is_aarch32(vcpu.regs.pstate) != vcpu.is_aarch32() {
         return Some(broken(vcpu, esr));
     }
     let class = match syndrome::class(esr) {
@@ -194,10 +196,15 @@ fn rare(cpu: &mut Cpu, left: u64) -> Option<Exit> {
         class => {
             let exit = match class {
                 ec::HVC64 => memory_call(&cpu.fp, name, vcpu, vm),
+                ec::HVC32 => match guest::called_function(vcpu) {
+                    Some(_) => memory_call(&cpu.fp, name, vcpu, vm),
+                    None => Some(call32(vcpu)),
+                },
                 ec::PAUTH => first_pauth(&cpu.world, &mut cpu.host, vcpu),
                 ec::SYSREG if SysReg::new(esr).is_pauth_key() => {
                     first_pauth(&cpu.world, &mut cpu.host, vcpu)
                 }
+                _ if vcpu.is_aarch32() => guest32::synchronous(vcpu, esr),
                 _ => guest::synchronous(vcpu, esr),
             };
             if let Some(exit) = exit {
@@ -217,6 +224,14 @@ fn rare(cpu: &mut Cpu, left: u64) -> Option<Exit> {
         GuestTrap::Undefined => guest::undefined(vcpu),
     }
     None
+}
+
+/// An HVC of an AArch32 guest's for its host: r0-r5.
+#[cold]
+fn call32(vcpu: &mut Vcpu) -> Exit {
+    vcpu.open = Open::Hvc;
+    let [x0, x1, x2, x3, x4, x5, ..] = vcpu.regs.x;
+    Exit::new(Reason::Hvc, [x0, x1, x2, x3, x4, x5].map(|x| vcpu.register_width(x)))
 }
 
 fn broken(vcpu: &mut Vcpu, esr: u64) -> Exit {
@@ -243,11 +258,14 @@ fn first_pauth(world: &World, host: &mut El1Context, vcpu: &mut Vcpu) -> Option<
 #[cold]
 fn memory_call(fp: &CpuFp<Image>, name: u64, vcpu: &mut Vcpu, vm: VmId) -> Option<Exit> {
     log::forget();
-    let [function, ipa, ..] = vcpu.regs.x;
+    let function = guest::called_function(vcpu).map_or(0, GuestFunction::id);
+    let ipa = vcpu.register_width(vcpu.regs.x[1]);
     let exit = guest::memory_call(vcpu, vm);
+    let result = vcpu.regs.x[0];
     log::write(fp, name, || Transition {
         function,
-        result: vcpu.regs.x[0],
+        // r0 holds half of it.
+        result: if vcpu.is_aarch32() { result as i32 as u64 } else { result },
         ..Transition::new(Kind::GuestCall, [ipa, 0, 0, 0, 0, 0, 0])
     });
     exit
@@ -264,7 +282,7 @@ fn complete(vcpu: &mut Vcpu, flags: RunFlags, x: &[u64; 18]) {
         }
         Open::Read { .. } | Open::Write { .. } if flags.contains(RunFlags::RETRY) => {}
         Open::Read { .. } => guest::complete_read(vcpu, x[2]),
-        Open::Write { .. } => guest::complete_write(vcpu),
+        Open::Write { esr, .. } => guest::complete_write(vcpu, esr),
         Open::Nothing | Open::Hvc | Open::Fault { .. } | Open::Broken { .. } => {}
     }
 }

@@ -1,5 +1,6 @@
 //! System registers that the arm-sysregs crate lacks, and barriers.
 
+use crate::cpufeatures::AARCH32_REGISTERS;
 use core::arch::asm;
 
 /// The registers that the arm-sysregs crate has, whichever EL they belong to, under one name.
@@ -139,6 +140,20 @@ gap! {
     read_par_el1 write_par_el1 "par_el1";
     /// CNTPCT_EL0: the physical counter.
     read_cntpct_el0 _write_cntpct_el0 "cntpct_el0";
+    /// SPSR_abt, of an EL1 in AArch32; as all here to IFSR32_EL2 UNDEFINED if it can't be.
+    read_spsr_abt write_spsr_abt "spsr_abt";
+    /// SPSR_und.
+    read_spsr_und write_spsr_und "spsr_und";
+    /// SPSR_irq.
+    read_spsr_irq write_spsr_irq "spsr_irq";
+    /// SPSR_fiq.
+    read_spsr_fiq write_spsr_fiq "spsr_fiq";
+    /// DBGVCR32_EL2: DBGVCR.
+    read_dbgvcr32_el2 write_dbgvcr32_el2 "dbgvcr32_el2";
+    /// DACR32_EL2: DACR.
+    read_dacr32_el2 write_dacr32_el2 "dacr32_el2";
+    /// IFSR32_EL2: IFSR.
+    read_ifsr32_el2 write_ifsr32_el2 "ifsr32_el2";
     /// ID_AA64ZFR0_EL1: SVE features.
     read_id_aa64zfr0_el1 _write_id_aa64zfr0_el1 "s3_0_c0_c4_4";
     /// ID_AA64SMFR0_EL1: SME features.
@@ -147,6 +162,27 @@ gap! {
     read_id_aa64fpfr0_el1 _write_id_aa64fpfr0_el1 "s3_0_c0_c4_7";
     /// SMIDR_EL1: which implementation of SME. UNDEFINED without SME.
     read_smidr_el1 _write_smidr_el1 "s3_1_c0_c0_6";
+}
+
+/// The ID registers of AArch32: CRm 1 to 3, op2 0 to 7. UNKNOWN without AArch32.
+pub fn read_aarch32_id_registers() -> [u64; AARCH32_REGISTERS] {
+    macro_rules! read {
+        ($($crm:literal $op2:literal)*) => {
+            [$({
+                let value;
+                // SAFETY: reading an ID register has no effect but to give its value.
+                unsafe {
+                    asm!(
+                        concat!("mrs {}, s3_0_c0_c", $crm, "_", $op2),
+                        out(reg) value,
+                        options(nomem, nostack)
+                    );
+                }
+                value
+            }),*]
+        };
+    }
+    read!(1 0 1 1 1 2 1 3 1 4 1 5 1 6 1 7 2 0 2 1 2 2 2 3 2 4 2 5 2 6 2 7 3 0 3 1 3 2 3 3 3 4 3 5 3 6 3 7)
 }
 
 /// Instruction synchronisation barrier.

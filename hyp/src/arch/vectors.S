@@ -69,10 +69,10 @@ umbra_guest_vectors:
     vector_entry guest_exit_irq
     vector_entry guest_exit_irq         // FIQ: the host's as well
     vector_entry guest_exit_serror
-    fatal_entry 28                      // lower EL, AArch32: guests have none
-    fatal_entry 29
-    fatal_entry 30
-    fatal_entry 31
+    vector_entry guest_exit_sync        // lower EL, AArch32
+    vector_entry guest_exit_irq
+    vector_entry guest_exit_irq
+    vector_entry guest_exit_serror
 // A slot that overflowed would have pushed us past this, which is an error.
 .org umbra_guest_vectors + 2048
 

@@ -6,11 +6,15 @@
 
 use super::cpu::{Cpu, machine};
 use super::frames::{FrameList, Tables, WORST_CASE_TABLES, linear};
+use super::interrupts::{Timer, VirtualGic};
 use super::log;
 use super::mem::{self, flag_page};
 use super::tables::{Stage2Tables, Tlbs};
-use super::world::{El1Context, GuestRegs, HCR_GUEST, PSTATE_EL1H_MASKED, Timer, VirtualGic};
+use super::world::{
+    self, Aarch32Regs, El1Context, GuestRegs, HCR_GUEST, HCR_GUEST_AARCH32, PSTATE_EL1H_MASKED,
+};
 use super::{Lock, LockGuard};
+use crate::aarch32::PSTATE_SVC_MASKED;
 use crate::fp::VcpuFp;
 use crate::fp::hw::Image;
 use crate::idregs;
@@ -102,11 +106,27 @@ pub struct Vcpu {
     pub open: Open,
     /// HCR_EL2 while it runs: with API and APK from its first use of pointer authentication on.
     pub hcr: u64,
+    /// What AArch32 adds to EL1, while the vCPU is loaded nowhere.
+    aarch32: Aarch32Regs,
     /// Its flag-shadow page.
     pub flags: &'static FlagShadowPage,
 }
 
 static_assertions::const_assert!(size_of::<Vcpu>() <= PAGE_SIZE);
+
+impl Vcpu {
+    /// Whether its EL1 is AArch32.
+    #[inline]
+    pub const fn is_aarch32(&self) -> bool {
+        world::is_aarch32(self.hcr)
+    }
+
+    /// As much of a value as its registers hold.
+    #[inline]
+    pub const fn register_width(&self, value: u64) -> u64 {
+        if self.is_aarch32() { value & 0xffff_ffff } else { value }
+    }
+}
 
 /// A vCPU's place in its donated pages.
 #[derive(Clone, Copy, Debug)]
@@ -185,7 +205,7 @@ impl Machine for Target {
     }
 
     fn aarch32(&self) -> bool {
-        false
+        machine().aarch32
     }
 
     fn now(&self) -> u64 {
@@ -236,6 +256,7 @@ impl Machine for Target {
             NonNull::new((base + PAGE_SIZE) as *mut u8).expect("the linear map is not at 0");
         // SAFETY: the pages behind the first are this vCPU's image, zeroed, mapped, and nobody else's.
         let image = unsafe { Image::new(image, new.features.storage()) };
+        let aarch32 = new.features.aarch32;
         let vcpu = Vcpu {
             regs: GuestRegs {
                 x: {
@@ -244,13 +265,13 @@ impl Machine for Target {
                     x
                 },
                 pc: new.entry,
-                pstate: PSTATE_EL1H_MASKED,
+                pstate: if aarch32 { PSTATE_SVC_MASKED } else { PSTATE_EL1H_MASKED },
                 id: idregs::table(
                     &machine().id,
                     idregs::Guest { features: new.features, pa_range: machine().stage2.pa_range },
                 ),
             },
-            el1: El1Context::reset(),
+            el1: if aarch32 { El1Context::reset_aarch32() } else { El1Context::reset() },
             timer: Timer::with_offset(new.clock),
             gic: VirtualGic::default(),
             fp: VcpuFp::new(image, new.features, new.policy),
@@ -258,7 +279,8 @@ impl Machine for Target {
             vmpidr: 1 << 31 | new.index as u64,
             vttbr: tables.stage2.vttbr().bits(),
             open: Open::Nothing,
-            hcr: HCR_GUEST,
+            hcr: if aarch32 { HCR_GUEST_AARCH32 } else { HCR_GUEST },
+            aarch32: Aarch32Regs::default(),
             flags: flag_page(new.flag_page),
         };
         let place = NonNull::new(base as *mut Vcpu).expect("the linear map is not at 0");
@@ -362,7 +384,7 @@ pub fn create_vcpu(config: &VcpuConfig) -> Result<VcpuIndex, Error> {
 ///
 /// # Errors
 ///
-/// BUSY if another is loaded here, VL_MISMATCH, and those of [`vms::Vm::load`].
+/// BUSY if another is loaded here, VL_MISMATCH or NO_AARCH32 if this CPU lacks what the vCPU has, and those of [`vms::Vm::load`].
 pub fn load(cpu: &mut Cpu, handle: VmHandle, index: VcpuIndex) -> Result<(), Error> {
     if cpu.loaded.is_some() {
         return Err(Error::Busy);
@@ -373,10 +395,19 @@ pub fn load(cpu: &mut Cpu, handle: VmHandle, index: VcpuIndex) -> Result<(), Err
     let svqs = machine().streaming.guests(cpu.shared.svqs());
     let (&vcpu, index) = vm.load(&Target, handle, index, cpu.index, |&vcpu| {
         // SAFETY: it is loaded nowhere, and the slot's lock is held: nobody else uses it.
-        unsafe { vcpu.0.as_ref() }.fp.check_load(vqs, svqs)
+        let vcpu = unsafe { vcpu.0.as_ref() };
+        // A CPU that came late may be another than those which were asked at boot.
+        if vcpu.is_aarch32() && !cpu.shared.aarch32() {
+            return Err(Error::NoAarch32);
+        }
+        vcpu.fp.check_load(vqs, svqs)
     })?;
     let mut loaded = Loaded { vcpu, vm: number, index };
-    loaded.vcpu().gic.load();
+    let vcpu = loaded.vcpu();
+    vcpu.gic.load();
+    if vcpu.is_aarch32() {
+        vcpu.aarch32.load();
+    }
     cpu.loaded = Some(loaded);
     Ok(())
 }
@@ -392,6 +423,9 @@ pub fn put(cpu: &mut Cpu) -> Result<(), Error> {
     let flags = cpu.fp.put(&mut cpu.hw, &mut vcpu.fp, &cpu.shared.stats);
     vcpu.flags.publish(flags);
     vcpu.gic.put();
+    if vcpu.is_aarch32() {
+        vcpu.aarch32.put();
+    }
     lock(loaded.vm).put(loaded.index);
     Ok(())
 }

@@ -9,10 +9,11 @@
 //! | X0-X30, PC, PSTATE | [`GuestRegs`], the host's on hyp's stack | `umbra_guest_enter` |
 //! | SP_EL0, SP_EL1, ELR_EL1, SPSR_EL1, SCTLR, CPACR, TTBR0, TTBR1, TCR, MAIR, AMAIR, VBAR, ESR, FAR, AFSR0, AFSR1, CONTEXTIDR, PAR, TPIDR_EL1, TPIDR_EL0, TPIDRRO_EL0, CNTKCTL, CSSELR, MDSCR | [`El1Regs`] | `umbra_switch_el1` |
 //! | APIAKey, APIBKey, APDAKey, APDBKey, APGAKey (FEAT_PAuth) | [`PauthKeys`] | [`switch_pauth`], from the guest's first use of pointer authentication on; until then it is trapped (HCR_EL2.API, APK) and the host's stay where they are |
+//! | SPSR_abt, SPSR_und, SPSR_irq, SPSR_fiq, DACR32_EL2, IFSR32_EL2, if the guest's EL1 is AArch32 | [`Aarch32Regs`]; no other EL1 can reach them, so they stay in place from VCPU_LOAD to VCPU_PUT | [`Aarch32Regs::load`], [`Aarch32Regs::put`] |
 //! | TPIDR2_EL0 (FEAT_SME) | [`El1Context`] | [`switch_el1`] |
 //! | TRFCR_EL1 (FEAT_TRF), BRBCR_EL1 (FEAT_BRBE): the host's; zero while a guest runs, so that no trace shows what it does | [`El1Context`] | [`switch_el1`] |
-//! | CNTV_CTL_EL0, CNTV_CVAL_EL0, CNTVOFF_EL2 | [`Timer`] | [`enter_timer`], [`leave_timer`] |
-//! | ICC_PMR, ICC_BPRn, ICC_IGRPENn, ICC_CTLR.EOImode, ICC_APnRn, ICC_IAR/EOIR/HPPIR/RPR | the virtual CPU interface ([`VirtualGic`]), while HCR_EL2.{IMO,FMO} are set; the host has the physical one, so the guest's stays in place from VCPU_LOAD to VCPU_PUT | [`VirtualGic`] |
+//! | CNTV_CTL_EL0, CNTV_CVAL_EL0, CNTVOFF_EL2 | [`Timer`](super::interrupts::Timer) | [`super::interrupts`] |
+//! | ICC_PMR, ICC_BPRn, ICC_IGRPENn, ICC_CTLR.EOImode, ICC_APnRn, ICC_IAR/EOIR/HPPIR/RPR | the virtual CPU interface ([`VirtualGic`](super::interrupts::VirtualGic)), while HCR_EL2.{IMO,FMO} are set; the host has the physical one, so the guest's stays in place from VCPU_LOAD to VCPU_PUT | [`super::interrupts`] |
 //! | V0-V31, FPSR, FPCR, FPMR, Z, P, FFR, ZCR_EL1, SVCR, ZA, ZT0, SMCR_EL1, FPEXC32_EL2 | the FP engine | [`crate::fp`] |
 //! | MPIDR_EL1 (VMPIDR_EL2), stage 2 and VMID (VTTBR_EL2) | vCPU | [`World::enter_guest`] |
 //!
@@ -37,8 +38,20 @@
 //! | PIR*_EL1, POR_ELx, MAIR2, AMAIR2, S2POR, BRB* | HFGxTR_EL2 n-bits = 0, but for nTPIDR2_EL0 (every CPU that has them has FEAT_FGT) |
 //! | MPAM0_EL1, MPAM1_EL1 | MPAM2_EL2.TRAPMPAMxEL1 |
 //!
+//! An AArch32 guest has the rest of its registers in those above: R8-R14 of all modes in X8-X30, SPSR_svc in
+//! SPSR_EL1, TTBCR in TCR_EL1, PRRR and NMRR in MAIR_EL1, DFSR in ESR_EL1, DFAR and IFAR in FAR_EL1, and so on
+//! (Arm ARM, "Mapping of the System registers between the Execution states"). Its coprocessor accesses
+//! trap by the same controls as the AArch64 registers do, and beside those:
+//!
+//! | registers | trap |
+//! |---|---|
+//! | TCMTR, TLBTR, REVIDR, AIDR; ACTLR, ACTLR2 (read as zero, writes ignored) | HCR_EL2.TID1, TACR |
+//! | what is IMPLEMENTATION DEFINED in CRn 9 to 11; all of CRn 15 | HCR_EL2.TIDCP; HSTR_EL2.T15, from VCPU_LOAD to VCPU_PUT |
+//! | MVFR0, MVFR1, MVFR2 | HCR_EL2.TID3 |
+//! | DBGVCR and the rest of the debug registers (read as zero, writes ignored) | MDCR_EL2.TDA, TDOSA, TDRA; DBGVCR32_EL2 is zero |
+//!
 //! **Constant** (the same for everybody, read-only to EL1): MIDR_EL1, CTR_EL0, CLIDR_EL1, CCSIDR_EL1,
-//! DCZID_EL0, CNTFRQ_EL0, CNTPCT_EL0, RNDR, RNDRRS, ISR_EL1.
+//! DCZID_EL0, CNTFRQ_EL0, CNTPCT_EL0, RNDR, RNDRRS, ISR_EL1; in AArch32 FPSID, JIDR, FCSEIDR, NSACR, too.
 //!
 //! DISR_EL1 is VDISR_EL2 for a guest (HCR_EL2.AMO), which it can write although RAS is hidden: zero at
 //! each entry, so that it carries nothing from one guest to another.
@@ -47,7 +60,8 @@
 //!
 //! | register | host | guest |
 //! |---|---|---|
-//! | HCR_EL2 | RW, VM, TSC, API, APK, and ATA, EnSCXT, FIEN as implemented; TWI, TDZ with `umbra.displace` | [`HCR_GUEST`]; API, APK once used |
+//! | HSTR_EL2 | 0 | 0; T15 with an AArch32 guest loaded |
+//! | HCR_EL2 | RW, VM, TSC, API, APK, and ATA, EnSCXT, FIEN as implemented; TWI, TDZ with `umbra.displace` | [`HCR_GUEST`]; API, APK once used; without RW if its EL1 is AArch32 |
 //! | CPTR_EL2 | FP by the engine, nothing else trapped | FP by the engine, TTA, TAM |
 //! | MDCR_EL2 | HPMN, HPMD | HPMN, HPMD, TDA, TDOSA, TDRA, TPM, TPMCR, TPMS, TTRF |
 //! | CNTHCTL_EL2 | EL1PCTEN, EL1PCEN | EL1PCTEN |
@@ -57,7 +71,9 @@
 //! | HCRX_EL2, HFG*_EL2, MPAM2_EL2 (where present) | everything open | MSCEn, EnFPM; n-bits 0; traps |
 //! | VBAR_EL2 | host vectors | guest vectors |
 
+use crate::aarch32;
 use crate::arch::cpu::Cpu;
+use crate::arch::interrupts::clear_virtual_interface;
 use crate::arch::sysreg::sys::{HcrEl2, HcrxEl2, MdcrEl2, VbarEl2, write_hcr_el2, write_vbar_el2};
 use crate::arch::sysreg::*;
 use crate::cpufeatures::CpuFeatures;
@@ -162,12 +178,56 @@ impl El1Context {
     /// A guest's EL1 after reset: MMU and caches off, everything else zero (Arm ARM: SCTLR_EL1's
     /// reset value, with its RES1 bits).
     pub fn reset() -> Self {
-        Self {
-            regs: El1Regs { sctlr_el1: SCTLR_EL1_RESET, ..El1Regs::default() },
-            ..Self::default()
-        }
+        Self::with_sctlr(SCTLR_EL1_RESET)
+    }
+
+    /// The same of an AArch32 EL1.
+    pub fn reset_aarch32() -> Self {
+        Self::with_sctlr(aarch32::SCTLR_RESET)
+    }
+
+    fn with_sctlr(sctlr_el1: u64) -> Self {
+        Self { regs: El1Regs { sctlr_el1, ..El1Regs::default() }, ..Self::default() }
     }
 }
+
+/// What an AArch32 EL1 has in registers of EL2's, which are UNDEFINED on a CPU without it.
+#[derive(Clone, Debug, Default)]
+pub struct Aarch32Regs {
+    spsr_abt: u64,
+    spsr_und: u64,
+    spsr_irq: u64,
+    spsr_fiq: u64,
+    dacr32_el2: u64,
+    ifsr32_el2: u64,
+}
+
+impl Aarch32Regs {
+    /// The vCPU is bound to this CPU, which has AArch32: its registers go into place.
+    pub fn load(&self) {
+        write_spsr_abt(self.spsr_abt);
+        write_spsr_und(self.spsr_und);
+        write_spsr_irq(self.spsr_irq);
+        write_spsr_fiq(self.spsr_fiq);
+        write_dacr32_el2(self.dacr32_el2);
+        write_ifsr32_el2(self.ifsr32_el2);
+        write_hstr_el2(HSTR_T15);
+    }
+
+    /// It is unbound.
+    pub fn put(&mut self) {
+        self.spsr_abt = read_spsr_abt();
+        self.spsr_und = read_spsr_und();
+        self.spsr_irq = read_spsr_irq();
+        self.spsr_fiq = read_spsr_fiq();
+        self.dacr32_el2 = read_dacr32_el2();
+        self.ifsr32_el2 = read_ifsr32_el2();
+        write_hstr_el2(0);
+    }
+}
+
+/// HSTR_EL2: coprocessor 15, CRn 15.
+const HSTR_T15: u64 = 1 << 15;
 
 /// SCTLR_EL1 after reset: RES1 bits only.
 pub const SCTLR_EL1_RESET: u64 = 0x30d0_0980;
@@ -175,50 +235,20 @@ pub const SCTLR_EL1_RESET: u64 = 0x30d0_0980;
 /// PSTATE for an EL1 that starts: EL1h, DAIF masked.
 pub const PSTATE_EL1H_MASKED: u64 = 0x3c5;
 
-/// A guest's virtual timer.
-#[derive(Clone, Debug, Default)]
-pub struct Timer {
-    ctl: u64,
-    cval: u64,
-    /// CNTVOFF_EL2: the physical counter when the VM was created.
-    offset: u64,
-}
-
-impl Timer {
-    /// A timer that is off, in a VM whose clock began at `offset`.
-    pub const fn with_offset(offset: u64) -> Self {
-        Self { ctl: 0, cval: 0, offset }
-    }
-}
-
-/// A guest's view of the GIC's CPU interface.
-#[derive(Clone, Debug, Default)]
-pub struct VirtualGic {
-    vmcr: u64,
-    ap0r0: u64,
-    ap1r0: u64,
-    lr0: u64,
-}
-
-/// CNTx_CTL bits.
-const TIMER_ENABLE: u64 = 1;
-const TIMER_IMASK: u64 = 1 << 1;
-const TIMER_ISTATUS: u64 = 1 << 2;
-
-/// ICH_LR<n>_EL2: state (63:62), group 1 (60), EOI maintenance interrupt (41), priority (55:48).
-const LR_STATE: u64 = 3 << 62;
-const LR_PENDING: u64 = 1 << 62;
-const LR_GROUP1: u64 = 1 << 60;
-const LR_EOI_MAINTENANCE: u64 = 1 << 41;
-const LR_PRIORITY: u64 = 0xa0 << 48;
-
-const ICH_HCR_EN: u64 = 1;
-
 const HCR_API_APK: u64 = 1 << 41 | 1 << 40;
 const HCR_TDZ: u64 = 1 << 28;
 const HCR_FIEN: u64 = 1 << 47;
 const HCR_ENSCXT: u64 = 1 << 53;
 const HCR_ATA: u64 = 1 << 56;
+
+/// HCR_EL2 for a guest whose EL1 is AArch32.
+pub const HCR_GUEST_AARCH32: u64 = HCR_GUEST & !HcrEl2::RW.bits();
+
+/// Whether the EL1 of a guest with this HCR_EL2 is AArch32.
+#[inline]
+pub const fn is_aarch32(hcr: u64) -> bool {
+    hcr & HcrEl2::RW.bits() == 0
+}
 
 /// HCR_EL2 for a guest, without pointer authentication.
 pub const HCR_GUEST: u64 = HcrEl2::VM.bits()
@@ -297,6 +327,7 @@ bitflags! {
         const RAS = 1 << 7;
         const TRACE_FILTER = 1 << 8;
         const BRBE = 1 << 9;
+        const AARCH32 = 1 << 10;
     }
 }
 
@@ -314,6 +345,7 @@ impl Optional {
             (Self::RAS, f.ras),
             (Self::TRACE_FILTER, f.trace_filter),
             (Self::BRBE, f.brbe),
+            (Self::AARCH32, f.aarch32),
         ] {
             optional.set(flag, has);
         }
@@ -368,6 +400,9 @@ impl World {
         if self.optional.contains(Optional::RAS) {
             write_vdisr_el2(0);
             write_vsesr_el2(0);
+        }
+        if self.optional.contains(Optional::AARCH32) {
+            write_dbgvcr32_el2(0);
         }
         write_vpidr_el2(sys::read_midr_el1().bits());
         if self.optional.contains(Optional::FGT | Optional::AMU) {
@@ -513,124 +548,6 @@ pub fn enter_guest(cpu: &mut Cpu, regs: NonNull<GuestRegs>) -> u64 {
     // SAFETY: the guest vectors are in force. They store to `regs`, which are the loaded vCPU's, and hand
     // `cpu`, exclusively borrowed until they return, to `umbra_guest_trap`.
     unsafe { umbra_guest_enter(regs.as_ptr(), cpu) }
-}
-
-/// The host's timer makes way for a guest's; the host's deadline moves to CNTHP. Returns the host's
-/// CTL and CVAL.
-#[inline]
-pub fn enter_timer(guest: &Timer) -> [u64; 2] {
-    let host = [read_cntv_ctl_el0(), read_cntv_cval_el0()];
-    if host[0] & (TIMER_ENABLE | TIMER_IMASK) == TIMER_ENABLE {
-        // The host's CNTVOFF is zero, so its virtual deadline is a physical one.
-        write_cnthp_cval_el2(host[1]);
-        write_cnthp_ctl_el2(TIMER_ENABLE);
-    }
-    write_cntvoff_el2(guest.offset);
-    write_cntv_cval_el0(guest.cval);
-    write_cntv_ctl_el0(guest.ctl);
-    host
-}
-
-/// The reverse. Returns whether the guest's timer asserts its interrupt.
-#[inline]
-pub fn leave_timer(guest: &mut Timer, host: [u64; 2]) -> bool {
-    let ctl = read_cntv_ctl_el0();
-    guest.ctl = ctl & (TIMER_ENABLE | TIMER_IMASK);
-    guest.cval = read_cntv_cval_el0();
-    write_cntvoff_el2(0);
-    write_cntv_cval_el0(host[1]);
-    write_cntv_ctl_el0(host[0] & (TIMER_ENABLE | TIMER_IMASK));
-    if host[0] & (TIMER_ENABLE | TIMER_IMASK) == TIMER_ENABLE {
-        write_cnthp_ctl_el2(0);
-    }
-    ctl & (TIMER_ENABLE | TIMER_IMASK | TIMER_ISTATUS) == TIMER_ENABLE | TIMER_ISTATUS
-}
-
-impl VirtualGic {
-    /// Whether an injected interrupt is pending or active.
-    pub const fn in_flight(&self) -> bool {
-        self.lr0 & LR_STATE != 0
-    }
-
-    /// Makes `intid` pending, with an exit when the guest completes it. The vCPU is loaded here.
-    pub fn inject(&mut self, intid: u16) {
-        self.lr0 = LR_PENDING | LR_GROUP1 | LR_EOI_MAINTENANCE | LR_PRIORITY | u64::from(intid);
-        write_ich_lr0_el2(self.lr0);
-    }
-
-    /// The vCPU is bound to this CPU: its interface goes into the registers, off for now. The host,
-    /// whose own interface is the physical one, can't reach them.
-    pub fn load(&self) {
-        write_ich_vmcr_el2(self.vmcr);
-        write_ich_ap0r0_el2(self.ap0r0);
-        write_ich_ap1r0_el2(self.ap1r0);
-        write_ich_lr0_el2(self.lr0);
-    }
-
-    /// It is unbound.
-    pub fn put(&mut self) {
-        self.vmcr = read_ich_vmcr_el2();
-        self.ap0r0 = read_ich_ap0r0_el2();
-        self.ap1r0 = read_ich_ap1r0_el2();
-    }
-
-    /// Turns the guest's CPU interface on.
-    #[inline]
-    pub fn enter(&self) {
-        write_ich_hcr_el2(ICH_HCR_EN);
-    }
-
-    /// Turns it off, which also drops the maintenance interrupt. Returns whether an injected interrupt is
-    /// still pending or active.
-    #[inline]
-    pub fn leave(&mut self) -> bool {
-        let lr0 = read_ich_lr0_el2();
-        write_ich_hcr_el2(0);
-        self.lr0 = lr0;
-        lr0 != 0 && self.injected()
-    }
-
-    /// The list register holds something; once it is completed, no longer, lest it ask for maintenance
-    /// again.
-    #[cold]
-    fn injected(&mut self) -> bool {
-        if !self.in_flight() {
-            self.lr0 = 0;
-            write_ich_lr0_el2(0);
-        }
-        self.in_flight()
-    }
-}
-
-/// The most priority bits with which all active priorities fit AP0R0 and AP1R0, which are switched.
-const MAX_PREBITS: u64 = 5;
-
-/// Whether the GIC's virtual CPU interface has no more state than hyp switches.
-pub fn virtual_interface_fits() -> bool {
-    (read_ich_vtr_el2() >> 26 & 7) < MAX_PREBITS
-}
-
-/// What the virtual CPU interface holds after reset is anything: a list register left over would
-/// interrupt a guest.
-fn clear_virtual_interface() {
-    macro_rules! clear {
-        ($count:expr; $($n:literal $register:literal)*) => {
-            $(if $count > $n {
-                // SAFETY: an implemented list register, with the interface off.
-                unsafe { core::arch::asm!(concat!("msr ", $register, ", xzr"), options(nostack)) };
-            })*
-        };
-    }
-    let list_registers = (read_ich_vtr_el2() & 0x1f) + 1;
-    clear!(list_registers;
-        0 "s3_4_c12_c12_0" 1 "s3_4_c12_c12_1" 2 "s3_4_c12_c12_2" 3 "s3_4_c12_c12_3"
-        4 "s3_4_c12_c12_4" 5 "s3_4_c12_c12_5" 6 "s3_4_c12_c12_6" 7 "s3_4_c12_c12_7"
-        8 "s3_4_c12_c13_0" 9 "s3_4_c12_c13_1" 10 "s3_4_c12_c13_2" 11 "s3_4_c12_c13_3"
-        12 "s3_4_c12_c13_4" 13 "s3_4_c12_c13_5" 14 "s3_4_c12_c13_6" 15 "s3_4_c12_c13_7"
-    );
-    write_ich_ap0r0_el2(0);
-    write_ich_ap1r0_el2(0);
-    write_ich_vmcr_el2(0);
 }
 
 /// HCR_EL2.

@@ -142,6 +142,11 @@ impl Context {
         self.version.features.contains(Features::SVE)
     }
 
+    /// Whether guests can be AArch32.
+    pub fn aarch32(&self) -> bool {
+        self.version.features.contains(Features::AARCH32)
+    }
+
     /// The largest SVL of a guest that runs on every CPU; `None`: no SME.
     pub fn largest_streaming(&self) -> Option<Vq> {
         self.common_streaming.max()
@@ -184,6 +189,11 @@ pub fn need_suspend() -> Result<(u32, u32), Skip> {
 /// The test needs several CPUs.
 pub fn need_cpus(count: usize) -> Result<(), Skip> {
     if context().cpus < count { Err(Skip("too few CPUs")) } else { Ok(()) }
+}
+
+/// The test needs an EL1 that can be AArch32.
+pub fn need_aarch32() -> Result<(), Skip> {
+    if context().aarch32() { Ok(()) } else { Err(Skip("no AArch32 at EL1")) }
 }
 
 /// The test needs SME: the largest SVL of a guest that runs on every CPU.

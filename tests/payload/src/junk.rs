@@ -91,6 +91,10 @@ impl Junk {
         }
         if function == Function::VcpuCreate && self.random.below(2) == 0 {
             args[4] = 16 * self.random.below(17);
+            // AArch32.
+            if self.random.below(4) == 0 {
+                args[4] = 1 << 32 | args[4] * self.random.below(2);
+            }
         }
         // A page that the kernel or somebody else needs is not among them: a range that begins in
         // the region may leave it.

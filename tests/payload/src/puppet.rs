@@ -258,13 +258,12 @@ impl Machine {
     }
 
     fn build(config: VmConfig, tag: Tag, images: VcpuFeatures, more: u64) -> Self {
-        let count = MEMORY_PAGES + more;
-        let memory = ledger::take(count);
-        let code = &raw const umbra_puppet_start;
-        let code_bytes = &raw const umbra_puppet_end as usize - code as usize;
-        assert!(code_bytes <= CODE_PAGES as usize * PAGE_SIZE);
-        // SAFETY: the code lies between the two symbols, and the pages are this test's.
-        unsafe { mmu::linear::<u8>(memory).copy_from_nonoverlapping(code, code_bytes) };
+        let start = &raw const umbra_puppet_start;
+        let count = &raw const umbra_puppet_end as usize - start as usize;
+        // SAFETY: the code lies between the two symbols.
+        let code = unsafe { core::slice::from_raw_parts(start, count) };
+        let machine = Self::prepare(config, code, tag, MEMORY_PAGES + more);
+        let memory = machine.memory;
         let image = memory + CODE_PAGES * PAGE + IMAGE;
         match images.vq {
             Some(vq) => {
@@ -280,10 +279,23 @@ impl Machine {
             let za = bytes(memory + MEMORY_PAGES * PAGE, (ZA_PAGES * PAGE) as usize);
             write_za(tag, svq, za);
         }
-        let vm = ledger::vm(config);
-        let machine = Self { vm, memory, count, protected: config.protected, tag };
         machine.map();
         machine
+    }
+
+    /// A VM with other code in place.
+    pub fn with_code(config: VmConfig, code: &[u8]) -> Self {
+        let machine = Self::prepare(config, code, Tag::default(), MEMORY_PAGES);
+        machine.map();
+        machine
+    }
+
+    /// A VM, and its memory with the code in it, which is not the guest's yet.
+    fn prepare(config: VmConfig, code: &[u8], tag: Tag, count: u64) -> Self {
+        assert!(code.len() <= CODE_PAGES as usize * PAGE_SIZE);
+        let memory = ledger::take(count);
+        bytes(memory, code.len()).copy_from_slice(code);
+        Self { vm: ledger::vm(config), memory, count, protected: config.protected, tag }
     }
 
     fn map(&self) {
@@ -372,7 +384,7 @@ pub fn write_za(tag: Tag, svq: Vq, out: &mut [u8]) {
 }
 
 impl Puppet {
-    /// Guest address of its part of memory.
+    /// Guest address of its area, which begins with a page for instructions.
     pub fn area(&self) -> u64 {
         BASE + (CODE_PAGES + self.index.0 * AREA_PAGES) * PAGE
     }

@@ -319,7 +319,11 @@ impl Spec {
         if config.pages.count < features.pages() {
             return Err(Error::TooFewPages);
         }
-        if config.pages.count > features.pages() || !config.entry.is_multiple_of(4) {
+        let start = config.entry | config.argument;
+        if config.pages.count > features.pages()
+            || !config.entry.is_multiple_of(4)
+            || features.aarch32 && start > u64::from(u32::MAX)
+        {
             return Err(Error::InvalidArgument);
         }
         self.memory.range(config.pages)?;

@@ -12,7 +12,7 @@ use umbra_shared::call::{self, Function, Policy, VmConfig, VmHandle};
 use umbra_shared::exit::RunFlags;
 use umbra_shared::guest::GuestFunction;
 use umbra_shared::record::PageState;
-use umbra_shared::vcpu::VcpuFeatures;
+use umbra_shared::vcpu::{UntrustedFeatures, VcpuFeatures};
 use umbra_shared::vl::{Vq, VqSet};
 use umbra_spec::calls::Choice;
 use umbra_spec::memory::{Memory, Owner};
@@ -68,7 +68,8 @@ fn guided(seed: u64, vls: &[u16]) -> (Vec<Step>, usize) {
         cpus: vls.len(),
         guest_vqs: VqSet::common(vls.iter().map(|&vl| set(vl))),
         guest_svqs: VqSet::EMPTY,
-        aarch32: false,
+        // The machines are of a kind that has it.
+        aarch32: true,
         ipa_bits: 40,
         root_level: 0,
     };
@@ -221,15 +222,19 @@ impl Guide {
                 } else {
                     Some(vqs[self.rng.usize(..vqs.len())])
                 };
-                let count = VcpuFeatures::sve(vq).pages();
+                let features = match self.rng.u8(..6) {
+                    0 => VcpuFeatures::AARCH32,
+                    _ => VcpuFeatures::sve(vq),
+                };
+                let count = features.pages();
                 let flag_page = self.page_in(PageState::FlagPage)?;
                 let pages = self.run(count)?;
                 let maps: Vec<_> = self.spec.vms[slot].maps.keys().copied().collect();
                 let entry =
                     if maps.is_empty() { GUEST } else { maps[self.rng.usize(..maps.len())] };
-                let vl = vq.map_or(0, |vq| vq.vl_bytes() as u64);
-                let (count, vl, entry) = (Number(count), Number(vl), Number(entry));
-                set(&[Vm(vm), Page(pages, 0), count, Page(flag_page, 0), vl, entry]);
+                let features = Number(UntrustedFeatures::from(features).0);
+                let (count, entry) = (Number(count), Number(entry));
+                set(&[Vm(vm), Page(pages, 0), count, Page(flag_page, 0), features, entry]);
                 Function::VcpuCreate
             }
             VM_MAP..54 => {

@@ -26,7 +26,7 @@ use crate::qemu::Qemu;
 use crate::setup;
 use crate::toolchain::{Toolchain, cargo};
 use crate::transcript::Outcome;
-use crate::workspace::{self, TARGET};
+use crate::workspace;
 
 /// A defect may make a test run for ever.
 pub(super) const UNIT_BOUND: Duration = Duration::from_secs(300);
@@ -143,11 +143,10 @@ impl Copy {
 
     pub(super) fn binary(&self, binary: Binary) -> Result<PathBuf> {
         let target = self.target.join("umbra");
-        let mut command = self.toolchain.cargo_for("build", &self.tree, &target);
+        let mut command = binary.cargo_in(&self.toolchain, "build", &self.tree, &target);
         command.arg("--quiet");
-        binary.select(&mut command);
         self.compile(command)?;
-        Ok(target.join(TARGET).join("release").join(binary.name))
+        Ok(binary.file(&target))
     }
 
     /// The test image, with a payload that runs these tests only.
@@ -157,6 +156,7 @@ impl Copy {
             hyp: self.binary(build::HYP)?,
             host: self.binary(build::PAYLOAD)?,
             guest: self.binary(build::GUEST)?,
+            guest32: Some(self.binary(build::GUEST32)?),
         };
         build::pack_built(&built, &format!("only={}", tests.join(",")))?;
         Ok(built)
@@ -210,6 +210,7 @@ impl Copy {
             hyp: self.binary(hyp)?,
             host: self.binary(build::PAYLOAD)?,
             guest: self.binary(build::GUEST)?,
+            guest32: None,
         };
         let lab = sample::lab(self.qemu.clone(), built, self.binary(build::FIRMWARE)?)?;
         Ok(match sample::sample(&lab, mode, sample::SEED, FUZZ_BOOTS, "fuzz-plant")? {

@@ -1,5 +1,7 @@
 //! The tests, by area.
 
+mod aarch32;
+mod aarch32_fp;
 mod exits;
 mod fp_smp;
 mod fp_switch;
@@ -36,6 +38,8 @@ pub const ALL: &[Area] = &[
     ("registers", registers::TESTS),
     ("hidden", hidden::TESTS),
     ("exits", exits::TESTS),
+    ("aarch32", aarch32::TESTS),
+    ("aarch32_fp", aarch32_fp::TESTS),
     ("interrupts", interrupts::TESTS),
     ("fp_switch", fp_switch::TESTS),
     ("fp_traps", fp_traps::TESTS),

@@ -57,6 +57,7 @@ fn version_and_features() -> Result<(), Skip> {
     let pauth = id_register(id!("id_aa64isar1_el1"), 4) | id_register(id!("id_aa64isar1_el1"), 8);
     let pauth = pauth | id_register(id!("s3_0_c0_c6_2"), 12);
     assert_eq!(has(Features::PAUTH), pauth != 0, "PAuth");
+    assert_eq!(has(Features::AARCH32), id_register(id!("id_aa64pfr0_el1"), 4) == 2, "AArch32");
     assert_eq!(has(Features::HOST_VL_COMMON), context().host_vl_common(), "umbra.host-vl");
     Ok(())
 }

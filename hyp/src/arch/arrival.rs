@@ -1,0 +1,215 @@
+//! What every CPU goes through on its own stack and on the final page tables: the boot CPU once, the
+//! others when firmware starts them, each of them again whenever it comes out of reset.
+//!
+//! The boot CPU brings the others up one after the other, looks at what they found out about their vector
+//! lengths, sizes the host images, and enters the host; the others are held until the host turns them on.
+
+use super::Lock;
+use super::boot::{BOOT_PARAMS, Pool, boot_params_address, secondary_entry_address};
+use super::console;
+use super::cpu::{CoreIndex, Cpu, MACHINE, Machine, SHARED, machine, wait_for_event};
+use super::fatal::refuse;
+use super::frames::linear;
+use super::interrupts::virtual_interface_fits;
+use super::sysreg::{isb, read_cntpct_el0};
+use super::tables::Stage2Shape;
+use crate::arch::sysreg::sys;
+use crate::cpufeatures::{CpuFeatures, IdRegisters};
+use crate::fp::host_storage;
+use crate::fp::hw::Image;
+use crate::fp::lengths::Lengths;
+use crate::options::Options;
+use crate::platform::MAX_CPUS;
+use crate::psci::{HostEntry, Power};
+use core::cell::Cell;
+use core::ptr::NonNull;
+use core::sync::atomic::Ordering;
+use percore::{ExceptionLock, PerCore, exception_free};
+use umbra_shared::PAGE_SIZE;
+use umbra_shared::vl::{Vq, VqSet};
+
+/// How long a CPU may take to come up, in seconds of the generic timer.
+const CPU_ON_SECONDS: u64 = 10;
+
+/// How often each CPU went through [`umbra_cpu_reset_main`].
+static RESETS: PerCore<[ExceptionLock<Cell<u64>>; MAX_CPUS], CoreIndex> =
+    PerCore::new([const { ExceptionLock::new(Cell::new(0)) }; MAX_CPUS]);
+
+/// What is left to do on the final page tables, and what with.
+#[derive(Debug)]
+pub struct Finish {
+    /// CPUs in the device tree.
+    pub cpus: usize,
+    /// The command line's options.
+    pub options: Options,
+    /// Features of the boot CPU.
+    pub features: CpuFeatures,
+    /// Its ID registers.
+    pub id: IdRegisters,
+    /// Stage 2's shape.
+    pub shape: Stage2Shape,
+    /// VTTBR_EL2 of the host.
+    pub host_vttbr: u64,
+    /// Memory for host images.
+    pub images: Pool,
+    /// The console's physical address.
+    pub uart: Option<u64>,
+    /// Where the host begins.
+    pub host: HostEntry,
+}
+
+static FINISH: Lock<Option<Finish>> = Lock::new(None);
+
+/// What the boot CPU does once it is on the final tables.
+pub fn finish_with(finish: Finish) {
+    FINISH.lock().replace(finish);
+}
+
+// Every CPU comes here, on its own stack and on the final page tables: the boot CPU once, others when
+// firmware starts them.
+#[unsafe(no_mangle)]
+extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
+    let cpu = BOOT_PARAMS[index as usize].cpu.load(Ordering::Relaxed) as *mut Cpu;
+    // SAFETY: made by `make_cpu` for this CPU, which has just come out of reset: nobody else holds it.
+    let cpu = unsafe { &mut *cpu }.install();
+    let first = exception_free(|token| {
+        let resets = RESETS.get().borrow(token);
+        resets.replace(resets.get() + 1) == 0
+    });
+    let finish = FINISH.lock().take();
+    if let Some(uart) = finish.as_ref().and_then(|finish| finish.uart) {
+        // Its window in the boot tables is gone: before anything can go wrong here.
+        // SAFETY: mapped there by the final tables.
+        unsafe { console::init(console::FINAL_ADDRESS + (uart % PAGE_SIZE as u64) as usize) };
+    }
+    cpu.bring_up();
+    if let Some(finish) = finish {
+        finish_boot(cpu, finish);
+    }
+    if first && MACHINE.is_completed() {
+        log::info!("CPU {index} comes late");
+        let (held, machine) = (cpu.host_lengths(), machine());
+        report_host_vq(index as usize, "VL", cpu.shared.vqs(), held.vq);
+        report_host_vq(index as usize, "SVL", cpu.shared.svqs(), held.svq);
+        report_missing(index as usize, "VL", &machine.lengths, cpu.shared.vqs());
+        report_missing(index as usize, "SVL", &machine.streaming, cpu.shared.svqs());
+        if machine.aarch32 && !cpu.shared.aarch32() {
+            log::warn!("CPU {index} does not run AArch32 guests");
+        }
+    }
+    if first && cpu.shared.power.state() == Power::Off {
+        cpu.shared.power.set(Power::Held);
+        super::cpu::send_event();
+    }
+    loop {
+        if let Some(entry) = cpu.shared.power.take_entry() {
+            if !cpu.has_image {
+                cpu.set_image(host_image(index as usize));
+            }
+            cpu.start_host(entry);
+        }
+        wait_for_event();
+    }
+}
+
+/// On the final tables, on the boot CPU.
+fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
+    if !virtual_interface_fits() {
+        refuse(format_args!("the GIC has more active priority registers than hyp switches"));
+    }
+    start_others(cpu.index, finish.cpus);
+    let online = || SHARED[..finish.cpus].iter().filter(|s| s.online());
+    let sets = || online().map(|s| s.vqs());
+    let streaming = || online().map(|s| s.svqs());
+    let common = finish.options.host_vl_common;
+    let (lengths, streaming_lengths) =
+        (Lengths::new(sets(), common), Lengths::new(streaming(), common));
+    let host_storage = host_storage(sets(), streaming());
+    let image_bytes = host_storage.bytes();
+    for n in 0..finish.cpus {
+        let pa = finish.images.take(image_bytes);
+        BOOT_PARAMS[n].image.store(linear(pa) as u64, Ordering::Relaxed);
+        SHARED[n].image_bytes.store(image_bytes as u64, Ordering::Relaxed);
+    }
+    for (n, shared) in SHARED[..finish.cpus].iter().enumerate().filter(|(_, s)| s.online()) {
+        report_host_vq(n, "VL", shared.vqs(), lengths.host(shared.vqs()));
+        report_host_vq(n, "SVL", shared.svqs(), streaming_lengths.host(shared.svqs()));
+    }
+    let describe = |set: VqSet| set.max().map_or(0, |vq| vq.vl_bytes());
+    log::info!(
+        "{} CPUs, largest VL {} bytes, guests up to {}, largest SVL {} bytes, guests up to {}, \
+         host images {image_bytes} bytes",
+        finish.cpus,
+        lengths.largest.map_or(0, |vq| vq.vl_bytes()),
+        describe(lengths.common),
+        streaming_lengths.largest.map_or(0, |vq| vq.vl_bytes()),
+        describe(streaming_lengths.common),
+    );
+    let aarch32 = online().all(|s| s.aarch32());
+    MACHINE.call_once(|| Machine {
+        cpus: finish.cpus,
+        options: finish.options,
+        lengths,
+        aarch32,
+        streaming: streaming_lengths,
+        host_storage,
+        id: finish.id,
+        features: finish.features,
+        stage2: finish.shape,
+        host_vttbr: finish.host_vttbr,
+    });
+    super::log::boot();
+    cpu.set_image(host_image(cpu.index));
+    cpu.start_host(finish.host)
+}
+
+/// Says so if the host can't use all of a CPU's VLs or SVLs.
+fn report_host_vq(n: usize, what: &str, vqs: VqSet, held: Option<Vq>) {
+    let (max, held) = (vqs.max().map_or(0, Vq::vl_bytes), held.map_or(0, Vq::vl_bytes));
+    if held < max {
+        log::info!("CPU {n}: {what} {max} bytes, the host is held to {held}");
+    }
+}
+
+/// Says so if a CPU that came late lacks VLs or SVLs that guests may have: they can't be loaded there.
+fn report_missing(n: usize, what: &str, lengths: &Lengths, vqs: VqSet) {
+    let here = lengths.guests(vqs);
+    let missing = lengths.common.iter().find(|&vq| !here.contains(vq));
+    if let Some(vq) = missing {
+        log::warn!("CPU {n} does not run guests of {what} {} bytes and more", vq.vl_bytes());
+    }
+}
+
+/// A CPU's host image, for the CPU itself, once.
+fn host_image(index: usize) -> Image {
+    let base = BOOT_PARAMS[index].image.load(Ordering::Relaxed) as usize;
+    let base = NonNull::new(base as *mut u8).expect("images are placed before the host runs");
+    // SAFETY: taken from the pool for this CPU in `finish_boot`, mapped, used by its engine alone.
+    unsafe { Image::new(base, machine().host_storage) }
+}
+
+/// Starts the other CPUs one after the other and waits for each to be held.
+fn start_others(this: usize, cpus: usize) {
+    let limit = CPU_ON_SECONDS * sys::read_cntfrq_el0().bits();
+    for (n, shared) in SHARED[..cpus].iter().enumerate().filter(|(n, _)| *n != this) {
+        let mpidr = shared.mpidr.load(Ordering::Relaxed);
+        let result = smccc::psci::cpu_on::<smccc::Smc>(
+            mpidr,
+            secondary_entry_address(),
+            boot_params_address(n),
+        );
+        if let Err(error) = result {
+            log::warn!("CPU {n} ({mpidr:#x}) can't be started: {error}");
+            continue;
+        }
+        let since = read_cntpct_el0();
+        while shared.power.state() != Power::Held {
+            if read_cntpct_el0().wrapping_sub(since) > limit {
+                refuse(format_args!("CPU {n} ({mpidr:#x}) was started and did not arrive"));
+            }
+            // SAFETY: a hint.
+            unsafe { core::arch::asm!("yield", options(nomem, nostack)) };
+        }
+    }
+    isb();
+}

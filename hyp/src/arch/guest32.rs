@@ -1,0 +1,124 @@
+//! What a guest in AArch32 traps on, as far as it differs from AArch64 ([`super::guest`]).
+
+#![forbid(unsafe_code)]
+
+use super::guest::{self, Exit};
+use super::sysreg::*;
+use super::vm::Vcpu;
+use crate::aarch32::{self, Access, Coprocessor, Entry, LR_ABT, LR_UND, NZCV};
+use crate::syndrome::{self, ec};
+use umbra_shared::exit::Reason;
+
+/// Handles a synchronous exception other than FP and HVC, with the guest's EL1 still in the registers.
+/// `None`: go on.
+#[cold]
+pub fn synchronous(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
+    if !aarch32::condition_passes(esr, vcpu.regs.pstate) {
+        step_over(vcpu, esr);
+        return None;
+    }
+    match syndrome::class(esr) {
+        ec::WFX => {
+            step_over(vcpu, esr);
+            Some(Exit::new(Reason::Wfi, [0; 6]))
+        }
+        ec::SMC32 => {
+            // There is no firmware for a guest.
+            vcpu.regs.x[0] = u32::MAX.into();
+            step_over(vcpu, esr);
+            None
+        }
+        ec::DATA_ABORT => Some(guest::data_abort(vcpu, esr)),
+        ec::INSTRUCTION_ABORT => Some(guest::fault(vcpu, esr)),
+        _ => match Coprocessor::new(esr) {
+            Some(instruction) => coprocessor(vcpu, esr, instruction),
+            None => {
+                undefined(vcpu);
+                None
+            }
+        },
+    }
+}
+
+fn coprocessor(vcpu: &mut Vcpu, esr: u64, i: Coprocessor) -> Option<Exit> {
+    let id = i.id_register().and_then(|index| vcpu.regs.id.get(index).copied());
+    let value = match i.access {
+        // The ID registers (TID3).
+        _ if id.is_some() => id.unwrap_or(0),
+        // TCMTR, TLBTR, REVIDR, AIDR (TID1).
+        Access::System(0, 0, 0, 2 | 3 | 6) | Access::System(1, 0, 0, 7) if i.read => 0,
+        // ACTLR, ACTLR2.
+        Access::System(0, 1, 0, 1 | 3) => 0,
+        // ICC_SRE: system registers only, no bypass.
+        Access::System(0, 12, 12, 5) => 7,
+        // ICC_SGI1R: the host has the distributor.
+        Access::System64(0, 12) if !i.read => {
+            let half = |register| vcpu.register_width(guest::read_register(vcpu, register));
+            let value = half(i.register) | half(i.second) << 32;
+            step_over(vcpu, esr);
+            return Some(Exit::new(Reason::Sgi, [value, 0, 0, 0, 0, 0]));
+        }
+        // ICC_ASGI1R, ICC_SGI0R: there is no other security state and no group 0.
+        Access::System64(1 | 2, 12) if !i.read => 0,
+        // DCISW, DCCSW, DCCISW (TSW): as in AArch64.
+        Access::System(0, 7, 6 | 10 | 14, 2) if !i.read => 0,
+        // Debug: nothing is there; reads as zero, writes ignored.
+        Access::Debug(0, ..) | Access::Debug64(0, _) => 0,
+        _ => {
+            undefined(vcpu);
+            return None;
+        }
+    };
+    if i.read {
+        guest::write_register(vcpu, i.register, value);
+        match i.access {
+            // MRRC's other half, which is zero in all that are answered here.
+            Access::Debug64(..) => guest::write_register(vcpu, i.second, 0),
+            // MRC of DBGDSCRint to the flags.
+            Access::Debug(0, 0, 1, 0) if i.register == 31 => vcpu.regs.pstate &= !NZCV,
+            _ => {}
+        }
+    }
+    step_over(vcpu, esr);
+    None
+}
+
+/// The guest's next instruction is the one behind that which trapped with `esr`.
+pub fn step_over(vcpu: &mut Vcpu, esr: u64) {
+    let (pc, pstate) = aarch32::after_instruction(vcpu.regs.pc, vcpu.regs.pstate, esr);
+    vcpu.regs.pc = pc;
+    vcpu.regs.pstate = pstate;
+}
+
+/// UNDEFINED, in the guest's Undefined mode; its EL1 is live.
+#[cold]
+pub fn undefined(vcpu: &mut Vcpu) {
+    let regs = &mut vcpu.regs;
+    let entry = Entry::undefined(regs.pc, regs.pstate, read_sctlr_el1(), read_vbar_el1());
+    write_spsr_und(entry.spsr);
+    regs.x[LR_UND] = entry.lr;
+    regs.pc = entry.pc;
+    regs.pstate = entry.pstate;
+}
+
+/// An external abort, in the guest's Abort mode, for an access that the host refused and that had trapped
+/// with `esr`; EL1 is in memory, but for what AArch32 adds to it: that is in place while the vCPU is loaded.
+#[cold]
+pub fn external_abort(vcpu: &mut Vcpu, esr: u64, far: u64) {
+    let fetch = syndrome::class(esr) == ec::INSTRUCTION_ABORT;
+    let el1 = &mut vcpu.el1.regs;
+    let write = !fetch && esr & 1 << 6 != 0;
+    let status = aarch32::fsr_external_abort(el1.tcr_el1, write);
+    if fetch {
+        write_ifsr32_el2(status);
+    } else {
+        el1.esr_el1 = status;
+    }
+    el1.far_el1 = aarch32::far(el1.far_el1, fetch, far);
+    let regs = &mut vcpu.regs;
+    let entry = Entry::abort(fetch, regs.pc, regs.pstate, el1.sctlr_el1, el1.vbar_el1);
+    write_spsr_abt(entry.spsr);
+    regs.x[LR_ABT] = entry.lr;
+    regs.pc = entry.pc;
+    regs.pstate = entry.pstate;
+}
