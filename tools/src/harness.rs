@@ -56,8 +56,10 @@ pub struct Configuration {
     pub late: &'static [u32],
     /// Layout of the firmware's power_state.
     pub suspend: SuspendFormat,
-    /// Words for the command line of hyp and of the test kernel.
+    /// Words for hyp's command line.
     pub options: &'static str,
+    /// Words for the test kernel's: which areas of its tests it runs; empty: all.
+    pub areas: &'static str,
     /// With firmware: EL2 has memory from 2 GiB on only, and the image is there.
     pub high: bool,
 }
@@ -65,23 +67,24 @@ pub struct Configuration {
 /// All of them: every VL the emulator has, none, and CPUs of several generations.
 pub const CONFIGURATIONS: &[Configuration] = &[
     configuration("max", "max", 4),
-    configuration("max-1cpu", "max", 1),
-    configuration("vq1", "max,sve-max-vq=1", 4),
-    configuration("vq2", "max,sve-max-vq=2", 4),
-    configuration("vq4", "max,sve-max-vq=4", 4),
+    without_streaming(configuration("max-1cpu", "max", 1)),
+    // QEMU 7.2 aborts where a streaming length is narrowed to more than sve-max-vq.
+    without_streaming(configuration("vq1", "max,sve-max-vq=1", 4)),
+    without_streaming(configuration("vq2", "max,sve-max-vq=2", 4)),
+    without_streaming(configuration("vq4", "max,sve-max-vq=4", 4)),
     configuration("no-sve", "max,sve=off,sme=off", 4),
     configuration("cortex-a57", "cortex-a57", 4),
     configuration("a64fx", "a64fx", 4),
     configuration("neoverse-n1", "neoverse-n1", 4),
-    asymmetric("asym", &[32, 256, 64, 128], &[], SuspendFormat::Original),
-    asymmetric("asym-narrow-boot", &[16, 256, 256, 128], &[], SuspendFormat::Extended),
-    asymmetric("asym-late", &[32, 64, 64, 256], &[3], SuspendFormat::Original),
-    asymmetric("asym-late-narrow", &[128, 64, 64, 16], &[3], SuspendFormat::Extended),
-    common(asymmetric("asym-common", &[32, 256, 64, 128], &[], SuspendFormat::Extended)),
+    plain("asym", &[32, 256, 64, 128], &[], SuspendFormat::Original),
+    plain("asym-narrow-boot", &[16, 256, 256, 128], &[], SuspendFormat::Extended),
+    plain("asym-late", &[32, 64, 64, 256], &[3], SuspendFormat::Original),
+    plain("asym-late-narrow", &[128, 64, 64, 16], &[3], SuspendFormat::Extended),
+    common(plain("asym-common", &[32, 256, 64, 128], &[], SuspendFormat::Extended)),
     // One late CPU lacks what the others have, the other has more.
-    common(asymmetric("asym-common-late", &[64, 256, 16, 256], &[2, 3], SuspendFormat::Original)),
+    common(plain("asym-common-late", &[64, 256, 16, 256], &[2, 3], SuspendFormat::Original)),
     // The same binaries where all RAM is somewhere else.
-    high(asymmetric("ram-high", &[256, 64, 256, 32], &[], SuspendFormat::Original)),
+    high(plain("ram-high", &[256, 64, 256, 32], &[], SuspendFormat::Original)),
     // Streaming mode: none; without FFR; at lengths among which the shortest are not; on CPUs that
     // have nothing else; different on each CPU.
     areas(configuration("no-sme", "max,sme=off", 2), "areas=version,hidden,lifecycle,sme_host"),
@@ -103,7 +106,22 @@ const SME_AREAS: &str = "areas=version,hidden,fp_smp,power,host_vl,sme_host,sme_
 
 /// Only some areas of the tests, by words for the test kernel.
 const fn areas(configuration: Configuration, areas: &'static str) -> Configuration {
-    Configuration { options: areas, ..configuration }
+    Configuration { areas, ..configuration }
+}
+
+/// Where streaming mode is as on other machines.
+const fn without_streaming(configuration: Configuration) -> Configuration {
+    areas(configuration, "without=sme_host,sme_guest,sme_switch")
+}
+
+/// CPUs that differ in vector length, and in nothing else.
+const fn plain(
+    name: &'static str,
+    vls: &'static [u16],
+    late: &'static [u32],
+    suspend: SuspendFormat,
+) -> Configuration {
+    without_streaming(asymmetric(name, vls, late, suspend))
 }
 
 /// CPUs of these streaming vector lengths.
@@ -124,7 +142,8 @@ const fn common(configuration: Configuration) -> Configuration {
 const fn configuration(name: &'static str, cpu: &'static str, smp: u32) -> Configuration {
     let suspend = SuspendFormat::Original;
     let (vls, svls, late) = (&[], &[], &[]);
-    Configuration { name, cpu, smp, vls, svls, late, suspend, options: "", high: false }
+    let (options, areas) = ("", "");
+    Configuration { name, cpu, smp, vls, svls, late, suspend, options, areas, high: false }
 }
 
 const fn asymmetric(
@@ -382,11 +401,12 @@ fn machine(firmware: &Path, configuration: &Configuration) -> Result<Machine> {
 
 /// The image that a configuration boots: the tests' own, or one with more on its command line.
 fn image(tests: &Path, configuration: &Configuration) -> Result<PathBuf> {
-    if configuration.options.is_empty() {
+    let words = [configuration.options, configuration.areas].join(" ");
+    if words.trim().is_empty() {
         return Ok(tests.to_path_buf());
     }
     let path = tests.with_file_name(format!("tests-{}.img", configuration.name));
-    image::add_to_command_line(tests, configuration.options, &path)?;
+    image::add_to_command_line(tests, words.trim(), &path)?;
     Ok(path)
 }
 

@@ -169,15 +169,19 @@ fn run(test: Test) -> Result<Option<Skip>, Message> {
 /// Tests of an area, and its name.
 pub type Area = (&'static str, &'static [Named]);
 
-/// Runs everything, or what `areas=AREA,AREA` and `only=NAME,NAME` on the command line choose, and turns
-/// the machine off.
+/// Runs everything, or what `areas=AREA,AREA`, `without=AREA,AREA` and `only=NAME,NAME` on the command
+/// line choose, and turns the machine off.
 pub fn main(machine: &'static Machine, suites: &[Area]) -> ! {
-    let (areas, only) = (machine.argument("areas"), machine.argument("only"));
-    let among = |list: Option<&str>, name: &str| {
-        list.is_none_or(|list| list.split(',').any(|one| one == name))
+    let listed = |word, name: &str| {
+        machine.argument(word).map(|list| list.split(',').any(|one| one == name))
     };
-    let suites = || suites.iter().filter(|(area, _)| among(areas, area));
-    let all = || suites().flat_map(|(_, tests)| *tests).filter(|(name, _)| among(only, name));
+    let wanted =
+        |area| listed("areas", area) != Some(false) && listed("without", area) != Some(true);
+    let suites = || suites.iter().filter(|(area, _)| wanted(area));
+    let all = || {
+        let all = suites().flat_map(|(_, tests)| *tests);
+        all.filter(|(name, _)| listed("only", name) != Some(false))
+    };
     exception::set_hook(hook);
     if let Err(why) = catch(|| context::init(machine)) {
         emit!("@verdict failed: {why}");
