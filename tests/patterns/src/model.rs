@@ -290,7 +290,7 @@ impl Model {
             (Register::Fpsr, fpsr_fits, expected.0, found_fpsr),
             (Register::Fpcr, fpcr_fits, expected.1, found_fpcr),
         ] {
-            if !fits && !(lost && found == 0) {
+            if !(fits || lost && found == 0) {
                 let whose = if found == 0 { Found::Zero } else { Found::Unknown };
                 let (expected, found) = (expected.into(), found.into());
                 return Err(Mismatch { register, byte: 0, expected, found, whose });

@@ -144,7 +144,7 @@ const ZA_ROWS: u8 = 64;
 /// Register and lane in 8 bits each.
 const fn place(register: Register, lane: u8) -> (u8, u8) {
     match register {
-        Register::Za(row) => (ZA_ROWS + row / ROWS, row % ROWS << 5 | lane & 31),
+        Register::Za(row) => (ZA_ROWS + row / ROWS, (row % ROWS) << 5 | lane & 31),
         other => (other.number() as u8, lane),
     }
 }
