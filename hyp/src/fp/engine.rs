@@ -25,22 +25,25 @@
 //! host itself uses FP, and a guest that doesn't use FP costs nobody anything.
 //!
 //! The matrix, up to 64 KiB of it, moves even less: it stays where it is, with PSTATE.ZA, until
-//! somebody else uses SME itself. TSM is open to the owner of both only. Streaming mode
-//! is different: its file has another length, so PSTATE.SM is 1 only while its owner runs. At an
-//! entry or exit the file of somebody in streaming mode is saved and the mode left; no guest ever runs
-//! in the host's, and hyp never takes an SVL for a VL.
+//! somebody else uses SME itself. TSM is open to the owner of both only.
+//!
+//! Streaming mode is different: PSTATE.SM is 1 if and only if who runs has set it. No guest runs in the
+//! host's, and hyp never takes an SVL for a VL. But neither can somebody in streaming mode run without it
+//! until its first trap: EL1's own traps come first, and they are SMEN's in streaming mode and ZEN's
+//! outside (Arm ARM, CheckStreamingSVEEnabled). So a file in streaming mode is moved at entries and
+//! exits: saved and the mode left when its owner stops running, loaded when it runs again.
 //!
 //! # State table
 //!
 //! | event | what happens |
 //! |---|---|
-//! | [`enter`](CpuFp::enter) vCPU v | the hint is kept for this run; FOREIGN drops what is held of the host; a host in streaming mode is saved. FP is closed unless v is live. Nothing else moves |
+//! | [`enter`](CpuFp::enter) vCPU v | the hint is kept for this run; FOREIGN drops what is held of the host; a host in streaming mode is saved; a v in streaming mode is loaded. FP is closed unless v is live. Nothing else moves |
 //! | [`guest_trap`](CpuFp::guest_trap) | open; if the host is live save it (not at all if FOREIGN, V only if SVE_DISCARDED, else all; ZCR_EL1 always). If v uses SME: the host's ZA, if it has any, and SMCR_EL1; v's SVL, checked with RDSVL; v's ZA; `za = Guest`. v's VL, checked with RDVL; load v; `live = Guest` |
 //! | v uses what it doesn't have | UNDEFINED for its EL1; nothing changes |
-//! | [`exit`](CpuFp::exit) | lazy: nothing moves, but a v in streaming mode is saved; FP is closed to the host unless it is live |
+//! | [`exit`](CpuFp::exit) | lazy: nothing moves, but a v in streaming mode is saved, and a host in streaming mode is loaded; FP is closed to the host unless it is live |
 //! | [`host_trap`](CpuFp::host_trap) | open; if v is live save it; if the host uses SME: v's ZA, then the host's SVL and ZA; `za = Host`. Host's VL; load the host image, or the reset state if there is none; `live = Host`, the image is consumed |
 //! | [`put`](CpuFp::put) | save what of v is live, file and matrix: `Nobody` |
-//! | [`displace_host`](CpuFp::displace_host) | tests only: if the host is live save it all, zeroes; `Nobody` |
+//! | [`displace_host`](CpuFp::displace_host) | tests only: if the host is live save it all, zeroes; `Nobody`, but for a host in streaming mode, which is loaded again |
 //! | [`reset`](CpuFp::reset) | the CPU came out of reset: `Nobody`, no host image, SVCR zero, everything set whole |
 //!
 //! Two policies beside the lazy one share all of this and differ in `exit` alone: *eager* does what
@@ -259,6 +262,8 @@ impl<I> CpuFp<I> {
         if self.live == Live::Guest {
             stats.add(Counter::GuestLoadsAvoided, 1);
             hw.set_access(vcpu.open(self.za));
+        } else if vcpu.svcr.contains(Svcr::SM) {
+            self.enter_streaming(hw, vcpu, stats);
         } else {
             if vcpu.aarch32() {
                 self.close_to_aarch32(hw, stats);
@@ -273,6 +278,15 @@ impl<I> CpuFp<I> {
         hw.set_access(Access::Full);
         hw.sync();
         self.save_host(hw, stats);
+    }
+
+    /// A vCPU in streaming mode is about to run, and is not live.
+    #[cold]
+    fn enter_streaming<H: FpHw<Image = I>>(&mut self, hw: &mut H, vcpu: &VcpuFp<I>, stats: &Stats) {
+        hw.set_access(Access::Full);
+        hw.sync();
+        self.bring_guest(hw, vcpu, true, stats);
+        hw.set_access(vcpu.open(self.za));
     }
 
     /// An AArch32 vCPU is about to run with FP closed.
@@ -300,10 +314,7 @@ impl<I> CpuFp<I> {
         // A trap with the vCPU live is for something that stays closed to it.
         match class {
             TrapClass::Fpsimd => self.live != Live::Guest,
-            // In streaming mode, which it does not know to be left, it has SVE without FEAT_SVE.
-            TrapClass::Sve => {
-                self.live != Live::Guest && (vcpu.vq().is_some() || vcpu.svcr.contains(Svcr::SM))
-            }
+            TrapClass::Sve => self.live != Live::Guest && vcpu.vq().is_some(),
             TrapClass::Sme => {
                 vcpu.svq().is_some() && (self.live != Live::Guest || self.za != Live::Guest)
             }
@@ -324,10 +335,24 @@ impl<I> CpuFp<I> {
         stats.add(Counter::GuestFpTraps, 1);
         hw.set_access(Access::Full);
         hw.sync();
+        self.bring_guest(hw, vcpu, class == TrapClass::Sme || vcpu.uses_sme(), stats);
+        hw.set_access(vcpu.open(self.za));
+        GuestTrap::Opened
+    }
+
+    /// The vCPU's file becomes live, and its matrix if it is to.
+    #[inline(always)]
+    fn bring_guest<H: FpHw<Image = I>>(
+        &mut self,
+        hw: &mut H,
+        vcpu: &VcpuFp<I>,
+        matrix: bool,
+        stats: &Stats,
+    ) {
         if self.live == Live::Host {
             self.save_host(hw, stats);
         }
-        if self.za != Live::Guest && (class == TrapClass::Sme || vcpu.uses_sme()) {
+        if matrix && self.za != Live::Guest {
             if self.za == Live::Host {
                 self.save_host_matrix(hw, stats);
             }
@@ -337,8 +362,6 @@ impl<I> CpuFp<I> {
             self.load_guest(hw, vcpu, stats);
             self.fpexc_enabled = false;
         }
-        hw.set_access(vcpu.open(self.za));
-        GuestTrap::Opened
     }
 
     /// The loaded vCPU exits to the host. Returns what to publish in hyp's word.
@@ -350,7 +373,7 @@ impl<I> CpuFp<I> {
         stats: &Stats,
     ) -> HypFlags {
         let moves = self.live == Live::Guest && vcpu.policy() != Policy::Lazy;
-        if !moves && self.za != Live::Guest {
+        if !moves && self.za != Live::Guest && !self.host_streams() {
             stats.add(Counter::HostLoadsAvoided, 1);
             hw.set_access(self.host_access());
         } else {
@@ -359,33 +382,45 @@ impl<I> CpuFp<I> {
         self.flags()
     }
 
-    /// An exit that may have to move something: of a policy other than lazy, or with SME the vCPU's.
+    /// Whether the host is in streaming mode and its file in memory.
+    const fn host_streams(&self) -> bool {
+        matches!(self.host_image, HostImage::Streaming(_))
+    }
+
+    /// An exit that may have to move something: of a policy other than lazy, with SME the vCPU's, or
+    /// to a host in streaming mode.
     fn leave<H: FpHw<Image = I>>(&mut self, hw: &mut H, vcpu: &mut VcpuFp<I>, stats: &Stats) {
         hw.set_access(Access::Full);
         hw.sync();
+        let streams = self.host_streams();
+        let matrix = self.za == Live::Guest || streams;
         match vcpu.policy() {
-            Policy::Lazy => {
+            Policy::Lazy if !streams => {
                 // The matrix stays where it is; streaming mode does not.
-                if self.live == Live::Guest && hw.svcr().contains(Svcr::SM) {
+                if self.live == Live::Guest
+                    && self.za == Live::Guest
+                    && hw.svcr().contains(Svcr::SM)
+                {
                     self.save_guest(hw, vcpu, stats);
                 }
                 stats.add(Counter::HostLoadsAvoided, 1);
             }
-            Policy::Eager => {
-                let matrix = self.za == Live::Guest;
+            Policy::Lazy => {
                 self.take_out(hw, vcpu, stats);
-                if matrix || matches!(self.host_image, HostImage::Streaming(_)) {
-                    self.bring_host_matrix(hw, stats);
-                }
-                if self.live != Live::Host {
-                    self.load_host(hw, stats);
-                }
+                self.bring_host(hw, true, stats);
+            }
+            Policy::Eager => {
+                self.take_out(hw, vcpu, stats);
+                self.bring_host(hw, matrix, stats);
             }
             Policy::Scrub => {
                 self.take_out(hw, vcpu, stats);
                 if self.live == Live::Nobody {
                     // At the vCPU's clamp, which is still in force: every bit it could have set.
                     hw.zero();
+                }
+                if streams {
+                    self.bring_host(hw, true, stats);
                 }
             }
         }
@@ -410,7 +445,7 @@ impl<I> CpuFp<I> {
         stats.add(Counter::HostFpTraps, 1);
         hw.set_access(Access::Full);
         hw.sync();
-        let matrix = class == TrapClass::Sme || matches!(self.host_image, HostImage::Streaming(_));
+        let matrix = class == TrapClass::Sme;
         if let Some(vcpu) = loaded {
             if self.live == Live::Guest {
                 self.save_guest(hw, vcpu, stats);
@@ -419,12 +454,7 @@ impl<I> CpuFp<I> {
                 self.save_guest_matrix(hw, vcpu, stats);
             }
         }
-        if matrix {
-            self.bring_host_matrix(hw, stats);
-        }
-        if self.live != Live::Host {
-            self.load_host(hw, stats);
-        }
+        self.bring_host(hw, matrix, stats);
         hw.set_access(self.host_access());
         self.flags()
     }
@@ -446,7 +476,7 @@ impl<I> CpuFp<I> {
     }
 
     /// Takes the host's registers away as a guest would that uses all there is, and leaves zeroes behind:
-    /// its next access traps and brings them back.
+    /// its next access traps and brings them back. A host in streaming mode gets them back at once.
     pub fn displace_host<H: FpHw<Image = I>>(&mut self, hw: &mut H, stats: &Stats) {
         if self.live != Live::Host {
             return;
@@ -459,7 +489,10 @@ impl<I> CpuFp<I> {
             self.save_host_matrix(hw, stats);
         }
         hw.zero();
-        hw.set_access(Access::Closed);
+        if self.host_streams() {
+            self.bring_host(hw, true, stats);
+        }
+        hw.set_access(self.host_access());
     }
 
     /// All of the vCPU's that is in registers goes to memory.
@@ -472,10 +505,13 @@ impl<I> CpuFp<I> {
         }
     }
 
-    /// The host gets the matrix unless it has it.
-    fn bring_host_matrix<H: FpHw<Image = I>>(&mut self, hw: &mut H, stats: &Stats) {
-        if self.za != Live::Host {
+    /// Nothing of a vCPU's is in the way: the host's file becomes live, and its matrix if it is to.
+    fn bring_host<H: FpHw<Image = I>>(&mut self, hw: &mut H, matrix: bool, stats: &Stats) {
+        if matrix && self.za != Live::Host {
             self.load_host_matrix(hw, stats);
+        }
+        if self.live != Live::Host {
+            self.load_host(hw, stats);
         }
     }
 

@@ -84,9 +84,8 @@ impl Fp {
 
     /// The host used FP or SVE, or SME, which were not open to it.
     pub fn host_trap(self, sme: bool, held: Held) -> Self {
-        let matrix = sme || matches!(self.image, Image::Streaming(_));
         let file = Self { live: Live::Host, image: Image::None, ..self };
-        if matrix && held.svq != 0 { Self { za: Live::Host, host_za: 0, ..file } } else { file }
+        if sme && held.svq != 0 { Self { za: Live::Host, host_za: 0, ..file } } else { file }
     }
 
     /// The loaded vCPU is put.
@@ -128,6 +127,17 @@ impl Fp {
         } else if hint.contains(HostFlags::FOREIGN_FPSTATE) {
             states = vec![Self { image: Image::None, host_za: 0, ..self }];
         }
+        if vcpu.svq.is_some() {
+            // The vCPU is in streaming mode, and everything of its comes at once.
+            let both = |s: &Self| s.live != Live::Guest;
+            let entered: Vec<_> = states
+                .iter()
+                .filter(|s| both(s))
+                .flat_map(|s| s.open(hint, vcpu, held))
+                .filter(|s| s.za == Live::Guest)
+                .collect();
+            states.extend(entered);
+        }
         if vcpu.aarch32 {
             // It had ZA, which no AArch32 guest runs above.
             let with_za = |s: &Self| s.live != Live::Guest && s.za == Live::Host;
@@ -162,6 +172,10 @@ impl Fp {
 
     /// An exit.
     fn exit(self, policy: Policy, held: Held) -> Vec<Self> {
+        if matches!(self.image, Image::Streaming(_)) {
+            // A host in streaming mode can't run without its registers.
+            return vec![self.put().host_trap(true, held)];
+        }
         let (file, matrix) = (self.live == Live::Guest, self.za == Live::Guest);
         match policy {
             // It may have been in streaming mode.

@@ -217,6 +217,7 @@ fn vq(quadwords: u8) -> Vq {
 
 impl CpuState {
     fn host_opens(&mut self, guests: &mut [GuestState], class: TrapClass, stats: &Stats) {
+        assert_eq!(self.hw.streaming(), self.host.sm(), "PSTATE.SM while the host runs");
         if !self.hw.el1_open(class) {
             assert!(self.fp.host_opens(class), "closed to its owner");
             let loaded = self.loaded.map(|v| &mut guests[v].fp);
@@ -229,6 +230,7 @@ impl CpuState {
     }
 
     fn guest_uses(&mut self, guest: &mut GuestState, class: TrapClass, stats: &Stats) -> bool {
+        assert_eq!(self.hw.streaming(), guest.mind.sm(), "PSTATE.SM while a guest runs");
         if guest.fp.aarch32() && self.fp.live() != Live::Guest {
             assert!(self.hw.fpexc, "FPEXC.EN while FP is closed");
         }
@@ -239,7 +241,7 @@ impl CpuState {
                     assert_eq!((self.fp.live(), self.fp.za()), was);
                     assert!(match class {
                         TrapClass::Fpsimd => false,
-                        TrapClass::Sve => guest.fp.vq().is_none() && !guest.mind.sm(),
+                        TrapClass::Sve => guest.fp.vq().is_none(),
                         TrapClass::Sme => guest.fp.svq().is_none(),
                     });
                     self.hw.sync();
@@ -306,14 +308,13 @@ impl CpuState {
                         self.host.give_up_za();
                     }
                 }
-                if live == Live::Host && za == Live::Host && self.host.sm() {
-                    displace(&mut self.host, hint, (live, za), false);
-                }
                 self.fp.enter(&mut self.hw, &guest.fp, hint, stats);
-                if za == Live::Host && self.fp.za() != Live::Host && foreign {
+                let taken = za == Live::Host && self.fp.za() != Live::Host;
+                if live == Live::Host && self.fp.live() != Live::Host {
+                    displace(&mut self.host, hint, (live, za), taken);
+                } else if taken && foreign {
                     self.host.give_up_za();
                 }
-                assert!(!self.hw.streaming(), "a guest in streaming mode at its entry");
                 self.running = Some(hint);
                 self.hw.sync();
             }
@@ -361,10 +362,6 @@ impl CpuState {
             Event::Exit => {
                 let guest = &mut guests[self.loaded.expect("loaded")];
                 self.fp.exit(&mut self.hw, &mut guest.fp, stats);
-                assert!(
-                    self.fp.live() == Live::Host || !self.hw.streaming(),
-                    "streaming mode is left behind"
-                );
                 self.running = None;
                 self.hw.sync();
             }

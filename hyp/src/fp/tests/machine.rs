@@ -186,12 +186,11 @@ impl Machine {
         if cpu.hw.el1_access(class).is_err() {
             assert!(cpu.fp.host_opens(class), "a trap although the host has it");
             assert!(cpu.live != Live::Host || (matrix && cpu.za != Live::Host));
-            let needs_matrix = matrix || cpu.host.sm();
             let loaded = cpu.loaded.map(|v| &mut self.guests[v].fp);
             let flags = cpu.fp.host_trap(&mut cpu.hw, loaded, class, &cpu.stats);
             assert_eq!(flags, HypFlags::HOST_FP_PRESERVED);
             cpu.live = Live::Host;
-            if needs_matrix {
+            if matrix {
                 cpu.za = Live::Host;
             }
             cpu.hw.eret();
@@ -211,6 +210,11 @@ impl Machine {
     }
 
     pub(super) fn host_uses(&mut self, n: usize, what: Use) {
+        assert_eq!(
+            self.cpus[n].hw.real_svcr().contains(Svcr::SM),
+            self.cpus[n].host.sm(),
+            "PSTATE.SM while the host runs: EL1's own traps depend on it"
+        );
         let (sve, sme) =
             (!self.cpus[n].having.vqs.is_empty(), !self.cpus[n].having.svqs.is_empty());
         let sm = self.cpus[n].host.sm();
@@ -218,11 +222,7 @@ impl Machine {
             Use::Fpexc(_) => return,
             Use::Svcr(_) | Use::Za | Use::Smcr(_) if !sme => return,
             Use::Svcr(_) | Use::Za | Use::Smcr(_) => self.host_access(n, TrapClass::Sme),
-            // With the file displaced, streaming mode is left, and it traps as SVE where there is SVE.
-            Use::Sve(_) | Use::Fpsimd if sm && !sve => self.host_access(n, TrapClass::Sme),
-            Use::Sve(_) if sve && self.cpus[n].live == Live::Host && sm => {
-                self.host_access(n, TrapClass::Sme);
-            }
+            Use::Sve(_) if sm => self.host_access(n, TrapClass::Sme),
             Use::Sve(_) if sve => self.host_access(n, TrapClass::Sve),
             Use::Sve(_) | Use::Fpsimd => self.host_access(n, TrapClass::Fpsimd),
         }
@@ -307,6 +307,11 @@ impl Machine {
     /// A guest's use: what it finds, what it writes.
     pub(super) fn guest_use(&mut self, n: usize, v: usize, what: Use) {
         let (cpu, guest) = (&mut self.cpus[n], &mut self.guests[v]);
+        assert_eq!(
+            cpu.hw.real_svcr().contains(Svcr::SM),
+            guest.expected.sm(),
+            "PSTATE.SM while a guest runs: EL1's own traps depend on it"
+        );
         let (sve, sme) = (guest.fp.vq().is_some(), guest.fp.svq().is_some());
         let aarch32 = guest.fp.aarch32();
         if aarch32 {
@@ -325,8 +330,8 @@ impl Machine {
         let class = match what {
             Use::Fpexc(_) if !aarch32 => return,
             Use::Svcr(_) | Use::Za | Use::Smcr(_) => TrapClass::Sme,
-            // Where it is in streaming mode the file is SME's, as soon as it is there.
-            Use::Sve(_) if guest.expected.sm() && cpu.live == Live::Guest => TrapClass::Sme,
+            // In streaming mode the file is SME's.
+            Use::Sve(_) if guest.expected.sm() => TrapClass::Sme,
             Use::Sve(_) => TrapClass::Sve,
             Use::Fpsimd | Use::Fpexc(_) => TrapClass::Fpsimd,
         };
@@ -339,7 +344,7 @@ impl Machine {
                 GuestTrap::Undefined => {
                     assert!(match class {
                         TrapClass::Fpsimd => false,
-                        TrapClass::Sve => !sve && !guest.expected.sm(),
+                        TrapClass::Sve => !sve,
                         TrapClass::Sme => !sme,
                     });
                     assert_eq!((cpu.fp.live(), cpu.fp.za()), had, "UNDEFINED changes nothing");
@@ -431,6 +436,15 @@ impl Machine {
             }
         }
         let has_za = cpu.za == Live::Host && cpu.host.svcr.contains(Svcr::ZA);
+        if guest.expected.sm() && cpu.live != Live::Guest {
+            // All of a guest in streaming mode comes at once.
+            let saved = cpu.live == Live::Host && !foreign;
+            expected_moves += u64::from(saved) + u64::from(has_za && !foreign) + 1;
+            let loads_za = cpu.za != Live::Guest && guest.expected.svcr.contains(Svcr::ZA);
+            expected_moves += u64::from(loads_za);
+            Self::host_is_displaced(cpu, true);
+            (cpu.live, cpu.za) = (Live::Guest, Live::Guest);
+        }
         if guest.fp.aarch32() && cpu.live != Live::Guest && has_za {
             expected_moves += u64::from(!foreign);
             if foreign {
@@ -440,10 +454,6 @@ impl Machine {
         }
         cpu.fp.enter(&mut cpu.hw, &guest.fp, hint, &cpu.stats);
         assert_eq!((cpu.fp.live(), cpu.fp.za()), (cpu.live, cpu.za));
-        assert!(
-            !cpu.hw.real_svcr().contains(Svcr::SM),
-            "an entry in streaming mode, whosever it is"
-        );
         assert_eq!(cpu.hw.moves - moves, expected_moves, "an entry moved registers");
         cpu.hw.eret();
         for &what in uses {
@@ -453,14 +463,16 @@ impl Machine {
         let moves = cpu.hw.moves;
         let flags = cpu.fp.exit(&mut cpu.hw, &mut guest.fp, &cpu.stats);
         let (was_live, had_matrix) = (cpu.live == Live::Guest, cpu.za == Live::Guest);
-        let image_streams = cpu.host.sm();
+        let (image_streams, was_host) = (cpu.host.sm(), cpu.live == Live::Host);
         match guest.fp.policy() {
+            // A host in streaming mode gets everything.
+            _ if image_streams && !was_host => (cpu.live, cpu.za) = (Live::Host, Live::Host),
             // Streaming mode is left at every exit.
             Policy::Lazy if was_live && guest.expected.sm() => cpu.live = Live::Nobody,
             Policy::Lazy => assert_eq!(cpu.hw.moves, moves, "a lazy exit moved registers"),
             Policy::Eager if was_live || had_matrix => {
                 cpu.live = Live::Host;
-                if had_matrix || image_streams {
+                if had_matrix {
                     cpu.za = Live::Host;
                 }
             }
@@ -504,7 +516,7 @@ impl Machine {
     pub(super) fn displace_host(&mut self, n: usize) {
         let cpu = &mut self.cpus[n];
         cpu.fp.displace_host(&mut cpu.hw, &cpu.stats);
-        if cpu.live == Live::Host {
+        if cpu.live == Live::Host && !cpu.host.sm() {
             cpu.live = Live::Nobody;
             if cpu.za == Live::Host {
                 cpu.za = Live::Nobody;
