@@ -42,6 +42,8 @@ kinds! {
     SetSvl = "svl",
     /// [`Event::FillZa`]
     FillZa = "za",
+    /// [`Event::CloseSve`]
+    CloseSve = "close-sve",
     /// [`Event::Kernel`]
     Kernel = "kernel",
     /// Kernel-mode FP in an interrupt handler.
@@ -96,6 +98,8 @@ kinds! {
     RunSetSvl = "run-svl",
     /// ... that fills ZA.
     RunFillZa = "run-za",
+    /// ... that closes SVE at EL1 in streaming mode, or no longer.
+    RunCloseSve = "run-close-sve",
     /// An entry with FOREIGN_FPSTATE.
     HintForeign = "hint-foreign",
     /// An entry with SVE_DISCARDED.
@@ -121,6 +125,7 @@ impl Kind {
             Event::Mode(_) => Self::Mode,
             Event::SetSvl(_) => Self::SetSvl,
             Event::FillZa => Self::FillZa,
+            Event::CloseSve(_) => Self::CloseSve,
             Event::Kernel => Self::Kernel,
             Event::Tick { .. } => Self::Tick,
             Event::Poke(_) => Self::Poke,
@@ -147,6 +152,7 @@ impl Kind {
                 Command::Mode(_) => Self::RunMode,
                 Command::SetSvl(_) => Self::RunSetSvl,
                 Command::FillZa => Self::RunFillZa,
+                Command::CloseSve(_) => Self::RunCloseSve,
                 Command::Nop
                 | Command::Spin(_)
                 | Command::Wfi

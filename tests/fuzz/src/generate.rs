@@ -242,7 +242,7 @@ impl Generator {
     fn run(&mut self) -> Run {
         let streaming = self.shape.common_streaming() != 0;
         let rng = &mut self.rng;
-        let command = match rng.u8(..if streaming { 27 } else { 20 }) {
+        let command = match rng.u8(..if streaming { 29 } else { 20 }) {
             0..5 => Command::Fill(any_vl(rng)),
             5 | 6 => Command::FillFpsimd,
             7..10 => Command::Check,
@@ -254,7 +254,8 @@ impl Generator {
             18 => Command::Timer(rng.u16(1..4000)),
             20..23 => Command::Mode(rng.u16(..4)),
             23 | 24 => Command::SetSvl(16 << rng.u16(..5)),
-            25.. => Command::FillZa,
+            25 | 26 => Command::FillZa,
+            27.. => Command::CloseSve(u16::from(rng.u8(..4) != 0)),
             _ => Command::Nop,
         };
         let mut hint = HostFlags::empty();
@@ -266,10 +267,11 @@ impl Generator {
     fn host_event(&mut self) -> Event {
         let streaming = self.shape.common_streaming() != 0;
         let rng = &mut self.rng;
-        match rng.u8(..if streaming { 27 } else { 20 }) {
+        match rng.u8(..if streaming { 29 } else { 20 }) {
             20..23 => Event::Mode(rng.u8(..4)),
             23 | 24 => Event::SetSvl(16 << rng.u16(..5)),
-            25.. => Event::FillZa,
+            25 | 26 => Event::FillZa,
+            27.. => Event::CloseSve(u8::from(rng.u8(..4) != 0)),
             0..4 => Event::Fill(any_vl(rng)),
             4 | 5 => Event::FillFpsimd,
             6..10 => Event::Check,
@@ -416,7 +418,10 @@ mod tests {
         for seed in 0..50 {
             for step in Generator::new(seed, Mode::Storm, &shape) {
                 assert!(!matches!(step.event, Event::Suspend { .. }));
-                assert!(!matches!(step.event, Event::Mode(_) | Event::SetSvl(_) | Event::FillZa));
+                assert!(!matches!(
+                    step.event,
+                    Event::Mode(_) | Event::SetSvl(_) | Event::FillZa | Event::CloseSve(_)
+                ));
                 assert!(step.cpu < 2);
             }
         }

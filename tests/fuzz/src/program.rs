@@ -65,6 +65,8 @@ pub enum Event {
     SetSvl(u16),
     /// The host fills ZA and ZT0, and turns ZA on for it.
     FillZa,
+    /// The host closes SVE at EL1 whenever it is in streaming mode (1), or leaves it open (0).
+    CloseSve(u8),
     /// Kernel-mode FP in the current task.
     Kernel,
     /// The timer fires after so many nanoseconds; its handler may use FP.
@@ -234,6 +236,7 @@ fn command(words: Words<'_, '_>) -> Result<Command, ParseError> {
         Some("mode") => Command::Mode(below(words.next(), 4)?.into()),
         Some("svl") => Command::SetSvl(number(words.next())?),
         Some("za") => Command::FillZa,
+        Some("close-sve") => Command::CloseSve(below(words.next(), 2)?.into()),
         _ => return Err(ParseError::Word),
     })
 }
@@ -305,6 +308,7 @@ fn event(words: Words<'_, '_>) -> Result<Event, ParseError> {
         Some("mode") => Event::Mode(below(words.next(), 4)?),
         Some("svl") => Event::SetSvl(number(words.next())?),
         Some("za") => Event::FillZa,
+        Some("close-sve") => Event::CloseSve(below(words.next(), 2)?),
         Some("kernel") => Event::Kernel,
         Some("tick") => {
             let after = number(words.next())?;
@@ -422,6 +426,7 @@ impl fmt::Display for Run {
             Command::Mode(svcr) => write!(f, "mode {svcr}")?,
             Command::SetSvl(svl) => write!(f, "svl {svl}")?,
             Command::FillZa => f.write_str("za")?,
+            Command::CloseSve(close) => write!(f, "close-sve {close}")?,
         }
         if self.hint.contains(HostFlags::FOREIGN_FPSTATE) {
             f.write_str(" hint foreign")?;
@@ -463,6 +468,7 @@ impl fmt::Display for Event {
             Self::Mode(svcr) => write!(f, "mode {svcr}"),
             Self::SetSvl(svl) => write!(f, "svl {svl}"),
             Self::FillZa => f.write_str("za"),
+            Self::CloseSve(close) => write!(f, "close-sve {close}"),
             Self::Kernel => f.write_str("kernel"),
             Self::Tick { after, kernel: false } => write!(f, "tick {after}"),
             Self::Tick { after, kernel: true } => write!(f, "tick {after} kernel"),
@@ -574,6 +580,7 @@ mod tests {
             ("program 0x7 slowly", ParseError::Word),
             ("0 mode 4", ParseError::Number),
             ("0 run mode 4", ParseError::Number),
+            ("0 run close-sve 2", ParseError::Number),
             ("0 vcpu 0.0 16 x", ParseError::Number),
             ("0 vcpu 0.0 16 16 16", ParseError::Rest),
             ("0 call VcpuRun", ParseError::Word),

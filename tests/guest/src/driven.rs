@@ -8,7 +8,7 @@ use crate::{
 use core::{arch::asm, cell::UnsafeCell};
 use umbra_patterns::{
     protocol::{Argument, Command, Failure, MAX_VCPUS, NEXT},
-    regs::{Registers, rdvl, sme},
+    regs::{self, Registers, rdvl, sme},
 };
 use umbra_shared::vl::Vq;
 
@@ -24,6 +24,8 @@ struct Driven {
     registers: &'static mut Registers,
     clamp: Option<Vq>,
     streaming_clamp: Option<Vq>,
+    /// SVE is closed at EL1 while in streaming mode.
+    closes_sve: bool,
     vcpu: u64,
     /// What the counter device holds.
     sum: u64,
@@ -41,7 +43,8 @@ pub fn run(argument: &Argument) -> ! {
         fail(Failure::VectorLength { asked: 0, given: 0 });
     }
     let (clamp, streaming_clamp) = (argument.vq, argument.svq);
-    let mut driven = Driven { registers, clamp, streaming_clamp, vcpu: vcpu as u64, sum: 0 };
+    let vcpu = vcpu as u64;
+    let mut driven = Driven { registers, clamp, streaming_clamp, closes_sve: false, vcpu, sum: 0 };
     driven.select_streaming(Vq::MIN.vl_bytes() as u16);
     let mut done = 0;
     loop {
@@ -87,6 +90,7 @@ impl Driven {
                 {
                     fail(Failure::from(mismatch));
                 }
+                self.open();
             }
             Command::SetSvl(svl) => self.select_streaming(svl),
             Command::FillZa => {
@@ -94,6 +98,19 @@ impl Driven {
                     self.registers.fill_za();
                 }
             }
+            Command::CloseSve(close) => {
+                self.closes_sve = close != 0;
+                self.open();
+            }
+        }
+    }
+
+    /// CPACR_EL1 for the mode that it is in.
+    fn open(&mut self) {
+        if self.closes_sve && self.registers.streaming() {
+            regs::enable_all_but_sve();
+        } else {
+            regs::enable();
         }
     }
 

@@ -136,6 +136,9 @@ pub enum Command {
     SetSvl(u16),
     /// Turn ZA on, if it is not, and fill it and ZT0.
     FillZa,
+    /// Close SVE at EL1 (CPACR_EL1.ZEN) whenever in streaming mode, which must change nothing there, or
+    /// leave it open (0).
+    CloseSve(u16),
 }
 
 impl Command {
@@ -155,6 +158,7 @@ impl Command {
             Self::Mode(svcr) => [10, svcr as u64],
             Self::SetSvl(svl) => [11, svl as u64],
             Self::FillZa => [12, 0],
+            Self::CloseSve(close) => [13, close as u64],
         }
     }
 
@@ -178,6 +182,7 @@ impl Command {
             10 => Self::Mode(n),
             11 => Self::SetSvl(n),
             12 => Self::FillZa,
+            13 => Self::CloseSve(n),
             _ => return None,
         })
     }
@@ -374,11 +379,11 @@ mod tests {
         }
 
         #[test]
-        fn commands_survive(kind in 0u64..15, n: u16) {
+        fn commands_survive(kind in 0u64..16, n: u16) {
             if let Some(command) = Command::decode([kind, n.into()]) {
                 prop_assert_eq!(Command::decode(command.encode()), Some(command));
             } else {
-                prop_assert!(kind > 12);
+                prop_assert!(kind > 13);
             }
         }
 

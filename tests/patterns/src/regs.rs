@@ -59,6 +59,18 @@ pub fn enable_all_but_sve() {
     open(false);
 }
 
+/// Does something with everything open at EL1, and leaves CPACR_EL1 as it was.
+pub fn with_everything_open<R>(f: impl FnOnce() -> R) -> R {
+    let value: u64;
+    // SAFETY: reads CPACR_EL1.
+    unsafe { asm!("mrs {}, cpacr_el1", out(reg) value, options(nomem, nostack)) };
+    enable();
+    let result = f();
+    // SAFETY: the value that it had; the compiler doesn't use what it opens and closes.
+    unsafe { asm!("msr cpacr_el1, {}", "isb", in(reg) value, options(nostack)) };
+    result
+}
+
 fn open(sve: bool) {
     const FPEN: u64 = 0b11 << 20;
     const ZEN: u64 = 0b11 << 16;

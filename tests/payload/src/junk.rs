@@ -91,6 +91,10 @@ impl Junk {
         }
         if function == Function::VcpuCreate && self.random.below(2) == 0 {
             args[4] = 16 * self.random.below(17);
+            // With SME.
+            if self.random.below(2) == 0 {
+                args[4] |= (16 << self.random.below(6)) << 16;
+            }
             // AArch32.
             if self.random.below(4) == 0 {
                 args[4] = 1 << 32 | args[4] * self.random.below(2);

@@ -49,13 +49,13 @@ struct Guide {
     accepted: usize,
 }
 
-/// The steps of a program for a machine whose CPUs have these largest vector lengths, bytes.
-pub fn generate(seed: u64, vls: &[u16]) -> Vec<Step> {
-    guided(seed, vls).0
+/// The steps of a program for a machine whose CPUs have these largest VLs and SVLs, bytes.
+pub fn generate(seed: u64, vls: &[u16], svls: &[u16]) -> Vec<Step> {
+    guided(seed, vls, svls).0
 }
 
 /// And how many of its calls were accepted on the way.
-fn guided(seed: u64, vls: &[u16]) -> (Vec<Step>, usize) {
+fn guided(seed: u64, vls: &[u16], svls: &[u16]) -> (Vec<Step>, usize) {
     let mut rng = Rng::with_seed(seed);
     let set = |vl: u16| {
         let lengths = (0..5).map(|n| 16u16 << n).filter(|&length| length <= vl);
@@ -67,7 +67,7 @@ fn guided(seed: u64, vls: &[u16]) -> (Vec<Step>, usize) {
     let platform = Platform {
         cpus: vls.len(),
         guest_vqs: VqSet::common(vls.iter().map(|&vl| set(vl))),
-        guest_svqs: VqSet::EMPTY,
+        guest_svqs: VqSet::common(svls.iter().map(|&svl| set(svl))),
         // The machines are of a kind that has it.
         aarch32: true,
         ipa_bits: 40,
@@ -75,8 +75,8 @@ fn guided(seed: u64, vls: &[u16]) -> (Vec<Step>, usize) {
     };
     let count = rng.usize(100..420);
     let mut spec = Spec::new(platform, memory);
-    for (cpu, &vl) in spec.cpus.iter_mut().zip(vls) {
-        *cpu = Cpu { vqs: set(vl), ..Cpu::default() };
+    for (cpu, (&vl, &svl)) in spec.cpus.iter_mut().zip(vls.iter().zip(svls)) {
+        *cpu = Cpu { vqs: set(vl), svqs: set(svl), ..Cpu::default() };
     }
     let mut guide = Guide {
         rng,
@@ -216,15 +216,11 @@ impl Guide {
             VCPU_CREATE..40 => {
                 let ready = |vm: &vm::Vm| !vm.maps.is_empty() || vm.generation.is_multiple_of(8);
                 let (vm, slot) = self.vm(|vm| alive(vm) && vm.vcpus.len() < 6 && ready(vm))?;
-                let vqs: Vec<_> = self.spec.platform.guest_vqs.iter().collect();
-                let vq = if vqs.is_empty() || self.rng.u8(..3) == 0 {
-                    None
-                } else {
-                    Some(vqs[self.rng.usize(..vqs.len())])
-                };
+                let (vqs, svqs) = (self.spec.platform.guest_vqs, self.spec.platform.guest_svqs);
+                let (vq, svq) = (self.length(vqs), self.length(svqs));
                 let features = match self.rng.u8(..6) {
                     0 => VcpuFeatures::AARCH32,
-                    _ => VcpuFeatures::sve(vq),
+                    _ => VcpuFeatures { vq, svq, aarch32: false },
                 };
                 let count = features.pages();
                 let flag_page = self.page_in(PageState::FlagPage)?;
@@ -323,6 +319,15 @@ impl Guide {
         Some((function, args))
     }
 
+    /// One of these lengths, or none.
+    fn length(&mut self, lengths: VqSet) -> Option<Vq> {
+        let lengths: Vec<_> = lengths.iter().collect();
+        if lengths.is_empty() || self.rng.u8(..3) == 0 {
+            return None;
+        }
+        Some(lengths[self.rng.usize(..lengths.len())])
+    }
+
     /// Anything. Never a number that is an address of RAM.
     fn any(&mut self) -> Arg {
         let rng = &mut self.rng;
@@ -375,6 +380,10 @@ impl Guide {
 
     /// An entry into the loaded vCPU, for its agent to do something.
     fn enter(&mut self, cpu: u8) -> Event {
+        let loaded = self.spec.cpus[usize::from(cpu)].loaded;
+        let streams = loaded.is_some_and(|(slot, index)| {
+            self.spec.vms[usize::from(slot)].vcpus[index].features.svq.is_some()
+        });
         let rng = &mut self.rng;
         let flags = match rng.u8(..32) {
             0 | 1 => RunFlags::inject(rng.u16(..1100)).bits(),
@@ -383,14 +392,13 @@ impl Guide {
             _ => 0,
         };
         let mut command = [Arg::Number(0); 3];
-        match rng.u8(..6) {
+        match rng.u8(..7) {
             0 => {
                 command = [Arg::Number(1), Arg::Number(AGENTS | rng.u64(..1 << 48)), Arg::Number(0)]
             }
             1..4 => {
                 let functions = GuestFunction::ALL;
                 let function = functions[rng.usize(..functions.len())];
-                let loaded = self.spec.cpus[usize::from(cpu)].loaded;
                 let maps: Vec<_> = match loaded {
                     Some((slot, _)) if rng.u8(..4) != 0 => {
                         self.spec.vms[usize::from(slot)].maps.keys().copied().collect()
@@ -404,7 +412,8 @@ impl Guide {
                 // Whether the guest gets there the guide can't know, so it does not count on it.
                 command = [Arg::Number(2), Arg::Number(function.id()), Arg::Number(ipa)];
             }
-            4 => command[0] = Arg::Number(3),
+            4 if streams => command = [Arg::Number(4), Arg::Number(rng.u64(..4)), Arg::Number(0)],
+            4 | 5 => command[0] = Arg::Number(3),
             _ => {}
         }
         let [a, b, c] = command;
@@ -422,7 +431,7 @@ mod tests {
         let (mut accepted, mut calls) = (0, 0);
         let mut seen = BTreeSet::new();
         for seed in 0..60 {
-            let (steps, done) = guided(seed, &[64, 256, 16, 32]);
+            let (steps, done) = guided(seed, &[64, 256, 16, 32], &[32, 128, 16, 64]);
             accepted += done;
             for step in steps {
                 if let Event::Call(call) = step.event {
@@ -437,7 +446,36 @@ mod tests {
 
     #[test]
     fn one_seed_is_one_program() {
-        assert_eq!(generate(3, &[16, 16]), generate(3, &[16, 16]));
-        assert_ne!(generate(3, &[16, 16]), generate(4, &[16, 16]));
+        let program = |seed| generate(seed, &[16, 16], &[16, 32]);
+        assert_eq!(program(3), program(3));
+        assert_ne!(program(3), program(4));
+    }
+
+    /// How many vCPUs of a machine's programs have SME, and how often one is told to change its mode.
+    fn streaming(svls: &[u16]) -> (usize, usize) {
+        let (mut created, mut told) = (0, 0);
+        for seed in 0..60 {
+            for step in generate(seed, &[64, 256], svls) {
+                match step.event {
+                    Event::Call(Call { function: Function::VcpuCreate, args, .. }) => {
+                        let Arg::Number(features) = args[4] else { continue };
+                        let features = UntrustedFeatures(features);
+                        let asked = !features.has_reserved() && features.svl_bytes() != 0;
+                        created +=
+                            usize::from(asked && Vq::from_vl(features.svl_bytes()).is_some());
+                    }
+                    Event::Enter([_, Arg::Number(4), ..]) => told += 1,
+                    _ => {}
+                }
+            }
+        }
+        (created, told)
+    }
+
+    #[test]
+    fn vcpus_have_sme_where_the_machine_has() {
+        let (created, told) = streaming(&[64, 32]);
+        assert!(created > 100 && told > 100, "{created} created, {told} told");
+        assert_eq!(streaming(&[0, 0]), (0, 0));
     }
 }

@@ -218,10 +218,11 @@ impl Script {
     /// The programs of some seeds for a machine; with `calls`, every other one is of hypercalls above
     /// all.
     pub fn generate(machine: MachineSpec, mode: Mode, seeds: Range<u64>, calls: bool) -> Self {
-        let (shape, vls) = (machine.shape(), machine.largest_vls());
+        let shape = machine.shape();
+        let (vls, svls) = (machine.largest_vls(), machine.largest_svls());
         let program = |seed: u64| match calls && seed.is_multiple_of(2) {
             false => Program::generate(seed, mode, &shape),
-            true => Program { seed, mode, steps: calls::generate(seed, &vls) },
+            true => Program { seed, mode, steps: calls::generate(seed, &vls, &svls) },
         };
         let programs = seeds.map(program).collect();
         Self { machine, programs }

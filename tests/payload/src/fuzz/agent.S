@@ -1,13 +1,13 @@
 // A guest of one page, position-independent: it does what the host answers to its HVCs, as long as
 // nothing else happens. x0 of an answer: 1 = store x1 in its own page, 2 = make the call x1 with x2 of
-// its own to hyp, 3 = use FP; anything else: nothing.
+// its own to hyp, 3 = use FP, 4 = SVCR becomes x1 (of a vCPU with SME); anything else: nothing.
 
 .section .rodata.umbra_fuzz_agent, "a", %progbits
 .balign 8
 .global umbra_fuzz_agent
 umbra_fuzz_agent:
     adr     x19, umbra_fuzz_agent
-    mov     x0, #(3 << 20)                  // CPACR_EL1.FPEN
+    mov     x0, #(3 << 20 | 3 << 24)        // CPACR_EL1.FPEN, SMEN
     msr     cpacr_el1, x0
     isb
 1:  mov     x0, #0x77
@@ -16,6 +16,8 @@ umbra_fuzz_agent:
     b.eq    2f
     cmp     x0, #2
     b.eq    3f
+    cmp     x0, #4
+    b.eq    4f
     cmp     x0, #3
     b.ne    1b
 .arch_extension fp
@@ -27,6 +29,8 @@ umbra_fuzz_agent:
 3:  mov     x0, x1
     mov     x1, x2
     hvc     #0
+    b       1b
+4:  msr     S3_3_C4_C2_2, x1                // SVCR
     b       1b
 .global umbra_fuzz_agent_end
 umbra_fuzz_agent_end:

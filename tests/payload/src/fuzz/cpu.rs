@@ -20,7 +20,7 @@ use umbra_host::{
 };
 use umbra_patterns::{
     pattern::Mismatch,
-    regs::{Registers, sme},
+    regs::{self, Registers, sme},
 };
 use umbra_shared::{
     call::Function,
@@ -51,6 +51,8 @@ static RESET: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CP
 static RESUMED: [AtomicUsize; MAX_CPUS] = [const { AtomicUsize::new(0) }; MAX_CPUS];
 /// PSTATE.SM and PSTATE.ZA of each CPU's host, as coverage counts them.
 static MODES: [AtomicU8; MAX_CPUS] = [const { AtomicU8::new(0) }; MAX_CPUS];
+/// The host of each CPU has SVE closed at EL1 while in streaming mode.
+static CLOSES_SVE: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
 static JUNK: AtomicU64 = AtomicU64::new(0);
 
 fn set_live(live: Live) {
@@ -133,10 +135,21 @@ impl HostCpu for Task {
     }
 }
 
+/// CPACR_EL1 for the mode that the host is in. Once it has given its registers up it may be in another.
+fn open(cpu: usize, registers: &mut Registers) {
+    if CLOSES_SVE[cpu].load(Ordering::SeqCst) && registers.streaming() {
+        regs::enable_all_but_sve();
+    } else {
+        regs::enable();
+    }
+}
+
 fn with_registers<R>(f: impl FnOnce(&mut Registers) -> R) -> R {
     let cpu = smp::cpu();
     let mut registers = HOSTS[cpu].lock();
+    open(cpu, &mut registers);
     let result = f(&mut registers);
+    open(cpu, &mut registers);
     MODES[cpu].store(registers.model().svcr() as u8, Ordering::SeqCst);
     drop(registers);
     touched();
@@ -178,6 +191,7 @@ pub fn begin(cpu: usize, junk: u64) {
     GIVEN_UP[cpu].store(false, Ordering::SeqCst);
     RESET[cpu].store(false, Ordering::SeqCst);
     RESUMED[cpu].store(0, Ordering::SeqCst);
+    CLOSES_SVE[cpu].store(false, Ordering::SeqCst);
     kernel_fp::begin(cpu);
     with_registers(|registers| {
         registers.model().set_owner(OWNER + cpu as u16);
@@ -200,6 +214,7 @@ pub fn end(_: usize) {
 /// This CPU's part of the program. A CPU that comes up again begins here and goes on where it was.
 pub fn run(cpu: usize) {
     if RESET[cpu].swap(false, Ordering::SeqCst) {
+        CLOSES_SVE[cpu].store(false, Ordering::SeqCst);
         let vq = context().sve().then_some(Vq::MIN);
         let svq = context().host_svqs(cpu).iter().next();
         let mut registers = HOSTS[cpu].lock();
@@ -326,7 +341,11 @@ fn other(cpu: usize, step: Step, loaded: Option<&FlagShadowPage>) -> u64 {
         }
         Event::SetVl(vl) => with_registers(|registers| select(registers, vl)),
         // Of what the CPU lacks.
-        Event::Mode(_) | Event::SetSvl(_) | Event::FillZa if !sme::has_sme() => return 1,
+        Event::Mode(_) | Event::SetSvl(_) | Event::FillZa | Event::CloseSve(_)
+            if !sme::has_sme() =>
+        {
+            return 1;
+        }
         Event::Mode(svcr) => {
             named(with_registers(|registers| registers.set_svcr(svcr.into())));
             GIVEN_UP[cpu].store(false, Ordering::SeqCst);
@@ -335,6 +354,10 @@ fn other(cpu: usize, step: Step, loaded: Option<&FlagShadowPage>) -> u64 {
         Event::FillZa => {
             with_registers(Registers::fill_za);
             GIVEN_UP[cpu].store(false, Ordering::SeqCst);
+        }
+        Event::CloseSve(close) => {
+            CLOSES_SVE[cpu].store(close != 0, Ordering::SeqCst);
+            with_registers(|_| {});
         }
         Event::Kernel => {
             kernel_fp::in_task();

@@ -25,6 +25,11 @@ impl Kernel {
     }
 
     fn use_registers(&mut self) {
+        // A task may have SVE closed in streaming mode, which is left here.
+        regs::with_everything_open(|| self.use_open_registers());
+    }
+
+    fn use_open_registers(&mut self) {
         let width = host::width();
         self.displaced.save(width);
         if width == Width::Sve {
