@@ -62,8 +62,9 @@
 //!
 //! TFP reaches EL2 only where the guest's own FPEXC enables FP. So FPEXC32_EL2.EN is 1 while FP is closed
 //! to an AArch32 guest, and at no other time: its own value is loaded with its registers. (Linux once
-//! forced it for too long, and lost VFP state: the fixes for v4.19.) Such a guest finds no ZA behind
-//! it: what becomes of the matrix in AArch32 state need not be known then.
+//! forced it for too long, and lost VFP state: the fixes for v4.19.) The matrix stays where it is while such
+//! a guest runs, as with any other: PSTATE.ZA, ZA and ZT0 do not change in AArch32 state (Arm ARM D1.10.1.6).
+//! PSTATE.SM is clear then, so that the change of state resets nothing.
 //!
 //! # How it is tested
 //!
@@ -266,7 +267,7 @@ impl<I> CpuFp<I> {
             self.enter_streaming(hw, vcpu, stats);
         } else {
             if vcpu.aarch32() {
-                self.close_to_aarch32(hw, stats);
+                self.close_to_aarch32(hw);
             }
             hw.set_access(Access::Closed);
         }
@@ -291,18 +292,13 @@ impl<I> CpuFp<I> {
 
     /// An AArch32 vCPU is about to run with FP closed.
     #[cold]
-    fn close_to_aarch32<H: FpHw<Image = I>>(&mut self, hw: &mut H, stats: &Stats) {
-        let matrix = self.za == Live::Host;
-        if self.fpexc_enabled && !matrix {
+    fn close_to_aarch32<H: FpHw<Image = I>>(&mut self, hw: &mut H) {
+        if self.fpexc_enabled {
             return;
         }
         // TFP is for EL2's own accesses to FPEXC32_EL2, too.
         hw.set_access(Access::Full);
         hw.sync();
-        if matrix && hw.svcr().contains(Svcr::ZA) {
-            // The file stays where it is: nobody is in streaming mode.
-            self.save_host_matrix(hw, stats);
-        }
         hw.set_fpexc(FPEXC_EN);
         self.fpexc_enabled = true;
     }

@@ -138,16 +138,6 @@ impl Fp {
                 .collect();
             states.extend(entered);
         }
-        if vcpu.aarch32 {
-            // It had ZA, which no AArch32 guest runs above.
-            let with_za = |s: &Self| s.live != Live::Guest && s.za == Live::Host;
-            let displaced: Vec<_> = states
-                .iter()
-                .filter(|s| with_za(s))
-                .flat_map(|s| s.displace_za(hint, held))
-                .collect();
-            states.extend(displaced);
-        }
         states
     }
 

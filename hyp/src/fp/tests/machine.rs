@@ -421,7 +421,7 @@ impl Machine {
         let guest = &mut self.guests[v];
         cpu.hint = hint;
         let foreign = hint.contains(HostFlags::FOREIGN_FPSTATE);
-        // What the entry takes away: streaming mode, and ZA from before an AArch32 guest.
+        // What the entry takes away: streaming mode.
         let mut expected_moves = 0;
         if cpu.live == Live::Host {
             if cpu.za == Live::Host && cpu.host.sm() {
@@ -444,13 +444,6 @@ impl Machine {
             expected_moves += u64::from(loads_za);
             Self::host_is_displaced(cpu, true);
             (cpu.live, cpu.za) = (Live::Guest, Live::Guest);
-        }
-        if guest.fp.aarch32() && cpu.live != Live::Guest && has_za {
-            expected_moves += u64::from(!foreign);
-            if foreign {
-                cpu.host.discard_za();
-            }
-            cpu.za = Live::Nobody;
         }
         cpu.fp.enter(&mut cpu.hw, &guest.fp, hint, &cpu.stats);
         assert_eq!((cpu.fp.live(), cpu.fp.za()), (cpu.live, cpu.za));

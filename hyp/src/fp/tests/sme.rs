@@ -230,6 +230,23 @@ fn r29_fpexc_is_the_guests_own_once_fp_is_open() {
     }
 }
 
+/// ZA does not change in AArch32 state (Arm ARM D1.10.1.6): it stays where it is, whatever such a guest uses,
+/// and the host finds it without a trap.
+#[test]
+fn za_stays_beneath_an_aarch32_guest() {
+    for svcr in [Svcr::ZA, BOTH] {
+        let mut m = machine(&[Kind::AARCH32]);
+        fill_host(&mut m, 1, svcr);
+        m.load(1, 0);
+        for uses in [&[][..], &[Use::Fpsimd], &[Use::Fpexc(true), Use::Fpsimd]] {
+            m.run(1, HostFlags::empty(), uses);
+            assert_eq!(m.cpus[1].fp.za(), Live::Host);
+        }
+        m.host_uses(1, Use::Za);
+        assert_eq!(za_moves(&m, 1), [0; 4]);
+    }
+}
+
 /// A host in streaming mode is displaced for the test option, too, and finds it all.
 #[test]
 fn a_streaming_host_is_displaced_whole() {
