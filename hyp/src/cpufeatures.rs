@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+use bitflags::bitflags;
+
 /// Raw ID registers.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(missing_docs, reason = "the fields are the Arm ARM's register names")]
@@ -79,6 +81,40 @@ pub const fn field(register: u64, low_bit: u32) -> u64 {
     register >> low_bit & 0xf
 }
 
+bitflags! {
+    /// What a guest with FP registers is shown that CPUs may differ in, beside lengths.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct FpExtras: u8 {
+        /// FEAT_SME2.
+        const ZT0 = 1 << 0;
+        /// FEAT_SME_FA64.
+        const FA64 = 1 << 1;
+        /// FEAT_FPMR.
+        const FPMR = 1 << 2;
+    }
+}
+
+impl IdRegisters {
+    /// As of a CPU that has no more of these than others have.
+    #[must_use]
+    pub const fn with_fp_extras(mut self, common: FpExtras) -> Self {
+        if !common.contains(FpExtras::ZT0) {
+            // SME without SMEver.
+            let sme = if field(self.pfr1, 24) != 0 { 1 << 24 } else { 0 };
+            self.pfr1 = self.pfr1 & !(0xf << 24) | sme;
+            self.smfr0 &= !(0xf << 56);
+        }
+        if !common.contains(FpExtras::FA64) {
+            self.smfr0 &= !(1 << 63);
+        }
+        if !common.contains(FpExtras::FPMR) {
+            self.pfr2 &= !(0xf << 32);
+            self.fpfr0 = 0;
+        }
+        self
+    }
+}
+
 /// What hyp decides by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuFeatures {
@@ -129,6 +165,15 @@ pub struct CpuFeatures {
 }
 
 impl CpuFeatures {
+    /// What of [`FpExtras`] it has.
+    pub fn fp_extras(&self) -> FpExtras {
+        let mut extras = FpExtras::empty();
+        extras.set(FpExtras::ZT0, self.sme2);
+        extras.set(FpExtras::FA64, self.sme_fa64);
+        extras.set(FpExtras::FPMR, self.fpmr);
+        extras
+    }
+
     /// Decodes ID registers.
     pub fn new(id: &IdRegisters) -> Self {
         let pmu = field(id.dfr0, 8);
@@ -209,6 +254,27 @@ mod tests {
         for (pfr0, expected) in [(0x11, false), (0x12, false), (0x22, true)] {
             let id = IdRegisters { pfr0, ..Default::default() };
             assert_eq!(CpuFeatures::new(&id).aarch32, expected, "{pfr0:#x}");
+        }
+    }
+
+    #[test]
+    fn what_another_cpu_lacks_is_hidden() {
+        let id = IdRegisters {
+            pfr1: 2 << 24 | 0x10,
+            pfr2: 1 << 32 | 1,
+            smfr0: 1 << 63 | 1 << 56 | 5,
+            fpfr0: 7 << 29,
+            ..Default::default()
+        };
+        let all = CpuFeatures::new(&id).fp_extras();
+        assert_eq!(all, FpExtras::all());
+        assert_eq!(id.with_fp_extras(all).smfr0, id.smfr0);
+        for common in (0..8).map(FpExtras::from_bits_truncate) {
+            let shown = id.with_fp_extras(common);
+            let features = CpuFeatures::new(&shown);
+            assert_eq!(features.fp_extras(), common);
+            assert!(features.sme && shown.smfr0 & 0xff == 5 && shown.pfr1 & 0xf0 == 0x10);
+            assert_eq!(shown.fpfr0 != 0, common.contains(FpExtras::FPMR));
         }
     }
 

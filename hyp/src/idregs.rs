@@ -2,7 +2,8 @@
 //!
 //! An allow-list: a field is shown only if a guest can use the feature, which means that its state is
 //! switched by [the world switch](crate) or that it has none. Everything else reads as zero, fields
-//! of later architectures included.
+//! of later architectures included. Registers that tell instructions only (ISAR, ZFR0, SMFR0, FPFR0 and
+//! AArch32's) are shown whole but for what is named.
 //!
 //! AArch64's and AArch32's registers have one numbering. A guest finds those of its own execution state;
 //! the others read as zero.
@@ -76,8 +77,8 @@ fn read_aarch64(id: &IdRegisters, guest: Guest, register: IdRegister) -> u64 {
         (4, 2) => keep(id.pfr2, &[32]),
         // ID_AA64ZFR0_EL1: for streaming mode, too.
         (4, 4) if sve || sme => id.zfr0,
-        // ID_AA64SMFR0_EL1.
-        (4, 5) if sme => id.smfr0,
+        // ID_AA64SMFR0_EL1; FA64, which is SVE's instructions in streaming mode, with SVE only.
+        (4, 5) if sme => id.smfr0 & if sve { u64::MAX } else { !(1 << 63) },
         // ID_AA64FPFR0_EL1, whose instructions need FPMR.
         (4, 7) if field(id.pfr2, 32) != 0 => id.fpfr0,
         // ID_AA64DFR0_EL1: the architecture needs a debug version; nothing else is there.

@@ -116,6 +116,12 @@ pub const fn extend(data: u64, bytes: u8, sign: bool, wide: bool) -> u64 {
     if wide { value } else { value & 0xffff_ffff }
 }
 
+/// The data of an access of `bytes` bytes as a device sees it, or the other way round: a big-endian access
+/// has its first byte in the register's uppermost of them.
+pub const fn device_order(data: u64, bytes: u8, big_endian: bool) -> u64 {
+    if big_endian { data.swap_bytes() >> (64 - 8 * bytes as u32) } else { data }
+}
+
 /// The IPA of a stage-2 fault: HPFAR_EL2.FIPA and the offset in FAR_EL2.
 pub const fn fault_ipa(hpfar: u64, far: u64) -> u64 {
     (hpfar & 0xfff_ffff_fff0) << 8 | far & 0xfff
@@ -252,6 +258,18 @@ pub mod pstate {
         pstate & 0x10 != 0
     }
 
+    /// Whether data accesses are big-endian: PSTATE.E in AArch32, SCTLR_EL1.EE or E0E in AArch64.
+    pub const fn is_big_endian(pstate: u64, sctlr_el1: u64) -> bool {
+        let bit = if is_aarch32(pstate) {
+            pstate >> 9
+        } else if is_el0(pstate) {
+            sctlr_el1 >> 24
+        } else {
+            sctlr_el1 >> 25
+        };
+        bit & 1 == 1
+    }
+
     /// PSTATE behind an instruction that was emulated.
     pub const fn after_instruction(old: u64) -> u64 {
         old & !(BTYPE | SS)
@@ -295,6 +313,22 @@ mod tests {
         assert_eq!(extend(u64::MAX, 8, true, true), u64::MAX);
         assert_eq!(extend(u64::MAX, 8, false, true), u64::MAX);
         assert_eq!(extend(u64::MAX, 4, false, true), 0xffff_ffff);
+    }
+
+    #[test]
+    fn a_device_has_its_bytes_in_one_order() {
+        for (bytes, swapped) in
+            [(1, 0x88), (2, 0x8877), (4, 0x8877_6655), (8, 0x8877_6655_4433_2211)]
+        {
+            let data = 0x1122_3344_5566_7788 & u64::MAX >> (64 - 8 * u32::from(bytes));
+            assert_eq!(device_order(data, bytes, true), swapped);
+            assert_eq!(device_order(swapped, bytes, true), data);
+            assert_eq!(device_order(data, bytes, false), data);
+        }
+        let (ee, e0e) = (1 << 25, 1 << 24);
+        assert!(pstate::is_big_endian(0x3c5, ee) && !pstate::is_big_endian(0x3c5, e0e));
+        assert!(pstate::is_big_endian(0, e0e) && !pstate::is_big_endian(0, ee));
+        assert!(pstate::is_big_endian(0x213, 0) && !pstate::is_big_endian(0x13, ee | e0e));
     }
 
     #[test]

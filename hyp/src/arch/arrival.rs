@@ -14,7 +14,7 @@ use super::interrupts::virtual_interface_fits;
 use super::sysreg::{isb, read_cntpct_el0};
 use super::tables::Stage2Shape;
 use crate::arch::sysreg::sys;
-use crate::cpufeatures::{CpuFeatures, IdRegisters};
+use crate::cpufeatures::{CpuFeatures, FpExtras, IdRegisters};
 use crate::fp::host_storage;
 use crate::fp::hw::Image;
 use crate::fp::lengths::Lengths;
@@ -42,9 +42,7 @@ pub struct Finish {
     pub cpus: usize,
     /// The command line's options.
     pub options: Options,
-    /// Features of the boot CPU.
-    pub features: CpuFeatures,
-    /// Its ID registers.
+    /// ID registers of the boot CPU.
     pub id: IdRegisters,
     /// Stage 2's shape.
     pub shape: Stage2Shape,
@@ -146,6 +144,8 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         describe(streaming_lengths.common),
     );
     let aarch32 = online().all(|s| s.aarch32());
+    let fp_extras = online().fold(FpExtras::all(), |common, s| common & s.fp_extras());
+    let id = finish.id.with_fp_extras(fp_extras);
     MACHINE.call_once(|| Machine {
         cpus: finish.cpus,
         options: finish.options,
@@ -153,8 +153,9 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         aarch32,
         streaming: streaming_lengths,
         host_storage,
-        id: finish.id,
-        features: finish.features,
+        id,
+        fp_extras,
+        features: CpuFeatures::new(&id),
         stage2: finish.shape,
         host_vttbr: finish.host_vttbr,
     });

@@ -343,7 +343,6 @@ fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
     arrival::finish_with(Finish {
         cpus,
         options,
-        features,
         id,
         shape,
         host_vttbr,

@@ -8,7 +8,7 @@ use super::log::{self, Transition};
 use super::sysreg::*;
 use super::world::{El1Context, PSTATE_EL1H_MASKED, World};
 use crate::arch::sysreg::sys;
-use crate::cpufeatures::{CpuFeatures, Gaps, IdRegisters};
+use crate::cpufeatures::{CpuFeatures, FpExtras, Gaps, IdRegisters};
 use crate::fp::hw::{Cpu as FpCpu, Image};
 use crate::fp::lengths::Lengths;
 use crate::fp::{Access, CpuFp, FpHw, Svcr};
@@ -17,7 +17,7 @@ use crate::platform::MAX_CPUS;
 use crate::psci::{HostEntry, Power, PowerCell};
 use crate::stats::Stats;
 use core::arch::asm;
-use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
 use percore::Cores;
 use spin::Once;
 use umbra_shared::record::Kind;
@@ -76,6 +76,8 @@ pub struct Shared {
     svqs: AtomicU16,
     /// Its EL1 can be AArch32.
     aarch32: AtomicBool,
+    /// [`FpExtras`].
+    fp_extras: AtomicU8,
     /// It has been up at EL2.
     online: AtomicBool,
     /// Bytes of its host image.
@@ -91,6 +93,7 @@ impl Shared {
             vqs: AtomicU16::new(0),
             svqs: AtomicU16::new(0),
             aarch32: AtomicBool::new(false),
+            fp_extras: AtomicU8::new(0),
             online: AtomicBool::new(false),
             image_bytes: AtomicU64::new(0),
         }
@@ -104,6 +107,11 @@ impl Shared {
     /// Its streaming vector lengths.
     pub fn svqs(&self) -> VqSet {
         VqSet::from_bits(self.svqs.load(Ordering::Relaxed))
+    }
+
+    /// What it has of what guests may be shown.
+    pub fn fp_extras(&self) -> FpExtras {
+        FpExtras::from_bits_truncate(self.fp_extras.load(Ordering::Relaxed))
     }
 
     /// Whether its EL1 can be AArch32.
@@ -135,9 +143,11 @@ pub struct Machine {
     pub host_storage: Storage,
     /// EL1 can be AArch32, on every CPU that was up at boot.
     pub aarch32: bool,
-    /// ID registers of the boot CPU.
+    /// ID registers of the boot CPU, without what other CPUs lack of [`FpExtras`].
     pub id: IdRegisters,
-    /// Its features.
+    /// What guests are shown of those.
+    pub fp_extras: FpExtras,
+    /// The features of such a CPU.
     pub features: CpuFeatures,
     /// Stage 2.
     pub stage2: super::tables::Stage2Shape,
@@ -258,6 +268,7 @@ impl Cpu {
         self.shared.vqs.store(vqs.bits(), Ordering::Relaxed);
         self.shared.svqs.store(svqs.bits(), Ordering::Relaxed);
         self.shared.aarch32.store(features.aarch32, Ordering::Relaxed);
+        self.shared.fp_extras.store(features.fp_extras().bits(), Ordering::Relaxed);
         self.shared.mpidr.store(sys::read_mpidr_el1().bits() & MPIDR_AFFINITY, Ordering::Relaxed);
         self.shared.online.store(true, Ordering::Release);
         self.hw.set_access(Access::Closed);

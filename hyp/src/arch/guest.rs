@@ -195,13 +195,16 @@ pub fn data_abort(vcpu: &mut Vcpu, esr: u64) -> Exit {
     };
     let bytes = 1u8 << access.size_log2;
     let far = sys::read_far_el2().bits();
+    let big_endian = pstate::is_big_endian(vcpu.regs.pstate, read_sctlr_el1());
     let data = if access.write {
         vcpu.open = Open::Write { esr, far };
-        syndrome::extend(read_register(vcpu, access.register), bytes, false, true)
+        let data = syndrome::extend(read_register(vcpu, access.register), bytes, false, true);
+        syndrome::device_order(data, bytes, big_endian)
     } else {
         vcpu.open = Open::Read {
             register: access.register,
             bytes,
+            big_endian,
             sign: access.sign,
             // An AArch32 register has 32 bits, whatever the syndrome says of it.
             wide: access.wide && !vcpu.is_aarch32(),
@@ -231,7 +234,9 @@ pub fn write_register(vcpu: &mut Vcpu, n: u8, value: u64) {
 /// The host finished what the last exit left open.
 #[inline(never)]
 pub fn complete_read(vcpu: &mut Vcpu, data: u64) {
-    if let Open::Read { register, bytes, sign, wide, esr, .. } = vcpu.open {
+    if let Open::Read { register, bytes, big_endian, sign, wide, esr, .. } = vcpu.open {
+        let data = syndrome::extend(data, bytes, false, true);
+        let data = syndrome::device_order(data, bytes, big_endian);
         write_register(vcpu, register, syndrome::extend(data, bytes, sign, wide));
         step_over(vcpu, esr);
     }

@@ -102,6 +102,10 @@ gap! {
     read_hdfgwtr2_el2 write_hdfgwtr2_el2 "s3_4_c3_c1_1";
     /// HCRX_EL2 (FEAT_HCX).
     read_hcrx_el2 write_hcrx_el2 "s3_4_c1_c2_2";
+    /// MPAMIDR_EL1 (FEAT_MPAM).
+    read_mpamidr_el1 _write_mpamidr_el1 "s3_0_c10_c4_4";
+    /// MPAMHCR_EL2 (FEAT_MPAM, where MPAMIDR_EL1.HAS_HCR is set).
+    read_mpamhcr_el2 write_mpamhcr_el2 "s3_4_c10_c4_0";
     /// MPAM2_EL2 (FEAT_MPAM).
     read_mpam2_el2 write_mpam2_el2 "s3_4_c10_c5_0";
     /// HSTR_EL2: AArch32 CP15 traps.

@@ -15,6 +15,7 @@ use super::world::{
 };
 use super::{Lock, LockGuard};
 use crate::aarch32::PSTATE_SVC_MASKED;
+use crate::cpufeatures::FpExtras;
 use crate::fp::VcpuFp;
 use crate::fp::hw::Image;
 use crate::idregs;
@@ -54,6 +55,8 @@ pub enum Open {
         register: u8,
         /// bytes accessed
         bytes: u8,
+        /// in big-endian order
+        big_endian: bool,
         /// sign-extend
         sign: bool,
         /// to 64 bits
@@ -399,6 +402,11 @@ pub fn load(cpu: &mut Cpu, handle: VmHandle, index: VcpuIndex) -> Result<(), Err
         // A CPU that came late may be another than those which were asked at boot.
         if vcpu.is_aarch32() && !cpu.shared.aarch32() {
             return Err(Error::NoAarch32);
+        }
+        // What it was shown it must have everywhere.
+        let missing = machine().fp_extras - cpu.shared.fp_extras();
+        if missing.contains(FpExtras::FPMR) || (vcpu.fp.svq().is_some() && !missing.is_empty()) {
+            return Err(Error::VlMismatch);
         }
         vcpu.fp.check_load(vqs, svqs)
     })?;

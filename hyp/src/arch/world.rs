@@ -36,7 +36,7 @@
 //! | ICC_SRE_EL1, ICC_SGIxR_EL1 | ICC_SRE_EL2.Enable = 0; HCR_EL2.IMO, FMO |
 //! | TCR2_EL1, SCTLR2_EL1, GCS*, ACCDATA_EL1 | HCRX_EL2 enables = 0, which also makes the host's values ineffective |
 //! | PIR*_EL1, POR_ELx, MAIR2, AMAIR2, S2POR, BRB* | HFGxTR_EL2 n-bits = 0, but for nTPIDR2_EL0 (every CPU that has them has FEAT_FGT) |
-//! | MPAM0_EL1, MPAM1_EL1 | MPAM2_EL2.TRAPMPAMxEL1 |
+//! | MPAM0_EL1, MPAM1_EL1; MPAMSM_EL1; MPAMIDR_EL1 | MPAM2_EL2.TRAPMPAMxEL1; EnMPAMSM = 0; MPAMHCR_EL2.TRAP_MPAMIDR_EL1 (a CPU without MPAMHCR_EL2 can't hide it: a constant) |
 //!
 //! An AArch32 guest has the rest of its registers in those above: R8-R14 of all modes in X8-X30, SPSR_svc in
 //! SPSR_EL1, TTBCR in TCR_EL1, PRRR and NMRR in MAIR_EL1, DFSR in ESR_EL1, DFAR and IFAR in FAR_EL1, and so on
@@ -68,7 +68,7 @@
 //! | CNTHP_CTL_EL2 | off | armed with the host's CNTV deadline, so that its tick is not lost |
 //! | ICC_SRE_EL2 | SRE, DFB, DIB, Enable | SRE, DFB, DIB |
 //! | ICH_HCR_EL2 | 0 | En |
-//! | HCRX_EL2, HFG*_EL2, MPAM2_EL2 (where present) | everything open | MSCEn, EnFPM; n-bits 0; traps |
+//! | HCRX_EL2, HFG*_EL2, MPAM2_EL2, MPAMHCR_EL2 (where present) | everything open | MSCEn, EnFPM; n-bits 0; traps |
 //! | VBAR_EL2 | host vectors | guest vectors |
 
 use crate::aarch32;
@@ -295,6 +295,15 @@ const HFGI2_HOST: u64 = 1 << 1;
 /// MDCR_EL2.HPMD: the host's counters don't count hyp.
 const MDCR_HPMD: u64 = 1 << 17;
 
+/// MPAM2_EL2: EnMPAMSM, RES0 without SME. MPAMEN (63) belongs to EL3 or is read-only here.
+const MPAM2_HOST: u64 = 1 << 50;
+/// TRAPMPAM0EL1, TRAPMPAM1EL1; and MPAMSM_EL1 without EnMPAMSM.
+const MPAM2_GUEST: u64 = 3 << 48;
+/// MPAMHCR_EL2: TRAP_MPAMIDR_EL1.
+const MPAMHCR_GUEST: u64 = 1 << 31;
+/// MPAMIDR_EL1.HAS_HCR.
+const MPAMIDR_HAS_HCR: u64 = 1 << 17;
+
 /// Bits 63:50 of HFGRTR_EL2 and HFGWTR_EL2 except 51: "n" bits, 1 = no trap.
 const HFG_HOST: u64 = 0xfff4 << 48;
 /// HFGITR_EL2's n-bits: BRBIALL, BRBINJ, GCS*.
@@ -323,6 +332,7 @@ bitflags! {
         const FGT = 1 << 3;
         const FGT2 = 1 << 4;
         const MPAM = 1 << 5;
+        const MPAM_HCR = 1 << 10;
         const AMU = 1 << 6;
         const RAS = 1 << 7;
         const TRACE_FILTER = 1 << 8;
@@ -350,6 +360,12 @@ impl Optional {
             optional.set(flag, has);
         }
         optional
+    }
+
+    /// What only a register that not every CPU has can tell.
+    fn of_this_cpu(f: &CpuFeatures) -> Self {
+        let hcr = f.mpam && read_mpamidr_el1() & MPAMIDR_HAS_HCR != 0;
+        if hcr { Self::MPAM_HCR } else { Self::empty() }
     }
 }
 
@@ -382,7 +398,7 @@ impl World {
                 | HcrxEl2::PACMEN)
                 .bits(),
             hcrx_guest: (HcrxEl2::MSCEN | HcrxEl2::ENFPM).bits(),
-            optional: Optional::new(f),
+            optional: Optional::new(f) | Optional::of_this_cpu(f),
             mpidr,
         }
     }
@@ -467,8 +483,10 @@ impl World {
             }
         }
         if optional.contains(Optional::MPAM) {
-            // TRAPMPAM0EL1, TRAPMPAM1EL1; MPAMEN (63) belongs to EL3 or is read-only here.
-            write_mpam2_el2(if host { 0 } else { 3 << 48 });
+            write_mpam2_el2(if host { MPAM2_HOST } else { MPAM2_GUEST });
+            if optional.contains(Optional::MPAM_HCR) {
+                write_mpamhcr_el2(if host { 0 } else { MPAMHCR_GUEST });
+            }
         }
     }
 
