@@ -141,7 +141,7 @@ pub fn logged_tests(toolchain: &Toolchain) -> Result<Built> {
         hyp: binary(toolchain, HYP_LOG)?,
         host: binary(toolchain, PAYLOAD)?,
         guest: binary(toolchain, GUEST)?,
-        guest32: None,
+        guest32: Some(binary(toolchain, GUEST32)?),
     };
     pack_built(&built, "")?;
     Ok(built)
@@ -169,8 +169,7 @@ fn pack(
 
 /// Packs what was compiled.
 pub fn pack_built(built: &Built, command_line: &str) -> Result<()> {
-    let guest = with_bss(elf::flatten_file(&built.guest)?);
-    let guest32 = built.guest32.as_deref().map(elf::flatten_file32).transpose()?.map(with_bss);
+    let (guest, guest32) = guests(built)?;
     let mut files = vec![("guest", guest.as_slice())];
     files.extend(guest32.iter().map(|guest| ("guest32", guest.as_slice())));
     let package = image::pack(&Parts {
@@ -182,26 +181,32 @@ pub fn pack_built(built: &Built, command_line: &str) -> Result<()> {
     image::write_whole(&built.image, &package)
 }
 
+/// The guest payloads as they lie in an initrd.
+fn guests(built: &Built) -> Result<(Vec<u8>, Option<Vec<u8>>)> {
+    let guest32 = built.guest32.as_deref().map(elf::flatten_file32).transpose()?;
+    Ok((with_bss(elf::flatten_file(&built.guest)?), guest32.map(with_bss)))
+}
+
 /// A test image in parts, for packing with other programs each time.
 pub struct TestParts {
     hyp: elf::Flat,
     payload: elf::Flat,
     guest: Vec<u8>,
+    guest32: Option<Vec<u8>>,
 }
 
 impl TestParts {
     /// The parts of what was compiled.
     pub fn read(built: &Built) -> Result<Self> {
-        Ok(Self {
-            hyp: elf::flatten_file(&built.hyp)?,
-            payload: image::read_host(&built.host)?,
-            guest: with_bss(elf::flatten_file(&built.guest)?),
-        })
+        let (guest, guest32) = guests(built)?;
+        let (hyp, payload) = (elf::flatten_file(&built.hyp)?, image::read_host(&built.host)?);
+        Ok(Self { hyp, payload, guest, guest32 })
     }
 
     /// Packs them with `programs` for the fuzzer, and writes the image.
     pub fn pack_fuzz(&self, programs: &str, path: &Path) -> Result<()> {
-        let files = [("guest", self.guest.as_slice()), ("programs", programs.as_bytes())];
+        let mut files = vec![("guest", self.guest.as_slice()), ("programs", programs.as_bytes())];
+        files.extend(self.guest32.iter().map(|guest| ("guest32", guest.as_slice())));
         let package = image::pack(&Parts {
             hyp: &self.hyp,
             host: &self.payload,

@@ -64,6 +64,8 @@ kinds! {
     Vm = "vm",
     /// [`Event::Vcpu`]
     Vcpu = "vcpu",
+    /// [`Event::Vcpu32`]
+    Vcpu32 = "vcpu32",
     /// [`Event::Destroy`]
     Destroy = "destroy",
     /// [`Event::Load`]
@@ -133,6 +135,7 @@ impl Kind {
             Event::Suspend { power_down: true } => Self::PowerDown,
             Event::Vm(..) => Self::Vm,
             Event::Vcpu(..) => Self::Vcpu,
+            Event::Vcpu32(_) => Self::Vcpu32,
             Event::Destroy(_) => Self::Destroy,
             Event::Load(_) => Self::Load,
             Event::Put => Self::Put,

@@ -24,6 +24,8 @@ pub struct Shape {
     svls: ArrayVec<u16, CPUS>,
     /// CPU_SUSPEND works.
     suspend: bool,
+    /// EL1 can be AArch32.
+    aarch32: bool,
 }
 
 impl Shape {
@@ -31,7 +33,12 @@ impl Shape {
     /// left alone.
     pub fn new(vls: &[u16], svls: &[u16], suspend: bool) -> Self {
         let first = |list: &[u16]| list.iter().copied().take(CPUS).collect();
-        Self { vls: first(vls), svls: first(svls), suspend }
+        Self { vls: first(vls), svls: first(svls), suspend, aarch32: false }
+    }
+
+    /// The same with CPUs whose EL1 can be AArch32, or can't.
+    pub fn aarch32(self, aarch32: bool) -> Self {
+        Self { aarch32, ..self }
     }
 
     fn cpus(&self) -> usize {
@@ -159,6 +166,12 @@ impl Generator {
             let slot = self.slots[usize::from(vm)];
             (slot.exists && usize::from(slot.vcpus) < VCPUS).then_some(vm)
         })?;
+        if self.rng.u8(..6) == 0 {
+            let slot = &mut self.slots[usize::from(vm)];
+            let name = VcpuName { vm, vcpu: slot.vcpus };
+            slot.vcpus += u8::from(self.shape.aarch32);
+            return Some(Step { cpu: self.cpu, event: Event::Vcpu32(name) });
+        }
         let common = self.shape.common();
         let vl = match self.rng.u8(..16) {
             // Perhaps one that is refused.
@@ -355,8 +368,12 @@ mod tests {
     use std::vec::Vec;
 
     fn program(seed: u64, mode: Mode) -> Vec<Step> {
-        Generator::new(seed, mode, &Shape::new(&[64, 256, 16, 32], &[32, 64, 16, 128], true))
-            .collect()
+        Generator::new(
+            seed,
+            mode,
+            &Shape::new(&[64, 256, 16, 32], &[32, 64, 16, 128], true).aarch32(true),
+        )
+        .collect()
     }
 
     #[test]

@@ -91,6 +91,8 @@ pub enum Event {
     Vm(u8, VmConfig),
     /// A vCPU is created with these VL and SVL: 0 without SVE, without SME.
     Vcpu(VcpuName, u16, u16),
+    /// An AArch32 vCPU is created.
+    Vcpu32(VcpuName),
     /// A VM is taken down.
     Destroy(u8),
     /// A vCPU is loaded on this CPU.
@@ -335,10 +337,11 @@ fn event(words: Words<'_, '_>) -> Result<Event, ParseError> {
             Event::Vm(slot, VmConfig { policy, protected })
         }
         Some("vcpu") => {
-            let (name, vl) = (vcpu(words.next())?, number(words.next())?);
-            match words.next() {
-                None => Event::Vcpu(name, vl, 0),
-                svl => Event::Vcpu(name, vl, number(svl)?),
+            let (name, vl) = (vcpu(words.next())?, words.next());
+            match (vl, words.next()) {
+                (Some("aarch32"), None) => Event::Vcpu32(name),
+                (vl, None) => Event::Vcpu(name, number(vl)?, 0),
+                (vl, svl) => Event::Vcpu(name, number(vl)?, number(svl)?),
             }
         }
         Some("destroy") => Event::Destroy(below(words.next(), VMS)?),
@@ -483,6 +486,7 @@ impl fmt::Display for Event {
                 let kind = if config.protected { "protected" } else { "normal" };
                 write!(f, "vm {slot} {policy} {kind}")
             }
+            Self::Vcpu32(name) => write!(f, "vcpu {name} aarch32"),
             Self::Vcpu(name, vl, 0) => write!(f, "vcpu {name} {vl}"),
             Self::Vcpu(name, vl, svl) => write!(f, "vcpu {name} {vl} {svl}"),
             Self::Destroy(slot) => write!(f, "destroy {slot}"),

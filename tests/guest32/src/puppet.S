@@ -29,6 +29,7 @@ routines:
     .word   registers
     .word   count
     .word   modes
+    .word   driven
 routines_end:
 
 entry:

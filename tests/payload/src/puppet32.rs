@@ -49,9 +49,11 @@ pub enum Routine {
     Count,
     /// Execute code in another mode.
     Modes,
+    /// Not a routine: where a guest of random programs begins.
+    Driven,
 }
 
-const ROUTINES: usize = Routine::Modes as usize + 1;
+const ROUTINES: usize = Routine::Driven as usize + 1;
 
 /// D0-D31.
 pub const VFP_BYTES: usize = 256;
@@ -130,7 +132,7 @@ impl Exception32 {
 }
 
 /// The puppet's file.
-fn code() -> &'static [u8] {
+pub fn code() -> &'static [u8] {
     initrd::file(context().machine, "guest32").expect("the initrd has the AArch32 guest")
 }
 

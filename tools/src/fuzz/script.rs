@@ -132,7 +132,10 @@ impl MachineSpec {
 
     /// What a program for it may count on.
     pub fn shape(&self) -> Shape {
-        Shape::new(&self.largest_vls(), &self.largest_svls(), self.has_firmware())
+        let shape = Shape::new(&self.largest_vls(), &self.largest_svls(), self.has_firmware());
+        // Of QEMU's 64-bit CPUs these have it.
+        let model = self.cpu.split(',').next().unwrap_or_default();
+        shape.aarch32(matches!(model, "max" | "cortex-a53" | "cortex-a57" | "cortex-a72"))
     }
 
     /// The largest SVL of each CPU, bytes; 0: no SME.

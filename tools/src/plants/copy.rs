@@ -210,7 +210,7 @@ impl Copy {
             hyp: self.binary(hyp)?,
             host: self.binary(build::PAYLOAD)?,
             guest: self.binary(build::GUEST)?,
-            guest32: None,
+            guest32: Some(self.binary(build::GUEST32)?),
         };
         let lab = sample::lab(self.qemu.clone(), built, self.binary(build::FIRMWARE)?)?;
         Ok(match sample::sample(&lab, mode, sample::SEED, FUZZ_BOOTS, "fuzz-plant")? {

@@ -380,6 +380,7 @@ fn other(cpu: usize, step: Step, loaded: Option<&FlagShadowPage>) -> u64 {
         }
         Event::Vm(slot, config) => return vms::create(slot.into(), config),
         Event::Vcpu(name, vl, svl) => return vms::create_vcpu(name, vl, svl),
+        Event::Vcpu32(name) => return vms::create_vcpu32(name),
         Event::Destroy(slot) => return vms::destroy(slot.into()),
         Event::Junk(seed) => return junk(seed, loaded.is_some()),
         // Its vCPUs are not those of `load`, which a call must not put behind the books' back.

@@ -19,6 +19,7 @@
 
 mod calls;
 mod cpu;
+mod guest32;
 mod kernel_fp;
 mod order;
 mod vms;

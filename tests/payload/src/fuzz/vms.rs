@@ -1,6 +1,6 @@
 //! The VMs of a program, and entries into their vCPUs.
 
-use super::{cpu::Task, order};
+use super::{cpu::Task, guest32, order};
 use crate::{context::context, workers};
 use core::{
     ops::ControlFlow,
@@ -53,6 +53,8 @@ pub struct Driven {
 #[derive(Default)]
 pub struct Book {
     number: u64,
+    /// It is AArch32.
+    aarch32: bool,
     /// It waits for a command.
     waits: bool,
     /// Commands it has been given.
@@ -61,6 +63,13 @@ pub struct Book {
     sum: u64,
     /// The answer to the MMIO access at which it was left.
     open: Option<u64>,
+}
+
+impl Book {
+    /// x0 and x1 of the answer that gives this command.
+    fn encode(&self, command: Command) -> [u64; 2] {
+        if self.aarch32 { guest32::encode(command, self.given) } else { command.encode() }
+    }
 }
 
 struct Slot {
@@ -120,6 +129,9 @@ pub fn create(slot: usize, config: VmConfig) -> u64 {
     if let Err(error) = vm.map(&Hvc, &mut Pages, first, count, BASE) {
         panic!("VM_MAP: {error}");
     }
+    if context().aarch32() {
+        guest32::map(&mut vm);
+    }
     let handle = vm.handle();
     let vcpus = [const { None }; VCPUS];
     *slot = Some(Slot { vm, handle, vcpus, count: 0, dying: false });
@@ -128,31 +140,51 @@ pub fn create(slot: usize, config: VmConfig) -> u64 {
 
 /// Creates a vCPU in its place, if it is the next one.
 pub fn create_vcpu(name: VcpuName, vl: u16, svl: u16) -> u64 {
+    let (vq, svq) = (Vq::from_vl(vl.into()), Vq::from_vl(svl.into()));
+    // What is no vector length at all can't even be asked for through the library.
+    if (vq.is_none() && vl != 0) || (svq.is_none() && svl != 0) {
+        return 2;
+    }
+    create_with(name, VcpuFeatures { vq, svq, aarch32: false })
+}
+
+/// The same of an AArch32 one.
+pub fn create_vcpu32(name: VcpuName) -> u64 {
+    create_with(name, VcpuFeatures::AARCH32)
+}
+
+fn create_with(name: VcpuName, features: VcpuFeatures) -> u64 {
     let mut slot = SLOTS[usize::from(name.vm)].lock();
     let Some(slot) = slot.as_mut().filter(|slot| slot.count == usize::from(name.vcpu)) else {
         return 1;
     };
-    let (vq, svq) = (Vq::from_vl(vl.into()), Vq::from_vl(svl.into()));
-    // What is no vector length at all can't even be asked for through the library.
-    if (vq.is_none() && vl != 0) || (svq.is_none() && svl != 0) || slot.dying {
+    if slot.dying {
         return 2;
     }
     let owner =
         OWNERS.start + NEXT_OWNER.fetch_add(1, Ordering::SeqCst) % (OWNERS.end - OWNERS.start);
-    let argument = Argument { vcpu: name.vcpu, owner, vq, svq, mode: Mode::Driven };
-    let features = VcpuFeatures { vq, svq, aarch32: false };
-    let settings = VcpuSettings { features, entry: BASE, argument: argument.encode() };
+    let settings = if features.aarch32 && context().aarch32() {
+        let argument = guest32::argument(owner, name.vcpu);
+        VcpuSettings { features, entry: guest32::entry(), argument }
+    } else {
+        let VcpuFeatures { vq, svq, .. } = features;
+        let argument = Argument { vcpu: name.vcpu, owner, vq, svq, mode: Mode::Driven };
+        VcpuSettings { features, entry: BASE, argument: argument.encode() }
+    };
     let mut supplier = Supplier(None);
     match slot.vm.create_vcpu(&Hvc, &mut supplier, settings) {
         Ok(vcpu) => {
             assert!(possible(features), "a vCPU has a vector length that guests can't have");
             let flags = supplier.0.expect("asked for while creating");
-            let book = Book { number: name.vcpu.into(), ..Book::default() };
+            let (number, aarch32) = (name.vcpu.into(), features.aarch32);
+            let book = Book { number, aarch32, ..Book::default() };
             slot.vcpus[slot.count] = Some(Driven { vcpu, flags, book });
             slot.count += 1;
             0
         }
-        Err(BuildError::Hyp(Error::BadVl | Error::NoSve | Error::NoSme)) if !possible(features) => {
+        Err(BuildError::Hyp(Error::BadVl | Error::NoSve | Error::NoSme | Error::NoAarch32))
+            if !possible(features) =>
+        {
             3
         }
         Err(error) => panic!("VCPU_CREATE: {error}"),
@@ -161,6 +193,7 @@ pub fn create_vcpu(name: VcpuName, vl: u16, svl: u16) -> u64 {
 
 fn possible(features: VcpuFeatures) -> bool {
     among(features, context().guests, context().guests_streaming)
+        && (context().aarch32() || !features.aarch32)
 }
 
 fn among(features: VcpuFeatures, vqs: VqSet, svqs: VqSet) -> bool {
@@ -271,7 +304,7 @@ impl<'b> Entry<'b> {
         }
         let mut command = Some(run.command);
         if self.book.waits {
-            let [x0, x1] = run.command.encode();
+            let [x0, x1] = self.book.encode(run.command);
             loaded.answer([x0, x1, 0, 0]);
             self.book.waits = false;
             self.book.given += 1;
@@ -288,6 +321,7 @@ impl<'b> Entry<'b> {
             Stop::Done => 0,
             Stop::Left => 1,
             Stop::Failed(failure) => named(failure),
+            Stop::Failed32(found) => guest32::failed(found),
             Stop::Broken(esr) => panic!("the guest broke: ESR_EL2 {esr:#x}"),
             Stop::Nothing(address) => panic!("the guest accesses {address:#x}"),
             Stop::Strange(x0) => panic!("the guest says {x0:#x}"),
@@ -310,6 +344,7 @@ enum Stop {
     /// It was left at an exit, or everybody has to stop.
     Left,
     Failed(Failure),
+    Failed32([u64; 3]),
     Broken(u64),
     Nothing(u64),
     Strange(u64),
@@ -358,8 +393,8 @@ impl ExitHandler for Exits<'_> {
             }
             NEXT => match self.command.take() {
                 Some(command) => {
+                    let [x0, x1] = self.book.encode(command);
                     self.book.given += 1;
-                    let [x0, x1] = command.encode();
                     ControlFlow::Continue([x0, x1, 0, 0])
                 }
                 None => {
@@ -367,6 +402,7 @@ impl ExitHandler for Exits<'_> {
                     ControlFlow::Break(Stop::Done)
                 }
             },
+            FAIL if self.book.aarch32 => ControlFlow::Break(Stop::Failed32([x[1], x[2], x[3]])),
             FAIL => {
                 let failure = Failure::decode([x[1], x[2], x[3], x[4], x[5]]);
                 ControlFlow::Break(Stop::Failed(failure))

@@ -2,6 +2,7 @@
 
 mod aarch32;
 mod aarch32_fp;
+mod aarch32_traps;
 mod exits;
 mod fp_smp;
 mod fp_switch;
@@ -39,6 +40,7 @@ pub const ALL: &[Area] = &[
     ("hidden", hidden::TESTS),
     ("exits", exits::TESTS),
     ("aarch32", aarch32::TESTS),
+    ("aarch32_traps", aarch32_traps::TESTS),
     ("aarch32_fp", aarch32_fp::TESTS),
     ("interrupts", interrupts::TESTS),
     ("fp_switch", fp_switch::TESTS),
