@@ -15,6 +15,7 @@ use umbra_shared::exit::{ExitInfo, Reason, RunFlags};
 
 tests![
     aarch32_mmio,
+    aarch32_big_endian_mmio,
     aarch32_mmio_abort_is_a_data_abort,
     aarch32_fetch_abort_is_a_prefetch_abort,
     aarch32_undefined_in_a32_and_t32,
@@ -74,6 +75,36 @@ fn aarch32_mmio() -> Result<(), Skip> {
     assert_eq!(exit.data[0], NOWHERE + 16);
     Hvc.vm_map(guest.machine.vm, ledger::take(1), NOWHERE).expect("VM_MAP");
     assert_eq!(guest.resume(RunFlags::empty(), [7; 4]).done()[0], 0);
+    Ok(())
+}
+
+/// A device sees the bytes of a big-endian access in its own order, and the other way round.
+fn aarch32_big_endian_mmio() -> Result<(), Skip> {
+    need_aarch32()?;
+    const SETEND_BE: u32 = 0xf101_0200;
+    const SETEND_LE: u32 = 0xf101_0000;
+    const BX_LR: u32 = 0xe12f_ff1e;
+    let guest = guest();
+    let access = |instruction: u32, value: u32| {
+        let code = [SETEND_BE, instruction, SETEND_LE, BX_LR];
+        guest.run_code(&code, value, NOWHERE as u32).exit(Reason::Mmio).data[1]
+    };
+    for (instruction, expected) in
+        [(insn::STRB, 0x44), (insn::STRH, 0x4433), (insn::STR, 0x4433_2211)]
+    {
+        assert_eq!(access(instruction, 0x1122_3344), expected, "{instruction:#x}");
+        guest.resume(RunFlags::empty(), [0; 4]).done();
+    }
+    for (instruction, expected) in [
+        (insn::LDRB, 0x88),
+        (insn::LDRH, 0x8877),
+        (insn::LDR, 0x8877_6655),
+        (insn::LDRSH, 0xffff_8877),
+    ] {
+        access(instruction, 0);
+        let r = guest.resume(RunFlags::empty(), [0x1122_3344_5566_7788, 0, 0, 0]).done();
+        assert_eq!(r[0], expected, "{instruction:#x}");
+    }
     Ok(())
 }
 
