@@ -117,7 +117,7 @@ pub const fn extend(data: u64, bytes: u8, sign: bool, wide: bool) -> u64 {
 }
 
 /// The data of an access of `bytes` bytes as a device sees it, or the other way round: a big-endian access
-/// has its first byte in the register's uppermost of them.
+/// has its first byte in the register's uppermost of them. What lies above them in `data` doesn't matter.
 pub const fn device_order(data: u64, bytes: u8, big_endian: bool) -> u64 {
     if big_endian { data.swap_bytes() >> (64 - 8 * bytes as u32) } else { data }
 }
@@ -323,6 +323,7 @@ mod tests {
             let data = 0x1122_3344_5566_7788 & u64::MAX >> (64 - 8 * u32::from(bytes));
             assert_eq!(device_order(data, bytes, true), swapped);
             assert_eq!(device_order(swapped, bytes, true), data);
+            assert_eq!(device_order(0x1122_3344_5566_7788, bytes, true), swapped);
             assert_eq!(device_order(data, bytes, false), data);
         }
         let (ee, e0e) = (1 << 25, 1 << 24);

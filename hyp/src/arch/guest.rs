@@ -235,7 +235,6 @@ pub fn write_register(vcpu: &mut Vcpu, n: u8, value: u64) {
 #[inline(never)]
 pub fn complete_read(vcpu: &mut Vcpu, data: u64) {
     if let Open::Read { register, bytes, big_endian, sign, wide, esr, .. } = vcpu.open {
-        let data = syndrome::extend(data, bytes, false, true);
         let data = syndrome::device_order(data, bytes, big_endian);
         write_register(vcpu, register, syndrome::extend(data, bytes, sign, wide));
         step_over(vcpu, esr);
