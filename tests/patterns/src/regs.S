@@ -12,6 +12,11 @@ umbra_pattern_load_sve:
     addvl   x1, x1, #1
     ldr     p0, [x1, #16, mul vl]           // FFR comes through a predicate register, so it is first
     wrffr   p0.b
+// The same without FFR, for streaming mode.
+.global umbra_pattern_load_streaming
+umbra_pattern_load_streaming:
+    addvl   x1, x0, #31
+    addvl   x1, x1, #1
 .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
     ldr     p\n, [x1, #\n, mul vl]
 .endr
@@ -23,6 +28,16 @@ umbra_pattern_load_sve:
 // x0 = buffer. Leaves every register as it is.
 .global umbra_pattern_dump_sve
 umbra_pattern_dump_sve:
+    mov     x2, x30
+    bl      umbra_pattern_dump_streaming
+    rdffr   p0.b
+    str     p0, [x1, #16, mul vl]
+    ldr     p0, [x1]
+    ret     x2
+
+// The same without FFR, for streaming mode. x1 = where P0 went.
+.global umbra_pattern_dump_streaming
+umbra_pattern_dump_streaming:
     addvl   x1, x0, #31
     addvl   x1, x1, #1
 .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
@@ -31,9 +46,6 @@ umbra_pattern_dump_sve:
 .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
     str     p\n, [x1, #\n, mul vl]
 .endr
-    rdffr   p0.b
-    str     p0, [x1, #16, mul vl]
-    ldr     p0, [x1]
     ret
 
 .arch_extension nosve
@@ -60,32 +72,6 @@ umbra_pattern_dump_fpsimd:
 .arch_extension sve
 .arch_extension sme
 .arch_extension sme2
-
-// x0 = image. Streaming mode without FFR.
-.global umbra_pattern_load_streaming
-umbra_pattern_load_streaming:
-    addvl   x1, x0, #31
-    addvl   x1, x1, #1
-.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
-    ldr     p\n, [x1, #\n, mul vl]
-.endr
-.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
-    ldr     z\n, [x0, #\n, mul vl]
-.endr
-    ret
-
-// x0 = buffer.
-.global umbra_pattern_dump_streaming
-umbra_pattern_dump_streaming:
-    addvl   x1, x0, #31
-    addvl   x1, x1, #1
-.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
-    str     z\n, [x0, #\n, mul vl]
-.endr
-.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
-    str     p\n, [x1, #\n, mul vl]
-.endr
-    ret
 
 // x0 = a row of ZA, x1 = its number.
 .global umbra_pattern_load_za

@@ -57,6 +57,11 @@ umbra_puppet_fill_sve:
     addvl   x2, x2, #1
     ldr     p0, [x2, #16, mul vl]
     wrffr   p0.b
+// The same without FFR, for streaming mode.
+.global umbra_puppet_fill_streaming
+umbra_puppet_fill_streaming:
+    addvl   x2, x1, #31
+    addvl   x2, x2, #1
 .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
     ldr     p\n, [x2, #\n, mul vl]
 .endr
@@ -69,6 +74,16 @@ umbra_puppet_fill_sve:
 // x1 = buffer. Returns the VL.
 .global umbra_puppet_dump_sve
 umbra_puppet_dump_sve:
+    mov     x3, x30
+    bl      umbra_puppet_dump_streaming
+    rdffr   p0.b
+    str     p0, [x2, #16, mul vl]
+    ldr     p0, [x2]
+    ret     x3
+
+// The same without FFR, for streaming mode. x2 = where P0 went.
+.global umbra_puppet_dump_streaming
+umbra_puppet_dump_streaming:
     addvl   x2, x1, #31
     addvl   x2, x2, #1
 .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
@@ -77,9 +92,6 @@ umbra_puppet_dump_sve:
 .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
     str     p\n, [x2, #\n, mul vl]
 .endr
-    rdffr   p0.b
-    str     p0, [x2, #16, mul vl]
-    ldr     p0, [x2]
     rdvl    x0, #1
     ret
 
@@ -115,32 +127,6 @@ umbra_puppet_set_smcr:
 .global umbra_puppet_rdsvl
 umbra_puppet_rdsvl:
     rdsvl   x0, #1
-    ret
-
-// x1 = image without FFR.
-.global umbra_puppet_fill_streaming
-umbra_puppet_fill_streaming:
-    addvl   x2, x1, #31
-    addvl   x2, x2, #1
-.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
-    ldr     p\n, [x2, #\n, mul vl]
-.endr
-.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
-    ldr     z\n, [x1, #\n, mul vl]
-.endr
-    ret
-
-// x1 = buffer.
-.global umbra_puppet_dump_streaming
-umbra_puppet_dump_streaming:
-    addvl   x2, x1, #31
-    addvl   x2, x2, #1
-.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
-    str     z\n, [x1, #\n, mul vl]
-.endr
-.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
-    str     p\n, [x2, #\n, mul vl]
-.endr
     ret
 
 // x1 = rows of ZA, one behind the other.
