@@ -178,7 +178,7 @@ fn early_console(fdt: &Fdt<'_>, why: u64) {
     let Some(uart) = find_console(fdt) else { return };
     // Device-nGnRE, never executable, and AP[1] as the translation regime wants it.
     let attributes = 3 << 53 | 1 << 10 | 1 << 2 | 1 | if why == 0 { 1 << 6 } else { 0 };
-    set_boot_descriptor(2, CONSOLE_WINDOW_L2, uart / BLOCK * BLOCK | attributes);
+    set_boot_descriptor(2, CONSOLE_WINDOW_L2, (uart / BLOCK * BLOCK) | attributes);
     let address = IMAGE_BASE + CONSOLE_WINDOW_L2 * WINDOW_BYTES + (uart % BLOCK) as usize;
     // SAFETY: just mapped, as Device.
     unsafe { console::init(address) };
@@ -186,7 +186,7 @@ fn early_console(fdt: &Fdt<'_>, why: u64) {
 
 fn package() -> PackageHeader {
     // SAFETY: part of the image, written by nobody once it is loaded.
-    let bytes: &[u8] = unsafe { &*(&raw const umbra_package_header) };
+    let bytes: &[u8] = unsafe { &umbra_package_header };
     let Ok(header) = PackageHeader::read_from_bytes(bytes) else {
         refuse(format_args!("damaged package header"))
     };

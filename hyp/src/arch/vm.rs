@@ -162,7 +162,7 @@ impl Loaded {
 
     /// Both numbers as the log has them.
     pub const fn name(&self) -> u64 {
-        self.vm as u64 + 1 | (self.index as u64) << 8
+        (self.vm as u64 + 1) | ((self.index as u64) << 8)
     }
 }
 
