@@ -328,7 +328,7 @@ fn r29_registers_survive_other_guests() -> Result<(), Skip> {
     for policy in POLICIES {
         let machine = puppet32::machine(VmConfig { policy, protected: false });
         let other = puppet32::machine(VmConfig { policy, protected: false });
-        let guests = [&machine, &machine, &other].map(|machine| puppet32::vcpu(machine));
+        let guests = [&machine, &machine, &other].map(puppet32::vcpu);
         let aarch64 = puppet::Machine::with_policy(policy).vcpu(context().largest());
         for (n, guest) in (1..).zip(&guests) {
             guest.loaded(|guest| {

@@ -59,7 +59,7 @@ pub fn fill(page: u64) {
     let words = mmu::linear::<u64>(page);
     for n in 0..PAGE_SIZE / 8 {
         // SAFETY: a page of the test's.
-        unsafe { words.add(n).write(0xc0de_0000_0000_0000 | page + n as u64) };
+        unsafe { words.add(n).write(0xc0de_0000_0000_0000 | (page + n as u64)) };
     }
 }
 
@@ -68,7 +68,7 @@ pub fn fill(page: u64) {
 pub fn assert_content(page: u64, filled: bool) {
     for n in 0..PAGE_SIZE as u64 / 8 {
         let word = probe_read(page + 8 * n).expect("the page is the host's");
-        let expected = if filled { 0xc0de_0000_0000_0000 | page + n } else { 0 };
+        let expected = if filled { 0xc0de_0000_0000_0000 | (page + n) } else { 0 };
         assert_eq!(word, expected, "{page:#x} word {n}");
     }
 }
@@ -192,7 +192,7 @@ fn guest_sees_what_the_host_put_there() -> Result<(), Skip> {
         for (n, page) in each(pages, 4).enumerate() {
             for word in [0, 1, 255, 511] {
                 puppet.at(0x9000_0000 + n as u64 * PAGE + 8 * word);
-                let expected = 0xc0de_0000_0000_0000 | page + word;
+                let expected = 0xc0de_0000_0000_0000 | (page + word);
                 assert_eq!(puppet.exec(insn::LDR64, 0), expected, "page {n} word {word}");
             }
         }

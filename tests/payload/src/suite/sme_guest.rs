@@ -86,7 +86,7 @@ fn smcr_of_a_guest_takes_any_value() -> Result<(), Skip> {
     let guest = Guest::new(Policy::Lazy).puppet;
     for len in 0..16 {
         let ezt0 = if sme::has_zt0() { sme::EZT0 } else { 0 };
-        let value = len | ezt0 * (len & 1) | if sme::has_fa64() { sme::FA64 } else { 0 };
+        let value = len | (ezt0 * (len & 1)) | if sme::has_fa64() { sme::FA64 } else { 0 };
         guest.write(sysreg::SMCR, value);
         streaming::host(SM | ZA);
         assert_eq!(guest.read(sysreg::SMCR), value, "SMCR_EL1 across a switch");

@@ -661,7 +661,7 @@ fn smcr_and_tpidr2_are_the_hosts() -> Result<(), Skip> {
             let mut guest = what.guest(policy);
             let has_sme = guest.puppet.svq.is_some();
             for n in 0..18 {
-                let value = if n < 16 { n } else { sme::FA64 | sme::EZT0 | (n & 1) * 0xf };
+                let value = if n < 16 { n } else { sme::FA64 | sme::EZT0 | ((n & 1) * 0xf) };
                 sme::set_smcr(value);
                 let taken = sme::smcr();
                 assert_eq!(taken & 0xf, value & 0xf);
