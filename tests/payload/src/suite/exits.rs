@@ -202,20 +202,17 @@ fn what_cannot_be_emulated_is_a_fault() -> Result<(), Skip> {
 
 fn fetch_from_nowhere_is_a_fault() -> Result<(), Skip> {
     let guest = guest();
-    for _ in 0..2 {
-        let exit = guest.attempt(insn::BR, NOWHERE + 0x1000).exit(Reason::Fault);
-        assert_eq!(exit.data[0], NOWHERE + 0x1000);
-        let exit = guest.resume(RunFlags::empty(), [0; 4]).exit(Reason::Fault);
-        assert_eq!(exit.data[0], NOWHERE + 0x1000);
-        // A page of returns, and the guest is back in its loop.
-        let page = ledger::take(1);
-        let words = umbra_host::kernel::mmu::linear::<u32>(page);
-        // SAFETY: a page of the test's.
-        unsafe { words.write(0xd65f_03c0) };
-        Hvc.vm_map(guest.machine.vm, page, NOWHERE + 0x1000).expect("VM_MAP");
-        finish(&guest, RunFlags::empty(), [0; 4]);
-        break;
-    }
+    let exit = guest.attempt(insn::BR, NOWHERE + 0x1000).exit(Reason::Fault);
+    assert_eq!(exit.data[0], NOWHERE + 0x1000);
+    let exit = guest.resume(RunFlags::empty(), [0; 4]).exit(Reason::Fault);
+    assert_eq!(exit.data[0], NOWHERE + 0x1000);
+    // A page of returns, and the guest is back in its loop.
+    let page = ledger::take(1);
+    let words = umbra_host::kernel::mmu::linear::<u32>(page);
+    // SAFETY: a page of the test's.
+    unsafe { words.write(0xd65f_03c0) };
+    Hvc.vm_map(guest.machine.vm, page, NOWHERE + 0x1000).expect("VM_MAP");
+    finish(&guest, RunFlags::empty(), [0; 4]);
     Ok(())
 }
 

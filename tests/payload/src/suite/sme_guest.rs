@@ -64,8 +64,8 @@ fn i4_no_guest_exceeds_its_streaming_clamp() -> Result<(), Skip> {
                         guest.call(Routine::SetSvcr, [SM, 0, 0]);
                         assert_eq!(Some(guest.rdvl()), expected, "SMCR_EL1 {smcr:#x}, streaming");
                         guest.call(Routine::SetSvcr, [0, 0, 0]);
-                        if vq.is_some() {
-                            assert_eq!(guest.set_len(15), vq.expect("SVE"), "the other clamp");
+                        if let Some(vq) = vq {
+                            assert_eq!(guest.set_len(15), vq, "the other clamp");
                         }
                     }
                     guest.call(Routine::SetSmcr, [15, 0, 0]);

@@ -144,8 +144,8 @@ fn streaming_guests_and_a_sibling_in_turn() -> Result<(), Skip> {
         guest.fill_something(0);
         guest
     });
-    for round in 0..4 {
-        streaming::host(MODES[round]);
+    for (round, &mode) in MODES.iter().enumerate() {
+        streaming::host(mode);
         for (n, guest) in guests.iter_mut().enumerate() {
             guest.fill_something(round + n);
         }
