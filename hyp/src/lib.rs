@@ -8,17 +8,17 @@
 //!
 //! The packed image ([`umbra_shared::package`]) is entered as a Linux `Image` is, at EL2: MMU off, at a 2
 //! MiB boundary, x0 the DTB's address; U-Boot's `booti` does that. Everything else is in the DTB
-//! ([`platform`]): CPUs, RAM and what of it is reserved, a GICv3, PSCI by SMC, a PL011 for messages if
+//! ([`boot::platform`]): CPUs, RAM and what of it is reserved, a GICv3, PSCI by SMC, a PL011 for messages if
 //! there is one. HCR_EL2.E2H must be clearable, and EL3 must leave EL2 what the CPU has (SVE, SME,
 //! pointer authentication, the GIC's system registers), on every CPU.
 //!
 //! # What the host sees
 //!
 //! An unmodified Linux finds a machine without EL2: it is started at EL1, its /memory has no hyp in it,
-//! its PSCI calls are SMCs that [`psci`] interposes. Its page tables are below an identity map that lacks
+//! its PSCI calls are SMCs that [`power::psci`] interposes. Its page tables are below an identity map that lacks
 //! hyp's memory: an access there is a synchronous external abort. All CPU features are its own but for
 //! EL2, and its FP registers move only when a guest has displaced them ([`fp`]), or when
-//! [`options`] ask for that.
+//! [`boot::options`] ask for that.
 //!
 //! # Where it is unsafe
 //!
@@ -28,32 +28,32 @@
 //!
 //! | module | blocks | other | for |
 //! |---|---|---|---|
-//! | `arch/arrival.rs` | 4 | 1 | this CPU's data and host image, which boot made; the function that boot.S comes back to; YIELD |
-//! | `arch/boot.rs` | 9 | 2 | addresses that the linker script and boot.S define; the device tree and the package where the loader put them; memory taken from the pool for the first time; the jump to the final tables |
+//! | `boot/arrival.rs` | 4 | 1 | this CPU's data and host image, which boot made; the function that boot.S comes back to; YIELD |
+//! | `boot/start.rs` | 9 | 2 | addresses that the linker script and boot.S define; the device tree and the package where the loader put them; memory taken from the pool for the first time; the jump to the final tables |
 //! | `arch/console.rs` | 1 | 1 | the UART's registers |
-//! | `arch/cpu.rs` | 11 | 3 | per-CPU data behind TPIDR_EL2; EL2's translation and entry to the host; WFE, WFI, SEV |
+//! | `cpu.rs` | 11 | 3 | per-CPU data behind TPIDR_EL2; EL2's translation and entry to the host; WFE, WFI, SEV |
 //! | `arch/fatal.rs` | 2 | 2 | the stack as a list of frames, when something has gone wrong |
-//! | `arch/frames.rs` | 3 | 2 | lists of free pages, threaded through the pages |
-//! | `arch/guest.rs` | 1 | 1 | the return state of a guest whose trap ends without a switch; the function that switch.S calls |
-//! | `arch/interrupts.rs` | 1 | 0 | list registers, by number |
+//! | `memory/frames.rs` | 3 | 2 | lists of free pages, threaded through the pages |
+//! | `guest/traps.rs` | 1 | 1 | the return state of a guest whose trap ends without a switch; the function that switch.S calls |
+//! | `world/interrupts.rs` | 1 | 0 | list registers, by number |
 //! | `arch/log.rs` | 1 | 3 | records in a static that every CPU writes (test builds only) |
-//! | `arch/mem.rs` | 5 | 1 | pages that hyp has mapped: wiped, cleaned, and flag-shadow pages as atomics |
+//! | `memory/hw.rs` | 5 | 1 | pages that hyp has mapped: wiped, cleaned, and flag-shadow pages as atomics |
 //! | `arch/mod.rs` | 1 | 0 | YIELD |
-//! | `arch/run.rs` | 2 | 0 | the return state of an ERET, into the guest and back to the host |
+//! | `guest/run.rs` | 2 | 0 | the return state of an ERET, into the guest and back to the host |
 //! | `arch/sysreg.rs` | 6 | 0 | MRS and MSR of registers that the sysreg crate lacks; barriers |
-//! | `arch/tables.rs` | 6 | 4 | TLB maintenance; functions that aarch64-paging wants and nobody calls |
-//! | `arch/trap.rs` | 3 | 1 | this CPU's data at an exception; the host's return state |
-//! | `arch/vm.rs` | 5 | 2 | a vCPU in its donated pages, which its slot or its CPU has to itself |
-//! | `arch/world.rs` | 5 | 1 | the world switch (switch.S); registers that decide what traps |
+//! | `memory/tables.rs` | 6 | 4 | TLB maintenance; functions that aarch64-paging wants and nobody calls |
+//! | `host/traps.rs` | 3 | 1 | this CPU's data at an exception; the host's return state |
+//! | `vm/slots.rs` | 5 | 2 | a vCPU in its donated pages, which its slot or its CPU has to itself |
+//! | `world/switch.rs` | 5 | 1 | the world switch (switch.S); registers that decide what traps |
 //! | `fp/hw.rs` | 19 | 3 | the routines that move FP registers (regs.S); images in donated memory |
 //!
 //! # Locks
 //!
 //! A CPU takes them in this order and holds at most one of each kind:
 //!
-//! 1. a VM's slot (`arch::vm`), which guards the VM, its vCPUs' places and its stage 2;
-//! 2. memory (`arch::mem`): owners, hyp's stage 1, the host's stage 2;
-//! 3. a list of pages for tables (`arch::frames`): hyp's, the host's or a VM's. With one of these held
+//! 1. a VM's slot (`vm::slots`), which guards the VM, its vCPUs' places and its stage 2;
+//! 2. memory (`memory::hw`): owners, hyp's stage 1, the host's stage 2;
+//! 3. a list of pages for tables (`memory::frames`): hyp's, the host's or a VM's. With one of these held
 //!    nothing is done but to take a page or to put one.
 //!
 //! The console's is taken by messages alone, which are for boot, for the end, and for no transition.
@@ -61,24 +61,22 @@
 //! own; a guest's call about its memory takes its VM's and lets it go before the guest goes on. What a
 //! CPU does with a lock held is bounded by [`umbra_shared::call::MAX_PAGES_PER_CALL`].
 //!
-//! Nothing fails for want of memory once a transition has begun. A VM brings its tables: [`vms`] asks
+//! Nothing fails for want of memory once a transition has begun. A VM brings its tables: [`vm::life`] asks
 //! whether the worst case is there before a page changes hands, with the slot locked from then on, so
 //! that nobody else can use them up. Hyp and the host have enough from boot for all of RAM in single
 //! pages. vCPUs and slots are counted before anything is donated.
 
 #![cfg_attr(not(test), no_std)]
 
-pub mod aarch32;
-pub mod cpufeatures;
-pub mod fp;
-pub mod idregs;
-pub mod memory;
-pub mod options;
-pub mod platform;
-pub mod psci;
-pub mod stats;
-pub mod syndrome;
-pub mod vms;
-
-#[cfg(target_os = "none")]
 pub mod arch;
+pub mod boot;
+#[cfg(target_os = "none")]
+pub mod cpu;
+pub mod fp;
+pub mod guest;
+#[cfg(target_os = "none")]
+pub mod host;
+pub mod memory;
+pub mod power;
+pub mod vm;
+pub mod world;

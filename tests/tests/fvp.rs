@@ -7,7 +7,7 @@ use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
 use umbra_firmware::config::SuspendFormat;
 use umbra_firmware::tree::{Facts, Power, hand_over};
-use umbra_hyp::platform::{self, Conduit, HostBoot, Platform};
+use umbra_hyp::boot::platform::{self, Conduit, HostBoot, Platform};
 use umbra_tools::board::Board;
 use umbra_tools::fvp::tree::{MAX_CPUS, tree};
 use umbra_tools::fvp::{check_tree, tree_compiler};

@@ -4,10 +4,10 @@
 //! functions and source lines, and resets the machine: a hypervisor that has lost track must not go
 //! on guarding anything.
 
-use super::console::emergency;
-use super::cpu::Cpu;
-use super::layout::{STACK_BYTES, STACKS_BASE};
+use crate::arch::console::emergency;
+use crate::arch::layout::{STACK_BYTES, STACKS_BASE};
 use crate::arch::sysreg::sys::{read_elr_el2, read_esr_el2, read_far_el2, read_spsr_el2};
+use crate::cpu::Cpu;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
@@ -29,7 +29,7 @@ fn begin() {
         // It died again over its last words: those must wait, the reset must not.
         Err(dying) if dying == me => reset(),
         Err(_) => loop {
-            super::cpu::wait_for_event();
+            crate::cpu::wait_for_event();
         },
     }
 }
@@ -63,7 +63,7 @@ fn reset() -> ! {
         smccc::psci::system_reset::<smccc::Smc>()
     };
     loop {
-        super::cpu::wait_for_event();
+        crate::cpu::wait_for_event();
     }
 }
 

@@ -62,11 +62,11 @@ pub fn boot() {}
 #[cfg(feature = "transition-log")]
 mod real {
     use super::{CpuFp, Image, Transition};
-    use crate::arch::cpu::{Cpu, machine};
-    use crate::arch::mem;
+    use crate::boot::platform::MAX_CPUS;
+    use crate::cpu::{Cpu, machine};
     use crate::fp::{HostImage, Live};
+    use crate::memory::hw;
     use crate::memory::pages::Pages;
-    use crate::platform::MAX_CPUS;
     use core::cell::UnsafeCell;
     use core::sync::atomic::{AtomicU64, Ordering};
     use umbra_shared::record::{FpState, Kind, Record, TOUCHED};
@@ -219,7 +219,7 @@ mod real {
         let (vqs, svqs) = (vqs.into(), svqs.into());
         let aarch32 = machine.aarch32.into();
         note(Kind::Machine, [machine.cpus as u64, vqs, bits, root, svqs, aarch32, 0]);
-        mem::with(|memory| {
+        hw::with(|memory| {
             for (pa, count, change) in memory.pages.runs() {
                 note(Kind::Pages, [count, pa, change.encode(), 0, 0, 0, 0]);
             }

@@ -1,6 +1,6 @@
 //! System registers that the arm-sysregs crate lacks, and barriers.
 
-use crate::cpufeatures::AARCH32_REGISTERS;
+use crate::world::cpufeatures::AARCH32_REGISTERS;
 use core::arch::asm;
 
 /// The registers that the arm-sysregs crate has, whichever EL they belong to, under one name.

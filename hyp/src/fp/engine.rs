@@ -76,7 +76,7 @@
 
 use super::hardware::{Access, FpHw, Svcr};
 use super::vcpu::{FPEXC_EN, VcpuFp};
-use crate::stats::Stats;
+use crate::arch::stats::Stats;
 use umbra_shared::call::{Counter, Policy};
 use umbra_shared::flags::{HostFlags, HypFlags};
 use umbra_shared::sme::Storage;

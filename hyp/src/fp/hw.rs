@@ -3,7 +3,7 @@
 use super::{Access, FpHw, Svcr};
 use crate::arch::sysreg;
 use crate::arch::sysreg::sys::{CptrEl2, write_cptr_el2};
-use crate::cpufeatures::CpuFeatures;
+use crate::world::cpufeatures::CpuFeatures;
 use core::ptr::NonNull;
 use umbra_shared::sme::{Storage, za_bytes};
 use umbra_shared::sve::{IMAGE_ALIGN, Layout};

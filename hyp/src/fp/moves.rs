@@ -11,7 +11,7 @@
 use super::engine::{CpuFp, HostImage, Live};
 use super::hardware::{FpHw, Svcr};
 use super::vcpu::{VcpuFp, file_bytes};
-use crate::stats::Stats;
+use crate::arch::stats::Stats;
 use umbra_shared::call::{Counter, Policy};
 use umbra_shared::flags::HostFlags;
 use umbra_shared::sme::{ZT0_BYTES, za_bytes};

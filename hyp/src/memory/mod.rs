@@ -1,10 +1,15 @@
-//! Memory: who owns each page ([`pages`]), in which order it changes hands ([`handover`]), and what
-//! becomes of translations and TLBs ([`stage2`]).
-
-#![forbid(unsafe_code)]
+//! Memory: who owns each page ([`pages`]), in which order it changes hands ([`handover`]), what
+//! becomes of translations and TLBs ([`stage2`]); and on the target what that is put into effect with
+//! (`hw`), page tables (`tables`) and the pages they are made of (`frames`).
 
 #[cfg(feature = "transition-log")]
 mod changes;
+#[cfg(target_os = "none")]
+pub mod frames;
 pub mod handover;
+#[cfg(target_os = "none")]
+pub mod hw;
 pub mod pages;
 pub mod stage2;
+#[cfg(target_os = "none")]
+pub mod tables;

@@ -1,6 +1,6 @@
 //! The command line: hyp's words among the host's.
 
-use umbra_hyp::options::Options;
+use umbra_hyp::boot::options::Options;
 
 /// Reads a command line.
 pub fn command_line(data: &[u8]) {

@@ -1,7 +1,7 @@
 //! ESR_EL2 and kin: what trapped, and what a lower EL gets instead.
 
 use crate::Numbers;
-use umbra_hyp::syndrome::{
+use umbra_hyp::guest::syndrome::{
     Abort, SysReg, class, ec, esr_external_abort, extend, fault_ipa, pstate, vector,
 };
 

@@ -24,7 +24,7 @@ mod machine;
 mod mind;
 
 use super::{Access, CpuFp, FpHw, GuestTrap, HostImage, Live, Svcr, TrapClass, VcpuFp};
-use crate::stats::Stats;
+use crate::arch::stats::Stats;
 use machine::{Age, Cell, Cells, FILE, HIGH, Hw, Image, PRED, ZA};
 use mind::{Mind, displace};
 use stateright::{Checker, Model, Property};

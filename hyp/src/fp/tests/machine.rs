@@ -6,7 +6,7 @@ use super::super::{
     Access, CpuFp, FpHw, GuestTrap, HostImage, Live, Svcr, TrapClass, VcpuFp, host_storage,
 };
 use super::mind::Expected;
-use crate::stats::Stats;
+use crate::arch::stats::Stats;
 use umbra_shared::call::Policy;
 use umbra_shared::error::Error;
 use umbra_shared::flags::{HostFlags, HypFlags};

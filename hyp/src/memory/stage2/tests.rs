@@ -5,7 +5,7 @@ use super::machine::{BLOCK_BYTES, CPUS, HOST, Kind, SimTable, SimTlb, World, vmi
 use super::*;
 use crate::memory::handover::{Hands, Ready};
 use crate::memory::pages::{Page, PageRange, State, VmId, count};
-use crate::vms::{self, Machine, NewVcpu, Vm};
+use crate::vm::life::{self, Machine, NewVcpu, Vm};
 use proptest::prelude::*;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -93,7 +93,7 @@ impl Hands for Memory {
     fn forget_instructions(&mut self) {}
 }
 
-impl vms::Memory for Memory {
+impl life::Memory for Memory {
     fn pages(&mut self) -> &mut Pages<'static> {
         &mut self.pages
     }

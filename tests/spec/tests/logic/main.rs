@@ -1,4 +1,4 @@
-//! Hyp's own decisions (`umbra_hyp::vms`, `memory`, `fp`) against the specification, call by call, on a
+//! Hyp's own decisions (`umbra_hyp::vm::life`, `memory`, `fp`) against the specification, call by call, on a
 //! machine that is a few vectors: every answer, every page's owner, what is mapped for whom, what is in
 //! the pages, and whose FP registers are live.
 
@@ -9,10 +9,10 @@ use std::collections::BTreeSet;
 
 use machine::*;
 use proptest::prelude::*;
+use umbra_hyp::arch::stats::Stats;
 use umbra_hyp::fp::{CpuFp, GuestTrap, HostImage, Live, Svcr, TrapClass};
 use umbra_hyp::memory::pages::{Pages, State, VmId};
-use umbra_hyp::stats::Stats;
-use umbra_hyp::vms::{self, MAX_VMS, Machine, Vm};
+use umbra_hyp::vm::life::{self, MAX_VMS, Machine, Vm};
 use umbra_shared::call::{
     Call, Policy, UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig,
     VmHandle,
@@ -111,7 +111,7 @@ impl World {
         macro_rules! on {
             ($handle:expr, $method:ident, $($arg:expr),*) => {{
                 let Self { target, vms, .. } = self;
-                let slot = vms::slot($handle)?;
+                let slot = life::slot($handle)?;
                 vms[usize::from(slot)].$method(target, $($arg),*)
             }};
         }
@@ -140,7 +140,7 @@ impl World {
                     return Err(Error::Busy);
                 }
                 let vqs = VqSet::common([self.spec.cpus[cpu].vqs, self.target.vqs]);
-                let slot = vms::slot(vm)?;
+                let slot = life::slot(vm)?;
                 let svqs = VqSet::common([self.spec.cpus[cpu].svqs, self.target.svqs]);
                 let fits = |cell: &VcpuCell| cell.borrow().check_load(vqs, svqs);
                 let (cell, index) = on!(vm, load, vm, vcpu, cpu, fits)?;
@@ -339,7 +339,7 @@ impl World {
     fn step(&mut self, (kind, a, b, c): Dice) {
         let cpu = usize::from(a) % CPUS;
         let handle = self.handle(b);
-        let slot = usize::from(vms::slot(handle).unwrap_or(0));
+        let slot = usize::from(life::slot(handle).unwrap_or(0));
         let of_it =
             |owner: Owner| usize::from(owner.vm) == slot && !matches!(owner.state, PageState::Host);
         let ipa = |n: u16| {

@@ -1,19 +1,19 @@
 //! VCPU_RUN: from the host into a guest and back. No lock, no allocation, no formatting.
 
-use super::cpu::Cpu;
-use super::guest::{self, Exit};
-use super::guest32;
-use super::interrupts;
-use super::log::{self, Transition};
-use super::sysreg::{dsb_nsh, read_isr_el1};
-use super::trap::HostFrame;
-use super::vm::{Open, Vcpu};
-use super::world::{self, El1Context, GuestRegs, World};
+use crate::arch::log::{self, Transition};
 use crate::arch::sysreg::sys;
+use crate::arch::sysreg::{dsb_nsh, read_isr_el1};
+use crate::cpu::Cpu;
 use crate::fp::hw::Image;
 use crate::fp::{CpuFp, GuestTrap, TrapClass};
+use crate::guest::syndrome::{self, SysReg, ec, pstate};
+use crate::guest::traps::{self, Exit};
+use crate::guest::traps32;
+use crate::host::traps::HostFrame;
 use crate::memory::pages::VmId;
-use crate::syndrome::{self, SysReg, ec, pstate};
+use crate::vm::slots::{Open, Vcpu};
+use crate::world::interrupts;
+use crate::world::switch::{self, El1Context, GuestRegs, World};
 use core::ptr::NonNull;
 use umbra_shared::call::Counter;
 use umbra_shared::error::Error;
@@ -93,9 +93,9 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
     // Walks that the host's EL1 has begun end before their registers become the guest's: out of
     // context, a walk must not use both (Arm ARM D8.1.5, R_LFHQG; Linux: `__kvm_vcpu_run`).
     dsb_nsh();
-    world::switch_el1(&cpu.world, &mut cpu.host, &vcpu.el1);
-    if world::uses_pauth(vcpu.hcr) {
-        world::switch_pauth(&cpu.world, &mut cpu.host, &vcpu.el1);
+    switch::switch_el1(&cpu.world, &mut cpu.host, &vcpu.el1);
+    if switch::uses_pauth(vcpu.hcr) {
+        switch::switch_pauth(&cpu.world, &mut cpu.host, &vcpu.el1);
     }
     let host_timer = interrupts::enter_timer(&vcpu.timer);
     vcpu.gic.enter();
@@ -111,7 +111,7 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
         let vcpu = cpu.loaded.as_mut().ok_or(Error::NotLoaded)?.vcpu();
         set_return(&vcpu.regs);
         let regs = NonNull::from(&mut vcpu.regs);
-        let left = world::enter_guest(cpu, regs);
+        let left = switch::enter_guest(cpu, regs);
         let vcpu = cpu.loaded.as_mut().ok_or(Error::NotLoaded)?.vcpu();
         vcpu.regs.pc = sys::read_elr_el2().bits();
         vcpu.regs.pstate = sys::read_spsr_el2().bits();
@@ -144,9 +144,9 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
     cpu.world.leave_guest(cpu.host_vttbr);
     let in_flight = vcpu.gic.leave();
     let vtimer = interrupts::leave_timer(&mut vcpu.timer, host_timer);
-    world::switch_el1(&cpu.world, &mut vcpu.el1, &cpu.host);
-    if world::uses_pauth(vcpu.hcr) {
-        world::switch_pauth(&cpu.world, &mut vcpu.el1, &cpu.host);
+    switch::switch_el1(&cpu.world, &mut vcpu.el1, &cpu.host);
+    if switch::uses_pauth(vcpu.hcr) {
+        switch::switch_pauth(&cpu.world, &mut vcpu.el1, &cpu.host);
     }
 
     // The ERET to the host needs its own return state: it called HVC.
@@ -196,7 +196,7 @@ fn rare(cpu: &mut Cpu, left: u64) -> Option<Exit> {
         class => {
             let exit = match class {
                 ec::HVC64 => memory_call(&cpu.fp, name, vcpu, vm),
-                ec::HVC32 => match guest::called_function(vcpu) {
+                ec::HVC32 => match traps::called_function(vcpu) {
                     Some(_) => memory_call(&cpu.fp, name, vcpu, vm),
                     None => Some(call32(vcpu)),
                 },
@@ -204,8 +204,8 @@ fn rare(cpu: &mut Cpu, left: u64) -> Option<Exit> {
                 ec::SYSREG if SysReg::new(esr).is_pauth_key() => {
                     first_pauth(&cpu.world, &mut cpu.host, vcpu)
                 }
-                _ if vcpu.is_aarch32() => guest32::synchronous(vcpu, esr),
-                _ => guest::synchronous(vcpu, esr),
+                _ if vcpu.is_aarch32() => traps32::synchronous(vcpu, esr),
+                _ => traps::synchronous(vcpu, esr),
             };
             if let Some(exit) = exit {
                 return Some(if exit.info.reason() == Some(Reason::Broken) {
@@ -221,7 +221,7 @@ fn rare(cpu: &mut Cpu, left: u64) -> Option<Exit> {
     };
     match cpu.fp.guest_trap(&mut cpu.hw, &mut vcpu.fp, class, &cpu.shared.stats) {
         GuestTrap::Opened => cpu.note_opening(),
-        GuestTrap::Undefined => guest::undefined(vcpu),
+        GuestTrap::Undefined => traps::undefined(vcpu),
     }
     None
 }
@@ -246,10 +246,10 @@ fn first_pauth(world: &World, host: &mut El1Context, vcpu: &mut Vcpu) -> Option<
     match world.hcr_with_pauth(vcpu.hcr) {
         Some(hcr) => {
             vcpu.hcr = hcr;
-            world::set_hcr(hcr);
-            world::switch_pauth(world, host, &vcpu.el1);
+            switch::set_hcr(hcr);
+            switch::switch_pauth(world, host, &vcpu.el1);
         }
-        None => guest::undefined(vcpu),
+        None => traps::undefined(vcpu),
     }
     None
 }
@@ -258,9 +258,9 @@ fn first_pauth(world: &World, host: &mut El1Context, vcpu: &mut Vcpu) -> Option<
 #[cold]
 fn memory_call(fp: &CpuFp<Image>, name: u64, vcpu: &mut Vcpu, vm: VmId) -> Option<Exit> {
     log::forget();
-    let function = guest::called_function(vcpu).map_or(0, GuestFunction::id);
+    let function = traps::called_function(vcpu).map_or(0, GuestFunction::id);
     let ipa = vcpu.register_width(vcpu.regs.x[1]);
-    let exit = guest::memory_call(vcpu, vm);
+    let exit = traps::memory_call(vcpu, vm);
     let result = vcpu.regs.x[0];
     log::write(fp, name, || Transition {
         function,
@@ -278,11 +278,11 @@ fn complete(vcpu: &mut Vcpu, flags: RunFlags, x: &[u64; 18]) {
         Open::Read { esr, far, .. } | Open::Write { esr, far } | Open::Fault { esr, far }
             if flags.contains(RunFlags::ABORT) =>
         {
-            guest::external_abort(vcpu, esr, far);
+            traps::external_abort(vcpu, esr, far);
         }
         Open::Read { .. } | Open::Write { .. } if flags.contains(RunFlags::RETRY) => {}
-        Open::Read { .. } => guest::complete_read(vcpu, x[2]),
-        Open::Write { esr, .. } => guest::complete_write(vcpu, esr),
+        Open::Read { .. } => traps::complete_read(vcpu, x[2]),
+        Open::Write { esr, .. } => traps::complete_write(vcpu, esr),
         Open::Nothing | Open::Hvc | Open::Fault { .. } | Open::Broken { .. } => {}
     }
 }

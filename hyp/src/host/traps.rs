@@ -1,14 +1,16 @@
 //! What the host traps on.
 
-use super::cpu::{Cpu, machine, wait_for_interrupt};
-use super::log::{self, Transition};
-use super::mem;
-use super::sysreg::*;
-use super::{calls, power, run};
+use super::calls;
+use crate::arch::log::{self, Transition};
 use crate::arch::sysreg::sys;
+use crate::arch::sysreg::*;
+use crate::cpu::{Cpu, machine, wait_for_interrupt};
 use crate::fp::TrapClass;
+use crate::guest::run;
+use crate::guest::syndrome::{self, Abort, SysReg, ec, pstate};
+use crate::memory::hw;
 use crate::memory::stage2::HostFault;
-use crate::syndrome::{self, Abort, SysReg, ec, pstate};
+use crate::power;
 use umbra_shared::call::{Counter, Function};
 use umbra_shared::record::Kind;
 
@@ -61,7 +63,7 @@ fn rare(cpu: &mut Cpu, frame: &mut HostFrame, esr: u64) {
         ec::SMC64 => {
             // Trapped before it executed (HCR_EL2.TSC).
             step_over(esr);
-            power::handle(cpu, frame);
+            power::hw::handle(cpu, frame);
         }
         ec::FP => floating_point(cpu, TrapClass::Fpsimd),
         ec::SVE => floating_point(cpu, TrapClass::Sve),
@@ -136,7 +138,7 @@ fn abort(cpu: &mut Cpu, esr: u64) {
     let ipa = syndrome::fault_ipa(read_hpfar_el2(), far);
     log::forget();
     let fault = if Abort::new(esr).is_translation() {
-        mem::with(|memory| memory.host_fault(ipa))
+        hw::with(|memory| memory.host_fault(ipa))
     } else {
         HostFault::Abort
     };

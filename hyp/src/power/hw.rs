@@ -1,16 +1,16 @@
-//! The host's SMCs: PSCI as [`crate::psci`] decides it, put into effect.
+//! The host's SMCs: PSCI as [`crate::power::psci`] decides it, put into effect.
 
 #![forbid(unsafe_code)]
 
-use super::boot::{boot_params_address, secondary_entry_address};
-use super::cpu::{Cpu, SHARED, machine, send_event};
-use super::log::{self, Transition};
-use super::sysreg::{read_cntv_ctl_el0, read_cntv_cval_el0};
-use super::trap::HostFrame;
-use super::vm;
-use crate::psci::{
+use crate::arch::log::{self, Transition};
+use crate::arch::sysreg::{read_cntv_ctl_el0, read_cntv_cval_el0};
+use crate::boot::start::{boot_params_address, secondary_entry_address};
+use crate::cpu::{Cpu, SHARED, machine, send_event};
+use crate::host::traps::HostFrame;
+use crate::power::psci::{
     self, Action, HostEntry, Power, SMCCC_ARCH_FEATURES, SMCCC_VERSION, Start, affinity_info,
 };
+use crate::vm::slots;
 use arm_psci::{ErrorCode, FunctionId};
 use core::sync::atomic::Ordering;
 use smccc::smc64;
@@ -62,7 +62,7 @@ fn psci_call(cpu: &mut Cpu, regs: [u64; 4]) -> i64 {
         Action::Answer(answer) => answer,
         Action::Forward => {
             if machine().options.stats && psci::ends_the_machine(regs[0] as u32) {
-                super::report::counters();
+                crate::host::report::counters();
             }
             firmware(regs)
         }
@@ -120,7 +120,7 @@ fn cpu_on(target: u64, entry: HostEntry) -> i64 {
 fn implicit_put(cpu: &mut Cpu) {
     log::forget();
     // There is nothing to put if no vCPU is loaded.
-    let _ = vm::put(cpu);
+    let _ = slots::put(cpu);
     log::write(&cpu.fp, cpu.loaded_name(), || Transition::new(Kind::ImplicitPut, [0; 7]));
 }
 

@@ -4,18 +4,18 @@
 //! time, so the exclusive reference that a trap handler makes from TPIDR_EL2 is the only one.
 //! [`Shared`] is what other CPUs may look at.
 
-use super::log::{self, Transition};
-use super::sysreg::*;
-use super::world::{El1Context, PSTATE_EL1H_MASKED, World};
+use crate::arch::log::{self, Transition};
+use crate::arch::stats::Stats;
 use crate::arch::sysreg::sys;
-use crate::cpufeatures::{CpuFeatures, FpExtras, Gaps, IdRegisters};
+use crate::arch::sysreg::*;
+use crate::boot::options::Options;
+use crate::boot::platform::MAX_CPUS;
 use crate::fp::hw::{Cpu as FpCpu, Image};
 use crate::fp::lengths::Lengths;
 use crate::fp::{Access, CpuFp, FpHw, Svcr};
-use crate::options::Options;
-use crate::platform::MAX_CPUS;
-use crate::psci::{HostEntry, Power, PowerCell};
-use crate::stats::Stats;
+use crate::power::psci::{HostEntry, Power, PowerCell};
+use crate::world::cpufeatures::{CpuFeatures, FpExtras, Gaps, IdRegisters};
+use crate::world::switch::{El1Context, PSTATE_EL1H_MASKED, World};
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
 use percore::Cores;
@@ -24,7 +24,7 @@ use umbra_shared::record::Kind;
 use umbra_shared::sme::Storage;
 use umbra_shared::vl::{Vq, VqSet};
 
-use super::vm::Loaded;
+use crate::vm::slots::Loaded;
 
 /// What one CPU keeps to itself. vectors.S knows `emergency_stack`.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ pub struct Cpu {
     /// FP traps that made a guest's state live in the run that goes on: for the log.
     pub opened: u64,
     /// What VERSION answers, beside the stack that it is answered on.
-    pub version: super::calls::Results,
+    pub version: crate::host::calls::Results,
     /// Whether `fp` has memory for the host's registers.
     pub has_image: bool,
     /// The vCPU loaded here.
@@ -150,7 +150,7 @@ pub struct Machine {
     /// The features of such a CPU.
     pub features: CpuFeatures,
     /// Stage 2.
-    pub stage2: super::tables::Stage2Shape,
+    pub stage2: crate::memory::tables::Stage2Shape,
     /// VTTBR_EL2 of the host.
     pub host_vttbr: u64,
 }
@@ -311,9 +311,9 @@ impl Cpu {
             let args = [vqs.into(), held(host.vq), svqs.into(), held(host.svq), 0, 0, 0];
             Transition::new(Kind::Reset, args)
         });
-        super::world::switch_el1(&self.world, &mut self.host, &El1Context::reset());
-        super::world::switch_pauth(&self.world, &mut self.host, &El1Context::reset());
-        self.version = super::calls::version();
+        crate::world::switch::switch_el1(&self.world, &mut self.host, &El1Context::reset());
+        crate::world::switch::switch_pauth(&self.world, &mut self.host, &El1Context::reset());
+        self.version = crate::host::calls::version();
         let [ctl, cval] = self.suspended_timer.take().unwrap_or_default();
         write_cntv_ctl_el0(0);
         write_cntv_cval_el0(cval);

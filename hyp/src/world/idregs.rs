@@ -10,7 +10,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::cpufeatures::{AARCH32_REGISTERS, IdRegisters, field};
+use crate::world::cpufeatures::{AARCH32_REGISTERS, IdRegisters, field};
 use umbra_shared::vcpu::VcpuFeatures;
 
 /// Op0, Op1, CRn, CRm, Op2 of a trapped access, packed as in ISS for EC 0x18 (Arm ARM D24.2.37):
@@ -44,7 +44,7 @@ const fn keep(register: u64, fields: &[u32]) -> u64 {
 /// Registers of a [`table`]: CRm 1 to 7, op2 0 to 7.
 pub const REGISTERS: usize = 7 * 8;
 
-/// What the guest reads from each of them, in the order of [`crate::syndrome::IdRead::index`].
+/// What the guest reads from each of them, in the order of [`crate::guest::syndrome::IdRead::index`].
 pub fn table(id: &IdRegisters, guest: Guest) -> [u64; REGISTERS] {
     core::array::from_fn(|n| {
         let n = n as u8;

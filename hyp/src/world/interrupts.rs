@@ -3,7 +3,7 @@
 //! The host has the physical interface and the physical timer. While a guest runs, the host's CNTV
 //! deadline is armed in CNTHP, so that its tick is not lost.
 
-use super::sysreg::*;
+use crate::arch::sysreg::*;
 
 /// A guest's virtual timer.
 #[derive(Clone, Debug, Default)]

@@ -4,23 +4,23 @@
 //! The boot CPU brings the others up one after the other, looks at what they found out about their vector
 //! lengths, sizes the host images, and enters the host; the others are held until the host turns them on.
 
-use super::Lock;
-use super::boot::{BOOT_PARAMS, Pool, boot_params_address, secondary_entry_address};
-use super::console;
-use super::cpu::{CoreIndex, Cpu, MACHINE, Machine, SHARED, machine, wait_for_event};
-use super::fatal::refuse;
-use super::frames::linear;
-use super::interrupts::virtual_interface_fits;
-use super::sysreg::{isb, read_cntpct_el0};
-use super::tables::Stage2Shape;
+use crate::arch::Lock;
+use crate::arch::console;
+use crate::arch::fatal::refuse;
 use crate::arch::sysreg::sys;
-use crate::cpufeatures::{CpuFeatures, FpExtras, IdRegisters};
+use crate::arch::sysreg::{isb, read_cntpct_el0};
+use crate::boot::options::Options;
+use crate::boot::platform::MAX_CPUS;
+use crate::boot::start::{BOOT_PARAMS, Pool, boot_params_address, secondary_entry_address};
+use crate::cpu::{CoreIndex, Cpu, MACHINE, Machine, SHARED, machine, wait_for_event};
 use crate::fp::host_storage;
 use crate::fp::hw::Image;
 use crate::fp::lengths::Lengths;
-use crate::options::Options;
-use crate::platform::MAX_CPUS;
-use crate::psci::{HostEntry, Power};
+use crate::memory::frames::linear;
+use crate::memory::tables::Stage2Shape;
+use crate::power::psci::{HostEntry, Power};
+use crate::world::cpufeatures::{CpuFeatures, FpExtras, IdRegisters};
+use crate::world::interrupts::virtual_interface_fits;
 use core::cell::Cell;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
@@ -97,7 +97,7 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
     }
     if first && cpu.shared.power.state() == Power::Off {
         cpu.shared.power.set(Power::Held);
-        super::cpu::send_event();
+        crate::cpu::send_event();
     }
     loop {
         if let Some(entry) = cpu.shared.power.take_entry() {
@@ -159,7 +159,7 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         stage2: finish.shape,
         host_vttbr: finish.host_vttbr,
     });
-    super::log::boot();
+    crate::arch::log::boot();
     cpu.set_image(host_image(cpu.index));
     cpu.start_host(finish.host)
 }

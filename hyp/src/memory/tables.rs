@@ -5,8 +5,8 @@
 //! each leaf. Of a stage 2 it is never told that it is live: a TLBI there is for the VMID that is loaded,
 //! and a block is not to be split under a walk. Both are decided in [`crate::memory::stage2`].
 
-use super::frames::Tables;
-use super::sysreg::{dsb_ish, isb, read_vttbr_el2, write_vttbr_el2};
+use crate::arch::sysreg::{dsb_ish, isb, read_vttbr_el2, write_vttbr_el2};
+use crate::memory::frames::Tables;
 use crate::memory::stage2::{Leaf, Stage2, Table, Tlb, Vttbr};
 use aarch64_paging::Mapping;
 use aarch64_paging::descriptor::{

@@ -5,16 +5,16 @@
 //!
 //! The order of a transition's steps is that of [`crate::memory::handover`].
 
-use super::Lock;
-use super::frames::linear;
-use super::layout::LINEAR_BASE;
-use super::log;
-use super::tables::{HypTables, Stage2Tables, Tlbs, Use};
+use crate::arch::Lock;
+use crate::arch::layout::LINEAR_BASE;
+use crate::arch::log;
 use crate::arch::sysreg::sys;
+use crate::memory::frames::linear;
 use crate::memory::handover::Hands;
 use crate::memory::pages::{Page, Pages};
 use crate::memory::stage2::{self, HostFault, Stage2};
-use crate::vms;
+use crate::memory::tables::{HypTables, Stage2Tables, Tlbs, Use};
+use crate::vm::life as vms;
 use core::arch::asm;
 use spin::Once;
 use umbra_shared::PAGE_SIZE;

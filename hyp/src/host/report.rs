@@ -2,8 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::console::emergency;
-use super::cpu::{SHARED, Shared, machine};
+use crate::arch::console::emergency;
+use crate::cpu::{SHARED, Shared, machine};
 use core::fmt;
 use core::sync::atomic::Ordering;
 use umbra_shared::call::Counter;

@@ -1,15 +1,15 @@
 //! What a guest traps on: answered here, or handed to the host. What is different in AArch32 is in
-//! [`super::guest32`].
+//! [`crate::guest::traps32`].
 
-use super::cpu::{Cpu, machine};
-use super::guest32;
-use super::sysreg::*;
-use super::vm::{self, Open, Vcpu};
-use super::world::GuestRegs;
+use crate::arch::sysreg::*;
+use crate::cpu::{Cpu, machine};
 use crate::fp::TrapClass;
-use crate::idregs;
+use crate::guest::syndrome::{self, Abort, IdRead, SysReg, ec, pstate};
+use crate::guest::traps32;
 use crate::memory::pages::VmId;
-use crate::syndrome::{self, Abort, IdRead, SysReg, ec, pstate};
+use crate::vm::slots::{self, Open, Vcpu};
+use crate::world::idregs;
+use crate::world::switch::GuestRegs;
 use umbra_shared::call::UntrustedIpa;
 use umbra_shared::error::SUCCESS;
 use umbra_shared::exit::{ExitInfo, Reason};
@@ -110,9 +110,9 @@ pub fn memory_call(vcpu: &mut Vcpu, vm: VmId) -> Option<Exit> {
     let function = called_function(vcpu)?;
     let ipa = UntrustedIpa(vcpu.register_width(vcpu.regs.x[1]));
     let result = match function {
-        GuestFunction::MemShare => vm::guest_share(vm, ipa).map(|()| None),
-        GuestFunction::MemUnshare => vm::guest_unshare(vm, ipa).map(|()| None),
-        GuestFunction::MemRelinquish => vm::guest_relinquish(vm, ipa).map(Some),
+        GuestFunction::MemShare => slots::guest_share(vm, ipa).map(|()| None),
+        GuestFunction::MemUnshare => slots::guest_unshare(vm, ipa).map(|()| None),
+        GuestFunction::MemRelinquish => slots::guest_relinquish(vm, ipa).map(Some),
     };
     let code = match result {
         Ok(_) => SUCCESS,
@@ -134,7 +134,7 @@ pub fn called_function(vcpu: &Vcpu) -> Option<GuestFunction> {
 /// The guest's next instruction is the one behind that which trapped with `esr`.
 fn step_over(vcpu: &mut Vcpu, esr: u64) {
     if vcpu.is_aarch32() {
-        guest32::step_over(vcpu, esr);
+        traps32::step_over(vcpu, esr);
         return;
     }
     vcpu.regs.pc = vcpu.regs.pc.wrapping_add(4);
@@ -145,7 +145,7 @@ fn step_over(vcpu: &mut Vcpu, esr: u64) {
 #[cold]
 pub fn undefined(vcpu: &mut Vcpu) {
     if vcpu.is_aarch32() {
-        guest32::undefined(vcpu);
+        traps32::undefined(vcpu);
         return;
     }
     write_elr_el1(vcpu.regs.pc);
@@ -160,7 +160,7 @@ pub fn undefined(vcpu: &mut Vcpu) {
 #[cold]
 pub fn external_abort(vcpu: &mut Vcpu, esr: u64, far: u64) {
     if vcpu.is_aarch32() {
-        guest32::external_abort(vcpu, esr, far);
+        traps32::external_abort(vcpu, esr, far);
         return;
     }
     let from_el0 = pstate::is_el0(vcpu.regs.pstate);

@@ -11,7 +11,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::syndrome::{class, ec};
+use crate::guest::syndrome::{class, ec};
 
 /// LR_abt as an X register.
 pub const LR_ABT: usize = 20;
@@ -105,7 +105,7 @@ pub const fn condition_passes(esr: u64, pstate: u64) -> bool {
 /// PC and PSTATE behind an instruction that trapped with `esr` and was emulated.
 pub const fn after_instruction(pc: u64, pstate: u64, esr: u64) -> (u64, u64) {
     let thumb = pstate & T != 0;
-    let bytes = if thumb { crate::syndrome::instruction_bytes(esr) } else { 4 };
+    let bytes = if thumb { crate::guest::syndrome::instruction_bytes(esr) } else { 4 };
     let it = it_state(pstate);
     // ITAdvance.
     let it = if it & 7 == 0 { 0 } else { it & 0xe0 | it << 1 & 0x1f };
@@ -235,7 +235,7 @@ impl Coprocessor {
         })
     }
 
-    /// Its place among the ID registers ([`crate::idregs::table`]) if it reads one.
+    /// Its place among the ID registers ([`crate::world::idregs::table`]) if it reads one.
     pub const fn id_register(self) -> Option<usize> {
         match self.access {
             Access::System(0, 0, crm @ 1..=7, opc2) if self.read => {
@@ -403,7 +403,7 @@ mod tests {
         #[test]
         fn an_id_register_is_always_in_the_table(esr: u64) {
             if let Some(index) = Coprocessor::new(esr).and_then(Coprocessor::id_register) {
-                prop_assert!(index < crate::idregs::REGISTERS);
+                prop_assert!(index < crate::world::idregs::REGISTERS);
             }
         }
 

@@ -12,13 +12,13 @@
 //! | SPSR_abt, SPSR_und, SPSR_irq, SPSR_fiq, DACR32_EL2, IFSR32_EL2, if the guest's EL1 is AArch32 | [`Aarch32Regs`]; no other EL1 can reach them, so they stay in place from VCPU_LOAD to VCPU_PUT | [`Aarch32Regs::load`], [`Aarch32Regs::put`] |
 //! | TPIDR2_EL0 (FEAT_SME) | [`El1Context`] | [`switch_el1`] |
 //! | TRFCR_EL1 (FEAT_TRF), BRBCR_EL1 (FEAT_BRBE): the host's; zero while a guest runs, so that no trace shows what it does | [`El1Context`] | [`switch_el1`] |
-//! | CNTV_CTL_EL0, CNTV_CVAL_EL0, CNTVOFF_EL2 | [`Timer`](super::interrupts::Timer) | [`super::interrupts`] |
-//! | ICC_PMR, ICC_BPRn, ICC_IGRPENn, ICC_CTLR.EOImode, ICC_APnRn, ICC_IAR/EOIR/HPPIR/RPR | the virtual CPU interface ([`VirtualGic`](super::interrupts::VirtualGic)), while HCR_EL2.{IMO,FMO} are set; the host has the physical one, so the guest's stays in place from VCPU_LOAD to VCPU_PUT | [`super::interrupts`] |
+//! | CNTV_CTL_EL0, CNTV_CVAL_EL0, CNTVOFF_EL2 | [`Timer`](crate::world::interrupts::Timer) | [`crate::world::interrupts`] |
+//! | ICC_PMR, ICC_BPRn, ICC_IGRPENn, ICC_CTLR.EOImode, ICC_APnRn, ICC_IAR/EOIR/HPPIR/RPR | the virtual CPU interface ([`VirtualGic`](crate::world::interrupts::VirtualGic)), while HCR_EL2.{IMO,FMO} are set; the host has the physical one, so the guest's stays in place from VCPU_LOAD to VCPU_PUT | [`crate::world::interrupts`] |
 //! | V0-V31, FPSR, FPCR, FPMR, Z, P, FFR, ZCR_EL1, SVCR, ZA, ZT0, SMCR_EL1, FPEXC32_EL2 | the FP engine | [`crate::fp`] |
 //! | MPIDR_EL1 (VMPIDR_EL2), stage 2 and VMID (VTTBR_EL2) | vCPU | [`World::enter_guest`] |
 //!
 //! **Trapped, and hidden in the ID registers that a guest reads** (HCR_EL2.TID3, see
-//! [`crate::idregs`]):
+//! [`crate::world::idregs`]):
 //!
 //! | registers | trap |
 //! |---|---|
@@ -71,12 +71,12 @@
 //! | HCRX_EL2, HFG*_EL2, MPAM2_EL2, MPAMHCR_EL2 (where present) | everything open | MSCEn, EnFPM; n-bits 0; traps |
 //! | VBAR_EL2 | host vectors | guest vectors |
 
-use crate::aarch32;
-use crate::arch::cpu::Cpu;
-use crate::arch::interrupts::clear_virtual_interface;
 use crate::arch::sysreg::sys::{HcrEl2, HcrxEl2, MdcrEl2, VbarEl2, write_hcr_el2, write_vbar_el2};
 use crate::arch::sysreg::*;
-use crate::cpufeatures::CpuFeatures;
+use crate::cpu::Cpu;
+use crate::guest::aarch32;
+use crate::world::cpufeatures::CpuFeatures;
+use crate::world::interrupts::clear_virtual_interface;
 use bitflags::bitflags;
 use core::mem::offset_of;
 use core::ptr::NonNull;
@@ -84,12 +84,12 @@ use static_assertions::const_assert;
 
 core::arch::global_asm!(
     include_str!("switch.S"),
-    include_str!("vectors.S"),
+    include_str!("../arch/vectors.S"),
     FATAL_FRAME_BYTES = const size_of::<crate::arch::fatal::FatalFrame>(),
-    HOST_FRAME_BYTES = const size_of::<crate::arch::trap::HostFrame>(),
-    EC_HVC64 = const crate::syndrome::ec::HVC64,
+    HOST_FRAME_BYTES = const size_of::<crate::host::traps::HostFrame>(),
+    EC_HVC64 = const crate::guest::syndrome::ec::HVC64,
     STACK_SHIFT = const crate::arch::layout::STACK_SHIFT,
-    CPU_EMERGENCY_STACK = const offset_of!(crate::arch::cpu::Cpu, emergency_stack),
+    CPU_EMERGENCY_STACK = const offset_of!(crate::cpu::Cpu, emergency_stack),
 );
 
 // SAFETY: the routines of switch.S, written for these signatures; to them a `Cpu` is an address only.
@@ -113,8 +113,8 @@ pub struct GuestRegs {
     pub pc: u64,
     /// With which PSTATE.
     pub pstate: u64,
-    /// The ID registers ([`crate::idregs::table`]).
-    pub id: [u64; crate::idregs::REGISTERS],
+    /// The ID registers ([`crate::world::idregs::table`]).
+    pub id: [u64; crate::world::idregs::REGISTERS],
 }
 
 const_assert!(offset_of!(GuestRegs, x) == 0);

@@ -3,8 +3,8 @@
 //! Every page on a list is mapped in hyp's linear map and belongs to whoever owns the list: hyp's
 //! pool, or the pages that the host donated for one VM's stage 2.
 
-use super::Lock;
-use super::layout::LINEAR_BASE;
+use crate::arch::Lock;
+use crate::arch::layout::LINEAR_BASE;
 use aarch64_paging::descriptor::{PagingAttributes, PhysicalAddress};
 use aarch64_paging::paging::{PageTable, Translation};
 use core::ptr::NonNull;

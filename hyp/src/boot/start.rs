@@ -1,26 +1,26 @@
 //! Boot: from the first Rust instruction to the final page tables.
 //!
 //! On the boot CPU, on the boot page tables: read the device tree, place hyp's pool, build the final
-//! page tables and the host's stage 2. What comes then, on those, is in [`super::arrival`].
+//! page tables and the host's stage 2. What comes then, on those, is in [`crate::boot::arrival`].
 
-use super::arrival::{self, Finish};
-use super::console;
-use super::cpu::{Cpu, MPIDR_AFFINITY, SHARED, read_id_registers};
-use super::fatal::refuse;
-use super::frames::{FrameList, Tables, linear};
-use super::layout::{DTB_WINDOW_L2, IMAGE_BASE, LINEAR_BASE, STACK_BYTES, stack_top};
-use super::mem::{self, Memory, clean_invalidate_range};
-use super::tables::{HypTables, Stage2Shape, Stage2Tables, Use};
-use super::{Lock, layout};
+use crate::arch::console;
+use crate::arch::fatal::refuse;
+use crate::arch::layout::{DTB_WINDOW_L2, IMAGE_BASE, LINEAR_BASE, STACK_BYTES, stack_top};
 use crate::arch::sysreg::sys;
-use crate::cpufeatures::CpuFeatures;
-use crate::memory::pages::{Pages, State, count};
-use crate::memory::stage2::Stage2;
-use crate::options::Options;
-use crate::platform::{
+use crate::arch::{Lock, layout};
+use crate::boot::arrival::{self, Finish};
+use crate::boot::options::Options;
+use crate::boot::platform::{
     HostBoot, MAX_CPUS, Platform, Range, conduit, console as find_console, hand_over,
 };
-use crate::psci::HostEntry;
+use crate::cpu::{Cpu, MPIDR_AFFINITY, SHARED, read_id_registers};
+use crate::memory::frames::{FrameList, Tables, linear};
+use crate::memory::hw::{self, Memory, clean_invalidate_range};
+use crate::memory::pages::{Pages, State, count};
+use crate::memory::stage2::Stage2;
+use crate::memory::tables::{HypTables, Stage2Shape, Stage2Tables, Use};
+use crate::power::psci::HostEntry;
+use crate::world::cpufeatures::CpuFeatures;
 use arrayvec::ArrayVec;
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -152,8 +152,8 @@ extern "C" fn umbra_boot_main(dtb_pa: u64, image: u64, why: u64) -> ! {
     let fdt = dtb.and_then(|dtb| Fdt::new(dtb).ok());
     if let Some(fdt) = &fdt {
         early_console(fdt, why);
-        if conduit(fdt) == Some(crate::platform::Conduit::Hvc) {
-            super::fatal::reset_through_hvc();
+        if conduit(fdt) == Some(crate::boot::platform::Conduit::Hvc) {
+            crate::arch::fatal::reset_through_hvc();
         }
     }
     // Without a device tree there is no console to say so on, but a debugger finds us here.
@@ -339,7 +339,7 @@ fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
         owners.reserve(start, end);
     }
     let host_vttbr = stage2.vttbr().bits();
-    mem::init(Memory { pages: owners, hyp: tables, host: stage2 });
+    hw::init(Memory { pages: owners, hyp: tables, host: stage2 });
     arrival::finish_with(Finish {
         cpus,
         options,

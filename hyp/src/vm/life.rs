@@ -7,7 +7,7 @@
 //!
 //! Here are the decisions alone: which call is refused and why, and in which order things happen
 //! once nothing can fail any more. What is done to the machine is behind [`Machine`]: page tables, TLBs
-//! and memory on the target (`arch::vm`), a machine in a vector in the tests. Whoever calls a method
+//! and memory on the target (`vm::slots`), a machine in a vector in the tests. Whoever calls a method
 //! of [`Vm`] holds that VM's lock; the locks behind [`Machine`] are taken after it.
 //!
 //! ```text
@@ -19,9 +19,9 @@
 
 #![forbid(unsafe_code)]
 
+use crate::boot::platform::MAX_CPUS;
 use crate::memory::handover::{self, Hands, Ready};
 use crate::memory::pages::{Page, PageRange, Pages, VmId};
-use crate::platform::MAX_CPUS;
 use arrayvec::ArrayVec;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{

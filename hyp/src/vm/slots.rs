@@ -1,28 +1,28 @@
-//! VMs and vCPUs on this machine: what the decisions of [`crate::vms`] are put into effect with.
+//! VMs and vCPUs on this machine: what the decisions of [`crate::vm::life`] are put into effect with.
 //!
 //! Each VM's slot is guarded by a lock of its own (the order of locks is in [`crate`]'s description). A
 //! vCPU that is loaded belongs to its CPU: the slot only remembers where, and the run path takes no
 //! lock.
 
-use super::cpu::{Cpu, machine};
-use super::frames::{FrameList, Tables, WORST_CASE_TABLES, linear};
-use super::interrupts::{Timer, VirtualGic};
-use super::log;
-use super::mem::{self, flag_page};
-use super::tables::{Stage2Tables, Tlbs};
-use super::world::{
-    self, Aarch32Regs, El1Context, GuestRegs, HCR_GUEST, HCR_GUEST_AARCH32, PSTATE_EL1H_MASKED,
-};
-use super::{Lock, LockGuard};
-use crate::aarch32::PSTATE_SVC_MASKED;
-use crate::cpufeatures::FpExtras;
+use crate::arch::log;
+use crate::arch::{Lock, LockGuard};
+use crate::cpu::{Cpu, machine};
 use crate::fp::VcpuFp;
 use crate::fp::hw::Image;
-use crate::idregs;
+use crate::guest::aarch32::PSTATE_SVC_MASKED;
+use crate::memory::frames::{FrameList, Tables, WORST_CASE_TABLES, linear};
 use crate::memory::handover::Ready;
+use crate::memory::hw::{self, flag_page};
 use crate::memory::pages::{PageRange, VmId};
 use crate::memory::stage2::Stage2;
-use crate::vms::{self, MAX_VMS, Machine, NewVcpu};
+use crate::memory::tables::{Stage2Tables, Tlbs};
+use crate::vm::life::{self, MAX_VMS, Machine, NewVcpu};
+use crate::world::cpufeatures::FpExtras;
+use crate::world::idregs;
+use crate::world::interrupts::{Timer, VirtualGic};
+use crate::world::switch::{
+    self, Aarch32Regs, El1Context, GuestRegs, HCR_GUEST, HCR_GUEST_AARCH32, PSTATE_EL1H_MASKED,
+};
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use umbra_shared::PAGE_SIZE;
@@ -121,7 +121,7 @@ impl Vcpu {
     /// Whether its EL1 is AArch32.
     #[inline]
     pub const fn is_aarch32(&self) -> bool {
-        world::is_aarch32(self.hcr)
+        switch::is_aarch32(self.hcr)
     }
 
     /// As much of a value as its registers hold.
@@ -176,7 +176,7 @@ pub struct VmTables {
 // SAFETY: the raw table pointers inside lead to the VM's pool, which every CPU has mapped alike.
 unsafe impl Send for VmTables {}
 
-type Vm = vms::Vm<VmTables, Place>;
+type Vm = life::Vm<VmTables, Place>;
 
 static VMS: [Lock<Vm>; MAX_VMS] = [const { Lock::new(Vm::new()) }; MAX_VMS];
 
@@ -187,12 +187,12 @@ static POOLS: [Lock<FrameList>; MAX_VMS] = [const { Lock::new(FrameList::new()) 
 struct Target;
 
 impl Machine for Target {
-    type Memory = mem::Memory;
+    type Memory = hw::Memory;
     type Tables = VmTables;
     type Vcpu = Place;
 
-    fn memory<R>(&self, f: impl FnOnce(&mut mem::Memory) -> R) -> R {
-        mem::with(f)
+    fn memory<R>(&self, f: impl FnOnce(&mut hw::Memory) -> R) -> R {
+        hw::with(f)
     }
 
     fn ipa_bits(&self) -> u32 {
@@ -212,7 +212,7 @@ impl Machine for Target {
     }
 
     fn now(&self) -> u64 {
-        super::sysreg::read_cntpct_el0()
+        crate::arch::sysreg::read_cntpct_el0()
     }
 
     fn add_tables(&self, vm: VmId, pages: PageRange) {
@@ -306,14 +306,14 @@ fn lock(vm: VmId) -> LockGuard<'static, Vm> {
 
 /// The slot that a handle names.
 fn slot(handle: VmHandle) -> Result<LockGuard<'static, Vm>, Error> {
-    vms::slot(handle).map(lock)
+    life::slot(handle).map(lock)
 }
 
 /// VM_CREATE.
 ///
 /// # Errors
 ///
-/// LIMIT, and those of [`vms::Vm::create`].
+/// LIMIT, and those of [`life::Vm::create`].
 pub fn create(pages: UntrustedPages, config: VmConfig) -> Result<VmHandle, Error> {
     for number in 0..MAX_VMS as VmId {
         let mut vm = lock(number);
@@ -328,7 +328,7 @@ pub fn create(pages: UntrustedPages, config: VmConfig) -> Result<VmHandle, Error
 ///
 /// # Errors
 ///
-/// Those of [`vms::Vm::topup`].
+/// Those of [`life::Vm::topup`].
 pub fn topup(handle: VmHandle, pages: UntrustedPages) -> Result<(), Error> {
     slot(handle)?.topup(&Target, handle, pages)
 }
@@ -337,7 +337,7 @@ pub fn topup(handle: VmHandle, pages: UntrustedPages) -> Result<(), Error> {
 ///
 /// # Errors
 ///
-/// Those of [`vms::Vm::map`].
+/// Those of [`life::Vm::map`].
 pub fn map(handle: VmHandle, pa: UntrustedPa, ipa: UntrustedIpa) -> Result<(), Error> {
     slot(handle)?.map(&Target, handle, pa, ipa)
 }
@@ -346,7 +346,7 @@ pub fn map(handle: VmHandle, pa: UntrustedPa, ipa: UntrustedIpa) -> Result<(), E
 ///
 /// # Errors
 ///
-/// Those of [`vms::Vm::unmap`].
+/// Those of [`life::Vm::unmap`].
 pub fn unmap(handle: VmHandle, ipa: UntrustedIpa) -> Result<u64, Error> {
     slot(handle)?.unmap(&Target, handle, ipa)
 }
@@ -355,7 +355,7 @@ pub fn unmap(handle: VmHandle, ipa: UntrustedIpa) -> Result<u64, Error> {
 ///
 /// # Errors
 ///
-/// Those of [`vms::Vm::destroy`].
+/// Those of [`life::Vm::destroy`].
 pub fn destroy(handle: VmHandle) -> Result<(), Error> {
     slot(handle)?.destroy(&Target, handle)
 }
@@ -364,21 +364,21 @@ pub fn destroy(handle: VmHandle) -> Result<(), Error> {
 ///
 /// # Errors
 ///
-/// Those of [`vms::Vm::reclaim`].
+/// Those of [`life::Vm::reclaim`].
 pub fn reclaim(handle: VmHandle, pa: UntrustedPa) -> Result<u64, Error> {
     slot(handle)?.reclaim(&Target, handle, pa)
 }
 
 /// What a vCPU would have, if that much of the call can be done.
 pub fn needs(config: &VcpuConfig) -> Option<VcpuFeatures> {
-    vms::check_features(&Target, config.features).ok()
+    life::check_features(&Target, config.features).ok()
 }
 
 /// VCPU_CREATE.
 ///
 /// # Errors
 ///
-/// Those of [`vms::Vm::create_vcpu`].
+/// Those of [`life::Vm::create_vcpu`].
 pub fn create_vcpu(config: &VcpuConfig) -> Result<VcpuIndex, Error> {
     slot(config.vm)?.create_vcpu(&Target, config)
 }
@@ -387,12 +387,12 @@ pub fn create_vcpu(config: &VcpuConfig) -> Result<VcpuIndex, Error> {
 ///
 /// # Errors
 ///
-/// BUSY if another is loaded here, VL_MISMATCH or NO_AARCH32 if this CPU lacks what the vCPU has, and those of [`vms::Vm::load`].
+/// BUSY if another is loaded here, VL_MISMATCH or NO_AARCH32 if this CPU lacks what the vCPU has, and those of [`life::Vm::load`].
 pub fn load(cpu: &mut Cpu, handle: VmHandle, index: VcpuIndex) -> Result<(), Error> {
     if cpu.loaded.is_some() {
         return Err(Error::Busy);
     }
-    let number = vms::slot(handle)?;
+    let number = life::slot(handle)?;
     let mut vm = slot(handle)?;
     let vqs = machine().lengths.guests(cpu.shared.vqs());
     let svqs = machine().streaming.guests(cpu.shared.svqs());
@@ -442,7 +442,7 @@ pub fn put(cpu: &mut Cpu) -> Result<(), Error> {
 ///
 /// # Errors
 ///
-/// Those of [`vms::Vm::guest_share`].
+/// Those of [`life::Vm::guest_share`].
 pub fn guest_share(vm: VmId, ipa: UntrustedIpa) -> Result<(), Error> {
     lock(vm).guest_share(&Target, vm, ipa)
 }
@@ -451,7 +451,7 @@ pub fn guest_share(vm: VmId, ipa: UntrustedIpa) -> Result<(), Error> {
 ///
 /// # Errors
 ///
-/// Those of [`vms::Vm::guest_unshare`].
+/// Those of [`life::Vm::guest_unshare`].
 pub fn guest_unshare(vm: VmId, ipa: UntrustedIpa) -> Result<(), Error> {
     lock(vm).guest_unshare(&Target, vm, ipa)
 }
@@ -460,7 +460,7 @@ pub fn guest_unshare(vm: VmId, ipa: UntrustedIpa) -> Result<(), Error> {
 ///
 /// # Errors
 ///
-/// Those of [`vms::Vm::guest_relinquish`].
+/// Those of [`life::Vm::guest_relinquish`].
 pub fn guest_relinquish(vm: VmId, ipa: UntrustedIpa) -> Result<u64, Error> {
     lock(vm).guest_relinquish(&Target, vm, ipa)
 }

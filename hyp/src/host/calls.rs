@@ -2,11 +2,11 @@
 
 #![forbid(unsafe_code)]
 
-use super::cpu::{Cpu, MACHINE, SHARED, machine};
-use super::log::{self, Transition};
-use super::mem;
-use super::trap::HostFrame;
-use super::vm;
+use crate::arch::log::{self, Transition};
+use crate::cpu::{Cpu, MACHINE, SHARED, machine};
+use crate::host::traps::HostFrame;
+use crate::memory::hw;
+use crate::vm::slots;
 use umbra_shared::call::{
     Call, Features, INTERFACE_VERSION, NO_PAGE, UntrustedPa, VENDOR_UID, VENDOR_UID_FUNCTION,
     VM_PAGES, VcpuConfig,
@@ -64,7 +64,7 @@ fn explain(error: Error, call: Call) -> Results {
     match (error, call) {
         (Error::TooFewPages, Call::VmCreate { .. }) => one(VM_PAGES),
         (Error::TooFewPages, Call::VcpuCreate(config)) => {
-            vm::needs(&config).map_or(NOTHING, |features| one(features.pages()))
+            slots::needs(&config).map_or(NOTHING, |features| one(features.pages()))
         }
         _ => NOTHING,
     }
@@ -82,22 +82,22 @@ fn perform(cpu: &mut Cpu, call: Call) -> Result<Results, Error> {
             Ok(core::array::from_fn(|n| shared.stats.get(first.saturating_add(n as u64))))
         }
         Call::NextSharedPage { from } => {
-            let (found, rest) = mem::with(|memory| memory.next_host_page_mapped(from.0));
+            let (found, rest) = hw::with(|memory| memory.next_host_page_mapped(from.0));
             let mut results = one(found.unwrap_or(NO_PAGE));
             results[1] = rest.unwrap_or(NO_PAGE);
             Ok(results)
         }
         Call::ShareFlagPage { page } => share(page).map(|()| NOTHING),
         Call::UnshareFlagPage { page } => unshare(page).map(|()| NOTHING),
-        Call::VmCreate { pages, config } => vm::create(pages, config).map(|vm| one(vm.0)),
-        Call::VmTopup { vm, pages } => vm::topup(vm, pages).map(|()| NOTHING),
-        Call::VmMap { vm, page, ipa } => vm::map(vm, page, ipa).map(|()| NOTHING),
-        Call::VmUnmap { vm, ipa } => vm::unmap(vm, ipa).map(one),
-        Call::VmDestroy { vm } => vm::destroy(vm).map(|()| NOTHING),
-        Call::VmReclaim { vm, page } => vm::reclaim(vm, page).map(one),
+        Call::VmCreate { pages, config } => slots::create(pages, config).map(|vm| one(vm.0)),
+        Call::VmTopup { vm, pages } => slots::topup(vm, pages).map(|()| NOTHING),
+        Call::VmMap { vm, page, ipa } => slots::map(vm, page, ipa).map(|()| NOTHING),
+        Call::VmUnmap { vm, ipa } => slots::unmap(vm, ipa).map(one),
+        Call::VmDestroy { vm } => slots::destroy(vm).map(|()| NOTHING),
+        Call::VmReclaim { vm, page } => slots::reclaim(vm, page).map(one),
         Call::VcpuCreate(config) => create_vcpu(&config),
-        Call::VcpuLoad { vm, vcpu } => vm::load(cpu, vm, vcpu).map(|()| NOTHING),
-        Call::VcpuPut => vm::put(cpu).map(|()| NOTHING),
+        Call::VcpuLoad { vm, vcpu } => slots::load(cpu, vm, vcpu).map(|()| NOTHING),
+        Call::VcpuPut => slots::put(cpu).map(|()| NOTHING),
     }
 }
 
@@ -143,19 +143,19 @@ fn vl_info(cpu: Option<u64>) -> Result<Results, Error> {
 }
 
 fn share(page: UntrustedPa) -> Result<(), Error> {
-    mem::with(|memory| {
+    hw::with(|memory| {
         let page = memory.pages.lookup(page.0)?;
         memory.share_flag_page(page)
     })
 }
 
 fn unshare(page: UntrustedPa) -> Result<(), Error> {
-    mem::with(|memory| {
+    hw::with(|memory| {
         let page = memory.pages.lookup(page.0)?;
         memory.unshare_flag_page(page)
     })
 }
 
 fn create_vcpu(config: &VcpuConfig) -> Result<Results, Error> {
-    vm::create_vcpu(config).map(|index| one(index.0))
+    slots::create_vcpu(config).map(|index| one(index.0))
 }

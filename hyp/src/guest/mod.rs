@@ -1,0 +1,11 @@
+//! What a guest traps on: running it (`run`), what becomes of its exceptions (`traps`; `traps32` for one
+//! in AArch32), and how they are understood ([`syndrome`], [`aarch32`]).
+
+pub mod aarch32;
+#[cfg(target_os = "none")]
+pub mod run;
+pub mod syndrome;
+#[cfg(target_os = "none")]
+pub mod traps;
+#[cfg(target_os = "none")]
+pub mod traps32;
