@@ -76,6 +76,8 @@ pub mod fp;
 pub mod guest;
 #[cfg(target_os = "none")]
 pub mod host;
+#[cfg(target_os = "none")]
+pub mod machine;
 pub mod memory;
 pub mod power;
 pub mod vm;

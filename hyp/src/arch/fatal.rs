@@ -6,8 +6,8 @@
 
 use crate::arch::console::emergency;
 use crate::arch::layout::{STACK_BYTES, STACKS_BASE};
+use crate::arch::percpu::PerCpu;
 use crate::arch::sysreg::sys::{read_elr_el2, read_esr_el2, read_far_el2, read_spsr_el2};
-use crate::cpu::Cpu;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
@@ -29,7 +29,7 @@ fn begin() {
         // It died again over its last words: those must wait, the reset must not.
         Err(dying) if dying == me => reset(),
         Err(_) => loop {
-            crate::cpu::wait_for_event();
+            crate::arch::lock::wait_for_event();
         },
     }
 }
@@ -39,7 +39,7 @@ fn cpu_index() -> i64 {
     if HVC.load(Ordering::Relaxed) {
         return -1;
     }
-    Cpu::current_index().map_or(-1, |n| n as i64)
+    PerCpu::current_index().map_or(-1, |n| n as i64)
 }
 
 /// Firmware is called with HVC: hyp is at EL1, and about to say so.
@@ -63,7 +63,7 @@ fn reset() -> ! {
         smccc::psci::system_reset::<smccc::Smc>()
     };
     loop {
-        crate::cpu::wait_for_event();
+        crate::arch::lock::wait_for_event();
     }
 }
 

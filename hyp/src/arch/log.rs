@@ -4,9 +4,9 @@
 //!
 //! Without the feature all of this is nothing.
 
-use crate::fp::CpuFp;
-use crate::fp::hw::Image;
 use umbra_shared::call::Args;
+#[cfg(not(feature = "transition-log"))]
+use umbra_shared::record::FpState;
 use umbra_shared::record::Kind;
 
 /// A transition as its handler knows it.
@@ -32,44 +32,31 @@ impl Transition {
 }
 
 #[cfg(feature = "transition-log")]
-pub use real::{boot, forget, locked, touched, write};
+pub use real::{forget, locked, note, touched, write};
 
 /// A lock has been taken that the transition of this CPU takes effect under.
 #[cfg(not(feature = "transition-log"))]
 #[inline(always)]
 pub fn locked() {}
 
-/// The page states that the transition has changed, while memory's lock is held.
+/// The transition is over: `cpu` says what the CPU's FP state is now, and which vCPU is loaded there.
 #[cfg(not(feature = "transition-log"))]
 #[inline(always)]
-pub fn touched(_: &mut crate::memory::pages::Pages<'static>) {}
-
-/// The transition is over: this is the CPU's FP state now, and the vCPU loaded there.
-#[cfg(not(feature = "transition-log"))]
-#[inline(always)]
-pub fn write(_: &CpuFp<Image>, _: u64, _: impl FnOnce() -> Transition) {}
+pub fn write(_: impl FnOnce() -> (FpState, u64), _: impl FnOnce() -> Transition) {}
 
 /// A transition begins.
 #[cfg(not(feature = "transition-log"))]
 #[inline(always)]
 pub fn forget() {}
 
-/// What there is at first.
-#[cfg(not(feature = "transition-log"))]
-#[inline(always)]
-pub fn boot() {}
-
 #[cfg(feature = "transition-log")]
 mod real {
-    use super::{CpuFp, Image, Transition};
-    use crate::boot::platform::MAX_CPUS;
-    use crate::cpu::{Cpu, machine};
-    use crate::fp::{HostImage, Live};
-    use crate::memory::hw;
-    use crate::memory::pages::Pages;
+    use super::Transition;
+    use crate::arch::MAX_CPUS;
+    use crate::arch::percpu::PerCpu;
     use core::cell::UnsafeCell;
     use core::sync::atomic::{AtomicU64, Ordering};
-    use umbra_shared::record::{FpState, Kind, Record, TOUCHED};
+    use umbra_shared::record::{Change, FpState, Kind, Record, TOUCHED};
 
     /// Records that fit. When the log is full the rest is not written, only counted.
     const RECORDS: usize = 1 << 16;
@@ -121,7 +108,7 @@ mod real {
     }; MAX_CPUS];
 
     fn pending() -> Option<&'static Pending> {
-        Cpu::current_index().and_then(|cpu| PENDING.get(cpu))
+        PerCpu::current_index().and_then(|cpu| PENDING.get(cpu))
     }
 
     fn next() -> u64 {
@@ -144,10 +131,10 @@ mod real {
     }
 
     /// The page states that the transition has changed, while memory's lock is held.
-    pub fn touched(pages: &mut Pages<'static>) {
+    pub fn touched(changes: impl Iterator<Item = Change>) {
         let Some(pending) = pending() else { return };
         let mut count = pending.changes.load(Ordering::Relaxed) as usize;
-        for change in pages.take_changes() {
+        for change in changes {
             if let Some(place) = pending.touched.get(count) {
                 place.store(change.encode(), Ordering::Relaxed);
             }
@@ -156,23 +143,13 @@ mod real {
         pending.changes.store(count as u64, Ordering::Relaxed);
     }
 
-    /// The transition is over: this is the CPU's FP state now, and the vCPU loaded there.
-    pub fn write(fp: &CpuFp<Image>, loaded: u64, transition: impl FnOnce() -> Transition) {
-        let (Some(pending), Some(cpu)) = (pending(), Cpu::current_index()) else { return };
+    /// The transition is over: `cpu` says what the CPU's FP state is now, and which vCPU is loaded there.
+    pub fn write(cpu: impl FnOnce() -> (FpState, u64), transition: impl FnOnce() -> Transition) {
+        let (Some(pending), Some(number_of_cpu)) = (pending(), PerCpu::current_index()) else {
+            return;
+        };
         let Transition { kind, function, args, result, results } = transition();
-        let (image, vq) = match fp.host_image() {
-            HostImage::None => (0, 0),
-            HostImage::Fpsimd => (1, 0),
-            HostImage::Full(vq) => (2, vq.quadwords() as u8),
-            HostImage::Streaming(vq) => (3, vq.quadwords() as u8),
-        };
-        let owner = |live| match live {
-            Live::Host => 0,
-            Live::Guest => 1,
-            Live::Nobody => 2,
-        };
-        let (live, za) = (owner(fp.live()), owner(fp.za()));
-        let host_za = fp.host_za().map_or(0, |vq| vq.quadwords() as u8);
+        let (fp, loaded) = cpu();
         let number = match pending.number.load(Ordering::Relaxed) {
             // No lock was needed: whatever order it has among others is right.
             0 => next(),
@@ -186,12 +163,12 @@ mod real {
         forget();
         put(Record {
             number,
-            what: kind as u64 | (cpu as u64) << 8,
+            what: kind as u64 | (number_of_cpu as u64) << 8,
             function,
             args,
             result,
             results,
-            fp: FpState { live, image, vq, za, host_za }.encode(),
+            fp: fp.encode(),
             loaded,
             changes,
             touched,
@@ -206,24 +183,8 @@ mod real {
         }
     }
 
-    fn note(kind: Kind, args: [u64; 7]) {
+    /// A record that no CPU's transition is behind: what there is at first.
+    pub fn note(kind: Kind, args: [u64; 7]) {
         put(Record { number: next(), what: kind as u64, args, ..EMPTY });
-    }
-
-    /// What there is at first.
-    pub fn boot() {
-        let machine = machine();
-        let root = machine.stage2.root_level as u64;
-        let bits = u64::from(machine.stage2.ipa_bits);
-        let (vqs, svqs) = (machine.lengths.common.bits(), machine.streaming.common.bits());
-        let (vqs, svqs) = (vqs.into(), svqs.into());
-        let aarch32 = machine.aarch32.into();
-        note(Kind::Machine, [machine.cpus as u64, vqs, bits, root, svqs, aarch32, 0]);
-        hw::with(|memory| {
-            for (pa, count, change) in memory.pages.runs() {
-                note(Kind::Pages, [count, pa, change.encode(), 0, 0, 0, 0]);
-            }
-        });
-        forget();
     }
 }

@@ -1,31 +1,39 @@
-//! The ground that every other room stands on: registers that the sysreg crate lacks, the console, hyp's
-//! addresses, counters, the transition log, and the fatal end.
+//! The ground that every other room stands on. It knows none of them.
+//!
+//! | file | what |
+//! |---|---|
+//! | `sysreg` | registers that the sysreg crate lacks; barriers |
+//! | `layout` | hyp's virtual addresses |
+//! | `reset` | where the image lies, and what a CPU finds when it comes out of reset |
+//! | `percpu` | what a CPU finds of itself |
+//! | `exception`, `vectors.S` | EL2's vectors |
+//! | `lock` | locks, and how a CPU waits |
+//! | `console`, `fatal` | messages, and the last ones |
+//! | `log` | transitions written down, in a test build |
+//! | [`stats`] | per-CPU counters |
 
 #[cfg(target_os = "none")]
 pub mod console;
+#[cfg(target_os = "none")]
+pub mod exception;
 #[cfg(target_os = "none")]
 pub mod fatal;
 #[cfg(target_os = "none")]
 pub mod layout;
 #[cfg(target_os = "none")]
+pub mod lock;
+#[cfg(target_os = "none")]
 pub mod log;
+#[cfg(target_os = "none")]
+pub mod percpu;
+#[cfg(target_os = "none")]
+pub mod reset;
 pub mod stats;
 #[cfg(target_os = "none")]
 pub mod sysreg;
 
-/// A spin lock whose waiters say so to the machine (YIELD): under emulation that lets the holder run.
-pub type Lock<T> = spin::mutex::SpinMutex<T, Yield>;
+#[cfg(target_os = "none")]
+pub use lock::{Lock, LockGuard};
 
-/// What a taken [`Lock`] is held by.
-pub type LockGuard<'a, T> = spin::mutex::SpinMutexGuard<'a, T, Yield>;
-
-/// The relax strategy of [`Lock`].
-#[derive(Debug)]
-pub struct Yield;
-
-impl spin::RelaxStrategy for Yield {
-    fn relax() {
-        // SAFETY: a hint.
-        unsafe { core::arch::asm!("yield", options(nomem, nostack, preserves_flags)) };
-    }
-}
+/// CPUs at most.
+pub const MAX_CPUS: usize = 64;

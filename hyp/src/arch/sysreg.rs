@@ -1,6 +1,5 @@
 //! System registers that the arm-sysregs crate lacks, and barriers.
 
-use crate::world::cpufeatures::AARCH32_REGISTERS;
 use core::arch::asm;
 
 /// The registers that the arm-sysregs crate has, whichever EL they belong to, under one name.
@@ -169,7 +168,7 @@ gap! {
 }
 
 /// The ID registers of AArch32: CRm 1 to 3, op2 0 to 7. UNKNOWN without AArch32.
-pub fn read_aarch32_id_registers() -> [u64; AARCH32_REGISTERS] {
+pub fn read_aarch32_id_registers() -> [u64; 3 * 8] {
     macro_rules! read {
         ($($crm:literal $op2:literal)*) => {
             [$({

@@ -106,7 +106,9 @@ host_sync:
     ldp     x18, x30, [sp, #144]
     add     sp, sp, #{HOST_FRAME_BYTES}
     eret
-    sb_barrier
+    // Nothing is to be speculated past an ERET.
+    dsb     nsh
+    isb
 
 // To a host that starts on this CPU (boot, CPU_ON, resume): x0 for it. ELR, SPSR and all of EL1 are
 // set. The stack is emptied; registers hold nothing of hyp.
@@ -118,7 +120,9 @@ umbra_enter_host_fresh:
     mov     x\n, xzr
     .endr
     eret
-    sb_barrier
+    // Nothing is to be speculated past an ERET.
+    dsb     nsh
+    isb
 
 fatal_common:
     // x1 = kind, [sp + 8] = x1, everything else as it was.

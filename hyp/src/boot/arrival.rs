@@ -4,21 +4,28 @@
 //! The boot CPU brings the others up one after the other, looks at what they found out about their vector
 //! lengths, sizes the host images, and enters the host; the others are held until the host turns them on.
 
-use crate::arch::Lock;
 use crate::arch::console;
 use crate::arch::fatal::refuse;
+use crate::arch::lock::{send_event, wait_for_event};
+use crate::arch::percpu::CoreIndex;
+use crate::arch::reset::{BOOT_PARAMS, boot_params_address, secondary_entry_address};
 use crate::arch::sysreg::sys;
 use crate::arch::sysreg::{isb, read_cntpct_el0};
+use crate::arch::{Lock, MAX_CPUS};
+use crate::boot::bring_up::{bring_up, start_host};
 use crate::boot::options::Options;
-use crate::boot::platform::MAX_CPUS;
-use crate::boot::start::{BOOT_PARAMS, Pool, boot_params_address, secondary_entry_address};
-use crate::cpu::{CoreIndex, Cpu, MACHINE, Machine, SHARED, machine, wait_for_event};
+use crate::boot::pool::Pool;
+use crate::cpu::Cpu;
 use crate::fp::host_storage;
 use crate::fp::hw::Image;
 use crate::fp::lengths::Lengths;
+use crate::machine::{MACHINE, Machine, SHARED, machine};
 use crate::memory::frames::linear;
 use crate::memory::tables::Stage2Shape;
-use crate::power::psci::{HostEntry, Power};
+use crate::power::{
+    self,
+    psci::{HostEntry, Power},
+};
 use crate::world::cpufeatures::{CpuFeatures, FpExtras, IdRegisters};
 use crate::world::interrupts::virtual_interface_fits;
 use core::cell::Cell;
@@ -80,7 +87,7 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
         // SAFETY: mapped there by the final tables.
         unsafe { console::init(console::FINAL_ADDRESS + (uart % PAGE_SIZE as u64) as usize) };
     }
-    cpu.bring_up();
+    bring_up(cpu);
     if let Some(finish) = finish {
         finish_boot(cpu, finish);
     }
@@ -95,16 +102,16 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
             log::warn!("CPU {index} does not run AArch32 guests");
         }
     }
-    if first && cpu.shared.power.state() == Power::Off {
-        cpu.shared.power.set(Power::Held);
-        crate::cpu::send_event();
+    if first && power::hw::cell(cpu.index()).state() == Power::Off {
+        power::hw::cell(cpu.index()).set(Power::Held);
+        send_event();
     }
     loop {
-        if let Some(entry) = cpu.shared.power.take_entry() {
+        if let Some(entry) = power::hw::cell(cpu.index()).take_entry() {
             if !cpu.has_image {
                 cpu.set_image(host_image(index as usize));
             }
-            cpu.start_host(entry);
+            start_host(cpu, entry);
         }
         wait_for_event();
     }
@@ -115,7 +122,7 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
     if !virtual_interface_fits() {
         refuse(format_args!("the GIC has more active priority registers than hyp switches"));
     }
-    start_others(cpu.index, finish.cpus);
+    start_others(cpu.index(), finish.cpus);
     let online = || SHARED[..finish.cpus].iter().filter(|s| s.online());
     let sets = || online().map(|s| s.vqs());
     let streaming = || online().map(|s| s.svqs());
@@ -148,7 +155,8 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
     let id = finish.id.with_fp_extras(fp_extras);
     MACHINE.call_once(|| Machine {
         cpus: finish.cpus,
-        options: finish.options,
+        displace: finish.options.displace,
+        stats: finish.options.stats,
         lengths,
         aarch32,
         streaming: streaming_lengths,
@@ -159,9 +167,10 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         stage2: finish.shape,
         host_vttbr: finish.host_vttbr,
     });
-    crate::arch::log::boot();
-    cpu.set_image(host_image(cpu.index));
-    cpu.start_host(finish.host)
+    #[cfg(feature = "transition-log")]
+    log_beginning();
+    cpu.set_image(host_image(cpu.index()));
+    start_host(cpu, finish.host)
 }
 
 /// Says so if the host can't use all of a CPU's VLs or SVLs.
@@ -204,7 +213,7 @@ fn start_others(this: usize, cpus: usize) {
             continue;
         }
         let since = read_cntpct_el0();
-        while shared.power.state() != Power::Held {
+        while power::hw::cell(n).state() != Power::Held {
             if read_cntpct_el0().wrapping_sub(since) > limit {
                 refuse(format_args!("CPU {n} ({mpidr:#x}) was started and did not arrive"));
             }
@@ -213,4 +222,25 @@ fn start_others(this: usize, cpus: usize) {
         }
     }
     isb();
+}
+
+/// What there is at first, for the log.
+#[cfg(feature = "transition-log")]
+fn log_beginning() {
+    use crate::arch::log::{forget, note};
+    use crate::memory::hw;
+    use umbra_shared::record::Kind;
+    let machine = machine();
+    let root = machine.stage2.root_level as u64;
+    let bits = u64::from(machine.stage2.ipa_bits);
+    let (vqs, svqs) = (machine.lengths.common.bits(), machine.streaming.common.bits());
+    let (vqs, svqs) = (vqs.into(), svqs.into());
+    let aarch32 = machine.aarch32.into();
+    note(Kind::Machine, [machine.cpus as u64, vqs, bits, root, svqs, aarch32, 0]);
+    hw::with(|memory| {
+        for (pa, count, change) in memory.pages.runs() {
+            note(Kind::Pages, [count, pa, change.encode(), 0, 0, 0, 0]);
+        }
+    });
+    forget();
 }

@@ -1,9 +1,14 @@
 //! Boot: what the loader and the device tree say ([`platform`], [`options`]), from the first instruction to
-//! the final page tables (`start`, `boot.S`), and every CPU out of reset (`arrival`).
+//! the final page tables (`start`, `boot.S`, with memory from `pool`), and every CPU out of reset (`arrival`,
+//! `bring_up`).
 
 #[cfg(target_os = "none")]
 pub mod arrival;
+#[cfg(target_os = "none")]
+pub mod bring_up;
 pub mod options;
 pub mod platform;
+#[cfg(target_os = "none")]
+pub mod pool;
 #[cfg(target_os = "none")]
 pub mod start;

@@ -8,6 +8,7 @@ mod edit;
 
 pub use edit::{HostBoot, hand_over};
 
+use crate::arch::MAX_CPUS;
 use crate::memory::pages::MAX_BANKS;
 use arrayvec::{ArrayString, ArrayVec};
 use dtoolkit::fdt::{Fdt, FdtNode};
@@ -16,9 +17,6 @@ use dtoolkit::{Node, Property};
 use thiserror::Error;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::package::COMMAND_LINE_BYTES;
-
-/// CPUs that hyp manages.
-pub const MAX_CPUS: usize = 64;
 
 /// Ranges that a device tree may reserve.
 const MAX_RESERVED: usize = 32;

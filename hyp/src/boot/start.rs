@@ -6,14 +6,20 @@
 use crate::arch::console;
 use crate::arch::fatal::refuse;
 use crate::arch::layout::{DTB_WINDOW_L2, IMAGE_BASE, LINEAR_BASE, STACK_BYTES, stack_top};
+use crate::arch::reset::{
+    self, BOOT_PARAMS, BootParams, boot_params_address, image_begins, image_is_at,
+};
 use crate::arch::sysreg::sys;
 use crate::arch::{Lock, layout};
 use crate::boot::arrival::{self, Finish};
+use crate::boot::bring_up::{MPIDR_AFFINITY, read_id_registers};
 use crate::boot::options::Options;
 use crate::boot::platform::{
-    HostBoot, MAX_CPUS, Platform, Range, conduit, console as find_console, hand_over,
+    HostBoot, Platform, Range, conduit, console as find_console, hand_over,
 };
-use crate::cpu::{Cpu, MPIDR_AFFINITY, SHARED, read_id_registers};
+use crate::boot::pool::Pool;
+use crate::cpu::Cpu;
+use crate::machine::SHARED;
 use crate::memory::frames::{FrameList, Tables, linear};
 use crate::memory::hw::{self, Memory, clean_invalidate_range};
 use crate::memory::pages::{Pages, State, count};
@@ -23,7 +29,7 @@ use crate::power::psci::HostEntry;
 use crate::world::cpufeatures::CpuFeatures;
 use arrayvec::ArrayVec;
 use core::cell::Cell;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 use dtoolkit::fdt::Fdt;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::package::{PACKAGE_MAGIC, PAYLOAD_ALIGN, PackageHeader};
@@ -64,7 +70,6 @@ unsafe extern "C" {
     static umbra_image_end: u8;
     static umbra_package_header: [u8; size_of::<PackageHeader>()];
     static umbra_boot_tables: Cell<[[u64; 512]; BOOT_TABLES]>;
-    static umbra_secondary_entry: u8;
     static umbra_switch_tables: u8;
 }
 
@@ -74,51 +79,8 @@ const CONSOLE_WINDOW_L2: usize = 260;
 /// Stacks: two per CPU, one for work and one for the message about the first.
 const STACKS_PER_CPU: usize = 2;
 
-/// What a CPU finds when it comes up with its MMU off: boot.S knows the offsets.
-#[derive(Debug)]
-#[repr(C, align(64))]
-pub(super) struct BootParams {
-    ttbr: AtomicU64,
-    tcr: AtomicU64,
-    stack_top: AtomicU64,
-    index: AtomicU64,
-    /// Where its `Cpu` is; read with the MMU on.
-    pub(super) cpu: AtomicU64,
-    /// Where its host image is; set before the host runs.
-    pub(super) image: AtomicU64,
-}
-
-pub(super) static BOOT_PARAMS: [BootParams; MAX_CPUS] = [const {
-    BootParams {
-        ttbr: AtomicU64::new(0),
-        tcr: AtomicU64::new(0),
-        stack_top: AtomicU64::new(0),
-        index: AtomicU64::new(0),
-        cpu: AtomicU64::new(0),
-        image: AtomicU64::new(0),
-    }
-}; MAX_CPUS];
-
-/// Physical address of the image.
-static IMAGE_PA: AtomicU64 = AtomicU64::new(0);
-
 static HYP_TABLES: Lock<FrameList> = Lock::new(FrameList::new());
 static HOST_TABLES: Lock<FrameList> = Lock::new(FrameList::new());
-
-/// The physical address of something in the image.
-fn image_pa<T: ?Sized>(of: *const T) -> u64 {
-    of.addr() as u64 - IMAGE_BASE as u64 + IMAGE_PA.load(Ordering::Relaxed)
-}
-
-/// Where firmware starts CPUs: physical.
-pub fn secondary_entry_address() -> u64 {
-    image_pa(&raw const umbra_secondary_entry)
-}
-
-/// What it passes to CPU `n`: physical.
-pub fn boot_params_address(n: usize) -> u64 {
-    image_pa(&raw const BOOT_PARAMS[n])
-}
 
 /// Sets a descriptor of the boot tables.
 fn set_boot_descriptor(table: usize, index: usize, value: u64) {
@@ -147,7 +109,7 @@ fn device_tree(dtb_pa: u64) -> Option<&'static [u8]> {
 // Called by boot.S on the boot stack: `why` is 0 at EL2, 1 at EL1, 2 at EL2 with E2H stuck.
 #[unsafe(no_mangle)]
 extern "C" fn umbra_boot_main(dtb_pa: u64, image: u64, why: u64) -> ! {
-    IMAGE_PA.store(image, Ordering::Relaxed);
+    image_is_at(image);
     let dtb = device_tree(dtb_pa);
     let fdt = dtb.and_then(|dtb| Fdt::new(dtb).ok());
     if let Some(fdt) = &fdt {
@@ -196,32 +158,6 @@ fn package() -> PackageHeader {
     header
 }
 
-/// The pool, handed out from its start.
-#[derive(Debug)]
-pub struct Pool {
-    next: u64,
-    end: u64,
-}
-
-impl Pool {
-    /// `bytes` bytes, whole pages, not initialised. Returns the physical address.
-    pub fn take(&mut self, bytes: usize) -> u64 {
-        let pa = self.next;
-        self.next += bytes.next_multiple_of(PAGE_SIZE) as u64;
-        assert!(self.next <= self.end, "the pool was sized for this");
-        pa
-    }
-
-    fn fill(&mut self, list: &Lock<FrameList>, pages: usize) {
-        let mut list = list.lock();
-        for _ in 0..pages {
-            let pa = self.take(PAGE_SIZE);
-            // SAFETY: fresh from the pool, which is mapped.
-            unsafe { list.push(pa) };
-        }
-    }
-}
-
 /// Tables that a page-by-page mapping of all banks can take, with `fixed` for what is beside RAM.
 fn worst_case_tables(banks: &[Range], fixed: usize) -> usize {
     let spanned = |shift: u32| -> usize {
@@ -232,7 +168,7 @@ fn worst_case_tables(banks: &[Range], fixed: usize) -> usize {
 
 fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
     let package = package();
-    let image_pa = IMAGE_PA.load(Ordering::Relaxed);
+    let image_pa = image_begins();
     let id = read_id_registers();
     let features = CpuFeatures::new(&id);
     if !features.gic_sysregs {
@@ -262,7 +198,7 @@ fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
         refuse(format_args!("no {} KiB of memory for hyp beside the host", bytes >> 10))
     };
     map_pool_for_boot(pool_range);
-    let mut pool = Pool { next: pool_range.0, end: pool_range.1 };
+    let mut pool = Pool::new(pool_range.0, pool_range.1);
     let entries = pool.take(pages * size_of::<State>());
     pool.fill(&HYP_TABLES, hyp_tables);
     pool.fill(&HOST_TABLES, host_tables);
@@ -374,7 +310,8 @@ fn map_pool_for_boot((start, end): Range) {
 /// Maps a block of the linear map in the boot tables: tables 5 (L1), 6 and 7 (L2).
 fn map_block_for_boot(pa: u64) {
     static L2_OF: Lock<ArrayVec<u64, 2>> = Lock::new(ArrayVec::new_const());
-    let table_pa = |n: usize| self::image_pa(&raw const umbra_boot_tables) + (n * PAGE_SIZE) as u64;
+    let table_pa =
+        |n: usize| reset::image_pa(&raw const umbra_boot_tables) + (n * PAGE_SIZE) as u64;
     let gib = pa >> 30;
     let mut l2 = L2_OF.lock();
     let n = l2.iter().position(|&g| g == gib).unwrap_or_else(|| {
@@ -456,7 +393,7 @@ fn host_stage2(platform: &Platform, hyp: &[Range], shape: Stage2Shape) -> Stage2
 }
 
 fn switch_tables(index: usize) -> ! {
-    let entry = image_pa(&raw const umbra_switch_tables);
+    let entry = reset::image_pa(&raw const umbra_switch_tables);
     let params = boot_params_address(index);
     // SAFETY: the code there is mapped one to one by both sets of tables; it comes back at
     // `umbra_cpu_reset_main` on this CPU's own stack.

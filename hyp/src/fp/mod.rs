@@ -11,6 +11,7 @@ pub mod hardware;
 pub mod hw;
 pub mod lengths;
 mod moves;
+mod record;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]

@@ -18,13 +18,7 @@ pub const LR_ABT: usize = 20;
 /// LR_und as an X register.
 pub const LR_UND: usize = 22;
 
-/// SCTLR after reset, as SCTLR_EL1: RES1 bits, nTWE, nTWI, CP15BEN, LSMAOE, nTLSMD. A32, little-endian,
-/// vectors at VBAR.
-pub const SCTLR_RESET: u64 = 0x00c5_0878;
-
-/// PSTATE after reset: Supervisor mode, A32, A, I and F masked.
-pub const PSTATE_SVC_MASKED: u64 = A | I | F | MODE_SVC;
-
+#[cfg(test)]
 const MODE_SVC: u64 = 0x13;
 const MODE_ABT: u64 = 0x17;
 const MODE_UND: u64 = 0x1b;

@@ -1,5 +1,6 @@
 //! VCPU_RUN: from the host into a guest and back. No lock, no allocation, no formatting.
 
+use crate::arch::exception::HostFrame;
 use crate::arch::log::{self, Transition};
 use crate::arch::sysreg::sys;
 use crate::arch::sysreg::{dsb_nsh, read_isr_el1};
@@ -9,19 +10,28 @@ use crate::fp::{CpuFp, GuestTrap, TrapClass};
 use crate::guest::syndrome::{self, SysReg, ec, pstate};
 use crate::guest::traps::{self, Exit};
 use crate::guest::traps32;
-use crate::host::traps::HostFrame;
 use crate::memory::pages::VmId;
 use crate::vm::slots::{Open, Vcpu};
 use crate::world::interrupts;
 use crate::world::switch::{self, El1Context, GuestRegs, World};
-use core::ptr::NonNull;
 use umbra_shared::call::Counter;
 use umbra_shared::error::Error;
 use umbra_shared::exit::{ExitInfo, Reason, RunFlags};
 use umbra_shared::guest::GuestFunction;
 use umbra_shared::record::Kind;
 
-/// How the guest left (switch.S).
+core::arch::global_asm!(
+    include_str!("enter.S"),
+    EC_HVC64 = const ec::HVC64,
+);
+
+// SAFETY: enter.S defines it with this signature; to it a `Cpu` is an address only.
+#[allow(improper_ctypes, reason = "it goes through to Rust code again")]
+unsafe extern "C" {
+    fn umbra_guest_enter(regs: *mut GuestRegs, cpu: *mut Cpu) -> u64;
+}
+
+/// How the guest left (enter.S).
 const LEFT_SYNCHRONOUS: u64 = 0;
 const LEFT_IRQ: u64 = 1;
 
@@ -34,7 +44,7 @@ pub fn run(cpu: &mut Cpu, frame: &mut HostFrame) {
         Err(error) => frame.x[0] = error.code() as u64,
     }
     log::forget();
-    log::write(&cpu.fp, cpu.loaded_name(), || Transition {
+    cpu.log(|| Transition {
         result: frame.x[0],
         results: [frame.x[1], frame.x[2], frame.x[3]],
         ..Transition::new(Kind::Run, [seen.flags, seen.hint, cpu.opened, seen.word, 0, 0, 0])
@@ -110,8 +120,11 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
     let info = loop {
         let vcpu = cpu.loaded.as_mut().ok_or(Error::NotLoaded)?.vcpu();
         set_return(&vcpu.regs);
-        let regs = NonNull::from(&mut vcpu.regs);
-        let left = switch::enter_guest(cpu, regs);
+        let regs = &raw mut vcpu.regs;
+        // SAFETY: everything of the guest's but its general-purpose registers is in place, and the guest
+        // vectors are in force. They store to `regs`, which are the loaded vCPU's, and hand `cpu`,
+        // exclusively borrowed until they return, to `umbra_guest_trap`.
+        let left = unsafe { umbra_guest_enter(regs, cpu) };
         let vcpu = cpu.loaded.as_mut().ok_or(Error::NotLoaded)?.vcpu();
         vcpu.regs.pc = sys::read_elr_el2().bits();
         vcpu.regs.pstate = sys::read_spsr_el2().bits();
@@ -262,12 +275,15 @@ fn memory_call(fp: &CpuFp<Image>, name: u64, vcpu: &mut Vcpu, vm: VmId) -> Optio
     let ipa = vcpu.register_width(vcpu.regs.x[1]);
     let exit = traps::memory_call(vcpu, vm);
     let result = vcpu.regs.x[0];
-    log::write(fp, name, || Transition {
-        function,
-        // r0 holds half of it.
-        result: if vcpu.is_aarch32() { result as i32 as u64 } else { result },
-        ..Transition::new(Kind::GuestCall, [ipa, 0, 0, 0, 0, 0, 0])
-    });
+    log::write(
+        || (fp.record(), name),
+        || Transition {
+            function,
+            // r0 holds half of it.
+            result: if vcpu.is_aarch32() { result as i32 as u64 } else { result },
+            ..Transition::new(Kind::GuestCall, [ipa, 0, 0, 0, 0, 0, 0])
+        },
+    );
     exit
 }
 

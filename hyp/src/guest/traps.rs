@@ -2,10 +2,11 @@
 //! [`crate::guest::traps32`].
 
 use crate::arch::sysreg::*;
-use crate::cpu::{Cpu, machine};
+use crate::cpu::Cpu;
 use crate::fp::TrapClass;
 use crate::guest::syndrome::{self, Abort, IdRead, SysReg, ec, pstate};
 use crate::guest::traps32;
+use crate::machine::machine;
 use crate::memory::pages::VmId;
 use crate::vm::slots::{self, Open, Vcpu};
 use crate::world::idregs;
@@ -56,7 +57,7 @@ pub fn synchronous(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
     }
 }
 
-// Called by guest_exit_sync (switch.S) for every synchronous exception but HVC, before anything of the
+// Called by guest_exit_sync (enter.S) for every synchronous exception but HVC, before anything of the
 // host's is back: the traps that a guest takes often and that need nobody but hyp end here. All of the
 // guest's registers are in its `regs`; ELR_EL2 and SPSR_EL2 are still its own. False: it is something
 // else, or an interrupt waits for the host; nothing has been done then.

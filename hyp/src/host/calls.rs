@@ -2,9 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+use crate::arch::exception::HostFrame;
 use crate::arch::log::{self, Transition};
-use crate::cpu::{Cpu, MACHINE, SHARED, machine};
-use crate::host::traps::HostFrame;
+use crate::cpu::Cpu;
+use crate::machine::{MACHINE, SHARED, machine};
 use crate::memory::hw;
 use crate::vm::slots;
 use umbra_shared::call::{
@@ -50,13 +51,13 @@ pub fn handle(cpu: &mut Cpu, frame: &mut HostFrame) {
         Err(error) => {
             // Not one of ours, or not meant: a caller of something else counts on its registers.
             frame.x[0] = error.code() as u64;
-            log::write(&cpu.fp, cpu.loaded_name(), || record(error.code(), NOTHING));
+            cpu.log(|| record(error.code(), NOTHING));
             return;
         }
     };
     frame.x[0] = code as u64;
     frame.x[1..9].copy_from_slice(&results);
-    log::write(&cpu.fp, cpu.loaded_name(), || record(code, results));
+    cpu.log(|| record(code, results));
 }
 
 /// TOO_FEW_PAGES says in x1 how many it takes.
@@ -96,8 +97,8 @@ fn perform(cpu: &mut Cpu, call: Call) -> Result<Results, Error> {
         Call::VmDestroy { vm } => slots::destroy(vm).map(|()| NOTHING),
         Call::VmReclaim { vm, page } => slots::reclaim(vm, page).map(one),
         Call::VcpuCreate(config) => create_vcpu(&config),
-        Call::VcpuLoad { vm, vcpu } => slots::load(cpu, vm, vcpu).map(|()| NOTHING),
-        Call::VcpuPut => slots::put(cpu).map(|()| NOTHING),
+        Call::VcpuLoad { vm, vcpu } => cpu.load(vm, vcpu).map(|()| NOTHING),
+        Call::VcpuPut => cpu.put().map(|()| NOTHING),
     }
 }
 

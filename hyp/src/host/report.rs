@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::arch::console::emergency;
-use crate::cpu::{SHARED, Shared, machine};
+use crate::machine::{SHARED, Shared, machine};
 use core::fmt;
 use core::sync::atomic::Ordering;
 use umbra_shared::call::Counter;

@@ -1,34 +1,21 @@
 //! What the host traps on.
 
-use super::calls;
+use super::{calls, report};
+use crate::arch::exception::HostFrame;
+use crate::arch::lock::wait_for_interrupt;
 use crate::arch::log::{self, Transition};
 use crate::arch::sysreg::sys;
 use crate::arch::sysreg::*;
-use crate::cpu::{Cpu, machine, wait_for_interrupt};
+use crate::cpu::Cpu;
 use crate::fp::TrapClass;
 use crate::guest::run;
 use crate::guest::syndrome::{self, Abort, SysReg, ec, pstate};
+use crate::machine::machine;
 use crate::memory::hw;
 use crate::memory::stage2::HostFault;
-use crate::power;
+use crate::power::{self, psci};
 use umbra_shared::call::{Counter, Function};
 use umbra_shared::record::Kind;
-
-/// The host's registers at a trap: vectors.S stores x0-x18 and x30 at these offsets.
-#[derive(Debug)]
-#[repr(C, align(16))]
-pub struct HostFrame {
-    /// x0-x17: arguments and results.
-    pub x: [u64; 18],
-    x18: u64,
-    x30: u64,
-    /// ELR_EL2, for those who run something else before they return to the host.
-    pub elr: u64,
-    /// SPSR_EL2.
-    pub spsr: u64,
-}
-
-static_assertions::const_assert!(core::mem::offset_of!(HostFrame, x18) == 144);
 
 // Called by host_sync (vectors.S).
 #[unsafe(no_mangle)]
@@ -63,6 +50,9 @@ fn rare(cpu: &mut Cpu, frame: &mut HostFrame, esr: u64) {
         ec::SMC64 => {
             // Trapped before it executed (HCR_EL2.TSC).
             step_over(esr);
+            if machine().stats && psci::ends_the_machine(frame.x[0] as u32) {
+                report::counters();
+            }
             power::hw::handle(cpu, frame);
         }
         ec::FP => floating_point(cpu, TrapClass::Fpsimd),
@@ -70,7 +60,7 @@ fn rare(cpu: &mut Cpu, frame: &mut HostFrame, esr: u64) {
         ec::SME => floating_point(cpu, TrapClass::Sme),
         ec::DATA_ABORT | ec::INSTRUCTION_ABORT => abort(cpu, esr),
         ec::WFX => wait(cpu, esr),
-        ec::SYSREG if machine().options.displace && SysReg::new(esr).zeroes_a_block() => {
+        ec::SYSREG if machine().displace && SysReg::new(esr).zeroes_a_block() => {
             zero_block(cpu);
         }
         // Nothing else is trapped from the host; a CPU that traps more than hyp asked for has an
@@ -104,13 +94,13 @@ fn floating_point(cpu: &mut Cpu, class: TrapClass) {
         }
         None => {
             cpu.fp.host_trap(&mut cpu.hw, None, class, stats);
-            if machine().options.displace {
+            if machine().displace {
                 cpu.world.trap_host_displacement(true);
             }
         }
     }
     log::forget();
-    log::write(&cpu.fp, cpu.loaded_name(), || {
+    cpu.log(|| {
         let sme = u64::from(class == TrapClass::Sme);
         Transition::new(Kind::HostFp, [sme, 0, 0, 0, 0, 0, 0])
     });
@@ -142,7 +132,7 @@ fn abort(cpu: &mut Cpu, esr: u64) {
     } else {
         HostFault::Abort
     };
-    log::write(&cpu.fp, cpu.loaded_name(), || Transition {
+    cpu.log(|| Transition {
         result: u64::from(fault == HostFault::Retry),
         ..Transition::new(Kind::HostFault, [ipa, 0, 0, 0, 0, 0, 0])
     });

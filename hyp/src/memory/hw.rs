@@ -14,7 +14,6 @@ use crate::memory::handover::Hands;
 use crate::memory::pages::{Page, Pages};
 use crate::memory::stage2::{self, HostFault, Stage2};
 use crate::memory::tables::{HypTables, Stage2Tables, Tlbs, Use};
-use crate::vm::life as vms;
 use core::arch::asm;
 use spin::Once;
 use umbra_shared::PAGE_SIZE;
@@ -56,7 +55,8 @@ pub fn with<R>(f: impl FnOnce(&mut Memory) -> R) -> R {
     let mut memory = MEMORY.get().expect("memory is set up before the host runs").lock();
     log::locked();
     let result = f(&mut memory);
-    log::touched(&mut memory.pages);
+    #[cfg(feature = "transition-log")]
+    log::touched(memory.pages.take_changes());
     result
 }
 
@@ -105,12 +105,6 @@ impl Memory {
     /// The host took a stage-2 translation fault at `pa`.
     pub fn host_fault(&mut self, pa: u64) -> HostFault {
         stage2::host_fault(&self.pages, &mut self.host, &Tlbs, pa)
-    }
-}
-
-impl vms::Memory for Memory {
-    fn pages(&mut self) -> &mut Pages<'static> {
-        &mut self.pages
     }
 }
 

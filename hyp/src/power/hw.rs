@@ -2,15 +2,18 @@
 
 #![forbid(unsafe_code)]
 
+use crate::arch::MAX_CPUS;
+use crate::arch::exception::HostFrame;
+use crate::arch::lock::send_event;
 use crate::arch::log::{self, Transition};
+use crate::arch::reset::{boot_params_address, secondary_entry_address};
 use crate::arch::sysreg::{read_cntv_ctl_el0, read_cntv_cval_el0};
-use crate::boot::start::{boot_params_address, secondary_entry_address};
-use crate::cpu::{Cpu, SHARED, machine, send_event};
-use crate::host::traps::HostFrame;
+use crate::cpu::Cpu;
+use crate::machine::{SHARED, machine};
 use crate::power::psci::{
-    self, Action, HostEntry, Power, SMCCC_ARCH_FEATURES, SMCCC_VERSION, Start, affinity_info,
+    self, Action, HostEntry, Power, PowerCell, SMCCC_ARCH_FEATURES, SMCCC_VERSION, Start,
+    affinity_info,
 };
-use crate::vm::slots;
 use arm_psci::{ErrorCode, FunctionId};
 use core::sync::atomic::Ordering;
 use smccc::smc64;
@@ -21,6 +24,14 @@ const NOT_SUPPORTED: i64 = -1;
 const SMCCC_1_2: i64 = 0x1_0002;
 /// SMCCC_ARCH_WORKAROUND_1, 2, 3: firmware's mitigations, for the host to call.
 const WORKAROUNDS: [u32; 3] = [0x8000_8000, 0x8000_7fff, 0x8000_3fff];
+
+/// Each CPU's power state, by number.
+static CELLS: [PowerCell; MAX_CPUS] = [const { PowerCell::new(Power::Off) }; MAX_CPUS];
+
+/// A CPU's power state.
+pub fn cell(cpu: usize) -> &'static PowerCell {
+    &CELLS[cpu]
+}
 
 /// Handles an SMC of the host; the PC is behind it already.
 pub fn handle(cpu: &mut Cpu, frame: &mut HostFrame) {
@@ -60,12 +71,7 @@ const fn error(code: ErrorCode) -> i64 {
 fn psci_call(cpu: &mut Cpu, regs: [u64; 4]) -> i64 {
     match psci::decide(regs) {
         Action::Answer(answer) => answer,
-        Action::Forward => {
-            if machine().options.stats && psci::ends_the_machine(regs[0] as u32) {
-                crate::host::report::counters();
-            }
-            firmware(regs)
-        }
+        Action::Forward => firmware(regs),
         Action::Features { function } => match function {
             SMCCC_VERSION => 0,
             _ if psci::may_exist(function) => firmware(regs),
@@ -75,7 +81,7 @@ fn psci_call(cpu: &mut Cpu, regs: [u64; 4]) -> i64 {
         Action::CpuOff => cpu_off(cpu),
         Action::CpuSuspend { state, entry } => cpu_suspend(cpu, state, entry),
         Action::AffinityInfo { target } => match find(target) {
-            Some(number) => match SHARED[number].power.state() {
+            Some(number) => match CELLS[number].state() {
                 // Really off, or on its way there: firmware knows.
                 Power::Off => firmware(regs),
                 power => affinity_info(power),
@@ -93,7 +99,7 @@ fn find(affinity: u64) -> Option<usize> {
 
 fn cpu_on(target: u64, entry: HostEntry) -> i64 {
     let Some(number) = find(target) else { return error(ErrorCode::InvalidParameters) };
-    let power = &SHARED[number].power;
+    let power = &CELLS[number];
     match power.claim(entry) {
         Err(code) => error(code),
         Ok(Start::Release) => {
@@ -120,16 +126,16 @@ fn cpu_on(target: u64, entry: HostEntry) -> i64 {
 fn implicit_put(cpu: &mut Cpu) {
     log::forget();
     // There is nothing to put if no vCPU is loaded.
-    let _ = slots::put(cpu);
-    log::write(&cpu.fp, cpu.loaded_name(), || Transition::new(Kind::ImplicitPut, [0; 7]));
+    let _ = cpu.put();
+    cpu.log(|| Transition::new(Kind::ImplicitPut, [0; 7]));
 }
 
 /// CPU_OFF: an implicit put, then firmware. Returns only if firmware refuses.
 fn cpu_off(cpu: &mut Cpu) -> i64 {
     implicit_put(cpu);
-    cpu.shared.power.set(Power::Off);
+    cell(cpu.index()).set(Power::Off);
     let answer = firmware([u64::from(FunctionId::CpuOff as u32), 0, 0, 0]);
-    cpu.shared.power.set(Power::On);
+    cell(cpu.index()).set(Power::On);
     answer
 }
 
@@ -145,15 +151,15 @@ fn cpu_suspend(cpu: &mut Cpu, state: u32, entry: HostEntry) -> i64 {
     }
     // Whatever firmware makes of the state: if it comes back through an entry, that is hyp's, never the
     // host's, and 64 bits wide even if the host called with 32.
-    cpu.shared.power.suspend(entry);
+    cell(cpu.index()).suspend(entry);
     cpu.suspended_timer = Some([read_cntv_ctl_el0(), read_cntv_cval_el0()]);
     let answer = firmware([
         u64::from(FunctionId::CpuSuspend64 as u32),
         u64::from(state),
         secondary_entry_address(),
-        boot_params_address(cpu.index),
+        boot_params_address(cpu.index()),
     ]);
     cpu.suspended_timer = None;
-    cpu.shared.power.set(Power::On);
+    cell(cpu.index()).set(Power::On);
     answer
 }

@@ -19,7 +19,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::boot::platform::MAX_CPUS;
+use crate::arch::MAX_CPUS;
 use crate::memory::handover::{self, Hands, Ready};
 use crate::memory::pages::{Page, PageRange, Pages, VmId};
 use arrayvec::ArrayVec;

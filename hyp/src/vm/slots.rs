@@ -5,15 +5,15 @@
 //! lock.
 
 use crate::arch::log;
+use crate::arch::stats::Stats;
 use crate::arch::{Lock, LockGuard};
-use crate::cpu::{Cpu, machine};
-use crate::fp::VcpuFp;
-use crate::fp::hw::Image;
-use crate::guest::aarch32::PSTATE_SVC_MASKED;
+use crate::fp::hw::{Cpu as FpCpu, Image};
+use crate::fp::{CpuFp, VcpuFp};
+use crate::machine::{Shared, machine};
 use crate::memory::frames::{FrameList, Tables, WORST_CASE_TABLES, linear};
 use crate::memory::handover::Ready;
 use crate::memory::hw::{self, flag_page};
-use crate::memory::pages::{PageRange, VmId};
+use crate::memory::pages::{PageRange, Pages, VmId};
 use crate::memory::stage2::Stage2;
 use crate::memory::tables::{Stage2Tables, Tlbs};
 use crate::vm::life::{self, MAX_VMS, Machine, NewVcpu};
@@ -22,6 +22,7 @@ use crate::world::idregs;
 use crate::world::interrupts::{Timer, VirtualGic};
 use crate::world::switch::{
     self, Aarch32Regs, El1Context, GuestRegs, HCR_GUEST, HCR_GUEST_AARCH32, PSTATE_EL1H_MASKED,
+    PSTATE_SVC_MASKED,
 };
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
@@ -182,6 +183,12 @@ static VMS: [Lock<Vm>; MAX_VMS] = [const { Lock::new(Vm::new()) }; MAX_VMS];
 
 /// Each VM's free stage-2 tables.
 static POOLS: [Lock<FrameList>; MAX_VMS] = [const { Lock::new(FrameList::new()) }; MAX_VMS];
+
+impl life::Memory for hw::Memory {
+    fn pages(&mut self) -> &mut Pages<'static> {
+        &mut self.pages
+    }
+}
 
 /// This machine.
 struct Target;
@@ -383,28 +390,25 @@ pub fn create_vcpu(config: &VcpuConfig) -> Result<VcpuIndex, Error> {
     slot(config.vm)?.create_vcpu(&Target, config)
 }
 
-/// VCPU_LOAD.
+/// VCPU_LOAD on this CPU, which has nothing loaded.
 ///
 /// # Errors
 ///
-/// BUSY if another is loaded here, VL_MISMATCH or NO_AARCH32 if this CPU lacks what the vCPU has, and those of [`life::Vm::load`].
-pub fn load(cpu: &mut Cpu, handle: VmHandle, index: VcpuIndex) -> Result<(), Error> {
-    if cpu.loaded.is_some() {
-        return Err(Error::Busy);
-    }
+/// VL_MISMATCH or NO_AARCH32 if this CPU lacks what the vCPU has, and those of [`life::Vm::load`].
+pub fn load(cpu: usize, has: &Shared, handle: VmHandle, index: VcpuIndex) -> Result<Loaded, Error> {
     let number = life::slot(handle)?;
     let mut vm = slot(handle)?;
-    let vqs = machine().lengths.guests(cpu.shared.vqs());
-    let svqs = machine().streaming.guests(cpu.shared.svqs());
-    let (&vcpu, index) = vm.load(&Target, handle, index, cpu.index, |&vcpu| {
+    let vqs = machine().lengths.guests(has.vqs());
+    let svqs = machine().streaming.guests(has.svqs());
+    let (&vcpu, index) = vm.load(&Target, handle, index, cpu, |&vcpu| {
         // SAFETY: it is loaded nowhere, and the slot's lock is held: nobody else uses it.
         let vcpu = unsafe { vcpu.0.as_ref() };
         // A CPU that came late may be another than those which were asked at boot.
-        if vcpu.is_aarch32() && !cpu.shared.aarch32() {
+        if vcpu.is_aarch32() && !has.aarch32() {
             return Err(Error::NoAarch32);
         }
         // What it was shown it must have everywhere.
-        let missing = machine().fp_extras - cpu.shared.fp_extras();
+        let missing = machine().fp_extras - has.fp_extras();
         if missing.contains(FpExtras::FPMR) || (vcpu.fp.svq().is_some() && !missing.is_empty()) {
             return Err(Error::VlMismatch);
         }
@@ -416,26 +420,19 @@ pub fn load(cpu: &mut Cpu, handle: VmHandle, index: VcpuIndex) -> Result<(), Err
     if vcpu.is_aarch32() {
         vcpu.aarch32.load();
     }
-    cpu.loaded = Some(loaded);
-    Ok(())
+    Ok(loaded)
 }
 
-/// VCPU_PUT.
-///
-/// # Errors
-///
-/// NOT_LOADED.
-pub fn put(cpu: &mut Cpu) -> Result<(), Error> {
-    let mut loaded = cpu.loaded.take().ok_or(Error::NotLoaded)?;
+/// VCPU_PUT of what was loaded here.
+pub fn put(mut loaded: Loaded, fp: &mut CpuFp<Image>, hw: &mut FpCpu, stats: &Stats) {
     let vcpu = loaded.vcpu();
-    let flags = cpu.fp.put(&mut cpu.hw, &mut vcpu.fp, &cpu.shared.stats);
+    let flags = fp.put(hw, &mut vcpu.fp, stats);
     vcpu.flags.publish(flags);
     vcpu.gic.put();
     if vcpu.is_aarch32() {
         vcpu.aarch32.put();
     }
     lock(loaded.vm).put(loaded.index);
-    Ok(())
 }
 
 /// MEM_SHARE by a guest of this VM.

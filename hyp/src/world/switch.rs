@@ -71,35 +71,21 @@
 //! | HCRX_EL2, HFG*_EL2, MPAM2_EL2, MPAMHCR_EL2 (where present) | everything open | MSCEn, EnFPM; n-bits 0; traps |
 //! | VBAR_EL2 | host vectors | guest vectors |
 
-use crate::arch::sysreg::sys::{HcrEl2, HcrxEl2, MdcrEl2, VbarEl2, write_hcr_el2, write_vbar_el2};
+use crate::arch::exception::{set_guest_vectors, set_host_vectors};
+use crate::arch::sysreg::sys::{self, HcrEl2, HcrxEl2, MdcrEl2, write_hcr_el2};
 use crate::arch::sysreg::*;
-use crate::cpu::Cpu;
-use crate::guest::aarch32;
 use crate::world::cpufeatures::CpuFeatures;
 use crate::world::interrupts::clear_virtual_interface;
 use bitflags::bitflags;
 use core::mem::offset_of;
-use core::ptr::NonNull;
 use static_assertions::const_assert;
 
-core::arch::global_asm!(
-    include_str!("switch.S"),
-    include_str!("../arch/vectors.S"),
-    FATAL_FRAME_BYTES = const size_of::<crate::arch::fatal::FatalFrame>(),
-    HOST_FRAME_BYTES = const size_of::<crate::host::traps::HostFrame>(),
-    EC_HVC64 = const crate::guest::syndrome::ec::HVC64,
-    STACK_SHIFT = const crate::arch::layout::STACK_SHIFT,
-    CPU_EMERGENCY_STACK = const offset_of!(crate::cpu::Cpu, emergency_stack),
-);
+core::arch::global_asm!(include_str!("switch.S"));
 
-// SAFETY: the routines of switch.S, written for these signatures; to them a `Cpu` is an address only.
-#[allow(improper_ctypes, reason = "it goes through to Rust code again")]
+// SAFETY: the routines of switch.S, written for these signatures.
 unsafe extern "C" {
-    fn umbra_guest_enter(regs: *mut GuestRegs, cpu: *mut Cpu) -> u64;
     fn umbra_switch_el1(save: *mut El1Regs, load: *const El1Regs);
     fn umbra_switch_pauth(save: *mut PauthKeys, load: *const PauthKeys);
-    static umbra_host_vectors: u8;
-    static umbra_guest_vectors: u8;
 }
 
 /// A guest's general-purpose registers, PC and PSTATE, and what it reads from ID registers: all that a
@@ -183,7 +169,7 @@ impl El1Context {
 
     /// The same of an AArch32 EL1.
     pub fn reset_aarch32() -> Self {
-        Self::with_sctlr(aarch32::SCTLR_RESET)
+        Self::with_sctlr(SCTLR_AARCH32_RESET)
     }
 
     fn with_sctlr(sctlr_el1: u64) -> Self {
@@ -231,6 +217,13 @@ const HSTR_T15: u64 = 1 << 15;
 
 /// SCTLR_EL1 after reset: RES1 bits only.
 pub const SCTLR_EL1_RESET: u64 = 0x30d0_0980;
+
+/// SCTLR of an AArch32 EL1 after reset, as SCTLR_EL1: RES1 bits, nTWE, nTWI, CP15BEN, LSMAOE, nTLSMD. A32,
+/// little-endian, vectors at VBAR.
+pub const SCTLR_AARCH32_RESET: u64 = 0x00c5_0878;
+
+/// PSTATE of an AArch32 EL1 that starts: Supervisor mode, A32, A, I and F masked.
+pub const PSTATE_SVC_MASKED: u64 = 0x1d3;
 
 /// PSTATE for an EL1 that starts: EL1h, DAIF masked.
 pub const PSTATE_EL1H_MASKED: u64 = 0x3c5;
@@ -441,7 +434,7 @@ impl World {
         write_cnthctl_el2(CNTHCTL_HOST);
         write_icc_sre_el2(SRE_HOST);
         write_vmpidr_el2(self.mpidr);
-        set_vectors(&raw const umbra_host_vectors);
+        set_host_vectors();
         self.optional_controls(true);
     }
 
@@ -454,7 +447,7 @@ impl World {
         write_icc_sre_el2(SRE_GUEST);
         write_vmpidr_el2(vmpidr);
         write_vttbr_el2(vttbr);
-        set_vectors(&raw const umbra_guest_vectors);
+        set_guest_vectors();
         self.optional_controls(false);
     }
 
@@ -558,25 +551,9 @@ pub const fn uses_pauth(hcr: u64) -> bool {
     hcr & HCR_API_APK != 0
 }
 
-/// Runs the loaded vCPU until it leaves EL1 for something that its host has to know of, or that
-/// `umbra_guest_trap` (guest.rs) leaves to the caller. Everything but its general-purpose registers must
-/// be in place.
-#[inline]
-pub fn enter_guest(cpu: &mut Cpu, regs: NonNull<GuestRegs>) -> u64 {
-    // SAFETY: the guest vectors are in force. They store to `regs`, which are the loaded vCPU's, and hand
-    // `cpu`, exclusively borrowed until they return, to `umbra_guest_trap`.
-    unsafe { umbra_guest_enter(regs.as_ptr(), cpu) }
-}
-
 /// HCR_EL2.
 #[inline]
 pub fn set_hcr(value: u64) {
     // SAFETY: both worlds' values keep E2H and TGE clear, so EL2's own regime stays as it is.
     unsafe { write_hcr_el2(HcrEl2::from_bits_retain(value)) };
-}
-
-#[inline]
-fn set_vectors(vectors: *const u8) {
-    // SAFETY: called with one of the two vector tables of vectors.S.
-    unsafe { write_vbar_el2(VbarEl2::from_bits_retain(vectors.addr() as u64)) };
 }

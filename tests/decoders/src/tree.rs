@@ -5,7 +5,8 @@
 
 use dtoolkit::fdt::Fdt;
 use dtoolkit::{Node, Property};
-use umbra_hyp::boot::platform::{self, HostBoot, MAX_CPUS, Platform, PlatformError, Range};
+use umbra_hyp::arch::MAX_CPUS;
+use umbra_hyp::boot::platform::{self, HostBoot, Platform, PlatformError, Range};
 use umbra_shared::PAGE_SIZE;
 
 const PAGE: u64 = PAGE_SIZE as u64;

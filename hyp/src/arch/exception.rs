@@ -1,0 +1,72 @@
+//! EL2's exception vectors (vectors.S): one table for while the host runs, one for while a guest runs.
+//!
+//! What comes from a lower EL is handed to the rooms above, by name: the host's synchronous exceptions to
+//! `umbra_host_sync`, a guest's to `guest_exit_sync` and its neighbours. An exception of EL2's own is the end
+//! ([`super::fatal`]).
+
+use super::fatal::FatalFrame;
+use super::layout;
+use super::percpu::PerCpu;
+use super::sysreg::sys::{VbarEl2, write_vbar_el2};
+use core::mem::offset_of;
+use static_assertions::const_assert;
+
+core::arch::global_asm!(
+    include_str!("vectors.S"),
+    FATAL_FRAME_BYTES = const size_of::<FatalFrame>(),
+    HOST_FRAME_BYTES = const size_of::<HostFrame>(),
+    STACK_SHIFT = const layout::STACK_SHIFT,
+    CPU_EMERGENCY_STACK = const offset_of!(PerCpu, emergency_stack),
+);
+
+// SAFETY: vectors.S defines them so.
+unsafe extern "C" {
+    static umbra_host_vectors: u8;
+    static umbra_guest_vectors: u8;
+    fn umbra_enter_host_fresh(context: u64, stack_top: u64) -> !;
+}
+
+/// The host's registers at a trap: vectors.S stores x0-x18 and x30 at these offsets.
+#[derive(Debug)]
+#[repr(C, align(16))]
+pub struct HostFrame {
+    /// x0-x17: arguments and results.
+    pub x: [u64; 18],
+    x18: u64,
+    x30: u64,
+    /// ELR_EL2, for those who run something else before they return to the host.
+    pub elr: u64,
+    /// SPSR_EL2.
+    pub spsr: u64,
+}
+
+const_assert!(offset_of!(HostFrame, x18) == 144);
+
+/// Exceptions come from the host.
+#[inline]
+pub fn set_host_vectors() {
+    set_vectors(&raw const umbra_host_vectors);
+}
+
+/// Exceptions come from a guest.
+#[inline]
+pub fn set_guest_vectors() {
+    set_vectors(&raw const umbra_guest_vectors);
+}
+
+#[inline]
+fn set_vectors(vectors: *const u8) {
+    // SAFETY: called with one of the two vector tables of vectors.S.
+    unsafe { write_vbar_el2(VbarEl2::from_bits_retain(vectors.addr() as u64)) };
+}
+
+/// Begins the host's life on this CPU with `context` in x0: ERET.
+///
+/// # Safety
+///
+/// ELR_EL2, SPSR_EL2 and all of EL1 are set for it, `stack_top` is the top of this CPU's stack, and nothing
+/// on that is needed any more.
+pub unsafe fn enter_host_fresh(context: u64, stack_top: u64) -> ! {
+    // SAFETY: as the caller promises.
+    unsafe { umbra_enter_host_fresh(context, stack_top) }
+}

@@ -1,0 +1,120 @@
+//! A CPU out of reset: EL2 in hyp's state, its vector lengths read, and the host's life begun there.
+
+use crate::arch::exception;
+use crate::arch::log::{self, Transition};
+use crate::arch::sysreg::sys;
+use crate::arch::sysreg::*;
+use crate::cpu::Cpu;
+use crate::fp::hw::Cpu as FpCpu;
+use crate::fp::{Access, FpHw, Svcr};
+use crate::host::calls;
+use crate::machine::machine;
+use crate::power::{
+    self,
+    psci::{HostEntry, Power},
+};
+use crate::world::cpufeatures::{CpuFeatures, Gaps, IdRegisters};
+use crate::world::switch::{self, El1Context, PSTATE_EL1H_MASKED, World};
+use core::arch::asm;
+use umbra_shared::record::Kind;
+use umbra_shared::vl::{Vq, VqSet};
+
+/// Aff3 and Aff2..Aff0.
+pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
+
+/// This CPU's ID registers.
+pub fn read_id_registers() -> IdRegisters {
+    // ID registers of what the CPU lacks are RAZ, but for SMIDR_EL1 and AArch32's.
+    let gaps = Gaps {
+        zfr0: read_id_aa64zfr0_el1(),
+        smfr0: read_id_aa64smfr0_el1(),
+        fpfr0: read_id_aa64fpfr0_el1(),
+        smidr: 0,
+    };
+    let mut id = IdRegisters::read(gaps);
+    let features = CpuFeatures::new(&id);
+    if features.sme {
+        id.smidr = read_smidr_el1();
+    }
+    if features.aarch32 {
+        id.aarch32 = read_aarch32_id_registers();
+    }
+    id
+}
+
+/// Brings EL2 of this CPU into hyp's state, from whatever reset or firmware left: every register
+/// is set whole. Reads the CPU's vector lengths anew.
+pub fn bring_up(cpu: &mut Cpu) {
+    let features = CpuFeatures::new(&read_id_registers());
+    cpu.hw = FpCpu::new(&features);
+    cpu.world = World::new(&features, sys::read_mpidr_el1().bits());
+    cpu.world.init_host();
+    cpu.hw.set_access(Access::Full);
+    cpu.hw.sync();
+    // Whatever is there is nobody's. Before any vector length is relied on: in streaming mode RDVL
+    // gives another.
+    if features.sme {
+        cpu.hw.stop(Svcr::all());
+    }
+    let (mut vqs, mut svqs) = (VqSet::EMPTY, VqSet::EMPTY);
+    for vq in (0..16).rev().map(Vq::from_len) {
+        if features.sve {
+            cpu.hw.set_clamp(vq);
+            vqs = vqs.with(cpu.hw.vq());
+        }
+        if features.sme {
+            cpu.hw.set_streaming_clamp(vq);
+            svqs = svqs.with(cpu.hw.svq());
+        }
+    }
+    let mpidr = sys::read_mpidr_el1().bits() & MPIDR_AFFINITY;
+    cpu.shared.has(&features, mpidr, vqs, svqs);
+    cpu.hw.set_access(Access::Closed);
+}
+
+/// Begins the host's life on this CPU: EL1 in its reset state.
+pub fn start_host(cpu: &mut Cpu, entry: HostEntry) -> ! {
+    let host = cpu.host_lengths();
+    // SVE or SME of which the host may use no length, because other CPUs have none: closed for good.
+    if host.vq.is_none() {
+        cpu.hw.hide_sve();
+    }
+    if host.svq.is_none() {
+        cpu.hw.hide_sme();
+    }
+    cpu.fp.reset(&mut cpu.hw, host);
+    if machine().displace {
+        cpu.world.trap_host_displacement(true);
+    }
+    cpu.loaded = None;
+    log::forget();
+    cpu.log(|| {
+        let held = |vq: Option<Vq>| vq.map_or(0, |vq| vq.quadwords() as u64);
+        let (vqs, svqs) = (cpu.shared.vqs().bits(), cpu.shared.svqs().bits());
+        let args = [vqs.into(), held(host.vq), svqs.into(), held(host.svq), 0, 0, 0];
+        Transition::new(Kind::Reset, args)
+    });
+    switch::switch_el1(&cpu.world, &mut cpu.host, &El1Context::reset());
+    switch::switch_pauth(&cpu.world, &mut cpu.host, &El1Context::reset());
+    cpu.version = calls::version();
+    let [ctl, cval] = cpu.suspended_timer.take().unwrap_or_default();
+    write_cntv_ctl_el0(0);
+    write_cntv_cval_el0(cval);
+    write_cntv_ctl_el0(ctl);
+    cpu.host_vttbr = machine().host_vttbr;
+    write_vttbr_el2(cpu.host_vttbr);
+    // SAFETY: stage 2 of the host is complete; VTCR_EL2 matches its root level.
+    unsafe { sys::write_vtcr_el2(sys::VtcrEl2::from_bits_retain(machine().stage2.vtcr)) };
+    // SAFETY: return state for the ERET below.
+    unsafe {
+        sys::write_elr_el2(sys::ElrEl2::from_bits_retain(entry.pc));
+        sys::write_spsr_el2(sys::SpsrEl2::from_bits_retain(PSTATE_EL1H_MASKED));
+    }
+    isb();
+    // What a TLB holds after reset is anything, for every VMID.
+    // SAFETY: dropping translations is always sound.
+    unsafe { asm!("tlbi alle1", "ic iallu", "dsb nsh", "isb", options(nostack)) };
+    power::hw::cell(cpu.index()).set(Power::On);
+    // SAFETY: everything is set up; the stack is not needed any more.
+    unsafe { exception::enter_host_fresh(entry.context, cpu.stack_top()) }
+}

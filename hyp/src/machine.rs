@@ -1,0 +1,126 @@
+//! Facts of the machine, known before the host runs, and what each CPU shows the others of itself.
+
+use crate::arch::MAX_CPUS;
+use crate::arch::stats::Stats;
+use crate::fp::lengths::Lengths;
+use crate::memory::tables::Stage2Shape;
+use crate::world::cpufeatures::{CpuFeatures, FpExtras, IdRegisters};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
+use spin::Once;
+use umbra_shared::sme::Storage;
+use umbra_shared::vl::VqSet;
+
+/// What is the same on all CPUs, known once all have been looked at.
+#[derive(Debug)]
+pub struct Machine {
+    /// CPUs.
+    pub cpus: usize,
+    /// The host's registers go to memory at every WFI and DC ZVA (`umbra.displace`).
+    pub displace: bool,
+    /// The counters are printed when the host ends the machine (`umbra.stats`).
+    pub stats: bool,
+    /// Vector lengths.
+    pub lengths: Lengths,
+    /// Streaming vector lengths.
+    pub streaming: Lengths,
+    /// What the host's registers take.
+    pub host_storage: Storage,
+    /// EL1 can be AArch32, on every CPU that was up at boot.
+    pub aarch32: bool,
+    /// ID registers of the boot CPU, without what other CPUs lack of [`FpExtras`].
+    pub id: IdRegisters,
+    /// What guests are shown of those.
+    pub fp_extras: FpExtras,
+    /// The features of such a CPU.
+    pub features: CpuFeatures,
+    /// Stage 2.
+    pub stage2: Stage2Shape,
+    /// VTTBR_EL2 of the host.
+    pub host_vttbr: u64,
+}
+
+/// Set before the host runs.
+pub static MACHINE: Once<Machine> = Once::new();
+
+/// The machine.
+///
+/// # Panics
+///
+/// Before boot has looked at all CPUs.
+pub fn machine() -> &'static Machine {
+    MACHINE.get().expect("the machine is known before the host runs")
+}
+
+/// What other CPUs may look at.
+#[derive(Debug)]
+pub struct Shared {
+    /// Counters.
+    pub stats: Stats,
+    /// MPIDR_EL1 affinity.
+    pub mpidr: AtomicU64,
+    /// Set of VQs.
+    vqs: AtomicU16,
+    /// Set of streaming VQs.
+    svqs: AtomicU16,
+    /// Its EL1 can be AArch32.
+    aarch32: AtomicBool,
+    /// [`FpExtras`].
+    fp_extras: AtomicU8,
+    /// It has been up at EL2.
+    online: AtomicBool,
+    /// Bytes of its host image.
+    pub image_bytes: AtomicU64,
+}
+
+impl Shared {
+    const fn new() -> Self {
+        Self {
+            stats: Stats::new(),
+            mpidr: AtomicU64::new(0),
+            vqs: AtomicU16::new(0),
+            svqs: AtomicU16::new(0),
+            aarch32: AtomicBool::new(false),
+            fp_extras: AtomicU8::new(0),
+            online: AtomicBool::new(false),
+            image_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// What the CPU has found out about itself; it has been up at EL2.
+    pub fn has(&self, features: &CpuFeatures, mpidr: u64, vqs: VqSet, svqs: VqSet) {
+        self.vqs.store(vqs.bits(), Ordering::Relaxed);
+        self.svqs.store(svqs.bits(), Ordering::Relaxed);
+        self.aarch32.store(features.aarch32, Ordering::Relaxed);
+        self.fp_extras.store(features.fp_extras().bits(), Ordering::Relaxed);
+        self.mpidr.store(mpidr, Ordering::Relaxed);
+        self.online.store(true, Ordering::Release);
+    }
+
+    /// Its vector lengths.
+    pub fn vqs(&self) -> VqSet {
+        VqSet::from_bits(self.vqs.load(Ordering::Relaxed))
+    }
+
+    /// Its streaming vector lengths.
+    pub fn svqs(&self) -> VqSet {
+        VqSet::from_bits(self.svqs.load(Ordering::Relaxed))
+    }
+
+    /// What it has of what guests may be shown.
+    pub fn fp_extras(&self) -> FpExtras {
+        FpExtras::from_bits_truncate(self.fp_extras.load(Ordering::Relaxed))
+    }
+
+    /// Whether its EL1 can be AArch32.
+    pub fn aarch32(&self) -> bool {
+        self.aarch32.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has been up at EL2.
+    pub fn online(&self) -> bool {
+        self.online.load(Ordering::Acquire)
+    }
+}
+
+/// All CPUs', by number.
+pub static SHARED: [Shared; MAX_CPUS] = [const { Shared::new() }; MAX_CPUS];
