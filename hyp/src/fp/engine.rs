@@ -75,26 +75,12 @@
 #![forbid(unsafe_code)]
 
 use super::hardware::{Access, FpHw, Svcr};
-use super::vcpu::{FPEXC_EN, VcpuFp};
+use super::vcpu::{FPEXC_EN, Live, VcpuFp};
 use crate::arch::stats::Stats;
 use umbra_shared::call::{Counter, Policy};
 use umbra_shared::flags::{HostFlags, HypFlags};
 use umbra_shared::sme::Storage;
 use umbra_shared::vl::{Vq, VqSet};
-
-/// Whose state is in the registers.
-///
-/// `Guest` names no vCPU because it can mean only one: the vCPU loaded on this CPU. A put makes it
-/// `Nobody` before another can be loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Live {
-    /// That of the vCPU loaded on this CPU.
-    Guest,
-    /// The host's.
-    Host,
-    /// Nobody's: whatever is there must not be seen, and need not be kept.
-    Nobody,
-}
 
 /// What of the host's file is in hyp's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -18,6 +18,6 @@ mod sim;
 mod tests;
 pub mod vcpu;
 
-pub use engine::{CpuFp, GuestTrap, HostImage, Live, TrapClass, host_storage};
+pub use engine::{CpuFp, GuestTrap, HostImage, TrapClass, host_storage};
 pub use hardware::{Access, FpHw, Svcr};
-pub use vcpu::VcpuFp;
+pub use vcpu::{Live, VcpuFp};

@@ -8,8 +8,9 @@
 
 #![forbid(unsafe_code)]
 
-use super::engine::{CpuFp, HostImage, Live};
+use super::engine::{CpuFp, HostImage};
 use super::hardware::{FpHw, Svcr};
+use super::vcpu::Live;
 use super::vcpu::{VcpuFp, file_bytes};
 use crate::arch::stats::Stats;
 use umbra_shared::call::{Counter, Policy};

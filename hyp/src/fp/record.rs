@@ -2,7 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::engine::{CpuFp, HostImage, Live};
+use super::engine::{CpuFp, HostImage};
+use super::vcpu::Live;
 use umbra_shared::record::FpState;
 
 impl<I> CpuFp<I> {

@@ -2,7 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-use super::engine::Live;
 use super::hardware::{Access, Svcr};
 use umbra_shared::call::Policy;
 use umbra_shared::error::Error;
@@ -12,6 +11,20 @@ use umbra_shared::vl::{Vq, VqSet};
 
 /// FPEXC32_EL2.EN.
 pub(super) const FPEXC_EN: u64 = 1 << 30;
+/// Whose state is in the registers.
+///
+/// `Guest` names no vCPU because it can mean only one: the vCPU loaded on this CPU. A put makes it
+/// `Nobody` before another can be loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Live {
+    /// That of the vCPU loaded on this CPU.
+    Guest,
+    /// The host's.
+    Host,
+    /// Nobody's: whatever is there must not be seen, and need not be kept.
+    Nobody,
+}
+
 /// FPEXC32_EL2 after reset: EN clear; VECITR is RES1.
 const FPEXC_RESET: u64 = 0x700;
 

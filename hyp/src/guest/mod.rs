@@ -1,7 +1,10 @@
-//! What a guest traps on: running it (`run`), what becomes of its exceptions (`traps`; `traps32` for one
-//! in AArch32), and how they are understood ([`syndrome`], [`aarch32`]).
+//! What a guest traps on: running it (`run`, `enter.S`), what becomes of its exceptions (`traps`; `traps32`
+//! for one in AArch32; `access` for what they have in common), and how they are understood ([`syndrome`],
+//! [`aarch32`]).
 
 pub mod aarch32;
+#[cfg(target_os = "none")]
+pub mod access;
 #[cfg(target_os = "none")]
 pub mod run;
 pub mod syndrome;

@@ -4,7 +4,8 @@
 use crate::arch::sysreg::*;
 use crate::cpu::Cpu;
 use crate::fp::TrapClass;
-use crate::guest::syndrome::{self, Abort, IdRead, SysReg, ec, pstate};
+use crate::guest::access::{Exit, data_abort, fault, read_register, write_register};
+use crate::guest::syndrome::{self, IdRead, SysReg, ec, pstate};
 use crate::guest::traps32;
 use crate::machine::machine;
 use crate::memory::pages::VmId;
@@ -13,24 +14,8 @@ use crate::world::idregs;
 use crate::world::switch::GuestRegs;
 use umbra_shared::call::UntrustedIpa;
 use umbra_shared::error::SUCCESS;
-use umbra_shared::exit::{ExitInfo, Reason};
+use umbra_shared::exit::Reason;
 use umbra_shared::guest::GuestFunction;
-
-/// An exit to the host: the reason and what goes with it into x2 and up.
-#[derive(Clone, Copy, Debug)]
-pub struct Exit {
-    /// Reason, and size and direction of an MMIO access.
-    pub info: ExitInfo,
-    /// x2-x7.
-    pub data: [u64; 6],
-}
-
-impl Exit {
-    /// An exit with data.
-    pub const fn new(reason: Reason, data: [u64; 6]) -> Self {
-        Self { info: ExitInfo::new(reason, 0), data }
-    }
-}
 
 /// Handles a synchronous exception other than FP and HVC, with the guest's EL1 still in the registers.
 /// `None`: go on.
@@ -172,64 +157,6 @@ pub fn external_abort(vcpu: &mut Vcpu, esr: u64, far: u64) {
     el1.far_el1 = far;
     vcpu.regs.pc = syndrome::vector(el1.vbar_el1, vcpu.regs.pstate);
     vcpu.regs.pstate = pstate::on_exception(vcpu.regs.pstate, el1.sctlr_el1);
-}
-
-fn ipa() -> u64 {
-    syndrome::fault_ipa(read_hpfar_el2(), sys::read_far_el2().bits())
-}
-
-/// An abort that is not emulated.
-pub fn fault(vcpu: &mut Vcpu, esr: u64) -> Exit {
-    if Abort::new(esr).is_stage2() {
-        vcpu.open = Open::Fault { esr, far: sys::read_far_el2().bits() };
-        Exit::new(Reason::Fault, [ipa(), 0, 0, 0, 0, 0])
-    } else {
-        Exit::new(Reason::Broken, [esr, 0, 0, 0, 0, 0])
-    }
-}
-
-/// A data abort, which may be an access to a device.
-pub fn data_abort(vcpu: &mut Vcpu, esr: u64) -> Exit {
-    let abort = Abort::new(esr);
-    let Some(access) = abort.access().filter(|_| abort.is_translation()) else {
-        return fault(vcpu, esr);
-    };
-    let bytes = 1u8 << access.size_log2;
-    let far = sys::read_far_el2().bits();
-    let big_endian = pstate::is_big_endian(vcpu.regs.pstate, read_sctlr_el1());
-    let data = if access.write {
-        vcpu.open = Open::Write { esr, far };
-        let data = syndrome::extend(read_register(vcpu, access.register), bytes, false, true);
-        syndrome::device_order(data, bytes, big_endian)
-    } else {
-        vcpu.open = Open::Read {
-            register: access.register,
-            bytes,
-            big_endian,
-            sign: access.sign,
-            // An AArch32 register has 32 bits, whatever the syndrome says of it.
-            wide: access.wide && !vcpu.is_aarch32(),
-            esr,
-            far,
-        };
-        0
-    };
-    Exit {
-        info: ExitInfo::mmio(access.size_log2, access.write, 0),
-        data: [ipa(), data, 0, 0, 0, 0],
-    }
-}
-
-/// Xn; 31 is XZR.
-pub fn read_register(vcpu: &Vcpu, n: u8) -> u64 {
-    vcpu.regs.x.get(n as usize).copied().unwrap_or(0)
-}
-
-/// Writes Xn; XZR takes nothing.
-pub fn write_register(vcpu: &mut Vcpu, n: u8, value: u64) {
-    if let Some(x) = vcpu.regs.x.get_mut(n as usize) {
-        *x = value;
-    }
 }
 
 /// The host finished what the last exit left open.

@@ -4,8 +4,8 @@
 
 use crate::arch::sysreg::*;
 use crate::guest::aarch32::{self, Access, Coprocessor, Entry, LR_ABT, LR_UND, NZCV};
+use crate::guest::access::{self, Exit};
 use crate::guest::syndrome::{self, ec};
-use crate::guest::traps::{self, Exit};
 use crate::vm::slots::Vcpu;
 use umbra_shared::exit::Reason;
 
@@ -28,8 +28,8 @@ pub fn synchronous(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
             step_over(vcpu, esr);
             None
         }
-        ec::DATA_ABORT => Some(traps::data_abort(vcpu, esr)),
-        ec::INSTRUCTION_ABORT => Some(traps::fault(vcpu, esr)),
+        ec::DATA_ABORT => Some(access::data_abort(vcpu, esr)),
+        ec::INSTRUCTION_ABORT => Some(access::fault(vcpu, esr)),
         _ => match Coprocessor::new(esr) {
             Some(instruction) => coprocessor(vcpu, esr, instruction),
             None => {
@@ -53,7 +53,7 @@ fn coprocessor(vcpu: &mut Vcpu, esr: u64, i: Coprocessor) -> Option<Exit> {
         Access::System(0, 12, 12, 5) => 7,
         // ICC_SGI1R: the host has the distributor.
         Access::System64(0, 12) if !i.read => {
-            let half = |register| vcpu.register_width(traps::read_register(vcpu, register));
+            let half = |register| vcpu.register_width(access::read_register(vcpu, register));
             let value = half(i.register) | half(i.second) << 32;
             step_over(vcpu, esr);
             return Some(Exit::new(Reason::Sgi, [value, 0, 0, 0, 0, 0]));
@@ -70,10 +70,10 @@ fn coprocessor(vcpu: &mut Vcpu, esr: u64, i: Coprocessor) -> Option<Exit> {
         }
     };
     if i.read {
-        traps::write_register(vcpu, i.register, value);
+        access::write_register(vcpu, i.register, value);
         match i.access {
             // MRRC's other half, which is zero in all that are answered here.
-            Access::Debug64(..) => traps::write_register(vcpu, i.second, 0),
+            Access::Debug64(..) => access::write_register(vcpu, i.second, 0),
             // MRC of DBGDSCRint to the flags.
             Access::Debug(0, 0, 1, 0) if i.register == 31 => vcpu.regs.pstate &= !NZCV,
             _ => {}

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::pages::State;
+use super::state::State;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::record::{Change, PageState};
 

@@ -1,4 +1,4 @@
-//! Memory: who owns each page ([`pages`]), in which order it changes hands ([`handover`]), what
+//! Memory: who owns each page ([`pages`], [`state`]), in which order it changes hands ([`handover`]), what
 //! becomes of translations and TLBs ([`stage2`]); and on the target what that is put into effect with
 //! (`hw`), page tables (`tables`) and the pages they are made of (`frames`).
 
@@ -11,5 +11,6 @@ pub mod handover;
 pub mod hw;
 pub mod pages;
 pub mod stage2;
+pub mod state;
 #[cfg(target_os = "none")]
 pub mod tables;
