@@ -10,7 +10,7 @@ use crate::fp::CpuFp;
 use crate::fp::hw::{Cpu as FpCpu, Image};
 use crate::machine::{SHARED, Shared, machine};
 use crate::vm::slots::{self, Loaded};
-use crate::world::cpufeatures::CpuFeatures;
+use crate::world::features::Features;
 use crate::world::switch::{El1Context, World};
 use umbra_shared::call::{VcpuIndex, VmHandle};
 use umbra_shared::error::Error;
@@ -53,7 +53,7 @@ impl Cpu {
         Self {
             base: PerCpu { emergency_stack, index, stack_top },
             world: World::default(),
-            hw: FpCpu::new(&CpuFeatures::default()),
+            hw: FpCpu::new(Features::NONE),
             fp: CpuFp::new(Image::empty()),
             host: El1Context::default(),
             host_vttbr: 0,

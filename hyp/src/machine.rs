@@ -4,8 +4,9 @@ use crate::arch::MAX_CPUS;
 use crate::arch::stats::Stats;
 use crate::fp::lengths::Lengths;
 use crate::memory::tables::Stage2Shape;
-use crate::world::cpufeatures::{CpuFeatures, FpExtras, IdRegisters};
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
+use crate::world::features::Features;
+use crate::world::features::id::IdRegisters;
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use spin::Once;
 use umbra_shared::sme::Storage;
 use umbra_shared::vl::VqSet;
@@ -25,14 +26,12 @@ pub struct Machine {
     pub streaming: Lengths,
     /// What the host's registers take.
     pub host_storage: Storage,
-    /// EL1 can be AArch32, on every CPU that was up at boot.
-    pub aarch32: bool,
-    /// ID registers of the boot CPU, without what other CPUs lack of [`FpExtras`].
+    /// ID registers of the boot CPU, without the features that other CPUs lack.
     pub id: IdRegisters,
-    /// What guests are shown of those.
-    pub fp_extras: FpExtras,
-    /// The features of such a CPU.
-    pub features: CpuFeatures,
+    /// What every CPU has that was up at boot.
+    pub features: Features,
+    /// HCR_EL2 that a guest begins with.
+    pub guest_hcr: u64,
     /// Stage 2.
     pub stage2: Stage2Shape,
     /// VTTBR_EL2 of the host.
@@ -62,10 +61,8 @@ pub struct Shared {
     vqs: AtomicU16,
     /// Set of streaming VQs.
     svqs: AtomicU16,
-    /// Its EL1 can be AArch32.
-    aarch32: AtomicBool,
-    /// [`FpExtras`].
-    fp_extras: AtomicU8,
+    /// [`Features`].
+    features: AtomicU64,
     /// It has been up at EL2.
     online: AtomicBool,
     /// Bytes of its host image.
@@ -79,19 +76,17 @@ impl Shared {
             mpidr: AtomicU64::new(0),
             vqs: AtomicU16::new(0),
             svqs: AtomicU16::new(0),
-            aarch32: AtomicBool::new(false),
-            fp_extras: AtomicU8::new(0),
+            features: AtomicU64::new(0),
             online: AtomicBool::new(false),
             image_bytes: AtomicU64::new(0),
         }
     }
 
     /// What the CPU has found out about itself; it has been up at EL2.
-    pub fn has(&self, features: &CpuFeatures, mpidr: u64, vqs: VqSet, svqs: VqSet) {
+    pub fn has(&self, features: Features, mpidr: u64, vqs: VqSet, svqs: VqSet) {
         self.vqs.store(vqs.bits(), Ordering::Relaxed);
         self.svqs.store(svqs.bits(), Ordering::Relaxed);
-        self.aarch32.store(features.aarch32, Ordering::Relaxed);
-        self.fp_extras.store(features.fp_extras().bits(), Ordering::Relaxed);
+        self.features.store(features.bits(), Ordering::Relaxed);
         self.mpidr.store(mpidr, Ordering::Relaxed);
         self.online.store(true, Ordering::Release);
     }
@@ -106,14 +101,9 @@ impl Shared {
         VqSet::from_bits(self.svqs.load(Ordering::Relaxed))
     }
 
-    /// What it has of what guests may be shown.
-    pub fn fp_extras(&self) -> FpExtras {
-        FpExtras::from_bits_truncate(self.fp_extras.load(Ordering::Relaxed))
-    }
-
-    /// Whether its EL1 can be AArch32.
-    pub fn aarch32(&self) -> bool {
-        self.aarch32.load(Ordering::Relaxed)
+    /// What it has.
+    pub fn features(&self) -> Features {
+        Features::from_bits(self.features.load(Ordering::Relaxed))
     }
 
     /// Whether it has been up at EL2.

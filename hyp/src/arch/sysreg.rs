@@ -157,22 +157,18 @@ gap! {
     read_dacr32_el2 write_dacr32_el2 "dacr32_el2";
     /// IFSR32_EL2: IFSR.
     read_ifsr32_el2 write_ifsr32_el2 "ifsr32_el2";
-    /// ID_AA64ZFR0_EL1: SVE features.
-    read_id_aa64zfr0_el1 _write_id_aa64zfr0_el1 "s3_0_c0_c4_4";
-    /// ID_AA64SMFR0_EL1: SME features.
-    read_id_aa64smfr0_el1 _write_id_aa64smfr0_el1 "s3_0_c0_c4_5";
-    /// ID_AA64FPFR0_EL1: FP8 features.
-    read_id_aa64fpfr0_el1 _write_id_aa64fpfr0_el1 "s3_0_c0_c4_7";
     /// SMIDR_EL1: which implementation of SME. UNDEFINED without SME.
     read_smidr_el1 _write_smidr_el1 "s3_1_c0_c0_6";
 }
 
-/// The ID registers of AArch32: CRm 1 to 3, op2 0 to 7. UNKNOWN without AArch32.
-pub fn read_aarch32_id_registers() -> [u64; 3 * 8] {
+/// The ID registers of op0 3, op1 0, CRn 0: CRm 1 to 7, op2 0 to 7. Those of AArch32 (CRm 1 to 3) are UNKNOWN
+/// without it; the rest reads as zero where nothing is allocated (Arm ARM D24.3, "op0==0b11, the ID registers").
+pub fn read_id_registers() -> [u64; 7 * 8] {
     macro_rules! read {
-        ($($crm:literal $op2:literal)*) => {
+        ($($crm:literal)*) => { [$(read!($crm, 0 1 2 3 4 5 6 7)),*] };
+        ($crm:literal, $($op2:literal)*) => {
             [$({
-                let value;
+                let value: u64;
                 // SAFETY: reading an ID register has no effect but to give its value.
                 unsafe {
                     asm!(
@@ -185,7 +181,8 @@ pub fn read_aarch32_id_registers() -> [u64; 3 * 8] {
             }),*]
         };
     }
-    read!(1 0 1 1 1 2 1 3 1 4 1 5 1 6 1 7 2 0 2 1 2 2 2 3 2 4 2 5 2 6 2 7 3 0 3 1 3 2 3 3 3 4 3 5 3 6 3 7)
+    let rows: [[u64; 8]; 7] = read!(1 2 3 4 5 6 7);
+    core::array::from_fn(|n| rows[n / 8][n % 8])
 }
 
 /// Instruction synchronisation barrier.

@@ -26,7 +26,9 @@ use crate::power::{
     self,
     psci::{HostEntry, Power},
 };
-use crate::world::cpufeatures::{CpuFeatures, FpExtras, IdRegisters};
+use crate::world::controls::Controls;
+use crate::world::features::id::IdRegisters;
+use crate::world::features::{Control, Features, Name};
 use crate::world::interrupts::virtual_interface_fits;
 use core::cell::Cell;
 use core::ptr::NonNull;
@@ -98,7 +100,7 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
         report_host_vq(index as usize, "SVL", cpu.shared.svqs(), held.svq);
         report_missing(index as usize, "VL", &machine.lengths, cpu.shared.vqs());
         report_missing(index as usize, "SVL", &machine.streaming, cpu.shared.svqs());
-        if machine.aarch32 && !cpu.shared.aarch32() {
+        if machine.features.less(cpu.shared.features()).has(Name::Aarch32) {
             log::warn!("CPU {index} does not run AArch32 guests");
         }
     }
@@ -150,20 +152,18 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         streaming_lengths.largest.map_or(0, |vq| vq.vl_bytes()),
         describe(streaming_lengths.common),
     );
-    let aarch32 = online().all(|s| s.aarch32());
-    let fp_extras = online().fold(FpExtras::all(), |common, s| common & s.fp_extras());
-    let id = finish.id.with_fp_extras(fp_extras);
+    let features = online().fold(Features::ALL, |common, s| common.and(s.features()));
+    let id = finish.id.without(Features::ALL.less(features));
     MACHINE.call_once(|| Machine {
         cpus: finish.cpus,
         displace: finish.options.displace,
         stats: finish.options.stats,
         lengths,
-        aarch32,
         streaming: streaming_lengths,
         host_storage,
         id,
-        fp_extras,
-        features: CpuFeatures::new(&id),
+        features,
+        guest_hcr: Controls::new(features, 0).guest[Control::Hcr as usize],
         stage2: finish.shape,
         host_vttbr: finish.host_vttbr,
     });
@@ -235,7 +235,7 @@ fn log_beginning() {
     let bits = u64::from(machine.stage2.ipa_bits);
     let (vqs, svqs) = (machine.lengths.common.bits(), machine.streaming.common.bits());
     let (vqs, svqs) = (vqs.into(), svqs.into());
-    let aarch32 = machine.aarch32.into();
+    let aarch32 = machine.features.has(Name::Aarch32).into();
     note(Kind::Machine, [machine.cpus as u64, vqs, bits, root, svqs, aarch32, 0]);
     hw::with(|memory| {
         for (pa, count, change) in memory.pages.runs() {

@@ -2,8 +2,7 @@
 
 use crate::arch::exception;
 use crate::arch::log::{self, Transition};
-use crate::arch::sysreg::sys;
-use crate::arch::sysreg::*;
+use crate::arch::sysreg::{self, *};
 use crate::cpu::Cpu;
 use crate::fp::hw::Cpu as FpCpu;
 use crate::fp::{Access, FpHw, Svcr};
@@ -13,7 +12,8 @@ use crate::power::{
     self,
     psci::{HostEntry, Power},
 };
-use crate::world::cpufeatures::{CpuFeatures, Gaps, IdRegisters};
+use crate::world::features::id::{IdRegister, IdRegisters};
+use crate::world::features::{Features, Name};
 use crate::world::switch::{self, El1Context, PSTATE_EL1H_MASKED, World};
 use core::arch::asm;
 use umbra_shared::record::Kind;
@@ -24,20 +24,20 @@ pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
 
 /// This CPU's ID registers.
 pub fn read_id_registers() -> IdRegisters {
-    // ID registers of what the CPU lacks are RAZ, but for SMIDR_EL1 and AArch32's.
-    let gaps = Gaps {
-        zfr0: read_id_aa64zfr0_el1(),
-        smfr0: read_id_aa64smfr0_el1(),
-        fpfr0: read_id_aa64fpfr0_el1(),
-        smidr: 0,
-    };
-    let mut id = IdRegisters::read(gaps);
-    let features = CpuFeatures::new(&id);
-    if features.sme {
+    let mut id = IdRegisters { registers: sysreg::read_id_registers(), ..IdRegisters::default() };
+    let features = Features::read(&id);
+    // What tells of features that the CPU may lack is read only if it doesn't.
+    if !features.has(Name::Aarch32) {
+        id.registers[..IdRegister::Aa64Pfr0 as usize].fill(0);
+    }
+    if features.has(Name::Sme) {
         id.smidr = read_smidr_el1();
     }
-    if features.aarch32 {
-        id.aarch32 = read_aarch32_id_registers();
+    if features.has(Name::Mpam) {
+        id.mpamidr = read_mpamidr_el1();
+    }
+    if features.has(Name::Pmu) {
+        id.pmcr_n = sys::read_pmcr_el0().bits() >> 11 & 0x1f;
     }
     id
 }
@@ -45,30 +45,31 @@ pub fn read_id_registers() -> IdRegisters {
 /// Brings EL2 of this CPU into hyp's state, from whatever reset or firmware left: every register
 /// is set whole. Reads the CPU's vector lengths anew.
 pub fn bring_up(cpu: &mut Cpu) {
-    let features = CpuFeatures::new(&read_id_registers());
-    cpu.hw = FpCpu::new(&features);
-    cpu.world = World::new(&features, sys::read_mpidr_el1().bits());
+    let id = read_id_registers();
+    let features = Features::read(&id);
+    cpu.hw = FpCpu::new(features);
+    cpu.world = World::new(features, id.pmcr_n, sys::read_mpidr_el1().bits());
     cpu.world.init_host();
     cpu.hw.set_access(Access::Full);
     cpu.hw.sync();
     // Whatever is there is nobody's. Before any vector length is relied on: in streaming mode RDVL
     // gives another.
-    if features.sme {
+    if features.has(Name::Sme) {
         cpu.hw.stop(Svcr::all());
     }
     let (mut vqs, mut svqs) = (VqSet::EMPTY, VqSet::EMPTY);
     for vq in (0..16).rev().map(Vq::from_len) {
-        if features.sve {
+        if features.has(Name::Sve) {
             cpu.hw.set_clamp(vq);
             vqs = vqs.with(cpu.hw.vq());
         }
-        if features.sme {
+        if features.has(Name::Sme) {
             cpu.hw.set_streaming_clamp(vq);
             svqs = svqs.with(cpu.hw.svq());
         }
     }
     let mpidr = sys::read_mpidr_el1().bits() & MPIDR_AFFINITY;
-    cpu.shared.has(&features, mpidr, vqs, svqs);
+    cpu.shared.has(features, mpidr, vqs, svqs);
     cpu.hw.set_access(Access::Closed);
 }
 

@@ -26,7 +26,8 @@ use crate::memory::pages::{Pages, State, count};
 use crate::memory::stage2::Stage2;
 use crate::memory::tables::{HypTables, Stage2Shape, Stage2Tables, Use};
 use crate::power::psci::HostEntry;
-use crate::world::cpufeatures::CpuFeatures;
+use crate::world::features::id::IdRegister;
+use crate::world::features::{Features, Name};
 use arrayvec::ArrayVec;
 use core::cell::Cell;
 use core::sync::atomic::Ordering;
@@ -170,8 +171,8 @@ fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
     let package = package();
     let image_pa = image_begins();
     let id = read_id_registers();
-    let features = CpuFeatures::new(&id);
-    if !features.gic_sysregs {
+    let features = Features::read(&id);
+    if !features.has(Name::Gic) {
         refuse(format_args!("the CPU has no GIC system registers (GICv3)"));
     }
     log::info!(
@@ -253,7 +254,7 @@ fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
     if let Some(word) = unknown {
         refuse(format_args!("unknown option {word}"));
     }
-    let shape = Stage2Shape::new(features.pa_bits);
+    let shape = Stage2Shape::new(id.pa_bits());
     tables.mark_active();
     tables.unmap(linear(dtb_room.0), PAYLOAD_ALIGN as usize);
     let stage2 = host_stage2(platform, &hyp_ranges, shape);
@@ -358,7 +359,7 @@ fn make_cpu(tables: &mut HypTables, pool: &mut Pool, index: usize) {
     // SAFETY: fresh from the pool, mapped by the boot tables and the final ones, aligned to a page.
     unsafe { cpu.write(Cpu::new(index, stack as u64, emergency as u64)) };
     let params = &BOOT_PARAMS[index];
-    let pa_size = (read_id_registers().mmfr0 & 0xf).min(5);
+    let pa_size = read_id_registers().field(IdRegister::Aa64Mmfr0, 0).min(5);
     params.ttbr.store(tables.root(), Ordering::Relaxed);
     params.tcr.store(layout::TCR_EL2 | pa_size << 16, Ordering::Relaxed);
     params.stack_top.store(stack as u64, Ordering::Relaxed);

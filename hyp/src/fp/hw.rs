@@ -3,7 +3,7 @@
 use super::{Access, FpHw, Svcr};
 use crate::arch::sysreg;
 use crate::arch::sysreg::sys::{CptrEl2, write_cptr_el2};
-use crate::world::cpufeatures::CpuFeatures;
+use crate::world::features::{Features, Name};
 use core::ptr::NonNull;
 use umbra_shared::sme::{Storage, za_bytes};
 use umbra_shared::sve::{IMAGE_ALIGN, Layout};
@@ -144,14 +144,15 @@ const SMCR_EZT0: u64 = 1 << 30;
 
 impl Cpu {
     /// The hardware of a CPU with these features.
-    pub const fn new(features: &CpuFeatures) -> Self {
+    pub const fn new(features: Features) -> Self {
+        let (sve, sme) = (features.has(Name::Sve), features.has(Name::Sme));
         Self {
-            has_sve: features.sve,
-            has_sme: features.sme,
-            has_fa64: features.sme_fa64,
-            has_zt0: features.sme2,
-            has_fpmr: features.fpmr,
-            values: values(features.sve, features.sme),
+            has_sve: sve,
+            has_sme: sme,
+            has_fa64: features.has(Name::SmeFa64),
+            has_zt0: features.has(Name::Sme2),
+            has_fpmr: features.has(Name::Fpmr),
+            values: values(sve, sme),
             base: 0,
             current: 0,
         }

@@ -397,7 +397,7 @@ mod tests {
         #[test]
         fn an_id_register_is_always_in_the_table(esr: u64) {
             if let Some(index) = Coprocessor::new(esr).and_then(Coprocessor::id_register) {
-                prop_assert!(index < crate::world::idregs::REGISTERS);
+                prop_assert!(index < crate::world::features::id::REGISTERS);
             }
         }
 

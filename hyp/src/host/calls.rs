@@ -8,6 +8,7 @@ use crate::cpu::Cpu;
 use crate::machine::{MACHINE, SHARED, machine};
 use crate::memory::hw;
 use crate::vm::slots;
+use crate::world::features::Name;
 use umbra_shared::call::{
     Call, Features, INTERFACE_VERSION, NO_PAGE, UntrustedPa, VENDOR_UID, VENDOR_UID_FUNCTION,
     VM_PAGES, VcpuConfig,
@@ -109,10 +110,10 @@ pub fn version() -> Results {
     features.set(Features::SVE, !machine.lengths.common.is_empty());
     let sme = !machine.streaming.common.is_empty();
     features.set(Features::SME, sme);
-    features.set(Features::SME2, sme && machine.features.sme2);
-    features.set(Features::FPMR, machine.features.fpmr);
-    features.set(Features::PAUTH, machine.features.pauth);
-    features.set(Features::AARCH32, machine.aarch32);
+    features.set(Features::SME2, sme && machine.features.has(Name::Sme2));
+    features.set(Features::FPMR, machine.features.has(Name::Fpmr));
+    features.set(Features::PAUTH, machine.features.has(Name::Pauth));
+    features.set(Features::AARCH32, machine.features.has(Name::Aarch32));
     features.set(Features::HOST_VL_COMMON, machine.lengths.host_common);
     let mut results = one(u64::from(INTERFACE_VERSION));
     results[1] = features.bits();

@@ -17,13 +17,11 @@ use crate::memory::pages::{PageRange, Pages, VmId};
 use crate::memory::stage2::Stage2;
 use crate::memory::tables::{Stage2Tables, Tlbs};
 use crate::vm::life::{self, MAX_VMS, Machine, NewVcpu};
-use crate::world::cpufeatures::FpExtras;
+use crate::world::aarch32::{Aarch32Regs, PSTATE_SVC_MASKED};
+use crate::world::features::{HCR_GUEST_AARCH32, Name};
 use crate::world::idregs;
 use crate::world::interrupts::{Timer, VirtualGic};
-use crate::world::switch::{
-    self, Aarch32Regs, El1Context, GuestRegs, HCR_GUEST, HCR_GUEST_AARCH32, PSTATE_EL1H_MASKED,
-    PSTATE_SVC_MASKED,
-};
+use crate::world::switch::{self, El1Context, GuestRegs, PSTATE_EL1H_MASKED};
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use umbra_shared::PAGE_SIZE;
@@ -110,6 +108,8 @@ pub struct Vcpu {
     pub open: Open,
     /// HCR_EL2 while it runs: with API and APK from its first use of pointer authentication on.
     pub hcr: u64,
+    /// What it was made with.
+    features: VcpuFeatures,
     /// What AArch32 adds to EL1, while the vCPU is loaded nowhere.
     aarch32: Aarch32Regs,
     /// Its flag-shadow page.
@@ -215,7 +215,7 @@ impl Machine for Target {
     }
 
     fn aarch32(&self) -> bool {
-        machine().aarch32
+        machine().features.has(Name::Aarch32)
     }
 
     fn now(&self) -> u64 {
@@ -267,6 +267,7 @@ impl Machine for Target {
         // SAFETY: the pages behind the first are this vCPU's image, zeroed, mapped, and nobody else's.
         let image = unsafe { Image::new(image, new.features.storage()) };
         let aarch32 = new.features.aarch32;
+        let hcr = machine().guest_hcr;
         let vcpu = Vcpu {
             regs: GuestRegs {
                 x: {
@@ -289,7 +290,8 @@ impl Machine for Target {
             vmpidr: 1 << 31 | new.index as u64,
             vttbr: tables.stage2.vttbr().bits(),
             open: Open::Nothing,
-            hcr: if aarch32 { HCR_GUEST_AARCH32 } else { HCR_GUEST },
+            hcr: if aarch32 { hcr & HCR_GUEST_AARCH32 } else { hcr },
+            features: new.features,
             aarch32: Aarch32Regs::default(),
             flags: flag_page(new.flag_page),
         };
@@ -404,13 +406,10 @@ pub fn load(cpu: usize, has: &Shared, handle: VmHandle, index: VcpuIndex) -> Res
         // SAFETY: it is loaded nowhere, and the slot's lock is held: nobody else uses it.
         let vcpu = unsafe { vcpu.0.as_ref() };
         // A CPU that came late may be another than those which were asked at boot.
-        if vcpu.is_aarch32() && !has.aarch32() {
-            return Err(Error::NoAarch32);
-        }
-        // What it was shown it must have everywhere.
-        let missing = machine().fp_extras - has.fp_extras();
-        if missing.contains(FpExtras::FPMR) || (vcpu.fp.svq().is_some() && !missing.is_empty()) {
-            return Err(Error::VlMismatch);
+        let missing = machine().features.relied_on_by(vcpu.features).less(has.features());
+        if !missing.is_empty() {
+            let aarch32 = missing.has(Name::Aarch32);
+            return Err(if aarch32 { Error::NoAarch32 } else { Error::VlMismatch });
         }
         vcpu.fp.check_load(vqs, svqs)
     })?;
@@ -424,6 +423,7 @@ pub fn load(cpu: usize, has: &Shared, handle: VmHandle, index: VcpuIndex) -> Res
 }
 
 /// VCPU_PUT of what was loaded here.
+#[inline]
 pub fn put(mut loaded: Loaded, fp: &mut CpuFp<Image>, hw: &mut FpCpu, stats: &Stats) {
     let vcpu = loaded.vcpu();
     let flags = fp.put(hw, &mut vcpu.fp, stats);

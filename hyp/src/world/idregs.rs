@@ -1,27 +1,16 @@
 //! What a guest reads from the ID registers (HCR_EL2.TID3 traps them).
 //!
-//! An allow-list: a field is shown only if a guest can use the feature, which means that its state is
-//! switched by [the world switch](crate) or that it has none. Everything else reads as zero, fields
-//! of later architectures included. Registers that tell instructions only (ISAR, ZFR0, SMFR0, FPFR0 and
-//! AArch32's) are shown whole but for what is named.
+//! An allow-list: a field is shown only if a feature's file says so ([`super::features`]), which means that its
+//! state is switched or that it has none. Everything else reads as zero, fields of later architectures included.
 //!
 //! AArch64's and AArch32's registers have one numbering. A guest finds those of its own execution state;
 //! the others read as zero.
 
 #![forbid(unsafe_code)]
 
-use crate::world::cpufeatures::{AARCH32_REGISTERS, IdRegisters, field};
+use super::features::ALL;
+use super::features::id::{Field, IdRegister, IdRegisters, REGISTERS, Shown};
 use umbra_shared::vcpu::VcpuFeatures;
-
-/// Op0, Op1, CRn, CRm, Op2 of a trapped access, packed as in ISS for EC 0x18 (Arm ARM D24.2.37):
-/// only CRm and Op2 vary among the ID registers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IdRegister {
-    /// CRm, 1..=7.
-    pub crm: u8,
-    /// Op2, 0..=7.
-    pub op2: u8,
-}
 
 /// What one guest may use, of what the machine has.
 #[derive(Clone, Copy, Debug)]
@@ -32,116 +21,87 @@ pub struct Guest {
     pub pa_range: u64,
 }
 
-const fn keep(register: u64, fields: &[u32]) -> u64 {
-    let (mut mask, mut i) = (0, 0);
-    while i < fields.len() {
-        mask |= 0xf << fields[i];
+/// What is decided about the fields of one register, added up.
+#[derive(Clone, Copy, Debug)]
+struct Masks {
+    as_is: u64,
+    with_sve: u64,
+    with_sme: u64,
+    with_either: u64,
+    with_both: u64,
+    constant: u64,
+}
+
+const MASKS: [Masks; REGISTERS] = {
+    const NONE: Masks =
+        Masks { as_is: 0, with_sve: 0, with_sme: 0, with_either: 0, with_both: 0, constant: 0 };
+    let mut masks = [NONE; REGISTERS];
+    let mut i = 0;
+    while i < ALL.len() {
+        let mut n = 0;
+        while n < ALL[i].fields.len() {
+            let field = ALL[i].fields[n];
+            let (mask, of) = (field.mask() << field.low, &mut masks[field.of as usize]);
+            match field.shown {
+                Shown::AsIs => of.as_is |= mask,
+                Shown::WithSve => of.with_sve |= mask,
+                Shown::WithSme => of.with_sme |= mask,
+                Shown::WithSveOrSme => of.with_either |= mask,
+                Shown::WithSveAndSme => of.with_both |= mask,
+                Shown::Is(value) => of.constant |= value << field.low,
+                Shown::Hidden | Shown::AtMost(_) | Shown::PaRange => {}
+            }
+            n += 1;
+        }
         i += 1;
     }
-    register & mask
-}
+    masks
+};
 
-/// Registers of a [`table`]: CRm 1 to 7, op2 0 to 7.
-pub const REGISTERS: usize = 7 * 8;
-
-/// What the guest reads from each of them, in the order of [`crate::guest::syndrome::IdRead::index`].
-pub fn table(id: &IdRegisters, guest: Guest) -> [u64; REGISTERS] {
-    core::array::from_fn(|n| {
-        let n = n as u8;
-        read(id, guest, IdRegister { crm: n / 8 + 1, op2: n % 8 })
-    })
-}
-
-/// The value that the guest reads.
-pub fn read(id: &IdRegisters, guest: Guest, register: IdRegister) -> u64 {
-    if guest.features.aarch32 {
-        read_aarch32(id, register)
-    } else {
-        read_aarch64(id, guest, register)
-    }
-}
-
-fn read_aarch64(id: &IdRegisters, guest: Guest, register: IdRegister) -> u64 {
-    let (sve, sme) = (guest.features.vq.is_some(), guest.features.svq.is_some());
-    match (register.crm, register.op2) {
-        // ID_AA64PFR0_EL1: EL0 and EL1 in AArch64 only, no EL2 or EL3; FP, AdvSIMD, GIC, DIT, CSV2
-        // (without the numbers of FEAT_CSV2_2), CSV3; SVE if it has it. Not RAS, MPAM, AMU, RME.
-        (4, 0) => {
-            0x11 | keep(id.pfr0, &[16, 20, 24, 48, 60])
-                | field(id.pfr0, 56).min(1) << 56
-                | if sve { keep(id.pfr0, &[32]) } else { 0 }
+/// Those few fields of which a guest is shown something else than the machine has, by a computation.
+const COMPUTED: [Option<Field>; 4] = {
+    let (mut computed, mut count) = ([None; 4], 0);
+    let mut i = 0;
+    while i < ALL.len() {
+        let mut n = 0;
+        while n < ALL[i].fields.len() {
+            let field = ALL[i].fields[n];
+            if matches!(field.shown, Shown::AtMost(_) | Shown::PaRange) {
+                computed[count] = Some(field);
+                count += 1;
+            }
+            n += 1;
         }
-        // ID_AA64PFR1_EL1: BT, SSBS; SME if it has it. Not MTE, RAS_frac, MPAM_frac, CSV2_frac, NMI, GCS...
-        (4, 1) => keep(id.pfr1, &[0, 4]) | if sme { keep(id.pfr1, &[24]) } else { 0 },
-        // ID_AA64PFR2_EL1: FPMR. Not MTEPERM, MTESTOREONLY, MTEFAR, UINJ.
-        (4, 2) => keep(id.pfr2, &[32]),
-        // ID_AA64ZFR0_EL1: for streaming mode, too.
-        (4, 4) if sve || sme => id.zfr0,
-        // ID_AA64SMFR0_EL1; FA64, which is SVE's instructions in streaming mode, with SVE only.
-        (4, 5) if sme => id.smfr0 & if sve { u64::MAX } else { !(1 << 63) },
-        // ID_AA64FPFR0_EL1, whose instructions need FPMR.
-        (4, 7) if field(id.pfr2, 32) != 0 => id.fpfr0,
-        // ID_AA64DFR0_EL1: the architecture needs a debug version; nothing else is there.
-        (5, 0) => 6,
-        // ID_AA64ISAR0_EL1: instructions without state. Not TME.
-        (6, 0) => id.isar0 & !(0xf << 24),
-        // ID_AA64ISAR1_EL1: not LS64 (ACCDATA_EL1).
-        (6, 1) => id.isar1 & !(0xf << 60),
-        // ID_AA64ISAR2_EL1: RPRES, GPA3, APA3, MOPS, BC, PAC_frac, CLRBHB, RPRFM, CSSC.
-        // Not WFxT: an exit doesn't carry the deadline.
-        (6, 2) => keep(id.isar2, &[4, 8, 12, 16, 20, 24, 28, 48, 52]),
-        // ID_AA64MMFR0_EL1: not ECV, FGT, ExS.
-        (7, 0) => keep(id.mmfr0, &[4, 8, 12, 16, 20, 24, 28, 32, 36, 40]) | guest.pa_range,
-        // ID_AA64MMFR1_EL1: HAFDBS, VMIDBits, HPDS, PAN, SpecSEI, XNX, ETS, AFP, nTLBPA, CMOW.
-        // Not VH, LO, TWED, HCX, TIDCP1; HAFDBS without HAFT, which needs TCR2_EL1.
-        (7, 1) => field(id.mmfr1, 0).min(2) | keep(id.mmfr1, &[4, 12, 20, 24, 28, 36, 44, 48, 56]),
-        // ID_AA64MMFR2_EL1: not NV, FWB, EVT.
-        (7, 2) => keep(id.mmfr2, &[0, 4, 8, 12, 16, 20, 28, 32, 36, 48, 52, 60]),
-        // The AArch32 registers, and what is to come.
-        _ => 0,
+        i += 1;
     }
-}
+    computed
+};
 
-fn read_aarch32(id: &IdRegisters, register: IdRegister) -> u64 {
-    let index = 8 * (usize::from(register.crm) - 1) + usize::from(register.op2);
-    if index >= AARCH32_REGISTERS {
-        return 0;
+/// What the guest reads from each register: CRm 1 to 7, op2 0 to 7.
+pub fn table(id: &IdRegisters, guest: Guest) -> [u64; REGISTERS] {
+    let (sve, sme) = (guest.features.vq.is_some(), guest.features.svq.is_some());
+    let aarch64 = IdRegister::Aa64Pfr0 as usize;
+    let own = if guest.features.aarch32 { 0..aarch64 } else { aarch64..REGISTERS };
+    let mut table = [0; REGISTERS];
+    for n in own.clone() {
+        let of = &MASKS[n];
+        let mut shown = of.as_is;
+        shown |= if sve { of.with_sve } else { 0 };
+        shown |= if sme { of.with_sme } else { 0 };
+        shown |= if sve || sme { of.with_either } else { 0 };
+        shown |= if sve && sme { of.with_both } else { 0 };
+        table[n] = id.registers[n] & shown | of.constant;
     }
-    let value = id.aarch32[index] & 0xffff_ffff;
-    match (register.crm, register.op2) {
-        // ID_PFR0: A32, T32, Jazelle (trivial), DIT, CSV2 without what comes with SCXTNUM. Not T32EE, AMU,
-        // RAS.
-        (1, 0) => keep(value, &[0, 4, 8, 24]) | field(value, 16).min(1) << 16,
-        // ID_PFR1: ProgMod, GenTimer, GIC. No EL2 and no EL3; of what they brought there are VBAR
-        // (Sec_frac), and banked registers by MRS and MSR (Virt_frac).
-        (1, 1) => keep(value, &[0, 16, 28]) | 1 << 20 | 1 << 24,
-        // ID_DFR0: the architecture needs a debug version; nothing else is there.
-        (1, 2) => 6,
-        // ID_MMFR0: VMSA, OuterShr, ShareLvl, AuxReg, InnerShr.
-        (1, 4) => keep(value, &[0, 8, 12, 20, 28]),
-        // ID_MMFR1: BPred.
-        (1, 5) => keep(value, &[28]),
-        // ID_MMFR2: UniTLB, MemBarr, WFIStall.
-        (1, 6) => keep(value, &[16, 20, 24]),
-        // ID_MMFR3: cache and branch predictor maintenance, PAN, CohWalk, CMemSz, Supersec.
-        (1, 7) => value,
-        // ID_ISAR0 to 3, and 5: instructions without state.
-        (2, 0..=3 | 5) => value,
-        // ID_ISAR4: not SMC.
-        (2, 4) => value & !(0xf << 12),
-        // ID_MMFR4: SpecSEI, XNX, CnP, HPDS, LSM, CCIDX. Not AC2, EVT.
-        (2, 6) => keep(value, &[0, 8, 12, 16, 20, 24]),
-        // ID_ISAR6.
-        (2, 7) => value,
-        // MVFR0, MVFR1, MVFR2.
-        (3, 0..=2) => value,
-        // ID_PFR2: CSV3, SSBS.
-        (3, 4) => keep(value, &[0, 4]),
-        // ID_MMFR5: ETS, nTLBPA.
-        (3, 6) => keep(value, &[0, 4]),
-        // ID_AFR0, ID_DFR1, and what is to come.
-        _ => 0,
+    for field in COMPUTED.iter().flatten().filter(|field| own.contains(&(field.of as usize))) {
+        let here = id.get(field.of) >> field.low & field.mask();
+        let value = match field.shown {
+            Shown::AtMost(most) => here.min(most),
+            Shown::PaRange => guest.pa_range,
+            _ => 0,
+        };
+        table[field.of as usize] |= value << field.low;
     }
+    table
 }
 
 /// What a guest with SME reads from SMIDR_EL1: implementer and revision. Not SMPS, for the priorities are
@@ -153,171 +113,160 @@ pub const fn smidr(id: &IdRegisters) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::world::features::id::IdRegister::*;
     use proptest::prelude::*;
     use umbra_shared::vl::Vq;
 
-    const PFR0: IdRegister = IdRegister { crm: 4, op2: 0 };
-    const PFR1: IdRegister = IdRegister { crm: 4, op2: 1 };
-
     fn everything() -> IdRegisters {
-        let f = 0x1111_1111_1111_1111;
-        IdRegisters {
-            pfr0: f | 0x2000_0000_0000_0000 | 2 << 56,
-            pfr1: f,
-            pfr2: f,
-            zfr0: f,
-            smfr0: f,
-            fpfr0: f,
-            smidr: f,
-            dfr0: f,
-            isar0: f,
-            isar1: f,
-            isar2: f,
-            mmfr0: f,
-            mmfr1: f,
-            mmfr2: f,
-            pmcr_n: 6,
-            aarch32: [f; AARCH32_REGISTERS],
-        }
+        let mut id =
+            IdRegisters { registers: [0x1111_1111_1111_1111; REGISTERS], ..Default::default() };
+        id.registers[Aa64Pfr0 as usize] |= 0x2000_0000_0000_0000 | 2 << 56;
+        id.smidr = 0x1111_1111_1111_1111;
+        id
     }
 
     const AARCH64: Guest = Guest { features: VcpuFeatures::FPSIMD, pa_range: 2 };
     const AARCH32: Guest = Guest { features: VcpuFeatures::AARCH32, pa_range: 2 };
 
+    fn read(id: &IdRegisters, guest: Guest, register: IdRegister) -> u64 {
+        table(id, guest)[register as usize]
+    }
+
+    fn field(id: &IdRegisters, guest: Guest, register: IdRegister, low: u32) -> u64 {
+        read(id, guest, register) >> low & 0xf
+    }
+
+    fn with(sve: bool, sme: bool) -> Guest {
+        let length = |has: bool| has.then_some(Vq::MIN);
+        let features = VcpuFeatures { vq: length(sve), svq: length(sme), aarch32: false };
+        Guest { features, pa_range: 2 }
+    }
+
     #[test]
     fn what_is_trapped_is_hidden() {
         let id = everything();
-        let guest = AARCH64;
-        let pfr0 = read(&id, guest, PFR0);
-        for (low, name) in
-            [(8, "EL2"), (12, "EL3"), (28, "RAS"), (32, "SVE"), (40, "MPAM"), (44, "AMU")]
-        {
-            assert_eq!(field(pfr0, low), 0, "{name}");
+        for (register, low, name) in [
+            (Aa64Pfr0, 8, "EL2"),
+            (Aa64Pfr0, 12, "EL3"),
+            (Aa64Pfr0, 28, "RAS"),
+            (Aa64Pfr0, 32, "SVE"),
+            (Aa64Pfr0, 40, "MPAM"),
+            (Aa64Pfr0, 44, "AMU"),
+            (Aa64Pfr1, 8, "MTE"),
+            (Aa64Pfr1, 12, "RAS_frac"),
+            (Aa64Pfr1, 24, "SME"),
+            (Aa64Pfr1, 44, "GCS"),
+            (Aa64Pfr1, 32, "CSV2_frac"),
+            (Aa64Isar1, 60, "LS64"),
+            (Aa64Mmfr1, 8, "VH"),
+        ] {
+            assert_eq!(field(&id, AARCH64, register, low), 0, "{name}");
         }
-        assert_eq!(field(pfr0, 56), 1, "CSV2 without SCXTNUM");
-        let pfr1 = read(&id, guest, PFR1);
-        for (low, name) in
-            [(8, "MTE"), (12, "RAS_frac"), (24, "SME"), (44, "GCS"), (32, "CSV2_frac")]
-        {
-            assert_eq!(field(pfr1, low), 0, "{name}");
-        }
-        let dfr0 = read(&id, guest, IdRegister { crm: 5, op2: 0 });
-        assert_eq!(dfr0, 6, "no PMU, SPE, trace");
-        assert_eq!(field(read(&id, guest, IdRegister { crm: 7, op2: 0 }), 0), 2);
-        assert_eq!(field(read(&id, guest, IdRegister { crm: 6, op2: 1 }), 60), 0, "LS64");
-        assert_eq!(field(read(&id, guest, IdRegister { crm: 7, op2: 1 }), 8), 0, "VH");
+        assert_eq!(field(&id, AARCH64, Aa64Pfr0, 56), 1, "CSV2 without SCXTNUM");
+        assert_eq!(read(&id, AARCH64, Aa64Dfr0), 6, "no PMU, SPE, trace");
+        assert_eq!(field(&id, AARCH64, Aa64Mmfr0, 0), 2, "its own address space");
     }
 
     #[test]
     fn sve_and_sme_are_shown_to_those_who_have_them() {
         let id = everything();
-        let register = |op2| IdRegister { crm: 4, op2 };
-        for vq in [None, Some(Vq::MIN)] {
-            for svq in [None, Some(Vq::MIN)] {
-                let features = VcpuFeatures { vq, svq, aarch32: false };
-                let guest = Guest { features, pa_range: 2 };
-                let (sve, sme) = (vq.is_some(), svq.is_some());
-                assert_eq!(field(read(&id, guest, PFR0), 32) != 0, sve);
-                assert_eq!(field(read(&id, guest, PFR1), 24) != 0, sme);
-                assert_eq!(read(&id, guest, register(4)) != 0, sve || sme);
-                assert_eq!(read(&id, guest, register(5)) != 0, sme);
-            }
+        for (sve, sme) in [(false, false), (false, true), (true, false), (true, true)] {
+            let guest = with(sve, sme);
+            assert_eq!(field(&id, guest, Aa64Pfr0, 32) != 0, sve);
+            assert_eq!(field(&id, guest, Aa64Pfr1, 24) != 0, sme);
+            assert_eq!(read(&id, guest, Aa64Zfr0) != 0, sve || sme);
+            assert_eq!(read(&id, guest, Aa64Smfr0) != 0, sme);
         }
         assert_eq!(smidr(&id), 0x1111_0000);
     }
 
+    /// Linux told user space of SVE instructions that a CPU with SME alone doesn't have (r47).
+    #[test]
+    fn r47_sme_alone_shows_no_instructions_of_sve() {
+        let id = everything();
+        for (low, name) in
+            [(4, "AES"), (16, "BitPerm"), (32, "SHA3"), (40, "SM4"), (52, "F32MM"), (56, "F64MM")]
+        {
+            assert_eq!(field(&id, with(false, true), Aa64Zfr0, low), 0, "{name}");
+            assert_eq!(field(&id, with(true, true), Aa64Zfr0, low), 1, "{name}");
+        }
+        for (low, name) in [(0, "SVEver"), (20, "BF16"), (44, "I8MM")] {
+            assert_eq!(field(&id, with(false, true), Aa64Zfr0, low), 1, "{name}");
+        }
+    }
+
     #[test]
     fn fpmr_is_shown_where_it_is() {
-        let guest = Guest { features: VcpuFeatures::FPSIMD, pa_range: 2 };
         for fpmr in [0, 1] {
-            let id = IdRegisters { pfr2: fpmr << 32 | 0xf, fpfr0: 7 << 29, ..everything() };
-            assert_eq!(read(&id, guest, IdRegister { crm: 4, op2: 2 }), fpmr << 32);
-            let fpfr0 = read(&id, guest, IdRegister { crm: 4, op2: 7 });
-            assert_eq!(fpfr0, if fpmr == 1 { 7 << 29 } else { 0 });
+            let mut id = everything();
+            id.registers[Aa64Pfr2 as usize] = fpmr << 32 | 0xf;
+            id.registers[Aa64Fpfr0 as usize] = if fpmr == 1 { 7 << 29 } else { 0 };
+            assert_eq!(read(&id, AARCH64, Aa64Pfr2), fpmr << 32);
+            assert_eq!(read(&id, AARCH64, Aa64Fpfr0), id.get(Aa64Fpfr0));
         }
     }
 
     #[test]
     fn a_guest_finds_its_own_execution_state() {
         let id = everything();
-        for n in 0..REGISTERS as u8 {
-            let register = IdRegister { crm: n / 8 + 1, op2: n % 8 };
-            let aarch32 = register.crm < 4;
-            assert!(!aarch32 || read(&id, AARCH64, register) == 0, "{register:?}");
-            assert!(aarch32 || read(&id, AARCH32, register) == 0, "{register:?}");
+        for n in 0..REGISTERS {
+            let aarch32 = n < Aa64Pfr0 as usize;
+            assert!(!aarch32 || table(&id, AARCH64)[n] == 0, "{n}");
+            assert!(aarch32 || table(&id, AARCH32)[n] == 0, "{n}");
         }
     }
 
     #[test]
     fn what_is_trapped_is_hidden_in_aarch32() {
         let id = everything();
-        let shown = |crm, op2, low| field(read(&id, AARCH32, IdRegister { crm, op2 }), low);
-        for (crm, op2, low, name) in [
-            (1, 0, 12, "T32EE"),
-            (1, 0, 20, "AMU"),
-            (1, 0, 28, "RAS"),
-            (1, 1, 4, "Security"),
-            (1, 1, 12, "Virtualization"),
-            (1, 2, 24, "PerfMon"),
-            (1, 2, 12, "CopTrc"),
-            (1, 2, 28, "TraceFilt"),
-            (2, 4, 12, "SMC"),
-            (2, 6, 28, "EVT"),
-            (3, 4, 8, "RAS_frac"),
-            (3, 5, 0, "MTPMU"),
+        for (register, low, name) in [
+            (Pfr0, 12, "T32EE"),
+            (Pfr0, 20, "AMU"),
+            (Pfr0, 28, "RAS"),
+            (Pfr1, 4, "Security"),
+            (Pfr1, 12, "Virtualization"),
+            (Dfr0, 24, "PerfMon"),
+            (Dfr0, 12, "CopTrc"),
+            (Dfr0, 28, "TraceFilt"),
+            (Isar4, 12, "SMC"),
+            (Mmfr4, 28, "EVT"),
+            (Pfr2, 8, "RAS_frac"),
+            (Dfr1, 0, "MTPMU"),
         ] {
-            assert_eq!(shown(crm, op2, low), 0, "{name}");
+            assert_eq!(field(&id, AARCH32, register, low), 0, "{name}");
         }
-        for (crm, op2, low, name) in
-            [(1, 0, 0, "A32"), (1, 1, 16, "GenTimer"), (3, 0, 0, "SIMDReg"), (3, 1, 8, "SIMDLS")]
+        for (register, low, name) in
+            [(Pfr0, 0, "A32"), (Pfr1, 16, "GenTimer"), (Mvfr0, 0, "SIMDReg"), (Mvfr1, 8, "SIMDLS")]
         {
-            assert_eq!(shown(crm, op2, low), 1, "{name}");
+            assert_eq!(field(&id, AARCH32, register, low), 1, "{name}");
         }
     }
 
     proptest! {
         #[test]
-        fn an_aarch32_guest_is_never_shown_more_than_the_machine_has(
-            crm in 1u8..8, op2 in 0u8..8, aarch32: [u64; AARCH32_REGISTERS],
-        ) {
-            let id = IdRegisters { aarch32, ..Default::default() };
-            let shown = read(&id, AARCH32, IdRegister { crm, op2 });
-            let index = 8 * (usize::from(crm) - 1) + usize::from(op2);
-            let machine = match (crm, op2) {
-                // CSV2 may be lowered within its field.
-                (1, 0) => aarch32[index] | 0xf << 16,
-                // What EL2 and EL3 are called in their absence.
-                (1, 1) => aarch32[index] | 1 << 20 | 1 << 24,
-                (1, 2) => 6,
-                (1..=3, _) => aarch32[index],
-                _ => 0,
-            };
-            prop_assert_eq!(shown & !(machine & 0xffff_ffff), 0);
-        }
-
-        #[test]
         fn a_guest_is_never_shown_more_than_the_machine_has(
-            crm in 1u8..8, op2 in 0u8..8, sve: bool, sme: bool, pfr0: u64, pfr1: u64, pfr2: u64, isar1: u64, isar2: u64,
-            mmfr1: u64, mmfr2: u64,
+            registers in proptest::collection::vec(any::<u64>(), REGISTERS), sve: bool, sme: bool, aarch32: bool,
         ) {
-            let id = IdRegisters { pfr0, pfr1, pfr2, isar1, isar2, mmfr1, mmfr2, ..Default::default() };
-            let length = |has: bool| has.then_some(Vq::MIN);
-            let features = VcpuFeatures { vq: length(sve), svq: length(sme), aarch32: false };
-            let shown = read(&id, Guest { features, pa_range: 0 }, IdRegister { crm, op2 });
-            let machine = match (crm, op2) {
-                // CSV2 may be lowered within its field; EL0 and EL1 are always there.
-                (4, 0) => pfr0 | 0x11 | 0xf << 56,
-                (4, 1) => pfr1,
-                (4, 2) => pfr2,
-                (5, 0) => 6,
-                (6, 1) => isar1,
-                (6, 2) => isar2,
-                // HAFDBS may be lowered within its field.
-                (7, 1) => mmfr1 | 0xf,
-                (7, 2) => mmfr2,
-                _ => 0,
-            };
-            prop_assert_eq!(shown & !machine, 0);
+            let mut id = IdRegisters::default();
+            id.registers.copy_from_slice(&registers);
+            let mut guest = with(sve && !aarch32, sme && !aarch32);
+            guest.features.aarch32 = aarch32;
+            let table = table(&id, guest);
+            for (n, (shown, has)) in table.into_iter().zip(id.registers).enumerate() {
+                let beside = match n {
+                    // CSV2 may be lowered within its field; EL0 and EL1 are always there.
+                    _ if n == Aa64Pfr0 as usize => 0x11 | 0xf << 56,
+                    // HAFDBS may be lowered within its field.
+                    _ if n == Aa64Mmfr1 as usize => 0xf,
+                    _ if n == Aa64Mmfr0 as usize => 2,
+                    _ if n == Aa64Dfr0 as usize || n == Dfr0 as usize => 6,
+                    _ if n == Pfr0 as usize => 0xf << 16,
+                    // What EL2 and EL3 are called in their absence.
+                    _ if n == Pfr1 as usize => 1 << 20 | 1 << 24,
+                    _ => 0,
+                };
+                prop_assert_eq!(shown & !(has | beside), 0, "{}", n);
+            }
         }
     }
 }

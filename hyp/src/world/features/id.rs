@@ -1,0 +1,189 @@
+//! ID registers: the raw ones of a CPU, and what is decided about each field.
+
+#![forbid(unsafe_code)]
+
+use super::{ALL, Features};
+
+/// ID registers: CRm 1 to 7, op2 0 to 7 of op0 3, op1 0, CRn 0; those of AArch32 (CRm 1 to 3) first. What the
+/// architecture has not allocated there reads as zero.
+pub const REGISTERS: usize = 7 * 8;
+
+/// An ID register, by its place among [`REGISTERS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs, reason = "the variants are the Arm ARM's register names, less ID_ and _EL1")]
+pub enum IdRegister {
+    Pfr0 = 0,
+    Pfr1 = 1,
+    Dfr0 = 2,
+    Afr0 = 3,
+    Mmfr0 = 4,
+    Mmfr1 = 5,
+    Mmfr2 = 6,
+    Mmfr3 = 7,
+    Isar0 = 8,
+    Isar1 = 9,
+    Isar2 = 10,
+    Isar3 = 11,
+    Isar4 = 12,
+    Isar5 = 13,
+    Mmfr4 = 14,
+    Isar6 = 15,
+    Mvfr0 = 16,
+    Mvfr1 = 17,
+    Mvfr2 = 18,
+    Pfr2 = 20,
+    Dfr1 = 21,
+    Mmfr5 = 22,
+    Aa64Pfr0 = 24,
+    Aa64Pfr1 = 25,
+    Aa64Pfr2 = 26,
+    Aa64Zfr0 = 28,
+    Aa64Smfr0 = 29,
+    Aa64Fpfr0 = 31,
+    Aa64Dfr0 = 32,
+    Aa64Dfr1 = 33,
+    Aa64Isar0 = 40,
+    Aa64Isar1 = 41,
+    Aa64Isar2 = 42,
+    Aa64Isar3 = 43,
+    Aa64Mmfr0 = 48,
+    Aa64Mmfr1 = 49,
+    Aa64Mmfr2 = 50,
+    Aa64Mmfr3 = 51,
+    Aa64Mmfr4 = 52,
+}
+
+impl IdRegister {
+    /// Whether it tells of AArch32.
+    pub const fn is_aarch32(self) -> bool {
+        (self as usize) < Self::Aa64Pfr0 as usize
+    }
+}
+
+/// A CPU's ID registers.
+#[derive(Clone, Copy, Debug)]
+pub struct IdRegisters {
+    /// In the order of [`IdRegister`]; those of AArch32 are zero where EL1 can't be AArch32.
+    pub registers: [u64; REGISTERS],
+    /// SMIDR_EL1, where there is SME.
+    pub smidr: u64,
+    /// PMCR_EL0.N, where there is an architected PMU.
+    pub pmcr_n: u64,
+    /// MPAMIDR_EL1, where there is MPAM.
+    pub mpamidr: u64,
+}
+
+impl Default for IdRegisters {
+    fn default() -> Self {
+        Self { registers: [0; REGISTERS], smidr: 0, pmcr_n: 0, mpamidr: 0 }
+    }
+}
+
+impl IdRegisters {
+    /// A register.
+    pub const fn get(&self, register: IdRegister) -> u64 {
+        self.registers[register as usize]
+    }
+
+    /// A four-bit field of a register.
+    pub const fn field(&self, register: IdRegister, low: u32) -> u64 {
+        self.get(register) >> low & 0xf
+    }
+
+    /// Physical address bits, 32 to 48: what lies above 48 is not used.
+    pub const fn pa_bits(&self) -> u32 {
+        match self.field(IdRegister::Aa64Mmfr0, 0) {
+            0 => 32,
+            1 => 36,
+            2 => 40,
+            3 => 42,
+            4 => 44,
+            _ => 48,
+        }
+    }
+
+    /// As of a CPU without these features: their fields say so, beside what they share with features that
+    /// are there.
+    #[must_use]
+    pub fn without(mut self, missing: Features) -> Self {
+        for feature in ALL.iter().filter(|feature| missing.has(feature.name)) {
+            for field in feature.fields {
+                self.registers[field.of as usize] &= !(field.mask() << field.low);
+            }
+            for level in feature.levels {
+                let now = self.field(level.of, level.low);
+                let value = &mut self.registers[level.of as usize];
+                *value &= !(0xf << level.low);
+                *value |= now.min(level.without) << level.low;
+            }
+        }
+        self
+    }
+}
+
+/// A field of an ID register, and what guests are shown of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// The register.
+    pub of: IdRegister,
+    /// Its lowest bit.
+    pub low: u32,
+    /// Bits.
+    pub width: u32,
+    /// What the Arm ARM calls it.
+    pub name: &'static str,
+    /// What guests are shown.
+    pub shown: Shown,
+}
+
+/// A field of four bits that is another feature's: above this value it tells of this one, too.
+#[derive(Clone, Copy, Debug)]
+pub struct Level {
+    /// The register.
+    pub of: IdRegister,
+    /// The field's lowest bit.
+    pub low: u32,
+    /// The greatest value of a CPU without the feature.
+    pub without: u64,
+}
+
+/// What guests are shown of a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// Zero, which in all such fields says "not there".
+    Hidden,
+    /// What the machine has.
+    AsIs,
+    /// That, but no more than this.
+    AtMost(u64),
+    /// This, whatever the machine has.
+    Is(u64),
+    /// What the machine has, if the vCPU has SVE.
+    WithSve,
+    /// If it has SME.
+    WithSme,
+    /// If it has either.
+    WithSveOrSme,
+    /// If it has both.
+    WithSveAndSme,
+    /// The size of the guest's physical address space.
+    PaRange,
+}
+
+impl Field {
+    /// Of four bits.
+    pub const fn new(of: IdRegister, low: u32, name: &'static str, shown: Shown) -> Self {
+        Self { of, low, width: 4, name, shown }
+    }
+
+    /// Of another width.
+    pub const fn wide(self, width: u32) -> Self {
+        Self { width, ..self }
+    }
+
+    /// As many ones as it has bits.
+    pub const fn mask(&self) -> u64 {
+        u64::MAX >> (64 - self.width)
+    }
+}

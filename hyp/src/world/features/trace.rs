@@ -1,0 +1,33 @@
+//! Trace: no guest has it, and no trace of the host's shows what a guest does. MDCR_EL2.E2TB = 0 keeps the trace
+//! buffer, which writes memory by itself, with EL2, where nobody turns it on.
+
+#![forbid(unsafe_code)]
+
+use super::Control::{Cptr, Mdcr};
+use super::id::Field;
+use super::id::IdRegister::Aa64Dfr0;
+use super::id::Shown::Hidden;
+use super::{Bits, Feature, How, Name, Optional, register};
+
+/// CPTR_EL2, as it is with E2H = 0.
+const TTA: u64 = 1 << 20;
+/// MDCR_EL2.
+const TTRF: u64 = 1 << 19;
+
+pub(super) const FEATURE: Feature = Feature {
+    is_there: |id| id.field(Aa64Dfr0, 40) != 0,
+    fields: &[
+        Field::new(Aa64Dfr0, 4, "TraceVer", Hidden),
+        Field::new(Aa64Dfr0, 40, "TraceFilt", Hidden),
+        Field::new(Aa64Dfr0, 44, "TraceBuffer", Hidden),
+        Field::new(Aa64Dfr0, 56, "ExtTrcBuff", Hidden),
+    ],
+    bits: &[Bits::guest(Cptr, TTA, "TTA").always(), Bits::guest(Mdcr, TTRF, "TTRF").always()],
+    registers: &[
+        register("TRC*", How::Trapped("CPTR_EL2.TTA")),
+        // The host's; zero while a guest runs.
+        register("TRFCR_EL1", How::Switched(Optional::TrfcrEl1)),
+        register("TRFCR_EL1 of guests; TRB*_EL1", How::Trapped("MDCR_EL2.TTRF, E2TB = 0")),
+    ],
+    ..Feature::new(Name::TraceFilter, "FEAT_TRF")
+};
