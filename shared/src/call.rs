@@ -10,8 +10,8 @@
 //! untrusted types until hyp has looked them up.
 
 use crate::error::Error;
+use crate::flag_set;
 use crate::vcpu::UntrustedFeatures;
-use bitflags::bitflags;
 
 /// Bits that make a function ID ours: fast call (31), SMC64 (30), owner 6 (29:24).
 const FUNCTION_BASE: u64 = 0xc600_0000;
@@ -26,7 +26,7 @@ pub const VENDOR_UID: [u32; 4] = [0x1e7c_5a2f, 0x364d_049b, 0xd675_e18e, 0x19b3_
 /// The interface version that VERSION reports: major << 16 | minor.
 pub const INTERFACE_VERSION: u32 = 1;
 
-bitflags! {
+flag_set! {
     /// What the machine and this hyp offer, as VERSION reports it.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Features: u64 {

@@ -21,9 +21,9 @@
 //! An AArch32 guest's x0-x5 are its r0-r5, zero-extended; of what the host answers they take the lower
 //! halves. Its MMIO accesses have 4 bytes at most.
 
-use bitflags::bitflags;
+use crate::flag_set;
 
-bitflags! {
+flag_set! {
     /// x1 of VCPU_RUN.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct RunFlags: u64 {

@@ -24,13 +24,13 @@
 //! | 0 | 0 | nobody's state is live, nothing of the host is kept | the same |
 
 use crate::PAGE_SIZE;
-use bitflags::bitflags;
+use crate::flag_set;
 use core::mem::{align_of, offset_of, size_of};
 use core::sync::atomic::{AtomicU64, Ordering};
 use static_assertions::const_assert;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-bitflags! {
+flag_set! {
     /// The host's word: what it says of the CPU's FP registers as it enters a guest.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct HostFlags: u64 {
@@ -46,7 +46,7 @@ bitflags! {
     }
 }
 
-bitflags! {
+flag_set! {
     /// Hyp's word: whose state is where, as the host gets the CPU back.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct HypFlags: u64 {

@@ -2,7 +2,7 @@
 //! types ([`call`]), what a vCPU run takes and returns ([`exit`]), error codes ([`error`]), the
 //! flag-shadow page ([`flags`]), vector lengths ([`vl`]), what a vCPU can have ([`vcpu`]), the one
 //! layout of a saved SVE register file ([`sve`]) and of what SME adds to it ([`sme`]), the bootable
-//! file ([`package`]), what a test build writes down ([`record`]), and what the test firmware is told
+//! file ([`package`]), sets of flags ([`bits`]), what a test build writes down ([`record`]), and what the test firmware is told
 //! ([`firmware`]).
 //!
 //! This crate holds no `unsafe` and touches no hardware. Everything a host passes to hyp is
@@ -12,6 +12,7 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod bits;
 pub mod call;
 pub mod error;
 pub mod exit;
@@ -24,6 +25,8 @@ pub mod sme;
 pub mod sve;
 pub mod vcpu;
 pub mod vl;
+
+pub use bitflags;
 
 /// Bytes in a translation granule (and so in a page of every interface here): 4 KiB.
 pub const PAGE_SIZE: usize = 4096;

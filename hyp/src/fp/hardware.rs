@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use bitflags::bitflags;
+use umbra_shared::flag_set;
 use umbra_shared::vl::Vq;
 
 /// To whom FP, SVE and SME are open on this CPU (CPTR_EL2).
@@ -21,7 +21,7 @@ pub enum Access {
     Full,
 }
 
-bitflags! {
+flag_set! {
     /// SVCR: the two bits of PSTATE that SME adds.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct Svcr: u64 {
