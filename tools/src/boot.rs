@@ -8,11 +8,12 @@ use std::time::Duration;
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::bounds::{Bounds, End};
 use crate::build::{self, Built};
 use crate::console::{Line, parse};
 use crate::firmware::{self, Setup};
 use crate::linux;
-use crate::qemu::{Bounds, End, Machine, Qemu};
+use crate::qemu::{Machine, Qemu};
 use crate::report::Report;
 use crate::setup;
 use crate::symbols::Symbols;

@@ -20,6 +20,7 @@ use libtest_mimic::Arguments;
 
 use crate::board::Board;
 use crate::boot;
+use crate::bounds::{Bounds, End, run_bounded};
 use crate::build::{self, TestParts};
 use crate::firmware::{self, Firmware, Setup};
 use crate::fuzz;
@@ -28,7 +29,6 @@ use crate::fuzz::script::MachineSpec;
 use crate::harness;
 use crate::image;
 use crate::process;
-use crate::qemu::{Bounds, End, run_bounded};
 use crate::setup;
 use crate::transcript::Transcript;
 use crate::workspace;

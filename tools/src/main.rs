@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use umbra_tools::bench;
 use umbra_tools::boot::{self, Host};
+use umbra_tools::bounds::Bounds;
 use umbra_tools::check;
 use umbra_tools::doctor;
 use umbra_tools::firmware::{Setup, SuspendFormat};
@@ -16,7 +17,7 @@ use umbra_tools::fvp;
 use umbra_tools::gdb;
 use umbra_tools::image;
 use umbra_tools::linux;
-use umbra_tools::qemu::{Bounds, Machine};
+use umbra_tools::qemu::Machine;
 use umbra_tools::{build, plants, setup, test};
 
 /// Sets up, builds, boots, tests and checks Umbra.
@@ -152,7 +153,7 @@ struct BootArgs {
     /// at hand is fetched.
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// How long a Linux fills registers, in seconds.
+    /// How long a Linux fills registers at least, in seconds.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
     /// Processes per CPU that do so.
@@ -189,6 +190,7 @@ impl BootArgs {
             (None, HostKind::Linux) => Host::Linux(linux::Options {
                 kernel: self.kernel.clone(),
                 seconds: self.seconds,
+                times: linux::Options::default().times,
                 processes: self.processes,
                 reboot: self.reboot,
             }),

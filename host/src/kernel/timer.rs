@@ -56,11 +56,41 @@ pub(super) fn interrupt() {
     arm(PERIOD[cpu].load(Ordering::Relaxed));
 }
 
-/// Waits until `done`, at most `seconds`. Says whether it was.
+/// How long to wait for what may never come.
+///
+/// The counter goes on while a hypervisor or an emulator has this CPU stand still, and the CPU that is
+/// waited for too. So time counts only as this CPU sees it pass: from one look to the next at most one
+/// step, however long it stood still in between.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    step: u64,
+    left: u64,
+    last: u64,
+}
+
+impl Patience {
+    /// For so many seconds, of somebody who looks so many times in each, or more often.
+    pub fn new(seconds: u64, looks: u64) -> Self {
+        Self { step: frequency() / looks, left: seconds * frequency(), last: now() }
+    }
+
+    /// A look; whether it is over.
+    pub fn is_over(&mut self) -> bool {
+        let now = now();
+        self.left = self.left.saturating_sub((now - self.last).min(self.step));
+        self.last = now;
+        self.left == 0
+    }
+}
+
+/// Looks in a second that a CPU manages which does nothing else.
+const LOOKS: u64 = 10_000;
+
+/// Waits until `done`, at most `seconds` ([`Patience`]). Says whether it was.
 pub fn wait_until(seconds: u64, mut done: impl FnMut() -> bool) -> bool {
-    let end = now() + seconds * frequency();
+    let mut patience = Patience::new(seconds, LOOKS);
     while !done() {
-        if now() > end {
+        if patience.is_over() {
             return false;
         }
         // SAFETY: a hint.
