@@ -373,7 +373,8 @@ struct BenchArgs {
     /// An earlier `--json` to compare with: changes over 2 % are shown.
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
-    /// Check the counts of this build in (tests/bench/counts.json), and do nothing else.
+    /// Check in the counts of this build, for this compiler and QEMU (a file in tests/bench/counts), and
+    /// do nothing else.
     #[arg(long, conflicts_with_all = ["json", "report", "baseline", "all", "cpu", "iterations"])]
     update: bool,
 }
