@@ -1,8 +1,8 @@
 //! The generic timer: the virtual one (CNTV), as a kernel that may run as a guest uses it.
 
 use super::{
-    MAX_CPUS, smp,
-    sysreg::{mrs, msr},
+    MAX_CPUS,
+    sysreg::{cpu, mrs, msr},
 };
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,7 +28,7 @@ pub(super) fn init_cpu() {
 
 /// Lets this CPU's timer interrupt every `period` counter ticks; 0 stops it.
 pub fn set_tick(period: u64) {
-    PERIOD[smp::cpu()].store(period, Ordering::Relaxed);
+    PERIOD[cpu()].store(period, Ordering::Relaxed);
     arm(period);
 }
 
@@ -51,7 +51,7 @@ fn arm(period: u64) {
 }
 
 pub(super) fn interrupt() {
-    let cpu = smp::cpu();
+    let cpu = cpu();
     TICKS[cpu].fetch_add(1, Ordering::Relaxed);
     arm(PERIOD[cpu].load(Ordering::Relaxed));
 }
