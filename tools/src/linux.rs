@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 
-use crate::boot::{self, Watched};
 use crate::bounds::Bounds;
 use crate::build::{self, HYP, LINUX};
 use crate::console::{Fields, Space, Table, parse};
@@ -19,6 +18,7 @@ use crate::qemu::{Direct, Machine, Qemu};
 use crate::report::{Columns, Report, table, value};
 use crate::symbols::Symbols;
 use crate::transcript::Outcome;
+use crate::watch::{Request, Watched, watch};
 use crate::{cpio, elf, setup, workspace};
 
 /// What a Linux is to do.
@@ -113,7 +113,7 @@ fn kernel(options: &Options) -> Result<Kernel> {
 }
 
 /// Boots a Linux under Umbra to the end of its program; whether it went well.
-pub fn boot(qemu: &Qemu, request: &boot::Request, options: &Options) -> Result<bool> {
+pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
     let toolchain = setup::toolchain()?;
     let kernel = kernel(options)?;
     let programs =
@@ -131,7 +131,7 @@ pub fn boot(qemu: &Qemu, request: &boot::Request, options: &Options) -> Result<b
     }
     eprintln!("{} above Umbra for {} s", kernel.name, options.seconds);
     let symbols = Symbols::new([(Space::Hyp, programs.hyp.clone())]);
-    let Watched { report, failure } = boot::watch(qemu, &image, symbols, &machine, request)?;
+    let Watched { report, failure } = watch(qemu, &image, symbols, &machine, request)?;
     let failure = failure.or_else(|| verify(&report, cpus, options.kernel.is_none()).err());
     println!("{}", report.render(failure.as_deref()).trim_end());
     Ok(failure.is_none())
@@ -186,12 +186,7 @@ const COST_COLUMNS: &Columns = &[
 
 /// What Umbra costs a Linux: the same kernel and program, above Umbra and started by QEMU at EL1 on a
 /// machine without EL2, instructions counted, one CPU.
-fn compare(
-    qemu: &Qemu,
-    request: &boot::Request,
-    programs: &Programs,
-    kernel: &Kernel,
-) -> Result<bool> {
+fn compare(qemu: &Qemu, request: &Request, programs: &Programs, kernel: &Kernel) -> Result<bool> {
     ensure!(request.firmware.is_none(), "--icount compares with a machine without firmware");
     let machine = Machine { smp: 1, ..request.machine.clone() };
     let extra = &request.command_line;
@@ -201,14 +196,14 @@ fn compare(
     let words = format!("umbra.stats {extra}");
     let image =
         programs.pack_with(kernel, &command_line(words.trim_end(), "bench"), "linux-bench")?;
-    let above = boot::watch(qemu, &image, symbols(), &machine, request)?;
+    let above = watch(qemu, &image, symbols(), &machine, request)?;
 
     eprintln!("{} at EL1 without Umbra, one CPU, counting instructions", kernel.name);
     let initrd = workspace::image_dir().join("linux-bench.initrd");
     image::write_whole(&initrd, &programs.initrd()?)?;
     let direct = Direct { initrd, command_line: command_line(extra, "bench") };
     let machine = Machine { direct: Some(direct), ..machine };
-    let alone = boot::watch(qemu, &kernel.image, symbols(), &machine, request)?;
+    let alone = watch(qemu, &kernel.image, symbols(), &machine, request)?;
 
     let costs = costs(&above.report, &alone.report);
     let mut failure = above.failure.or(alone.failure);

@@ -12,13 +12,14 @@ use umbra_tools::bounds::Bounds;
 use umbra_tools::check;
 use umbra_tools::doctor;
 use umbra_tools::firmware::{Setup, SuspendFormat};
-use umbra_tools::fuzz::{self, ModeChoice, Vls};
+use umbra_tools::fuzz::script::Vls;
+use umbra_tools::fuzz::{self, ModeChoice};
 use umbra_tools::fvp;
 use umbra_tools::gdb;
 use umbra_tools::image;
 use umbra_tools::linux;
 use umbra_tools::qemu::Machine;
-use umbra_tools::{build, plants, setup, test};
+use umbra_tools::{build, plants, setup, test, watch};
 
 /// Sets up, builds, boots, tests and checks Umbra.
 #[derive(Parser)]
@@ -455,15 +456,17 @@ fn main() -> ExitCode {
 fn run(verb: Verb) -> Result<bool> {
     match verb {
         Verb::Doctor => doctor::report(),
-        Verb::Boot(args) => boot::boot(&boot::Request {
-            host: args.host()?,
-            machine: args.machine.machine(),
-            firmware: args.firmware.setup(args.machine.smp)?,
-            bounds: args.bounds(),
-            verbose: args.verbose,
-            qemu: args.machine.qemu,
-            command_line: args.machine.cmdline,
-        }),
+        Verb::Boot(args) => boot::boot(
+            &args.host()?,
+            &watch::Request {
+                machine: args.machine.machine(),
+                firmware: args.firmware.setup(args.machine.smp)?,
+                bounds: args.bounds(),
+                verbose: args.verbose,
+                qemu: args.machine.qemu,
+                command_line: args.machine.cmdline,
+            },
+        ),
         Verb::Test(args) => test::test(args.qemu.as_deref(), &args.arguments),
         Verb::Fuzz(args) => fuzz::fuzz(&args.request()),
         Verb::Bench(args) => args.run(),

@@ -135,6 +135,16 @@ pub struct Lab<R> {
     pub calls: bool,
 }
 
+impl Lab<OnQemu> {
+    /// With what was built. If that hyp writes its transitions down, they are judged, and then programs
+    /// had better be calls.
+    pub fn on_qemu(qemu: Qemu, built: Built, firmware: PathBuf) -> Result<Self> {
+        let log = Place::find(&built.hyp)?;
+        let (runner, parts) = (OnQemu { qemu, firmware }, TestParts::read(&built)?);
+        Ok(Self { runner, parts, built, log, calls: log.is_some() })
+    }
+}
+
 impl<R: Runner> Lab<R> {
     /// Boots a machine that carries out the script's programs, until one fails. All are of one mode.
     /// `name` names files: no two boots at the same time share it.

@@ -15,6 +15,7 @@ use super::verdict::{Verdict, libtest_verdict, tail, target_verdict};
 use crate::bounds::wait_bounded;
 use crate::build::{self, Binary, Built};
 use crate::fpcheck;
+use crate::fuzz::batch::Lab;
 use crate::fuzz::sample;
 use crate::harness;
 use crate::image::write_whole;
@@ -197,7 +198,7 @@ impl Copy {
             guest: self.binary(build::GUEST)?,
             guest32: Some(self.binary(build::GUEST32)?),
         };
-        let lab = sample::lab(self.qemu.clone(), built, self.binary(build::FIRMWARE)?)?;
+        let lab = Lab::on_qemu(self.qemu.clone(), built, self.binary(build::FIRMWARE)?)?;
         Ok(match sample::sample(&lab, mode, sample::SEED, FUZZ_BOOTS, "fuzz-plant")? {
             None => Verdict::Passed,
             Some(why) => Verdict::Failed(why.lines().next().unwrap_or_default().to_owned()),
