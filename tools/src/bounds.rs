@@ -5,14 +5,14 @@
 //! second on the clock then says nothing. So two things stand between a bound and the clock:
 //!
 //! - Time passes for a machine as it gets CPUs. Linux counts for each thread how long it stood in line
-//!   for one ([`Threads`]); an emulator's thread that stands in line is a CPU of the machine that stands
+//!   for one (`Threads`); an emulator's thread that stands in line is a CPU of the machine that stands
 //!   still, and maybe the one that the others wait for. So of a second the worst-served thread's waiting
 //!   is taken away, and what is left counts. A machine that sleeps stands in no line: for it, all of the
 //!   second counts, and one that spins for ever ends by the same bound. CPU time alone would see only
 //!   the second, the clock alone would blame the neighbours on both. Where nothing is counted
 //!   (no Linux) the clock is what there is.
 //! - Bounds are for the computer on which they were written. How much slower this one is, is measured
-//!   once, by a fixed piece of work in CPU time of its own ([`slowness`]), and they grow with it.
+//!   once, by a fixed piece of work in CPU time of its own (`slowness`), and they grow with it.
 //!
 //! The bound on the whole is there for a machine that talks for ever.
 

@@ -56,7 +56,7 @@ pub fn check() -> Result<(), Text> {
         say::line(format_args!("@seen what=hyp's-memory is=no-/dev/mem"));
         return Ok(());
     }
-    for at in [start, start + (end - start) / 2 & !4095, end - 4096] {
+    for at in [start, (start + (end - start) / 2) & !4095, end - 4096] {
         for write in [false, true] {
             let what = if write { "write" } else { "read" };
             match access(at, write)? {

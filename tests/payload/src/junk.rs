@@ -97,7 +97,7 @@ impl Junk {
             }
             // AArch32.
             if self.random.below(4) == 0 {
-                args[4] = 1 << 32 | args[4] * self.random.below(2);
+                args[4] = 1 << 32 | (args[4] * self.random.below(2));
             }
         }
         // A page that the kernel or somebody else needs is not among them: a range that begins in

@@ -110,8 +110,8 @@ fn digest_add(value: u64) {
 }
 
 fn wake_all() {
-    for cpu in 0..context().cpus {
-        if cpu != smp::cpu() && !OFF[cpu].load(Ordering::SeqCst) {
+    for (cpu, off) in OFF[..context().cpus].iter().enumerate() {
+        if cpu != smp::cpu() && !off.load(Ordering::SeqCst) {
             workers::wake(cpu);
         }
     }

@@ -444,7 +444,7 @@ impl ExitHandler for Exits<'_> {
 /// The end of a program: every vCPU still has its registers, on a CPU that can run it, and every VM
 /// goes away.
 pub fn check_and_destroy() {
-    for slot in 0..VMS {
+    for (slot, vm) in SLOTS.iter().enumerate() {
         for vcpu in 0..VCPUS {
             let name = VcpuName { vm: slot as u8, vcpu: vcpu as u8 };
             let dying = is_dying(name);
@@ -462,7 +462,7 @@ pub fn check_and_destroy() {
             let driven = held.lock().take().expect("put there above");
             give_back(name, driven);
         }
-        if SLOTS[slot].lock().is_some() {
+        if vm.lock().is_some() {
             assert_eq!(destroy(slot), 0, "VM_DESTROY at the program's end");
         }
     }
