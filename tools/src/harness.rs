@@ -371,10 +371,10 @@ fn wants(filter: Option<&str>, name: &str) -> bool {
         .is_none_or(|(machine, _)| name.ends_with(machine) || !is_machine(machine))
 }
 
-/// What stands before `::` may also be a module in a test's own name.
+/// What stands before `::` may also be a module in a test's own name. The other test binaries' boot no
+/// machine here.
 fn is_machine(text: &str) -> bool {
-    text == IMAGE
-        || text == LINUX
+    [IMAGE, LINUX, "fuzz", "bench"].contains(&text)
         || CONFIGURATIONS.iter().any(|configuration| configuration.name.ends_with(text))
 }
 
@@ -482,6 +482,8 @@ mod tests {
         assert!(!wants(Some("no-sve::"), "max"));
         assert!(!wants(Some("image::i5"), "max"));
         assert!(!wants(Some("linux::keeps"), "max"));
+        assert!(!wants(Some("fuzz::storm"), "max"));
+        assert!(!wants(Some("bench::"), "max"));
         // A module of the payload, not a machine.
         assert!(wants(Some("fp::lazy"), "max"));
     }
