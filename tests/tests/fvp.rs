@@ -9,8 +9,8 @@ use umbra_firmware::config::SuspendFormat;
 use umbra_firmware::tree::{Facts, Power, hand_over};
 use umbra_hyp::boot::platform::{self, Conduit, HostBoot, Platform};
 use umbra_tools::board::Board;
+use umbra_tools::dtc;
 use umbra_tools::fvp::tree::{MAX_CPUS, tree};
-use umbra_tools::fvp::{check_tree, tree_compiler};
 
 const RAM: (u64, u64) = (0x8000_0000, 0x1_0000_0000);
 const UART: u64 = 0x1c09_0000;
@@ -82,7 +82,7 @@ fn the_host_is_told_what_is_left() {
 
 #[test]
 fn the_tree_compiler_accepts_it() {
-    let Some(compiler) = tree_compiler() else {
+    let Some(compiler) = dtc::find() else {
         println!("no dtc here: install device-tree-compiler");
         return;
     };
@@ -90,10 +90,10 @@ fn the_tree_compiler_accepts_it() {
     for (name, dtb) in [("model", tree(MAX_CPUS)), ("el2", for_el2(3))] {
         let path = folder.join(format!("fvp-{name}.dtb"));
         std::fs::write(&path, dtb).unwrap();
-        let warnings = check_tree(&compiler, &path).unwrap();
+        let warnings = dtc::check(&compiler, &path).unwrap();
         assert_eq!(warnings, "", "{name}");
         // It does refuse what is wrong.
         std::fs::write(&path, &for_el2(3)[..200]).unwrap();
-        assert!(check_tree(&compiler, &path).is_err());
+        assert!(dtc::check(&compiler, &path).is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::dtc;
 use crate::fvp;
 use crate::process;
 use crate::qemu::Qemu;
@@ -57,7 +58,7 @@ pub fn report() -> Result<bool> {
     }
     optional(
         "dtc",
-        fvp::tree_compiler().map(|path| path.display().to_string()),
+        dtc::find().map(|path| path.display().to_string()),
         "for `xtask test`, which installs it if it may: the package device-tree-compiler",
     );
     optional(

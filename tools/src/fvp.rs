@@ -19,7 +19,7 @@ use anyhow::{Result, bail, ensure};
 use libtest_mimic::Arguments;
 
 use crate::board::Board;
-use crate::boot;
+use crate::bounds::{Bounds, End, run_bounded};
 use crate::build::{self, TestParts};
 use crate::firmware::{self, Firmware, Setup};
 use crate::fuzz;
@@ -28,9 +28,9 @@ use crate::fuzz::script::MachineSpec;
 use crate::harness;
 use crate::image;
 use crate::process;
-use crate::qemu::{Bounds, End, run_bounded};
 use crate::setup;
 use crate::transcript::Transcript;
+use crate::watch;
 use crate::workspace;
 use umbra_fuzz::program::Mode;
 
@@ -229,7 +229,7 @@ pub fn boot(request: &Request) -> Result<bool> {
     let firmware = build::binary(&toolchain, build::FIRMWARE)?;
     let session = Session::prepare(&firmware, &request.setup, &built.image, "boot")?;
     eprintln!("EL3 firmware: {}", request.setup);
-    boot::show(built.symbols(), request.verbose, |on_line| session.run(request.bounds, on_line))
+    watch::show(built.symbols(), request.verbose, |on_line| session.run(request.bounds, on_line))
 }
 
 /// Builds and runs the on-target tests; whether all that `arguments` (libtest's) select passed.
@@ -293,21 +293,6 @@ pub fn fuzz(request: &fuzz::Request) -> Result<bool> {
         &Lab { runner, parts: TestParts::read(&built)?, built, log: None, calls: false },
         request,
     )
-}
-
-/// The compiler that checks device trees, if it is there.
-pub fn tree_compiler() -> Option<PathBuf> {
-    process::find_on_path("dtc")
-}
-
-/// Has the compiler read a tree. Returns its warnings.
-pub fn check_tree(compiler: &Path, dtb: &Path) -> Result<String> {
-    let mut command = Command::new(compiler);
-    command.args(["-I", "dtb", "-O", "dts", "-o", "/dev/null"]).arg(dtb);
-    let output = process::output(&mut command)?;
-    let words = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.success(), "{} refuses {}: {words}", compiler.display(), dtb.display());
-    Ok(words)
 }
 
 #[cfg(test)]

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
+use crate::bounds::Bounds;
 use crate::build;
 use crate::process::{self, Running};
-use crate::qemu::{Bounds, Machine};
+use crate::qemu::Machine;
 use crate::setup;
 
 const DEBUGGER: &str = "gdb-multiarch";

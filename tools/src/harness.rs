@@ -16,12 +16,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::board::Board;
+use crate::bounds::Bounds;
 use crate::build::Built;
 use crate::firmware::{self, Setup, SuspendFormat};
 use crate::fpcheck;
@@ -29,15 +30,11 @@ use crate::image;
 use crate::kernel::Kernel;
 use crate::linux::{self, Programs};
 use crate::process;
-use crate::qemu::{Bounds, Machine, Qemu};
+use crate::qemu::{Machine, Qemu};
 use crate::transcript::{Outcome, Transcript};
 
 /// Machines that run at the same time: each keeps several of this machine's CPUs busy.
 const MACHINES_AT_ONCE: usize = 2;
-
-/// For one machine.
-pub const BOUNDS: Bounds =
-    Bounds { total: Duration::from_secs(400), silence: Duration::from_secs(120) };
 
 /// A machine that the tests run on.
 #[derive(Clone, Copy, Debug)]
@@ -361,7 +358,7 @@ fn run_linux(
     let start = Instant::now();
     eprintln!("booting {LINUX} ({}, {})", configuration.name, kernel.name);
     let programs = Programs { hyp: settings.tests.hyp.clone(), init: settings.linux.clone() };
-    let outcome = configuration.outcome(qemu, &programs, &settings.firmware, &kernel, BOUNDS);
+    let outcome = configuration.outcome(qemu, &programs, &settings.firmware, &kernel);
     eprintln!("{LINUX} ended after {:.1} s", start.elapsed().as_secs_f32());
     outcome
 }
@@ -374,10 +371,10 @@ fn wants(filter: Option<&str>, name: &str) -> bool {
         .is_none_or(|(machine, _)| name.ends_with(machine) || !is_machine(machine))
 }
 
-/// What stands before `::` may also be a module in a test's own name.
+/// What stands before `::` may also be a module in a test's own name. The other test binaries' boot no
+/// machine here.
 fn is_machine(text: &str) -> bool {
-    text == IMAGE
-        || text == LINUX
+    [IMAGE, LINUX, "fuzz", "bench"].contains(&text)
         || CONFIGURATIONS.iter().any(|configuration| configuration.name.ends_with(text))
 }
 
@@ -424,7 +421,7 @@ pub fn run(
     let mut transcript = Transcript::default();
     let end = machine(elf, configuration).and_then(|machine| {
         let image = image(&tests.image, configuration)?;
-        qemu.run(&machine, &image, BOUNDS, &mut |line| {
+        qemu.run(&machine, &image, Bounds::default(), &mut |line| {
             transcript.take(line, |line| symbols.show(line));
         })
     });
@@ -485,6 +482,8 @@ mod tests {
         assert!(!wants(Some("no-sve::"), "max"));
         assert!(!wants(Some("image::i5"), "max"));
         assert!(!wants(Some("linux::keeps"), "max"));
+        assert!(!wants(Some("fuzz::storm"), "max"));
+        assert!(!wants(Some("bench::"), "max"));
         // A module of the payload, not a machine.
         assert!(wants(Some("fp::lazy"), "max"));
     }

@@ -8,16 +8,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 
-use crate::boot::{self, Watched};
+use crate::bounds::Bounds;
 use crate::build::{self, HYP, LINUX};
 use crate::console::{Fields, Space, Table, parse};
 use crate::firmware::{self, Setup, SuspendFormat};
 use crate::image::{self, Parts};
 use crate::kernel::Kernel;
-use crate::qemu::{Bounds, Direct, Machine, Qemu};
+use crate::qemu::{Direct, Machine, Qemu};
 use crate::report::{Columns, Report, table, value};
 use crate::symbols::Symbols;
 use crate::transcript::Outcome;
+use crate::watch::{Request, Watched, watch};
 use crate::{cpio, elf, setup, workspace};
 
 /// What a Linux is to do.
@@ -25,8 +26,11 @@ use crate::{cpio, elf, setup, workspace};
 pub struct Options {
     /// The kernel; `None`: Debian's.
     pub kernel: Option<PathBuf>,
-    /// How long the patterns run, in seconds of the machine's time.
+    /// How long the patterns run at least, in seconds of the machine's time.
     pub seconds: u64,
+    /// How often each vector length is used, and each thing that disturbs happens, on each CPU: it
+    /// takes as long as it takes.
+    pub times: u64,
     /// Processes per CPU.
     pub processes: u32,
     /// End with a reset instead of a power-off.
@@ -35,16 +39,16 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { kernel: None, seconds: 60, processes: 3, reboot: false }
+        Self { kernel: None, seconds: 60, times: 1, processes: 3, reboot: false }
     }
 }
 
 impl Options {
     /// The words for our program.
     fn words(&self, cpus: u32) -> String {
-        let Self { seconds, processes, reboot, .. } = self;
+        let Self { seconds, times, processes, reboot, .. } = self;
         let end = if *reboot { " reboot" } else { "" };
-        format!("umbra cpus={cpus} seconds={seconds} processes={processes}{end}")
+        format!("umbra cpus={cpus} times={times} seconds={seconds} processes={processes}{end}")
     }
 }
 
@@ -73,7 +77,7 @@ impl Programs {
         extra: &str,
         name: &str,
     ) -> Result<PathBuf> {
-        let words = format!("umbra.stats umbra.displace {extra}");
+        let words = format!("umbra.stats umbra.displace {UNHURRIED} {extra}");
         let command_line = command_line(words.trim_end(), &options.words(cpus));
         self.pack_with(kernel, &command_line, name)
     }
@@ -91,6 +95,10 @@ impl Programs {
     }
 }
 
+/// Linux doesn't complain of CPUs that get nowhere for some seconds (RCU's stalls, soft lockups, work
+/// that waits): the machine that emulates them may be busy with others. Our program sees who is stuck.
+const UNHURRIED: &str = "rcupdate.rcu_cpu_stall_suppress=1 nowatchdog workqueue.watchdog_thresh=0";
+
 /// A kernel's command line: `words` are hyp's and the kernel's, `arguments` our program's.
 fn command_line(words: &str, arguments: &str) -> String {
     let space = if words.is_empty() { "" } else { " " };
@@ -105,7 +113,7 @@ fn kernel(options: &Options) -> Result<Kernel> {
 }
 
 /// Boots a Linux under Umbra to the end of its program; whether it went well.
-pub fn boot(qemu: &Qemu, request: &boot::Request, options: &Options) -> Result<bool> {
+pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
     let toolchain = setup::toolchain()?;
     let kernel = kernel(options)?;
     let programs =
@@ -123,7 +131,7 @@ pub fn boot(qemu: &Qemu, request: &boot::Request, options: &Options) -> Result<b
     }
     eprintln!("{} above Umbra for {} s", kernel.name, options.seconds);
     let symbols = Symbols::new([(Space::Hyp, programs.hyp.clone())]);
-    let Watched { report, failure } = boot::watch(qemu, &image, symbols, &machine, request)?;
+    let Watched { report, failure } = watch(qemu, &image, symbols, &machine, request)?;
     let failure = failure.or_else(|| verify(&report, cpus, options.kernel.is_none()).err());
     println!("{}", report.render(failure.as_deref()).trim_end());
     Ok(failure.is_none())
@@ -178,12 +186,7 @@ const COST_COLUMNS: &Columns = &[
 
 /// What Umbra costs a Linux: the same kernel and program, above Umbra and started by QEMU at EL1 on a
 /// machine without EL2, instructions counted, one CPU.
-fn compare(
-    qemu: &Qemu,
-    request: &boot::Request,
-    programs: &Programs,
-    kernel: &Kernel,
-) -> Result<bool> {
+fn compare(qemu: &Qemu, request: &Request, programs: &Programs, kernel: &Kernel) -> Result<bool> {
     ensure!(request.firmware.is_none(), "--icount compares with a machine without firmware");
     let machine = Machine { smp: 1, ..request.machine.clone() };
     let extra = &request.command_line;
@@ -193,14 +196,14 @@ fn compare(
     let words = format!("umbra.stats {extra}");
     let image =
         programs.pack_with(kernel, &command_line(words.trim_end(), "bench"), "linux-bench")?;
-    let above = boot::watch(qemu, &image, symbols(), &machine, request)?;
+    let above = watch(qemu, &image, symbols(), &machine, request)?;
 
     eprintln!("{} at EL1 without Umbra, one CPU, counting instructions", kernel.name);
     let initrd = workspace::image_dir().join("linux-bench.initrd");
     image::write_whole(&initrd, &programs.initrd()?)?;
     let direct = Direct { initrd, command_line: command_line(extra, "bench") };
     let machine = Machine { direct: Some(direct), ..machine };
-    let alone = boot::watch(qemu, &kernel.image, symbols(), &machine, request)?;
+    let alone = watch(qemu, &kernel.image, symbols(), &machine, request)?;
 
     let costs = costs(&above.report, &alone.report);
     let mut failure = above.failure.or(alone.failure);
@@ -249,8 +252,8 @@ pub struct Configuration {
 const TAIL_LINES: usize = 60;
 /// CPUs of these machines.
 const TEST_CPUS: u32 = 2;
-/// Seconds of patterns there.
-const TEST_SECONDS: u64 = 4;
+/// How often everything has to happen there.
+const TEST_TIMES: u64 = 16;
 
 /// All of them.
 pub const CONFIGURATIONS: &[Configuration] = &[
@@ -266,10 +269,9 @@ impl Configuration {
         programs: &Programs,
         firmware_elf: &Path,
         kernel: &Kernel,
-        bounds: Bounds,
     ) -> Outcome {
         let mut console = Vec::new();
-        let ended = self.run(qemu, programs, firmware_elf, kernel, bounds, &mut console);
+        let ended = self.run(qemu, programs, firmware_elf, kernel, &mut console);
         let why = match ended {
             Ok(None) => return Outcome::Ok,
             Ok(Some(why)) => why,
@@ -285,11 +287,11 @@ impl Configuration {
         programs: &Programs,
         firmware_elf: &Path,
         kernel: &Kernel,
-        bounds: Bounds,
         console: &mut Vec<String>,
     ) -> Result<Option<String>> {
         let options = Options {
-            seconds: TEST_SECONDS,
+            seconds: 0,
+            times: TEST_TIMES,
             processes: 2,
             reboot: self.reboot,
             ..Options::default()
@@ -303,7 +305,7 @@ impl Configuration {
         }
         let mut symbols = Symbols::new([(Space::Hyp, programs.hyp.clone())]);
         let mut report = Report::default();
-        let end = qemu.run(&machine, &image, bounds, &mut |line| {
+        let end = qemu.run(&machine, &image, Bounds::default(), &mut |line| {
             report.take(&parse(line));
             console.push(symbols.show(line));
         })?;
@@ -374,7 +376,7 @@ mod tests {
         let options = Options { reboot: true, ..Options::default() };
         assert_eq!(
             command_line("umbra.stats", &options.words(4)),
-            "console=ttyAMA0 panic=-1 umbra.stats -- umbra cpus=4 seconds=60 processes=3 reboot"
+            "console=ttyAMA0 panic=-1 umbra.stats -- umbra cpus=4 times=1 seconds=60 processes=3 reboot"
         );
         assert_eq!(command_line("", "bench"), "console=ttyAMA0 panic=-1 -- bench");
     }

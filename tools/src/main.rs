@@ -8,16 +8,18 @@ use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use umbra_tools::bench;
 use umbra_tools::boot::{self, Host};
+use umbra_tools::bounds::Bounds;
 use umbra_tools::check;
 use umbra_tools::doctor;
 use umbra_tools::firmware::{Setup, SuspendFormat};
-use umbra_tools::fuzz::{self, ModeChoice, Vls};
+use umbra_tools::fuzz::script::Vls;
+use umbra_tools::fuzz::{self, ModeChoice};
 use umbra_tools::fvp;
 use umbra_tools::gdb;
 use umbra_tools::image;
 use umbra_tools::linux;
-use umbra_tools::qemu::{Bounds, Machine};
-use umbra_tools::{build, plants, setup, test};
+use umbra_tools::qemu::Machine;
+use umbra_tools::{build, plants, setup, test, watch};
 
 /// Sets up, builds, boots, tests and checks Umbra.
 #[derive(Parser)]
@@ -152,7 +154,7 @@ struct BootArgs {
     /// at hand is fetched.
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// How long a Linux fills registers, in seconds.
+    /// How long a Linux fills registers at least, in seconds.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
     /// Processes per CPU that do so.
@@ -189,6 +191,7 @@ impl BootArgs {
             (None, HostKind::Linux) => Host::Linux(linux::Options {
                 kernel: self.kernel.clone(),
                 seconds: self.seconds,
+                times: linux::Options::default().times,
                 processes: self.processes,
                 reboot: self.reboot,
             }),
@@ -371,7 +374,8 @@ struct BenchArgs {
     /// An earlier `--json` to compare with: changes over 2 % are shown.
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
-    /// Check the counts of this build in (tests/bench/counts.json), and do nothing else.
+    /// Check in the counts of this build, for this compiler and QEMU (a file in tests/bench/counts), and
+    /// do nothing else.
     #[arg(long, conflicts_with_all = ["json", "report", "baseline", "all", "cpu", "iterations"])]
     update: bool,
 }
@@ -452,15 +456,17 @@ fn main() -> ExitCode {
 fn run(verb: Verb) -> Result<bool> {
     match verb {
         Verb::Doctor => doctor::report(),
-        Verb::Boot(args) => boot::boot(&boot::Request {
-            host: args.host()?,
-            machine: args.machine.machine(),
-            firmware: args.firmware.setup(args.machine.smp)?,
-            bounds: args.bounds(),
-            verbose: args.verbose,
-            qemu: args.machine.qemu,
-            command_line: args.machine.cmdline,
-        }),
+        Verb::Boot(args) => boot::boot(
+            &args.host()?,
+            &watch::Request {
+                machine: args.machine.machine(),
+                firmware: args.firmware.setup(args.machine.smp)?,
+                bounds: args.bounds(),
+                verbose: args.verbose,
+                qemu: args.machine.qemu,
+                command_line: args.machine.cmdline,
+            },
+        ),
         Verb::Test(args) => test::test(args.qemu.as_deref(), &args.arguments),
         Verb::Fuzz(args) => fuzz::fuzz(&args.request()),
         Verb::Bench(args) => args.run(),

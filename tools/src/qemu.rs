@@ -1,22 +1,14 @@
-//! The machine: finding a QEMU, and running one that is bounded in every way.
-//!
-//! A machine that hangs, floods the console or never powers off ends all the same, and says how it
-//! ended. Nothing here waits for a time to pass: threads wait for lines and for the end, and the
-//! bounds are generous, for a loaded machine that emulates.
+//! The machine: finding a QEMU, and running one that is bounded in every way ([`crate::bounds`]).
 
 use std::env;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
 
+use crate::bounds::{Bounds, End, run_bounded};
 use crate::firmware::Firmware;
 use crate::packages::{self, Apt};
-use crate::process::{self, Running};
+use crate::process;
 use crate::workspace;
 use anyhow::{Context, Result, bail};
 
@@ -26,11 +18,6 @@ const PACKAGE: &str = "qemu-system-arm";
 const MINIMUM: (u32, u32) = (7, 2);
 /// Overrides the search.
 const VARIABLE: &str = "UMBRA_QEMU";
-/// A console line is cut here: a machine that prints without line ends must not fill our memory.
-const LINE_BYTES: u64 = 16 << 10;
-
-/// Lines that may wait for us: beyond them the machine waits.
-const CHANNEL_LINES: usize = 1024;
 
 /// What to emulate.
 #[derive(Clone, Debug)]
@@ -74,56 +61,6 @@ impl Default for Machine {
             direct: None,
             memory: 1,
             memory_file: None,
-        }
-    }
-}
-
-/// How long a machine may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Bounds {
-    /// From start to power-off.
-    pub total: Duration,
-    /// Without a line on the console.
-    pub silence: Duration,
-}
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self { total: Duration::from_secs(600), silence: Duration::from_secs(120) }
-    }
-}
-
-impl Bounds {
-    /// No bounds: for a machine that waits for a person.
-    pub const NONE: Self = Self {
-        total: Duration::from_secs(u32::MAX as u64),
-        silence: Duration::from_secs(u32::MAX as u64),
-    };
-}
-
-/// How a machine ended.
-#[derive(Clone, Debug)]
-pub enum End {
-    /// By itself, with this status of the emulator.
-    Exited(ExitStatus),
-    /// It was killed after so much silence.
-    Silent(Duration),
-    /// It was killed after so much time.
-    Late(Duration),
-}
-
-impl End {
-    /// Why this is not a clean power-off, if it isn't.
-    pub fn failure(&self) -> Option<String> {
-        match self {
-            Self::Exited(status) if status.success() => None,
-            Self::Exited(status) => Some(format!("the emulator ended with {status}")),
-            Self::Silent(time) => {
-                Some(format!("the console was silent for {} s: machine killed", time.as_secs()))
-            }
-            Self::Late(time) => {
-                Some(format!("not powered off after {} s: machine killed", time.as_secs()))
-            }
         }
     }
 }
@@ -268,96 +205,6 @@ impl Qemu {
     }
 }
 
-enum Message {
-    Line(String),
-    /// An output is closed.
-    Closed,
-    Exited(std::io::Result<ExitStatus>),
-}
-
-/// Runs an emulator to its end, or to the end of its bounds.
-pub(crate) fn run_bounded(
-    command: &mut Command,
-    bounds: Bounds,
-    on_line: &mut dyn FnMut(&str),
-) -> Result<End> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let running = Running::start(command)?;
-    let child = Arc::clone(running.child());
-    let (sender, receiver) = sync_channel(CHANNEL_LINES);
-    let mut open = 0;
-    if let Some(output) = child.take_stdout() {
-        open += 1;
-        read_lines(output, sender.clone());
-    }
-    if let Some(output) = child.take_stderr() {
-        open += 1;
-        read_lines(output, sender.clone());
-    }
-    thread::spawn(move || {
-        // The receiver is only gone when nobody wants to know any more.
-        let _ = sender.send(Message::Exited(child.wait()));
-    });
-
-    let start = Instant::now();
-    let mut last_line = start;
-    let mut end = None;
-    let mut exited = false;
-    while open > 0 || !exited {
-        let now = Instant::now();
-        let left = bounds
-            .total
-            .saturating_sub(now - start)
-            .min(bounds.silence.saturating_sub(now - last_line));
-        // After the end there is only the rest of the output to read, which is in the pipe.
-        let left = if end.is_some() { Duration::from_secs(10) } else { left };
-        match receiver.recv_timeout(left) {
-            Ok(Message::Line(line)) => {
-                last_line = Instant::now();
-                on_line(&line);
-            }
-            Ok(Message::Closed) => open -= 1,
-            Ok(Message::Exited(status)) => {
-                exited = true;
-                let status = status?;
-                end.get_or_insert(End::Exited(status));
-            }
-            Err(_) if end.is_some() => break,
-            Err(RecvTimeoutError::Timeout) => {
-                let _ = running.child().kill();
-                end = Some(if start.elapsed() >= bounds.total {
-                    End::Late(bounds.total)
-                } else {
-                    End::Silent(bounds.silence)
-                });
-            }
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
-    }
-    end.context("the emulator's end was not seen")
-}
-
-/// Sends the lines of `output` from a thread of its own.
-fn read_lines(output: impl Read + Send + 'static, sender: SyncSender<Message>) {
-    thread::spawn(move || {
-        let mut output = BufReader::new(output);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            let read = (&mut output).take(LINE_BYTES).read_until(b'\n', &mut line);
-            if !matches!(read, Ok(1..)) {
-                break;
-            }
-            let text = String::from_utf8_lossy(&line);
-            let text = text.trim_end_matches(['\r', '\n']);
-            if sender.send(Message::Line(text.to_owned())).is_err() {
-                break;
-            }
-        }
-        let _ = sender.send(Message::Closed);
-    });
-}
-
 fn unpacked_folder() -> PathBuf {
     workspace::tools_dir().join("qemu")
 }
@@ -403,42 +250,6 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn shell(script: &str, total: u64, silence: u64) -> (End, Vec<String>) {
-        let mut lines = Vec::new();
-        let bounds =
-            Bounds { total: Duration::from_millis(total), silence: Duration::from_millis(silence) };
-        let mut command = Command::new("sh");
-        let end = run_bounded(command.args(["-c", script]), bounds, &mut |line| {
-            lines.push(line.to_owned());
-        });
-        (end.unwrap(), lines)
-    }
-
-    #[test]
-    fn all_lines_arrive_and_the_status_is_told() {
-        let (end, lines) = shell("printf 'a\\r\\nb\\nrest'; exit 3", 60_000, 60_000);
-        assert_eq!(lines, ["a", "b", "rest"]);
-        assert!(end.failure().unwrap().contains('3'), "{end:?}");
-        let (end, _) = shell("exit 0", 60_000, 60_000);
-        assert_eq!(end.failure(), None);
-    }
-
-    #[test]
-    fn silence_and_lateness_end_the_machine() {
-        let (end, lines) = shell("echo begun; exec sleep 1000", 60_000, 500);
-        assert!(matches!(end, End::Silent(_)), "{end:?}");
-        assert_eq!(lines, ["begun"]);
-        let (end, _) = shell("while :; do echo more; done", 500, 60_000);
-        assert!(matches!(end, End::Late(_)), "{end:?}");
-    }
-
-    #[test]
-    fn a_line_without_end_is_cut() {
-        let (_, lines) = shell("head -c 40000 /dev/zero | tr '\\0' x", 60_000, 60_000);
-        assert_eq!(lines.len(), 3);
-        assert_eq!(lines.concat().len(), 40_000);
-    }
 
     #[test]
     fn firmware_runs_in_the_secure_world() {

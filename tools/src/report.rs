@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::bounds::End;
 use crate::console::{Fields, Line, Table};
-use crate::qemu::End;
 
 /// What a run said, taken in line by line.
 #[derive(Clone, Debug, Default)]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::fvp;
+use crate::dtc;
 use crate::packages::{Apt, SetupLock};
 use crate::qemu::Qemu;
 use crate::toolchain::{self, Toolchain};
@@ -24,7 +24,7 @@ pub fn qemu(chosen: Option<&Path>) -> Result<Qemu> {
 /// What the tests look at device trees with. Without it they leave that out, and say so.
 pub fn device_tree_compiler() -> Result<()> {
     const PACKAGE: &str = "device-tree-compiler";
-    if fvp::tree_compiler().is_some() {
+    if dtc::find().is_some() {
         return Ok(());
     }
     let _lock = SetupLock::take()?;

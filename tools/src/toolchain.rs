@@ -1,11 +1,12 @@
 //! Which compiler builds the bare-metal binaries, and with which `core` and linker.
 //!
-//! The targets ([`TARGET`], and [`TARGET32`] for what AArch32 guests run) are rarely installed, and not
-//! every machine may download them. So, in this order: the active toolchain if it has the targets' `core`; any
-//! toolchain with the library's source, from which cargo builds `core` (an unstable cargo feature,
-//! which `RUSTC_BOOTSTRAP=1` opens on a stable toolchain); the distribution's compiler and source,
-//! installed; the target, through rustup. cargo itself is always the one that runs us: it need not
-//! be of the same release as the compiler.
+//! `rust-toolchain.toml` names one release, so that who has rustup gets the same compiler as everybody,
+//! with the targets ([`TARGET`], and [`TARGET32`] for what AArch32 guests run). Not every machine has
+//! rustup, or may download them. So, in this order: the active toolchain if it has the targets' `core`;
+//! any toolchain with the library's source, from which cargo builds `core` (an unstable cargo feature,
+//! which `RUSTC_BOOTSTRAP=1` opens on a stable toolchain); the targets, through rustup; the
+//! distribution's compiler and source, installed. cargo itself is always the one that runs us: it need
+//! not be of the same release as the compiler. `RUSTC` names another compiler.
 
 use std::env;
 use std::ffi::OsStr;
@@ -13,7 +14,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::packages::Apt;
 use crate::process;
@@ -308,7 +309,29 @@ fn distribution_packages(apt: &Apt) -> Option<Vec<String>> {
         .map(Vec::from)
 }
 
+/// Whether rustup had the targets for the toolchain that runs us.
+fn install_targets() -> bool {
+    if env::var_os("RUSTUP_TOOLCHAIN").is_none() || process::find_on_path("rustup").is_none() {
+        return false;
+    }
+    let mut command = Command::new("rustup");
+    command.current_dir(workspace::root());
+    command.args(["target", "add", TARGET, TARGET32]);
+    eprintln!("setting up: {}", process::line(&command));
+    command.stdout(std::io::stderr());
+    match process::run(&mut command) {
+        Ok(()) => true,
+        Err(error) => {
+            eprintln!("setting up: {error:#}");
+            false
+        }
+    }
+}
+
 fn install_compiler() -> Result<()> {
+    if install_targets() {
+        return Ok(());
+    }
     if let Some(apt) = Apt::find() {
         if distribution_packages(&apt).is_none() {
             apt.ensure_known("rust-web-src")?;
@@ -320,15 +343,7 @@ fn install_compiler() -> Result<()> {
             }
         }
     }
-    if process::find_on_path("rustup").is_none() {
-        bail!("{}", Missing::Compiler.advice());
-    }
-    let mut command = Command::new("rustup");
-    command.current_dir(workspace::root());
-    command.args(["target", "add", TARGET, TARGET32]);
-    eprintln!("setting up: {}", process::line(&command));
-    command.stdout(std::io::stderr());
-    process::run(&mut command).with_context(|| Missing::Compiler.advice())
+    bail!("{}", Missing::Compiler.advice())
 }
 
 /// Installs rustfmt and clippy if cargo doesn't have them.
@@ -373,7 +388,7 @@ fn minimum() -> (u32, u32) {
 }
 
 /// Major and minor release in `rustc 1.96.0 (…)`, in `1.96.0+dfsg1-1`, or in `1.90`.
-fn parse_version(text: &str) -> Option<(u32, u32)> {
+pub fn parse_version(text: &str) -> Option<(u32, u32)> {
     let text = text.strip_prefix("rustc ").unwrap_or(text);
     // Debian's epoch.
     let text = text.split_once(':').map_or(text, |(_, rest)| rest);

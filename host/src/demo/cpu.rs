@@ -8,7 +8,7 @@
 
 use super::{
     PLAN, Plan, Trouble, VMS,
-    guest::{Exits, OWNER, Pause, Slot},
+    guest::{Exits, HZ, OWNER, Pause, Slot},
     report, stopped,
 };
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -33,8 +33,6 @@ const HOST: u16 = 0x100;
 const ROUNDS: usize = 16;
 /// Iterations of a guest that a round waits for.
 const ITERATIONS: u64 = 12;
-/// Host timer interrupts per second.
-const HZ: u64 = 500;
 
 static BENCHES: [sync::Lock<Bench>; MAX_CPUS] = [const { sync::Lock::new(Bench::new()) }; MAX_CPUS];
 static SLICES: AtomicUsize = AtomicUsize::new(0);

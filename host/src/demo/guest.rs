@@ -3,7 +3,7 @@
 use super::stopped;
 use core::ops::ControlFlow;
 use umbra_host::{
-    kernel::timer,
+    kernel::timer::Patience,
     psci,
     vcpu::{Answer, ExitHandler, MmioAnswer, Vcpu},
 };
@@ -14,6 +14,9 @@ use umbra_shared::exit::MmioAccess;
 
 /// Owners of guests' tags begin here: + 16 * VM + vCPU.
 pub const OWNER: u16 = 0x200;
+
+/// Host timer interrupts per second.
+pub const HZ: u64 = 500;
 
 /// How long a guest may take for what it is run for, in seconds.
 const PATIENCE: u64 = 60;
@@ -85,13 +88,13 @@ pub struct Exits<'s> {
     /// Tell the guest to turn itself off.
     pub last: bool,
     interrupts: u32,
-    deadline: u64,
+    patience: Patience,
 }
 
 impl<'s> Exits<'s> {
     pub fn new(index: u64, slot: &'s mut Slot, left: u64, last: bool) -> Self {
-        let deadline = timer::now() + PATIENCE * timer::frequency();
-        Self { index, slot, left, last, interrupts: 0, deadline }
+        let patience = Patience::new(PATIENCE, HZ / 2);
+        Self { index, slot, left, last, interrupts: 0, patience }
     }
 
     fn report(&mut self, verified: u64) -> ControlFlow<Pause, Answer> {
@@ -117,7 +120,7 @@ impl ExitHandler for Exits<'_> {
         self.interrupts += 1;
         if stopped() {
             ControlFlow::Break(Pause::Stopped)
-        } else if timer::now() > self.deadline {
+        } else if self.patience.is_over() {
             ControlFlow::Break(Pause::Stuck)
         } else if self.interrupts.is_multiple_of(LOOK) {
             ControlFlow::Break(Pause::Look)

@@ -1,7 +1,7 @@
 //! From the first instruction to the binary's main function.
 
 use super::{
-    console, exception, gic,
+    console, gic, layout,
     machine::{self, Machine},
     mmu, pages, power, smp,
     sync::Once,
@@ -13,20 +13,17 @@ use umbra_shared::package::IMAGE_MAGIC;
 /// Image header flags: little-endian, 4 KiB pages, anywhere in memory.
 const IMAGE_FLAGS: u64 = 1 << 1 | 1 << 3;
 
-/// A stack with its guard below it: the guard is the lower half.
-pub const STACK_SLOT: usize = 2 << exception::STACK_SHIFT;
-
 global_asm!(
     include_str!("boot.S"),
     IMAGE_FLAGS = const IMAGE_FLAGS,
     IMAGE_MAGIC = const IMAGE_MAGIC,
     BLOCK_NORMAL = const mmu::BOOT_BLOCK,
-    KERNEL_L1 = const mmu::l1_index(mmu::KERNEL),
-    WINDOW_L1 = const mmu::l1_index(mmu::WINDOW),
+    KERNEL_L1 = const layout::l1_index(layout::KERNEL),
+    WINDOW_L1 = const layout::l1_index(layout::WINDOW),
     MAIR = const mmu::MAIR,
     TCR = const mmu::TCR,
     SCTLR = const mmu::SCTLR,
-    STACK_SLOT = const STACK_SLOT,
+    STACK_SLOT = const layout::STACK_SLOT,
     primary = sym primary,
     secondary = sym secondary,
 );

@@ -4,10 +4,11 @@
 //! else is for people and gets the level and the CPU in front.
 
 use super::{
+    layout,
     machine::Machine,
-    mmu, smp,
+    mmu,
     sync::Lock,
-    sysreg::{mask_interrupts, restore_interrupts},
+    sysreg::{cpu, mask_interrupts, restore_interrupts},
 };
 use arm_pl011_uart::{PL011Registers, Uart};
 use core::{fmt, fmt::Write, ptr::NonNull};
@@ -30,7 +31,7 @@ impl Log for Console {
         if machine_readable {
             print(format_args!("{args}\n"));
         } else {
-            print(format_args!("[{} {}] {args}\n", smp::cpu(), record.level()));
+            print(format_args!("[{} {}] {args}\n", cpu(), record.level()));
         }
     }
 
@@ -116,6 +117,6 @@ pub(super) fn early(pa: u64) {
 pub(super) fn init(machine: &Machine) {
     *UART.lock() = None;
     if let Some(uart) = &machine.uart {
-        set(mmu::device(uart.start));
+        set(layout::device(uart.start));
     }
 }

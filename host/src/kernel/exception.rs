@@ -1,17 +1,17 @@
 //! Exceptions at EL1: interrupts, faults that are expected, and faults that are the end.
 
 use super::{
-    MAX_CPUS, console, gic, mmu, power, smp,
+    MAX_CPUS, console, gic,
+    layout::{STACK_SHIFT, linear},
+    power,
     sync::Once,
-    sysreg::{mrs, msr},
+    sysreg::{cpu, mrs, msr},
 };
 use core::{
     arch::{asm, global_asm},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-/// A stack is this many bytes: 64 KiB.
-pub const STACK_SHIFT: u32 = 16;
 const EMERGENCY_BYTES: usize = 8192;
 
 #[repr(C, align(16))]
@@ -74,7 +74,7 @@ static UNDEFINED: [Undefined; MAX_CPUS] =
 
 /// Runs `f` and says how many of its instructions were UNDEFINED on this CPU; each was skipped.
 pub fn count_undefined(f: impl FnOnce()) -> usize {
-    let mine = &UNDEFINED[smp::cpu()];
+    let mine = &UNDEFINED[cpu()];
     mine.seen.store(0, Ordering::Relaxed);
     mine.expected.store(true, Ordering::SeqCst);
     f();
@@ -90,7 +90,7 @@ extern "C" fn sync(frame: &mut Frame, kind: u64) {
         frame.elr = &raw const umbra_probe_fixup as u64;
         return;
     }
-    let mine = &UNDEFINED[smp::cpu()];
+    let mine = &UNDEFINED[cpu()];
     if ec == EC_UNKNOWN && mine.expected.load(Ordering::Relaxed) {
         mine.seen.fetch_add(1, Ordering::Relaxed);
         frame.elr += 4;
@@ -122,7 +122,7 @@ fn report(what: &str, elr: u64, frame: Option<&Frame>) {
     console::print_fatal(format_args!(
         "@fatal cpu {} {what}: ESR_EL1 {esr:#x} (EC {:#x}) FAR_EL1 {far:#x} SPSR_EL1 {:#x}\n\
          @pc host {elr:#x}\n",
-        smp::cpu(),
+        cpu(),
         esr >> 26 & 0x3f,
         mrs!("spsr_el1"),
     ));
@@ -155,7 +155,7 @@ impl Fault {
 
 /// Reads 8 bytes of RAM at a physical address, which hyp may refuse.
 pub fn probe_read(pa: u64) -> Result<u64, Fault> {
-    probe(mmu::linear::<u64>(pa), &raw const umbra_probe_load, 0)
+    probe(linear::<u64>(pa), &raw const umbra_probe_load, 0)
 }
 
 /// Reads 8 bytes at a virtual address, wherever that leads.
@@ -180,7 +180,7 @@ pub unsafe fn probe_write_virtual(va: u64, value: u64) -> Result<(), Fault> {
 ///
 /// If the memory is the kernel's, it must not be in use.
 pub unsafe fn probe_write(pa: u64, value: u64) -> Result<(), Fault> {
-    probe(mmu::linear::<u64>(pa), &raw const umbra_probe_store, value).map(|_| ())
+    probe(linear::<u64>(pa), &raw const umbra_probe_store, value).map(|_| ())
 }
 
 fn probe(address: *mut u64, routine: *const u8, value: u64) -> Result<u64, Fault> {

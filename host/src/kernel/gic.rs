@@ -4,7 +4,7 @@
 //! of its own. Each sits in a lock that only its own CPU takes, so masking a PPI around a vCPU run
 //! waits for nobody.
 
-use super::{MAX_CPUS, machine::Machine, mmu, smp, sync::Lock, sync::Once, sysreg};
+use super::{MAX_CPUS, layout, machine::Machine, sync::Lock, sync::Once, sysreg, timer};
 use arm_gic::{
     IntId, InterruptGroup,
     gicv3::{GicCpuInterface, GicDistributor, GicRedistributor, GicRedistributorIterator},
@@ -39,10 +39,10 @@ pub fn set_handler(handler: Handler) {
 pub(super) fn init(machine: &Machine) {
     // SAFETY: the device tree names these registers, they are mapped as device memory, and no other
     // driver uses them.
-    let registers = unsafe { UniqueMmioPointer::new(mmu::device(machine.gicd.start)) };
+    let registers = unsafe { UniqueMmioPointer::new(layout::device(machine.gicd.start)) };
     GicDistributor::new(registers).configure_default_settings();
     // SAFETY: as above; the frames are contiguous up to the one marked last.
-    let all = unsafe { GicRedistributorIterator::new(mmu::device(machine.gicr.start)) };
+    let all = unsafe { GicRedistributorIterator::new(layout::device(machine.gicr.start)) };
     let all = all.unwrap_or_else(|error| panic!("GIC redistributor: {error}"));
     for redistributor in all {
         let affinity = redistributor.typer().core_mpidr();
@@ -73,7 +73,7 @@ pub(super) fn init_cpu(cpu: usize) {
 /// returns.
 pub fn enable(intid: IntId, on: bool) {
     let daif = sysreg::mask_interrupts();
-    if let Some(redistributor) = REDISTRIBUTORS[smp::cpu()].lock().as_mut() {
+    if let Some(redistributor) = REDISTRIBUTORS[sysreg::cpu()].lock().as_mut() {
         if let Err(error) = redistributor.enable_interrupt(intid, on) {
             panic!("{intid:?}: {error}");
         }
@@ -91,9 +91,9 @@ pub fn taken(cpu: usize) -> u64 {
 
 pub(super) fn handle() {
     GicCpuInterface::handle_interrupt(InterruptGroup::Group1, |intid| {
-        TAKEN[smp::cpu()].fetch_add(1, Ordering::Relaxed);
+        TAKEN[sysreg::cpu()].fetch_add(1, Ordering::Relaxed);
         if intid == VIRTUAL_TIMER {
-            super::timer::interrupt();
+            timer::interrupt();
         }
         if intid != MAINTENANCE
             && intid != HYP_TIMER

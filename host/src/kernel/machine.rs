@@ -1,6 +1,6 @@
 //! What the device tree says of the machine.
 
-use super::{MAX_CPUS, mmu, sysreg};
+use super::{MAX_CPUS, layout, sysreg};
 use arrayvec::ArrayVec;
 use core::ops::Range;
 use dtoolkit::{
@@ -79,7 +79,7 @@ pub struct Machine {
 /// The device tree through the boot window.
 pub(super) fn boot_tree(pa: u64) -> Result<Fdt<'static>, Error> {
     let offset = pa as usize & (MAX_TREE_BYTES - 1);
-    let start: *const u8 = core::ptr::with_exposed_provenance(mmu::WINDOW + offset);
+    let start: *const u8 = core::ptr::with_exposed_provenance(layout::WINDOW + offset);
     // SAFETY: the boot window maps 4 MiB from the block of `pa` on, and nobody writes to the tree.
     let header = unsafe { core::slice::from_raw_parts(start, 8) };
     if header[..4] != [0xd0, 0x0d, 0xfe, 0xed] {
@@ -102,7 +102,7 @@ fn registers(node: &FdtNode, n: usize) -> Option<PhysicalRange> {
     let reg = node.reg().ok()??.nth(n)?;
     let start = reg.address::<u64>().ok()?;
     let end = start.checked_add(reg.size::<u64>().ok()?)?;
-    (end <= mmu::MAX_PA).then_some(start..end)
+    (end <= layout::MAX_PA).then_some(start..end)
 }
 
 /// Physical address of the PL011.

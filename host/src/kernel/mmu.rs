@@ -1,11 +1,17 @@
 //! The kernel's own address space.
 //!
 //! The boot assembly leaves the image mapped writable and executable in one piece. [`init`] builds
-//! what it is to be: text executable, constants read-only, data writable, a hole below each stack, all
-//! RAM at [`LINEAR`], the devices at [`DEVICES`]; and changes over by way of an empty table, because
+//! what it is to be ([`layout`](super::layout)): text executable, constants read-only, data writable, a
+//! hole below each stack, all RAM at [`LINEAR`], the devices at [`DEVICES`]; and changes over by way of an empty table, because
 //! the same addresses change block size. Nothing is mapped afterwards, so no table changes while live.
 
-use super::{MAX_CPUS, boot::STACK_SLOT, machine::Machine, sysreg, sysreg::msr};
+use super::{
+    MAX_CPUS,
+    layout::{DEVICES, KERNEL, LINEAR, STACK_SLOT, WINDOW},
+    machine::Machine,
+    sysreg,
+    sysreg::msr,
+};
 use aarch64_paging::{
     descriptor::{El1Attributes, PhysicalAddress},
     paging::{Constraints, El1And0, MemoryRegion, PageTable, RootTable, Translation, VaRange},
@@ -18,21 +24,7 @@ use core::{
 };
 use umbra_shared::PAGE_SIZE;
 
-/// Where all RAM is: this + physical address.
-pub const LINEAR: usize = 0xffff_ff80_0000_0000;
-/// Where devices are: this + physical address.
-pub const DEVICES: usize = 0xffff_ffc0_0000_0000;
-/// The boot window: two 2 MiB blocks of device tree, then one of the early console.
-pub const WINDOW: usize = 0xffff_ffff_8000_0000;
-/// Where the image is linked.
-pub const KERNEL: usize = 0xffff_ffff_c000_0000;
-/// Physical addresses below this can be in the linear map and in the device map.
-pub const MAX_PA: u64 = (DEVICES - LINEAR) as u64;
-
-/// Index in the level 1 table, which spans 39 bits.
-pub const fn l1_index(va: usize) -> usize {
-    va >> 30 & 511
-}
+pub use super::layout::linear;
 
 /// Attribute 0: Normal write-back. 1: Device-nGnRE.
 pub const MAIR: u64 = 0xff | 0x04 << 8;
@@ -94,23 +86,6 @@ pub fn image() -> Range<u64> {
 /// The physical address of something in the image.
 pub fn image_pa(va: usize) -> u64 {
     (va - KERNEL) as u64 + IMAGE.load(Ordering::Relaxed)
-}
-
-/// The pointer to RAM at a physical address.
-pub fn linear<T>(pa: u64) -> *mut T {
-    debug_assert!(pa < MAX_PA);
-    core::ptr::with_exposed_provenance_mut(LINEAR + pa as usize)
-}
-
-/// The physical address behind a pointer into the linear map.
-pub fn linear_pa(va: usize) -> u64 {
-    (va - LINEAR) as u64
-}
-
-/// The pointer to the registers of a device at a physical address.
-pub fn device<T>(pa: u64) -> NonNull<T> {
-    let va = DEVICES + pa as usize;
-    NonNull::new(core::ptr::with_exposed_provenance_mut(va)).expect("not zero")
 }
 
 /// Maps the block around `pa` as a device in the boot window, and says where `pa` is.

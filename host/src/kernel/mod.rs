@@ -15,6 +15,10 @@
 //! Reserved RAM is part of the linear map on purpose: whoever reserved it (hyp) must not depend on
 //! this kernel's manners, and tests reach for it with [`exception::probe_read`].
 //!
+//! Its files stand on each other in one direction: system registers and the layout of memory below, then
+//! what the device tree says of the machine, then the tables, the devices and PSCI, then exceptions and
+//! the other CPUs, and `boot` on top.
+//!
 //! The kernel uses no FP register itself (it is built for a soft-float target), so interrupts neither
 //! save nor disturb any: whatever a binary keeps in V, Z, P and FFR stays there until hyp or the
 //! binary itself changes it.
@@ -24,6 +28,7 @@ pub mod console;
 pub mod exception;
 pub mod gic;
 pub mod initrd;
+pub mod layout;
 pub mod machine;
 pub mod mmu;
 pub mod pages;
@@ -57,6 +62,6 @@ macro_rules! kernel_main {
 /// Fatal error: says why and where, and stops this CPU.
 pub fn die(info: &core::panic::PanicInfo) -> ! {
     sysreg::mask_interrupts();
-    log::error!("@fatal cpu {} {info}", smp::cpu());
+    log::error!("@fatal cpu {} {info}", sysreg::cpu());
     power::stop()
 }

@@ -1,15 +1,10 @@
 //! Several CPUs. Numbers are the kernel's own: 0 is the boot CPU, the others follow in the order of
-//! the device tree; TPIDR_EL1 holds the number.
+//! the device tree ([`cpu`]).
 
-use super::{
-    MAX_CPUS,
-    machine::Machine,
-    mmu, power,
-    sync::Once,
-    sysreg::{self, mrs},
-    timer,
-};
+use super::{MAX_CPUS, machine::Machine, mmu, power, sync::Once, sysreg, timer};
 use core::sync::atomic::{AtomicUsize, Ordering};
+
+pub use super::sysreg::cpu;
 
 /// What a CPU does once it is up.
 pub type Work = fn(cpu: usize);
@@ -20,12 +15,6 @@ static ONLINE: AtomicUsize = AtomicUsize::new(1);
 
 unsafe extern "C" {
     static umbra_secondary: u8;
-}
-
-/// The calling CPU's number.
-pub fn cpu() -> usize {
-    // The number never exceeds the number of stacks; the modulo lets the compiler know.
-    mrs!("tpidr_el1") as usize % MAX_CPUS
 }
 
 /// CPUs that are up, the boot CPU included.

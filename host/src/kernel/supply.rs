@@ -1,7 +1,7 @@
 //! Pages for guests: the kernel's page allocator as the library sees it, and images of guests in pages
 //! of their own.
 
-use super::{mmu, pages};
+use super::{layout, pages};
 use crate::vm::PageSupplier;
 use core::ops::Range;
 use umbra_shared::{PAGE_SIZE, flags::FlagShadowPage};
@@ -20,7 +20,7 @@ impl PageSupplier for Pages {
     }
 
     fn flag_page(&mut self, pa: u64) -> &'static FlagShadowPage {
-        let page = mmu::linear::<FlagShadowPage>(pa);
+        let page = layout::linear::<FlagShadowPage>(pa);
         // SAFETY: an allocated page, page-aligned, in the linear map, that nobody else uses until it
         // is freed; all-zero bytes are a flag page.
         unsafe {
@@ -45,7 +45,7 @@ pub fn image(guest: &[u8]) -> Option<(u64, u64)> {
     }
     let count = bytes.div_ceil(PAGE_SIZE as u64);
     let first = Pages.allocate(count)?;
-    let start = mmu::linear::<u8>(first);
+    let start = layout::linear::<u8>(first);
     // SAFETY: the pages are ours, and `count` of them hold more than the image.
     unsafe {
         start.write_bytes(0, count as usize * PAGE_SIZE);

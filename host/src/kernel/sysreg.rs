@@ -1,5 +1,6 @@
 //! System registers and barriers, as far as the kernel needs them.
 
+use super::MAX_CPUS;
 use core::arch::asm;
 
 /// Reads a system register.
@@ -42,6 +43,12 @@ pub fn restore_interrupts(daif: u64) {
 pub fn unmask_interrupts() {
     // SAFETY: the vectors handle interrupts from the first instruction of the kernel on.
     unsafe { asm!("msr daifclr, #6", options(nostack)) };
+}
+
+/// The calling CPU's number, which TPIDR_EL1 holds.
+pub fn cpu() -> usize {
+    // The number never exceeds the number of stacks; the modulo lets the compiler know.
+    mrs!("tpidr_el1") as usize % MAX_CPUS
 }
 
 /// MPIDR_EL1's affinity fields.

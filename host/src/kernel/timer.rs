@@ -1,8 +1,8 @@
 //! The generic timer: the virtual one (CNTV), as a kernel that may run as a guest uses it.
 
 use super::{
-    MAX_CPUS, smp,
-    sysreg::{mrs, msr},
+    MAX_CPUS,
+    sysreg::{cpu, mrs, msr},
 };
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,7 +28,7 @@ pub(super) fn init_cpu() {
 
 /// Lets this CPU's timer interrupt every `period` counter ticks; 0 stops it.
 pub fn set_tick(period: u64) {
-    PERIOD[smp::cpu()].store(period, Ordering::Relaxed);
+    PERIOD[cpu()].store(period, Ordering::Relaxed);
     arm(period);
 }
 
@@ -51,16 +51,46 @@ fn arm(period: u64) {
 }
 
 pub(super) fn interrupt() {
-    let cpu = smp::cpu();
+    let cpu = cpu();
     TICKS[cpu].fetch_add(1, Ordering::Relaxed);
     arm(PERIOD[cpu].load(Ordering::Relaxed));
 }
 
-/// Waits until `done`, at most `seconds`. Says whether it was.
+/// How long to wait for what may never come.
+///
+/// The counter goes on while a hypervisor or an emulator has this CPU stand still, and the CPU that is
+/// waited for too. So time counts only as this CPU sees it pass: from one look to the next at most one
+/// step, however long it stood still in between.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    step: u64,
+    left: u64,
+    last: u64,
+}
+
+impl Patience {
+    /// For so many seconds, of somebody who looks so many times in each, or more often.
+    pub fn new(seconds: u64, looks: u64) -> Self {
+        Self { step: frequency() / looks, left: seconds * frequency(), last: now() }
+    }
+
+    /// A look; whether it is over.
+    pub fn is_over(&mut self) -> bool {
+        let now = now();
+        self.left = self.left.saturating_sub((now - self.last).min(self.step));
+        self.last = now;
+        self.left == 0
+    }
+}
+
+/// Looks in a second that a CPU manages which does nothing else.
+const LOOKS: u64 = 10_000;
+
+/// Waits until `done`, at most `seconds` ([`Patience`]). Says whether it was.
 pub fn wait_until(seconds: u64, mut done: impl FnMut() -> bool) -> bool {
-    let end = now() + seconds * frequency();
+    let mut patience = Patience::new(seconds, LOOKS);
     while !done() {
-        if now() > end {
+        if patience.is_over() {
             return false;
         }
         // SAFETY: a hint.

@@ -5,8 +5,8 @@
 //! patterns, in compiled code nothing else touches them.
 //!
 //! As `init` it looks at what Linux found ([`seen`]), tries to reach hyp's memory ([`reach`]), then
-//! keeps several processes per CPU busy with patterns ([`stress`]) while CPUs go and come, says what
-//! it thinks of all that in the `@` protocol of the console (`tools/src/console.rs`), and ends the
+//! keeps several processes per CPU busy with patterns ([`stress`]) while CPUs go and come, until all
+//! that is asked for has happened, says what it thinks of all that in the `@` protocol of the console (`tools/src/console.rs`), and ends the
 //! machine. Asked for `bench`, it measures instead ([`bench`]).
 //!
 //! Arguments, behind `--` on the kernel's command line:
@@ -14,7 +14,8 @@
 //! | word | what |
 //! |---|---|
 //! | `cpus=N` | CPUs that the machine has |
-//! | `seconds=N` | how long the patterns run |
+//! | `times=N` | how often everything has to happen on each CPU ([`work`]) |
+//! | `seconds=N` | how long the patterns run at least, for people |
 //! | `processes=N` | processes per CPU |
 //! | `umbra` | Umbra is underneath: its memory must be out of reach |
 //! | `reboot` | end with a reset instead of a power-off |
@@ -22,6 +23,10 @@
 
 #![no_std]
 #![no_main]
+#![allow(
+    clippy::result_large_err,
+    reason = "why something failed is a line of text, and there is no heap"
+)]
 
 mod bench;
 mod clock;
@@ -34,6 +39,7 @@ mod signal;
 mod start;
 mod stress;
 mod sys;
+mod work;
 mod worker;
 
 use start::Start;

@@ -14,9 +14,11 @@ const TEXT_BYTES: usize = 256 << 10;
 /// Lines of it that are shown when something went wrong.
 const SHOWN_LINES: usize = 20;
 
-/// Naps in each idle state, and how long each is.
-const SLEEPS: u32 = 5;
-const SLEEP_MICROS: u64 = 10_000;
+/// Times that each CPU has to be in each idle state, and naps that it gets for it at most: the CPU may
+/// be somebody else's at the end of one. How long each is.
+const SLEEPS: u64 = 3;
+const NAPS: u32 = 1000;
+const NAP_MICROS: u64 = 10_000;
 
 /// A row.
 fn row(what: &str, is: &str) {
@@ -155,8 +157,10 @@ pub fn check(start: &Start) -> Result<(), Text> {
 /// What only shows at the end.
 pub fn check_after(start: &Start) -> Result<(), Text> {
     suspends(start)?;
+    // Nothing that a kernel says of how long something takes: the machine that emulates this one may be
+    // busy. Who looks for that is `work`.
     with_log(|log| {
-        for bad in ["WARNING: CPU", "BUG: ", "Internal error", "rcu: INFO:"] {
+        for bad in ["WARNING: CPU", "BUG: ", "Internal error"] {
             // Of CPUs whose cache lines are longer than it allows for (A64FX), Linux says so anywhere.
             let known = |line: &str| line.contains("arch_setup_dma_ops");
             if let Some(line) = log.lines().find(|line| line.contains(bad) && !known(line)) {
@@ -179,14 +183,17 @@ fn suspends(start: &Start) -> Result<(), Text> {
         let mut counts = Text::new();
         for state in 1..=states {
             (0..=states).try_for_each(|other| allow(cpu, other, other == state))?;
-            let before = usage(cpu, state);
-            (0..SLEEPS).for_each(|_| sys::sleep_micros(SLEEP_MICROS));
-            let after = usage(cpu, state);
-            if after <= before {
-                fail!("CPU {cpu} never slept in idle state {state}");
+            let before = usage(cpu, state).unwrap_or(0);
+            let slept = || usage(cpu, state).unwrap_or(0) - before;
+            let enough = (0..NAPS).any(|_| {
+                sys::sleep_micros(NAP_MICROS);
+                slept() >= SLEEPS
+            });
+            if !enough {
+                fail!("CPU {cpu} slept {} times in idle state {state}, in {NAPS} naps", slept());
             }
             let comma = if counts.is_empty() { "" } else { "," };
-            counts.push_str(&say::text(format_args!("{comma}{}", after.unwrap_or(0))));
+            counts.push_str(&say::text(format_args!("{comma}{}", before + slept())));
         }
         if states != 0 {
             (0..=states).try_for_each(|state| allow(cpu, state, true))?;

@@ -31,7 +31,7 @@ static TAKEN: AtomicU64 = AtomicU64::new(0);
 /// All signals taken.
 static ALL: AtomicU64 = AtomicU64::new(0);
 
-/// Lets the handler know who it works for.
+/// Lets the handler know who it works for: this process, or the next that it makes.
 pub fn begin(worker: usize) -> Result<(), Text> {
     WORKER.store(worker, SeqCst);
     for signal in [sys::SIGALRM, sys::SIGUSR1] {

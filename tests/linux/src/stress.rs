@@ -1,26 +1,30 @@
-//! Processes on every CPU, patterns in all of their registers, CPUs that go and come.
+//! Processes on every CPU, patterns in all of their registers, CPUs that go and come: until all of it
+//! has happened often enough ([`crate::work`]), and for as long as a person asks for.
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64};
 
 use umbra_shared::vl::{Vq, VqSet};
 
 use crate::clock::{self, Deadline};
-use crate::fail;
 use crate::say::{self, Text};
 use crate::start::Start;
 use crate::sys::{self, Ended, File, Pid};
-use crate::worker::{self, Counts};
+use crate::work::{Stuck, Watch, Work, home};
+use crate::worker::{self, Between, Counts, V_ONLY};
+use crate::{fail, signal};
 
 /// Processes at most.
 pub const MAX_WORKERS: usize = 64;
 /// CPUs at most.
-const MAX_CPUS: usize = 16;
+pub const MAX_CPUS: usize = 16;
 /// Between two things that init does to the others, in microseconds.
 const PACE_MICROS: u64 = 30_000;
 /// CPU hot-plug every so many of those.
 const HOTPLUG_EVERY: u64 = 4;
+/// How far we are is said every so many of those.
+const TELL_EVERY: u64 = 16;
 
 /// What all processes see.
 pub struct Shared {
@@ -115,43 +119,51 @@ fn plug(cpu: u32, on: bool) -> Result<(), Text> {
 pub fn run(start: &Start) -> Result<(), Text> {
     let cpus = start.number("cpus").unwrap_or(1).clamp(1, MAX_CPUS as u64) as u32;
     let per_cpu = start.number("processes").unwrap_or(2) as usize;
-    let seconds = start.number("seconds").unwrap_or(5);
     let count = (cpus as usize * per_cpu).clamp(1, MAX_WORKERS);
     let sve = vector_lengths(start)?;
+    let work = Work { cpus, count, sve, times: start.number("times").unwrap_or(1) };
     match sys::shared_memory(size_of::<Shared>()) {
         Ok(memory) => SHARED.store(memory.cast(), SeqCst),
         Err(error) => fail!("no shared memory: {error:?}"),
     }
     let mut pids = [0; MAX_WORKERS];
     for (index, pid) in pids[..count].iter_mut().enumerate() {
+        // Before it is there: a signal may come before it does anything.
+        signal::begin(index)?;
         match sys::fork() {
-            Ok(None) => worker::live(index, index as u32 % cpus, cpus, sve),
+            Ok(None) => worker::live(index, home(index, cpus), cpus, sve),
             Ok(Some(child)) => *pid = child,
             Err(error) => fail!("fork: {error:?}"),
         }
     }
     let mut plugged = [0; MAX_CPUS];
-    let result = disturb(&pids[..count], cpus, seconds, &mut plugged);
+    let seconds = start.number("seconds").unwrap_or(0);
+    let result = disturb(&pids[..count], &work, seconds, &mut plugged);
+    if let Ok(Some(stuck)) = result {
+        // Not to be waited for.
+        table(&work, &plugged);
+        fail!("{}; missing: {}", who(&stuck, &pids), work.missing(&plugged));
+    }
     shared().stop.store(true, SeqCst);
     let ended = collect(&pids[..count]);
-    table(cpus, count, &plugged);
-    result?;
-    ended?;
-    complete(cpus, count, sve, &plugged)
+    table(&work, &plugged);
+    result.map(drop).and(ended)
 }
 
-/// Sends signals and takes CPUs away, for so long.
+/// Sends signals and takes CPUs away, until all is done and so many seconds are over, or somebody is
+/// stuck.
 fn disturb(
     pids: &[Pid],
-    cpus: u32,
+    work: &Work,
     seconds: u64,
     plugged: &mut [u64; MAX_CPUS],
-) -> Result<(), Text> {
+) -> Result<Option<Stuck>, Text> {
     let end = Deadline::in_micros(seconds * 1_000_000);
     let begin = clock::ticks();
-    let mut told = 0;
+    let cpus = work.cpus;
+    let mut watch = Watch::new();
     let mut turn = 0u64;
-    while !end.is_over() || plugged[1..cpus as usize].contains(&0) {
+    loop {
         sys::sleep_micros(PACE_MICROS);
         sys::kill(pids[turn as usize % pids.len()], sys::SIGUSR1);
         if cpus > 1 && turn.is_multiple_of(HOTPLUG_EVERY) {
@@ -163,16 +175,40 @@ fn disturb(
         }
         if shared().workers.iter().any(|slot| slot.length.load(SeqCst) != 0) {
             // The worker says more when it is waited for.
-            break;
-        }
-        let passed = ((clock::ticks() - begin) / clock::frequency()).min(seconds);
-        if passed > told {
-            told = passed;
-            say::line(format_args!("@progress {passed} {seconds}"));
+            return Ok(None);
         }
         turn += 1;
+        let (done, total) = work.progress(plugged);
+        if turn.is_multiple_of(TELL_EVERY) {
+            // Whichever of the two takes longer.
+            let passed = ((clock::ticks() - begin) / clock::frequency()).min(seconds);
+            let time_is_last = passed * total < done * seconds;
+            let (now, all) = if time_is_last { (passed, seconds) } else { (done, total) };
+            say::line(format_args!("@progress {now} {all}"));
+        }
+        if done == total && end.is_over() {
+            return Ok(None);
+        }
+        let stuck = watch.look(work.count, (done, total), turn);
+        if stuck.is_some() {
+            return Ok(stuck);
+        }
     }
-    Ok(())
+}
+
+/// Who is stuck, and at what.
+fn who(stuck: &Stuck, pids: &[Pid]) -> Text {
+    let &Stuck::Process(index) = stuck else {
+        return say::text(format_args!("all processes get on, but not with what is missing"));
+    };
+    let ended = sys::has_ended(pids[index]);
+    let [between, length] = &shared().workers[index].counts.round;
+    let between = Between::KINDS[between.load(Relaxed) as usize];
+    let doing = match length.load(Relaxed) as usize {
+        V_ONLY => say::text(format_args!("{between:?} with V0-V31 alone")),
+        n => say::text(format_args!("{between:?} at VL {}", 16 * (n + 1))),
+    };
+    say::text(format_args!("process {index} is stuck in {doing} ({ended:?})"))
 }
 
 /// Waits for the workers: the first that failed.
@@ -194,22 +230,15 @@ fn collect(pids: &[Pid]) -> Result<(), Text> {
     result
 }
 
-/// The workers of one CPU.
-fn workers_of(cpu: u32, cpus: u32, count: usize) -> impl Iterator<Item = &'static Counts> {
-    (0..count)
-        .filter(move |index| *index as u32 % cpus == cpu)
-        .map(|index| &shared().workers[index].counts)
-}
-
-fn table(cpus: u32, count: usize, plugged: &[u64; MAX_CPUS]) {
-    for cpu in 0..cpus {
-        let of = |field: fn(&Counts) -> &core::sync::atomic::AtomicU64| -> u64 {
-            workers_of(cpu, cpus, count).map(|counts| field(counts).load(Relaxed)).sum()
+fn table(work: &Work, plugged: &[u64; MAX_CPUS]) {
+    for cpu in 0..work.cpus {
+        let of = |field: fn(&Counts) -> &AtomicU64| -> u64 {
+            work.of_cpu(cpu).map(|counts| field(counts).load(Relaxed)).sum()
         };
         say::line(format_args!(
             "@task cpu={cpu} processes={} fills={} signals={} forks={} preemptions={} \
              migrations={} hotplugs={}",
-            workers_of(cpu, cpus, count).count(),
+            work.of_cpu(cpu).count(),
             of(|counts| &counts.fills),
             of(|counts| &counts.signals),
             of(|counts| &counts.forks),
@@ -218,32 +247,4 @@ fn table(cpus: u32, count: usize, plugged: &[u64; MAX_CPUS]) {
             plugged[cpu as usize],
         ));
     }
-}
-
-/// Everything that was to happen did.
-fn complete(cpus: u32, count: usize, sve: VqSet, plugged: &[u64; MAX_CPUS]) -> Result<(), Text> {
-    let wanted = u64::from(sve.bits()) | 1 << 16;
-    for cpu in 0..cpus {
-        let used =
-            workers_of(cpu, cpus, count).fold(0, |used, counts| used | counts.vqs.load(Relaxed));
-        if used != wanted {
-            fail!("CPU {cpu}: not every vector length was used ({used:#x} of {wanted:#x})");
-        }
-        if cpu > 0 && plugged[cpu as usize] == 0 {
-            fail!("CPU {cpu} was never turned off and on");
-        }
-    }
-    let sum = |field: fn(&Counts) -> &core::sync::atomic::AtomicU64| -> u64 {
-        (0..count).map(|index| field(&shared().workers[index].counts).load(Relaxed)).sum()
-    };
-    for (what, happened) in [
-        ("signal", sum(|counts| &counts.signals)),
-        ("fork", sum(|counts| &counts.forks)),
-        ("preemption", sum(|counts| &counts.preemptions)),
-    ] {
-        if happened == 0 {
-            fail!("no {what} in the whole run");
-        }
-    }
-    Ok(())
 }

@@ -196,6 +196,16 @@ pub enum Ended {
     Signal(Signal),
 }
 
+impl From<i32> for Ended {
+    /// From what wait4 says.
+    fn from(status: i32) -> Self {
+        match status & 0x7f {
+            0 => Self::Exit((status >> 8) as u8),
+            signal => Self::Signal(signal),
+        }
+    }
+}
+
 /// Waits for a child's end.
 pub fn wait(pid: Pid) -> Result<Ended, Errno> {
     const EINTR: Errno = Errno(4);
@@ -207,10 +217,14 @@ pub fn wait(pid: Pid) -> Result<Ended, Errno> {
             Err(error) => return Err(error),
         }
     }
-    Ok(match status & 0x7f {
-        0 => Ended::Exit((status >> 8) as u8),
-        signal => Ended::Signal(signal),
-    })
+    Ok(Ended::from(status))
+}
+
+/// How a child has ended, if it has (WNOHANG).
+pub fn has_ended(pid: Pid) -> Option<Ended> {
+    let mut status = 0i32;
+    let ended = plain!(260, pid, &raw mut status, 1, 0) == Ok(pid);
+    ended.then(|| Ended::from(status))
 }
 
 /// Ends this process.

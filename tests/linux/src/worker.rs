@@ -5,15 +5,15 @@
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use umbra_patterns::pattern::Kept;
 use umbra_patterns::regs::{self, Bench, Width, rdvl};
 use umbra_patterns::tag::Tag;
 use umbra_shared::vl::{Vq, VqSet};
 
-use crate::clock::{self, Deadline};
+use crate::clock;
 use crate::say::{Text, text};
 use crate::stress::{MAX_WORKERS, shared};
 use crate::sys::{self, Ended};
@@ -47,12 +47,14 @@ pub static KNOWN: [Tag; 3 * MAX_WORKERS] = {
     known
 };
 
-/// How long a signal may take to come, in microseconds: far more than it ever does.
-const SIGNAL_MICROS: u64 = 20_000_000;
+/// Things to fill: vector lengths by quadwords - 1, and V0-V31 alone.
+pub const LENGTHS: usize = 17;
+/// The latter.
+pub const V_ONLY: usize = 16;
 
 /// What happens between filling and looking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Between {
+pub enum Between {
     /// The CPU is busy; others want it too.
     Preemption,
     /// With `umbra.displace` hyp takes the registers away.
@@ -70,13 +72,13 @@ enum Between {
 }
 
 impl Between {
-    const ALL: [Self; 8] = [
+    /// All of them, by their numbers.
+    pub const KINDS: [Self; 7] = [
         Self::Preemption,
         Self::Displacement,
         Self::Signal,
         Self::Rewrite,
         Self::Yield,
-        Self::Preemption,
         Self::Fork,
         Self::Migration,
     ];
@@ -92,8 +94,14 @@ impl Between {
 pub struct Counts {
     /// Patterns filled in and found again.
     pub fills: AtomicU64,
-    /// Set of VQs used, as bits; bit 16: V0-V31 only.
-    pub vqs: AtomicU64,
+    /// Of these, those filled in on the worker's own CPU, by what was filled.
+    pub patterns: [AtomicU64; LENGTHS],
+    /// The same, by what happened in between.
+    pub between: [AtomicU64; Between::KINDS.len()],
+    /// Rounds begun.
+    pub rounds: AtomicU64,
+    /// What the round begun last has in between, and what it fills.
+    pub round: [AtomicU32; 2],
     /// Signals taken.
     pub signals: AtomicU64,
     /// Children.
@@ -146,16 +154,12 @@ pub fn live(index: usize, home: u32, cpus: u32, sve: VqSet) -> ! {
         random: 0x9e37_79b9_7f4a_7c15 ^ (index as u64 + 1) << 32,
         bench: Bench::new(),
     };
-    let result = signal::begin(index).and_then(|()| {
-        while !shared().stop.load(SeqCst) {
-            worker.step()?;
+    while !shared().stop.load(SeqCst) {
+        if let Err(why) = worker.step() {
+            fail(index, &why);
         }
-        Ok(())
-    });
-    match result {
-        Ok(()) => sys::exit(0),
-        Err(why) => fail(index, &why),
     }
+    sys::exit(0)
 }
 
 impl Worker {
@@ -170,8 +174,8 @@ impl Worker {
     fn step(&mut self) -> Result<(), Text> {
         let counts = &shared().workers[self.index].counts;
         // The CPU may be off just now: Linux then runs this process elsewhere.
-        let pinned = sys::set_affinity(1 << self.home).is_ok();
-        if !pinned || sys::cpu() != self.home {
+        let at_home = sys::set_affinity(1 << self.home).is_ok() && sys::cpu() == self.home;
+        if !at_home {
             counts.migrations.fetch_add(1, Relaxed);
         }
         // Every length in turn, and V0-V31 alone; each with whatever happens to come.
@@ -180,10 +184,17 @@ impl Worker {
         if let Some(vq) = vq {
             self.set_vl(vq)?;
         }
-        let between = Between::ALL[self.random(Between::ALL.len() as u64) as usize];
+        let between = Between::KINDS[self.random(Between::KINDS.len() as u64) as usize];
+        let length = vq.map_or(V_ONLY, |vq| vq.quadwords() - 1);
+        counts.round[0].store(between as u32, Relaxed);
+        counts.round[1].store(length as u32, Relaxed);
+        counts.rounds.fetch_add(1, Relaxed);
         self.round(between, vq)?;
-        counts.vqs.fetch_or(vq.map_or(1 << 16, |vq| 1 << (vq.quadwords() - 1)), Relaxed);
         counts.fills.fetch_add(1, Relaxed);
+        if at_home {
+            counts.patterns[length].fetch_add(1, Relaxed);
+            counts.between[between as usize].fetch_add(1, Relaxed);
+        }
         counts.signals.store(signal::count(), Relaxed);
         counts.preemptions.store(sys::preemptions(), Relaxed);
         Ok(())
@@ -226,14 +237,8 @@ impl Worker {
                     clock::spin(micros / 8);
                 }
             }
-            Between::Signal | Between::Rewrite => {
-                let limit = Deadline::in_micros(SIGNAL_MICROS);
-                while !signal::taken() {
-                    if limit.is_over() {
-                        fail!("no signal came");
-                    }
-                }
-            }
+            // Init sees it if none comes.
+            Between::Signal | Between::Rewrite => while !signal::taken() {},
             Between::Yield => {
                 sys::yield_now();
                 sys::sleep_micros(1 + micros / 4);

@@ -14,6 +14,10 @@
 
 #![no_std]
 #![no_main]
+#![allow(
+    clippy::result_large_err,
+    reason = "why something failed is a line of text, and there is no heap"
+)]
 
 mod bench;
 mod context;

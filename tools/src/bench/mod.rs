@@ -12,7 +12,6 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -21,10 +20,11 @@ use self::code::{Code, World};
 use self::floor::Features;
 use self::row::{Fp, Named, Policy, Row};
 use self::trace::Collector;
+use crate::bounds::Bounds;
 use crate::build::{self, Built};
 use crate::console::{Fields, Line, Table, parse};
 use crate::image;
-use crate::qemu::{Bounds, Machine, Qemu};
+use crate::qemu::{Machine, Qemu};
 use crate::setup;
 use crate::workspace;
 
@@ -41,9 +41,6 @@ pub mod trace;
 const TRACED: u64 = 2;
 /// Numbers of CPUs of the machines on which growth is looked at.
 const CPUS: [u32; 4] = [1, 2, 4, 8];
-
-const BOUNDS: Bounds =
-    Bounds { total: Duration::from_secs(900), silence: Duration::from_secs(200) };
 
 /// What `xtask bench` is asked for.
 #[derive(Clone, Debug, Default)]
@@ -163,7 +160,8 @@ fn with_words(tests: &Built, words: &str, name: &str) -> Result<PathBuf> {
 pub fn measure(qemu: &Qemu, tests: &Built, cpu: &str, smp: u32, words: &str) -> Result<Run> {
     let image = with_words(tests, &format!("bench {words}"), &format!("bench-{smp}"))?;
     let mut listener = Listener::default();
-    let end = qemu.run(&machine(cpu, smp), &image, BOUNDS, &mut |line| listener.take(line))?;
+    let end =
+        qemu.run(&machine(cpu, smp), &image, Bounds::default(), &mut |line| listener.take(line))?;
     listener.finish(end.failure())
 }
 

@@ -10,18 +10,15 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use super::code::{Class, Code, Mark, Place, World};
 use super::row::Traced;
 use super::timeline::Timeline;
-use crate::qemu::{Bounds, Machine, Qemu, run_bounded};
+use crate::bounds::{Bounds, run_bounded};
+use crate::qemu::{Machine, Qemu};
 use crate::workspace;
-
-const BOUNDS: Bounds =
-    Bounds { total: Duration::from_secs(900), silence: Duration::from_secs(120) };
 
 /// What was counted between a row's marks.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -158,7 +155,7 @@ pub fn run(
     let one = if qemu.version >= (8, 1) { "one-insn-per-tb" } else { "singlestep" };
     let mut monitor = None;
     let mut trouble = None;
-    let end = run_bounded(&mut command, BOUNDS, &mut |line| {
+    let end = run_bounded(&mut command, Bounds::default(), &mut |line| {
         if collector.take(line) {
             return;
         }

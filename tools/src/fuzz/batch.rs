@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use umbra_fuzz::coverage::Pair;
@@ -11,15 +10,12 @@ use umbra_spec::judge::Report;
 
 use super::oracle::{self, Place};
 use super::script::{MachineSpec, Program, Script};
+use crate::bounds::Bounds;
 use crate::build::{Built, TestParts};
 use crate::console::{Line, parse};
 use crate::firmware;
-use crate::qemu::{Bounds, Machine, Qemu};
+use crate::qemu::{Machine, Qemu};
 use crate::workspace;
-
-/// A program that neither ends nor says anything is over by then.
-const BOUNDS: Bounds =
-    Bounds { total: Duration::from_secs(900), silence: Duration::from_secs(150) };
 
 /// Lines of the console that are kept for a failure.
 const TAIL_LINES: usize = 60;
@@ -121,7 +117,7 @@ impl Runner for OnQemu {
             memory_file: ram.map(std::path::Path::to_path_buf),
             ..Machine::default()
         };
-        Ok(self.qemu.run(&machine, image, BOUNDS, on_line)?.failure())
+        Ok(self.qemu.run(&machine, image, Bounds::default(), on_line)?.failure())
     }
 }
 
@@ -137,6 +133,16 @@ pub struct Lab<R> {
     pub log: Option<Place>,
     /// Every other program is one of hypercalls above all.
     pub calls: bool,
+}
+
+impl Lab<OnQemu> {
+    /// With what was built. If that hyp writes its transitions down, they are judged, and then programs
+    /// had better be calls.
+    pub fn on_qemu(qemu: Qemu, built: Built, firmware: PathBuf) -> Result<Self> {
+        let log = Place::find(&built.hyp)?;
+        let (runner, parts) = (OnQemu { qemu, firmware }, TestParts::read(&built)?);
+        Ok(Self { runner, parts, built, log, calls: log.is_some() })
+    }
 }
 
 impl<R: Runner> Lab<R> {

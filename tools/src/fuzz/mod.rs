@@ -32,12 +32,10 @@ use crate::setup;
 use crate::workspace;
 
 use batch::{Lab, Outcome, Runner};
-use script::{MachineSpec, Program, Script};
+use script::{MachineSpec, PROGRAMS, Program, Script, Vls, at};
 use shrink::Booting;
 use summary::Summary;
 
-/// Programs of one boot.
-const PROGRAMS: usize = 12;
 /// Boots that a failing program gets to fail again.
 const ATTEMPTS: usize = 5;
 /// How long a failing program is made shorter.
@@ -53,39 +51,6 @@ pub enum ModeChoice {
     /// Now this, now that.
     #[default]
     Both,
-}
-
-/// Vector lengths of the machines.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Vls {
-    /// Every machine has its own.
-    Random,
-    /// These, in bytes.
-    Fixed(Vec<u16>),
-}
-
-impl Vls {
-    /// Those that are given.
-    fn fixed(&self) -> Vec<u16> {
-        match self {
-            Self::Random => Vec::new(),
-            Self::Fixed(vls) => vls.clone(),
-        }
-    }
-}
-
-impl std::str::FromStr for Vls {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "random" {
-            return Ok(Self::Random);
-        }
-        let numbers = text.split(',').map(|word| word.trim().parse::<u16>());
-        numbers.collect::<Result<_, _>>().map(Self::Fixed).map_err(|_| {
-            "`random`, or a vector length in bytes for each CPU, separated by commas".to_owned()
-        })
-    }
 }
 
 /// What `xtask fuzz` is asked for.
@@ -125,7 +90,7 @@ pub fn fuzz(request: &Request) -> Result<bool> {
     let toolchain = setup::toolchain()?;
     let built =
         if request.calls { build::logged_tests(&toolchain)? } else { build::tests(&toolchain)? };
-    let lab = sample::lab(qemu, built, build::binary(&toolchain, build::FIRMWARE)?)?;
+    let lab = Lab::on_qemu(qemu, built, build::binary(&toolchain, build::FIRMWARE)?)?;
     on(&lab, request)
 }
 
@@ -168,13 +133,6 @@ pub fn replay<R: Runner>(lab: &Lab<R>, path: &Path) -> Result<bool> {
     summary.take(&script, &outcome);
     print!("{}", summary.render());
     Ok(outcome.failure().is_none())
-}
-
-fn at(program: &Program, step: Option<usize>) -> String {
-    match step.and_then(|step| Some((step, program.steps.get(step)?))) {
-        Some((n, step)) => format!(" at step {n}: {step}"),
-        None => String::new(),
-    }
 }
 
 /// What the machines work on together.

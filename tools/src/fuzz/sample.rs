@@ -1,7 +1,6 @@
 //! The fuzzer as a test: so many programs from a seed that doesn't change, and the promise that replay
 //! mode makes.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -10,11 +9,9 @@ use fastrand::Rng;
 use libtest_mimic::{Failed, Trial};
 use umbra_fuzz::program::Mode;
 
-use super::PROGRAMS;
 use super::batch::{Lab, OnQemu, Runner, Verdict};
-use super::oracle::Place;
-use super::script::{MachineSpec, Script};
-use crate::build::{Built, TestParts};
+use super::script::{MachineSpec, PROGRAMS, Script, at};
+use crate::build::Built;
 use crate::harness::{self, Settings};
 use crate::qemu::Qemu;
 
@@ -22,14 +19,6 @@ use crate::qemu::Qemu;
 pub const SEED: u64 = 0x5eed_0000;
 /// CPUs of the machines.
 const CPUS: u32 = 4;
-
-/// What boots programs with what was built. If that hyp writes its transitions down, they are judged, and
-/// then they had better be calls.
-pub fn lab(qemu: Qemu, built: Built, firmware: PathBuf) -> Result<Lab<OnQemu>> {
-    let log = Place::find(&built.hyp)?;
-    let (runner, parts) = (OnQemu { qemu, firmware }, TestParts::read(&built)?);
-    Ok(Lab { runner, parts, built, log, calls: log.is_some() })
-}
 
 /// Boots random machines and runs `boots` times some programs on them, until one fails: then
 /// says which and why. `name` is for the boots' files.
@@ -53,7 +42,7 @@ pub fn sample<R: Runner>(
             return Ok(Some(format!(
                 "program {:#x} {mode}{} on {}: {why}\n{}",
                 program.seed,
-                super::at(program, step),
+                at(program, step),
                 script.machine,
                 tail.join("\n")
             )));
@@ -94,10 +83,10 @@ pub fn main() -> ExitCode {
 fn trials(settings: Settings) -> Result<Vec<Trial>> {
     let qemu = Qemu::find(Some(&settings.qemu))?.context("no QEMU")?;
     let logged = Built { hyp: settings.hyp_log, ..settings.tests.clone() };
-    let judged = Arc::new(lab(qemu.clone(), logged, settings.firmware.clone())?);
-    let unjudged = lab(qemu.clone(), settings.tests.clone(), settings.firmware.clone())?;
+    let judged = Arc::new(Lab::on_qemu(qemu.clone(), logged, settings.firmware.clone())?);
+    let unjudged = Lab::on_qemu(qemu.clone(), settings.tests.clone(), settings.firmware.clone())?;
     let unjudged = Arc::new(Lab { calls: true, ..unjudged });
-    let lab = Arc::new(lab(qemu, settings.tests, settings.firmware)?);
+    let lab = Arc::new(Lab::on_qemu(qemu, settings.tests, settings.firmware)?);
     let failed = |error: anyhow::Error| Failed::from(format!("{error:#}"));
     let run = |lab: &Arc<Lab<OnQemu>>, name: &str, mode: Mode, boots: u64| {
         let (lab, name) = (Arc::clone(lab), format!("fuzz-{name}"));

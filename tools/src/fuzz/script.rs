@@ -11,8 +11,51 @@ use fastrand::Rng;
 use umbra_fuzz::generate::{Generator, Shape, random_vls};
 use umbra_fuzz::program::{CPUS, Line, Mode, STEPS, Step};
 
-use super::{Vls, calls};
+use super::calls;
 use crate::firmware::{Setup, SuspendFormat};
+
+/// Programs of one boot.
+pub const PROGRAMS: usize = 12;
+/// Vector lengths of the machines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Vls {
+    /// Every machine has its own.
+    Random,
+    /// These, in bytes.
+    Fixed(Vec<u16>),
+}
+
+impl Vls {
+    /// Those that are given.
+    pub fn fixed(&self) -> Vec<u16> {
+        match self {
+            Self::Random => Vec::new(),
+            Self::Fixed(vls) => vls.clone(),
+        }
+    }
+}
+
+impl FromStr for Vls {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "random" {
+            return Ok(Self::Random);
+        }
+        let numbers = text.split(',').map(|word| word.trim().parse::<u16>());
+        numbers.collect::<Result<_, _>>().map(Self::Fixed).map_err(|_| {
+            "`random`, or a vector length in bytes for each CPU, separated by commas".to_owned()
+        })
+    }
+}
+
+/// Where in a program, for a message: nothing if that isn't known.
+pub fn at(program: &Program, step: Option<usize>) -> String {
+    match step.and_then(|step| Some((step, program.steps.get(step)?))) {
+        Some((n, step)) => format!(" at step {n}: {step}"),
+        None => String::new(),
+    }
+}
 
 /// A machine to fuzz on.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]

@@ -5,17 +5,17 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use umbra_fuzz::program::Mode;
 
 use super::patch::{Plant, Test, find_configuration, find_linux};
 use super::verdict::{Verdict, libtest_verdict, tail, target_verdict};
+use crate::bounds::wait_bounded;
 use crate::build::{self, Binary, Built};
 use crate::fpcheck;
+use crate::fuzz::batch::Lab;
 use crate::fuzz::sample;
 use crate::harness;
 use crate::image::write_whole;
@@ -28,7 +28,7 @@ use crate::toolchain::{Toolchain, cargo};
 use crate::transcript::Outcome;
 use crate::workspace;
 
-/// A defect may make a test run for ever.
+/// A defect may make a test run for ever: so much time of its own it gets.
 pub(super) const UNIT_BOUND: Duration = Duration::from_secs(300);
 /// Boots that the fuzzer gets to find a defect.
 pub(super) const FUZZ_BOOTS: u64 = 20;
@@ -103,23 +103,10 @@ impl Copy {
         let file = fs::File::create(&log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let running = Running::start(command)?;
-        let (done, ended) = mpsc::channel::<()>();
-        let child = running.child().clone();
-        let watch = thread::spawn(move || {
-            // The sender is dropped when the child has ended.
-            let late = ended.recv_timeout(UNIT_BOUND) == Err(mpsc::RecvTimeoutError::Timeout);
-            if late {
-                // It may end just now.
-                let _ = child.kill();
-            }
-            late
-        });
-        let status = running.child().wait();
-        drop(done);
-        let late = watch.join().map_err(|_| anyhow!("the watch over a child panicked"))?;
+        let (status, late) = wait_bounded(&running, UNIT_BOUND)?;
         ensure!(!late, "not done after {} s: {}", UNIT_BOUND.as_secs(), process::line(command));
         let text = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
-        Ok((status?.success(), text))
+        Ok((status.success(), text))
     }
 
     /// The command whose failure is a compile error.
@@ -193,8 +180,7 @@ impl Copy {
             true => self.binary(build::FIRMWARE)?,
             false => PathBuf::new(),
         };
-        let bounds = harness::BOUNDS;
-        Ok(match configuration.outcome(&self.qemu, &programs, &firmware, &kernel, bounds) {
+        Ok(match configuration.outcome(&self.qemu, &programs, &firmware, &kernel) {
             Outcome::Ok => Verdict::Passed,
             Outcome::Skipped(why) => Verdict::Nothing(why),
             Outcome::Failed(why) => {
@@ -212,7 +198,7 @@ impl Copy {
             guest: self.binary(build::GUEST)?,
             guest32: Some(self.binary(build::GUEST32)?),
         };
-        let lab = sample::lab(self.qemu.clone(), built, self.binary(build::FIRMWARE)?)?;
+        let lab = Lab::on_qemu(self.qemu.clone(), built, self.binary(build::FIRMWARE)?)?;
         Ok(match sample::sample(&lab, mode, sample::SEED, FUZZ_BOOTS, "fuzz-plant")? {
             None => Verdict::Passed,
             Some(why) => Verdict::Failed(why.lines().next().unwrap_or_default().to_owned()),

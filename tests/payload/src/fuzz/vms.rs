@@ -15,7 +15,7 @@ use umbra_host::{
     kernel::{
         supply::{self, Pages},
         sync::{Lock, Once},
-        timer,
+        timer::Patience,
     },
     vcpu::{Answer, ExitHandler, LoadedVcpu, MmioAnswer, Vcpu},
     vm::{BuildError, PageSupplier, VcpuSettings, Vm},
@@ -36,8 +36,9 @@ use umbra_shared::{
 /// Owners of guests' tags: each vCPU has one of its own, so that none is taken for one that lived
 /// before it in the same place.
 const OWNERS: core::ops::Range<u16> = 0x200..0x1e00;
-/// Seconds that a guest may take for one command.
+/// Seconds that a guest may take for one command, and looks in each: there is one at every exit.
 const PATIENCE: u64 = 60;
+const LOOKS: u64 = 100;
 
 /// A loaded vCPU.
 pub type Loaded<'v> = LoadedVcpu<'v, Hvc>;
@@ -310,9 +311,9 @@ impl<'b> Entry<'b> {
             self.book.given += 1;
             command = None;
         }
-        let deadline = timer::now() + PATIENCE * timer::frequency();
+        let patience = Patience::new(PATIENCE, LOOKS);
         let flags = self.flags;
-        let mut exits = Exits { book: self.book, command, once: run.once, flags, seen, deadline };
+        let mut exits = Exits { book: self.book, command, once: run.once, flags, seen, patience };
         let stop = match loaded.run(task, &mut exits) {
             Ok(stop) => stop,
             Err(error) => panic!("VCPU_RUN: {error}"),
@@ -357,14 +358,14 @@ struct Exits<'e> {
     once: bool,
     flags: &'static FlagShadowPage,
     seen: &'e dyn Fn(Kind, &FlagShadowPage),
-    deadline: u64,
+    patience: Patience,
 }
 
 impl Exits<'_> {
-    fn leave(&self) -> ControlFlow<Stop> {
+    fn leave(&mut self) -> ControlFlow<Stop> {
         if self.once || order::stopped() {
             ControlFlow::Break(Stop::Left)
-        } else if timer::now() > self.deadline {
+        } else if self.patience.is_over() {
             ControlFlow::Break(Stop::Stuck)
         } else {
             ControlFlow::Continue(())

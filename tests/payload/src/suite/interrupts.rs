@@ -257,21 +257,26 @@ fn an_interrupt_from_another_cpu_stops_the_guest() -> Result<(), Skip> {
     let machine = Machine::normal();
     let puppet = machine.vcpu(None);
     let stopped = AtomicBool::new(false);
+    let given_up = AtomicBool::new(false);
     workers::on_all(|cpu| match cpu {
         0 => {
             let spin = [Routine::Spin.address(), puppet.scratch(), 0, 0];
             puppet.load();
             puppet.start();
-            // The timer is far away, so that a guest which nobody stops fails the test.
+            // The timer is far away: only so that a guest which nobody stops comes back at all. It does
+            // not count; that it fires, too, may be for want of a CPU to emulate this one.
             timer::set_tick(20 * timer::frequency());
-            let ticks = timer::ticks(0);
-            for n in 0..10 {
-                let answer = if n == 0 { spin } else { [0; 4] };
+            let mut answer = spin;
+            let mut stops = 0;
+            while stops < 10 && !given_up.load(Ordering::Acquire) {
+                let ticks = timer::ticks(0);
                 let exit = puppet.try_enter(RunFlags::empty(), answer).expect("VCPU_RUN");
                 assert_eq!(exit.info.reason(), Some(Reason::Irq));
+                answer = [0; 4];
+                stops += usize::from(timer::ticks(0) == ticks);
             }
-            assert_eq!(timer::ticks(0), ticks, "only the timer stopped the guest");
-            stopped.store(true, Ordering::Release);
+            timer::set_tick(0);
+            stopped.store(stops == 10, Ordering::Release);
             puppet.put();
         }
         1 => {
@@ -279,6 +284,7 @@ fn an_interrupt_from_another_cpu_stops_the_guest() -> Result<(), Skip> {
                 workers::wake(0);
                 stopped.load(Ordering::Acquire)
             });
+            given_up.store(true, Ordering::Release);
             assert!(done, "the guest is not stopped");
         }
         _ => {}
