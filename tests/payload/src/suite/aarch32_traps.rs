@@ -18,6 +18,7 @@ tests![
     aarch32_big_endian_mmio,
     aarch32_mmio_abort_is_a_data_abort,
     aarch32_fetch_abort_is_a_prefetch_abort,
+    aarch32_aborts_from_every_mode,
     aarch32_undefined_in_a32_and_t32,
     aarch32_undefined_from_user_mode,
     aarch32_instructions_that_fail_their_condition_do_nothing,
@@ -152,6 +153,35 @@ fn aarch32_fetch_abort_is_a_prefetch_abort() -> Result<(), Skip> {
         assert_eq!((e.fsr, e.far, e.lr), (0x008, nowhere, nowhere + 4));
         e.assert_spsr(0x3f, 0x13 | (target & 1) << 5);
         assert_eq!(guest.exec(DFAR.mrc(), 0), 0x1234_5678, "the other half of FAR_EL1");
+    }
+    Ok(())
+}
+
+/// User mode's aborts say that they are User mode's, and privileged modes' that they are theirs: in SPSR,
+/// for DFSR and IFSR have no room for it.
+fn aarch32_aborts_from_every_mode() -> Result<(), Skip> {
+    need_aarch32()?;
+    let guest = guest();
+    let (low, nowhere) = (NOWHERE as u32 & 0xffff, NOWHERE as u32);
+    // MOVW r1, MOVT r1
+    let address = [0xe300_1000 | (low >> 12) << 16 | low & 0xfff, 0xe340_1000 | nowhere >> 16];
+    for mode in [USR, 0x1f, 0x13, 0x12] {
+        for (instruction, write) in [(insn::LDR, 0), (insn::STR, 1 << 11)] {
+            guest.write_code(&[address[0], address[1], instruction, insn::BX_LR]);
+            guest.begin(Routine::Modes, [guest.area(), mode, 0]).exit(Reason::Mmio);
+            let e = aborted(&guest);
+            assert_eq!((e.vector, e.cpsr & 0x1ff), (4, 0x1d7), "from mode {mode:#x}");
+            assert_eq!((e.fsr, e.far), (0x008 | write, nowhere), "from mode {mode:#x}");
+            assert_eq!(e.lr, guest.area() + 8 + 8, "from mode {mode:#x}");
+            e.assert_spsr(0x1f, mode);
+        }
+        // BX r1
+        guest.write_code(&[address[0], address[1], 0xe12f_ff11]);
+        guest.begin(Routine::Modes, [guest.area(), mode, 0]).exit(Reason::Fault);
+        let e = aborted(&guest);
+        let found = (e.vector, e.cpsr & 0x1ff, e.fsr, e.far, e.lr);
+        assert_eq!(found, (3, 0x1d7, 0x008, nowhere, nowhere + 4), "from mode {mode:#x}");
+        e.assert_spsr(0x1f, mode);
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ mod fp_traps;
 mod hidden;
 mod host_vl;
 mod interrupts;
+mod levels;
 mod lifecycle;
 mod memory;
 pub mod pages;
@@ -39,6 +40,7 @@ pub const ALL: &[Area] = &[
     ("registers", registers::TESTS),
     ("hidden", hidden::TESTS),
     ("exits", exits::TESTS),
+    ("levels", levels::TESTS),
     ("aarch32", aarch32::TESTS),
     ("aarch32_traps", aarch32_traps::TESTS),
     ("aarch32_fp", aarch32_fp::TESTS),
