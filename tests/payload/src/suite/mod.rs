@@ -20,6 +20,7 @@ mod sharing;
 mod sme_guest;
 mod sme_host;
 mod sme_switch;
+mod spellings;
 mod storm;
 mod tasks;
 mod version;
@@ -33,6 +34,7 @@ const POLICIES: [Policy; 3] = [Policy::Lazy, Policy::Eager, Policy::Scrub];
 /// All of them, in the order in which they run.
 pub const ALL: &[Area] = &[
     ("version", version::TESTS),
+    ("spellings", spellings::TESTS),
     ("pages", pages::TESTS),
     ("lifecycle", lifecycle::TESTS),
     ("memory", memory::TESTS),
