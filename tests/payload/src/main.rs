@@ -17,6 +17,7 @@
 
 mod bench;
 mod context;
+mod excursion;
 mod fuzz;
 mod host;
 mod instruction;

@@ -28,21 +28,21 @@ tests![
 ];
 
 /// SPSR_EL1.M: where a guest runs, and the number of the vector for its synchronous exceptions.
-const LEVELS: [(&str, u64, u64); 3] = [("EL0", 0, 8), ("EL1t", 4, 0), ("EL1h", 5, 4)];
+pub(super) const LEVELS: [(&str, u64, u64); 3] = [("EL0", 0, 8), ("EL1t", 4, 0), ("EL1h", 5, 4)];
 
 const EL1H: u64 = 5;
-const DAIF: u64 = 0xf << 6;
-const SSBS: u64 = 1 << 12;
+pub(super) const DAIF: u64 = 0xf << 6;
+pub(super) const SSBS: u64 = 1 << 12;
 const ALLINT: u64 = 1 << 13;
 const SS: u64 = 1 << 21;
-const PAN: u64 = 1 << 22;
-const UAO: u64 = 1 << 23;
-const DIT: u64 = 1 << 24;
-const TCO: u64 = 1 << 25;
+pub(super) const PAN: u64 = 1 << 22;
+pub(super) const UAO: u64 = 1 << 23;
+pub(super) const DIT: u64 = 1 << 24;
+pub(super) const TCO: u64 = 1 << 25;
 const NZCV: u64 = 0xf << 28;
 
 /// Values for the rest of PSTATE: each bit alone (BTYPE's values too), none, all.
-const BITS: [u64; 20] = [
+pub(super) const BITS: [u64; 20] = [
     0,
     1 << 28,
     1 << 29,
@@ -67,9 +67,9 @@ const BITS: [u64; 20] = [
 
 /// SCTLR_EL1: RES1 bits, and nTWI, so that WFI at EL0 is hyp's. Without SPAN.
 const SCTLR: u64 = 0x3050_0980 | 1 << 16;
-const SPAN: u64 = 1 << 23;
-const SPINTMASK: u64 = 1 << 62;
-const DSSBS: u64 = 1 << 44;
+pub(super) const SPAN: u64 = 1 << 23;
+pub(super) const SPINTMASK: u64 = 1 << 62;
+pub(super) const DSSBS: u64 = 1 << 44;
 
 /// CNTKCTL_EL1, and its EL0PTEN: EL1 leaves the physical timer to EL0.
 const CNTKCTL: insn::SysReg = reg(3, 0, 14, 1, 0);
@@ -93,18 +93,18 @@ macro_rules! id {
 }
 
 /// What of PSTATE this CPU has, beyond the first architecture's.
-struct Has {
-    pan: bool,
-    uao: bool,
-    dit: bool,
-    ssbs: bool,
-    bti: bool,
-    mte: bool,
-    nmi: bool,
+pub(super) struct Has {
+    pub(super) pan: bool,
+    pub(super) uao: bool,
+    pub(super) dit: bool,
+    pub(super) ssbs: bool,
+    pub(super) bti: bool,
+    pub(super) mte: bool,
+    pub(super) nmi: bool,
 }
 
 impl Has {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             pan: id!("id_aa64mmfr1_el1", 20) != 0,
             uao: id!("id_aa64mmfr2_el1", 4) != 0,
@@ -118,7 +118,7 @@ impl Has {
     }
 
     /// What an ERET with this SPSR makes PSTATE, where nobody steps.
-    fn returned(&self, spsr: u64) -> u64 {
+    pub(super) fn returned(&self, spsr: u64) -> u64 {
         let bit = |has, bit: u64| if has { spsr & bit } else { 0 };
         spsr & (NZCV | DAIF | 0x1f)
             | bit(self.pan, PAN)
@@ -131,7 +131,7 @@ impl Has {
     }
 
     /// PSTATE after an exception to EL1 (AArch64.TakeException).
-    fn taken(&self, old: u64, sctlr: u64) -> u64 {
+    pub(super) fn taken(&self, old: u64, sctlr: u64) -> u64 {
         let set = |condition, bit: u64| if condition { bit } else { 0 };
         let pan = if sctlr & SPAN == 0 { PAN } else { old & PAN };
         old & NZCV

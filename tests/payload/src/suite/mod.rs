@@ -3,6 +3,7 @@
 mod aarch32;
 mod aarch32_fp;
 mod aarch32_traps;
+mod aborts;
 mod exits;
 mod fp_smp;
 mod fp_switch;
@@ -38,6 +39,7 @@ pub const ALL: &[Area] = &[
     ("pages", pages::TESTS),
     ("lifecycle", lifecycle::TESTS),
     ("memory", memory::TESTS),
+    ("aborts", aborts::TESTS),
     ("sharing", sharing::TESTS),
     ("registers", registers::TESTS),
     ("hidden", hidden::TESTS),
