@@ -25,6 +25,7 @@ tests![
     aborts_have_the_syndrome_of_their_level,
     emulated_instructions_leave_pstate_as_it_is,
     sve_of_a_guest_without_is_undefined_at_every_level,
+    an_undefined_finds_the_vectors_of_its_entry,
 ];
 
 /// SPSR_EL1.M: where a guest runs, and the number of the vector for its synchronous exceptions.
@@ -366,5 +367,27 @@ fn sve_of_a_guest_without_is_undefined_at_every_level() -> Result<(), Skip> {
             }
         }
     });
+    Ok(())
+}
+
+/// VBAR_EL1 changes in the entry that traps, too.
+fn an_undefined_finds_the_vectors_of_its_entry() -> Result<(), Skip> {
+    let guest = Guest::new(Machine::normal());
+    let look = guest.0.area() + IMAGE;
+    let (low, high) = (look as u32 & 0xffff, (look >> 16) as u32);
+    for word in [UDF, HIDDEN, insn::SVE] {
+        if word == insn::SVE && !context().sve() {
+            continue;
+        }
+        guest.0.write(VBAR, guest.0.vectors());
+        // MOVZ x0, MOVK x0, MSR VBAR_EL1, x0.
+        let code = [0xd280_0000 | low << 5, 0xf2a0_0000 | high << 5, VBAR.msr(), word];
+        guest.0.write_code(&code);
+        let leave = [guest.0.area(), DAIF | EL1H, SCTLR | SPAN];
+        guest.0.begin(Routine::Leave, leave).exit(Reason::Mmio);
+        let event = guest.0.resume(RunFlags::empty(), [0; 4]);
+        let Event::Exception(e) = event else { panic!("{word:#x}: {event:x?}") };
+        assert_eq!((e.esr, e.elr), (1 << 25, guest.0.area() + 12), "{word:#x}");
+    }
     Ok(())
 }

@@ -17,6 +17,7 @@ mod memory;
 pub mod pages;
 mod power;
 mod registers;
+mod reserved;
 mod sharing;
 mod sme_guest;
 mod sme_host;
@@ -24,6 +25,7 @@ mod sme_switch;
 mod spellings;
 mod storm;
 mod tasks;
+mod trouble;
 mod version;
 
 use crate::runner::Area;
@@ -40,6 +42,7 @@ pub const ALL: &[Area] = &[
     ("lifecycle", lifecycle::TESTS),
     ("memory", memory::TESTS),
     ("aborts", aborts::TESTS),
+    ("reserved", reserved::TESTS),
     ("sharing", sharing::TESTS),
     ("registers", registers::TESTS),
     ("hidden", hidden::TESTS),
@@ -55,6 +58,7 @@ pub const ALL: &[Area] = &[
     ("host_vl", host_vl::TESTS),
     ("tasks", tasks::TESTS),
     ("power", power::TESTS),
+    ("trouble", trouble::TESTS),
     ("sme_host", sme_host::TESTS),
     ("sme_guest", sme_guest::TESTS),
     ("sme_switch", sme_switch::TESTS),
