@@ -110,3 +110,7 @@ umbra_excursion_load:
 umbra_excursion_store:
     str     w0, [x1]
     svc     #0
+.global umbra_excursion_smc
+umbra_excursion_smc:
+    smc     #0
+    svc     #0

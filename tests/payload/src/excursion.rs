@@ -41,11 +41,12 @@ pub struct Taken {
     pub vector: u64,
 }
 
-// SAFETY: the routines of excursion.S, written for these signatures; the last two are only addresses.
+// SAFETY: the routines of excursion.S, written for these signatures; the others are only addresses.
 unsafe extern "C" {
     fn umbra_excursion(start: *const Start, taken: *mut Taken);
     static umbra_excursion_load: u8;
     static umbra_excursion_store: u8;
+    static umbra_excursion_smc: u8;
 }
 
 /// `LDR x0, [x1]` in the kernel's image.
@@ -56,6 +57,11 @@ pub fn load() -> usize {
 /// `STR w0, [x1]` in the kernel's image.
 pub fn store() -> usize {
     &raw const umbra_excursion_store as usize
+}
+
+/// `SMC #0`, then `SVC #0`, in the kernel's image.
+pub fn smc() -> usize {
+    &raw const umbra_excursion_smc as usize
 }
 
 /// SCTLR_EL1 now.
@@ -70,7 +76,7 @@ pub fn sctlr() -> u64 {
 pub fn go(start: &Start) -> Taken {
     let mut taken = Taken::default();
     let daif = sysreg::mask_interrupts();
-    // SAFETY: what is executed is one of the two routines above or can't be fetched at all. Either way an
+    // SAFETY: what is executed is one of the routines above or can't be fetched at all. Either way an
     // exception comes back here, with the registers that the ABI keeps as they were.
     unsafe { umbra_excursion(start, &raw mut taken) };
     sysreg::restore_interrupts(daif);

@@ -21,6 +21,7 @@ tests![
     aarch32_aborts_from_every_mode,
     aarch32_undefined_in_a32_and_t32,
     aarch32_undefined_from_user_mode,
+    aarch32_undefined_with_a_new_sctlr,
     aarch32_instructions_that_fail_their_condition_do_nothing,
     aarch32_hidden_registers_are_undefined,
     aarch32_debug_registers_read_as_zero,
@@ -250,6 +251,32 @@ fn aarch32_undefined_from_user_mode() -> Result<(), Skip> {
         assert_eq!(e.lr, guest.area() + 4);
         e.assert_spsr(0x1f, mode);
     }
+    Ok(())
+}
+
+/// SCTLR changes in the entry that traps: by hyp and by the CPU, the handler finds the same CPSR.
+fn aarch32_undefined_with_a_new_sctlr() -> Result<(), Skip> {
+    need_aarch32()?;
+    let guest = guest();
+    const ISB: u32 = 0xf57f_f06f;
+    let old = guest.exec(reg::SCTLR.mrc(), 0);
+    // SPAN, DSSBS.
+    for bits in [0, 1 << 23, 1 << 31, 1 << 23 | 1 << 31] {
+        let sctlr = old & !(1 << 23 | 1 << 31) | bits;
+        // Each after the other state, so that what the last exit left is stale.
+        let [own, hyps] = [insn::UDF, HIDDEN_ONE.mrc()].map(|instruction| {
+            guest.exec(reg::SCTLR.mcr(), sctlr ^ (1 << 23 | 1 << 31));
+            let code = [reg::SCTLR.mcr(), ISB, instruction, insn::BX_LR];
+            match guest.run_code(&code, sctlr, 0) {
+                Event32::Exception(e) if e.is_undefined() => e.cpsr,
+                event => panic!("{instruction:#x}: {event:x?}"),
+            }
+        });
+        // IT, J and the flags are nobody's to change; QEMU clears some of them itself.
+        let mask = 0x00c0_03ff;
+        assert_eq!(hyps & mask, own & mask, "CPSR with SCTLR {sctlr:#x}");
+    }
+    guest.exec(reg::SCTLR.mcr(), old);
     Ok(())
 }
 

@@ -25,6 +25,7 @@ tests![
     a_hosts_abort_has_its_level_and_its_pstate,
     a_fetch_from_a_device_is_an_abort,
     a_fetch_from_hyp_is_an_abort,
+    an_smc_leaves_the_hosts_pstate_as_it_is,
 ];
 
 /// SPSR fields that this CPU has, as `excursion.S` counts them.
@@ -118,5 +119,24 @@ fn a_fetch_from_a_device_is_an_abort() -> Result<(), Skip> {
 fn a_fetch_from_hyp_is_an_abort() -> Result<(), Skip> {
     let page = hyp_page();
     fetches(&[page, page + PAGE - 4]);
+    Ok(())
+}
+
+/// Hyp carries the host's SMCs out: it goes on behind them, with what it had in PSTATE but for BTYPE.
+fn an_smc_leaves_the_hosts_pstate_as_it_is() -> Result<(), Skip> {
+    let (has, sctlr) = (Has::new(), excursion::sctlr());
+    for (level, mode, vector) in LEVELS.into_iter().filter(|level| level.1 != 0) {
+        for bits in BITS {
+            let (pc, spsr) = (excursion::smc() as u64, mode | bits);
+            // SMCCC_VERSION.
+            let start = Start { pc, spsr, x0: 0x8000_0000, x1: 0, sctlr, fields: fields(&has) };
+            let taken = excursion::go(&start);
+            // SVC.
+            assert_eq!(taken.esr >> 26, 0x15, "{level} with {spsr:#x}: {taken:x?}");
+            assert_eq!((taken.elr, taken.vector), (pc + 8, vector), "{level} with {spsr:#x}");
+            let expected = has.returned(spsr) & !(3 << 10);
+            assert_eq!(taken.spsr, expected, "{level} with {spsr:#x}: PSTATE behind it");
+        }
+    }
     Ok(())
 }
