@@ -18,7 +18,7 @@ pub const FIRMWARE_CONFIG_OFFSET: usize = 64;
 pub const FIRMWARE_MAGIC: u64 = u64::from_le_bytes(*b"UMBRAEL3");
 
 /// Version of the layout below.
-pub const FIRMWARE_VERSION: u32 = 3;
+pub const FIRMWARE_VERSION: u32 = 4;
 
 /// Offset of the translation tables, bytes from the start of the file: level 1, then the level 2 table
 /// of the first GiB. Zero in a firmware that was not configured.
@@ -44,6 +44,37 @@ pub const SUSPEND_ORIGINAL: u32 = 0;
 /// `suspend_format`: CPU_SUSPEND's power_state has the extended StateID format (bit 30).
 pub const SUSPEND_EXTENDED: u32 = 1;
 
+/// `tree`: what EL2 is given is the machine's tree, as far as it goes.
+pub const TREE_PLAIN: u32 = 0;
+/// `tree`: it is one that has everything a tree may have and emulators' don't ([`ODD_RESERVED`]).
+pub const TREE_ODD: u32 = 1;
+
+/// What [`TREE_ODD`] reserves of memory, start and end, wherever the tree says so; filled with
+/// [`odd_content`] before EL2 runs. QEMU's memory begins at 1 GiB; it is cut in two at [`ODD_CUT`], and what
+/// is reserved lies where somebody would take memory who takes it from a bank's end.
+pub const ODD_RESERVED: [(u64, u64); 7] = [
+    // In /reserved-memory: no-map, at the very end of the first bank.
+    (0x5ff0_0000, 0x6000_0000),
+    // With a mapping; two ranges of one node.
+    (0x5fa0_0000, 0x5fa0_1000),
+    (0x5f80_3000, 0x5f80_5000),
+    // For a driver that is disabled: reserved all the same.
+    (0x5f40_0000, 0x5f41_0000),
+    // /memreserve/, which knows no pages.
+    (0x5f20_0f00, 0x5f20_2100),
+    // In the second bank: no-map, and /memreserve/.
+    (0x6000_0000, 0x6000_1000),
+    (0x7fff_f000, 0x8000_0000),
+];
+
+/// Where [`TREE_ODD`] has one /memory end and the next begin.
+pub const ODD_CUT: u64 = 0x6000_0000;
+
+/// What a word at an address of [`ODD_RESERVED`] holds.
+pub const fn odd_content(address: u64) -> u64 {
+    address.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x0dd
+}
+
 /// The machine that the firmware makes.
 #[derive(Clone, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -56,8 +87,8 @@ pub struct FirmwareConfig {
     pub cpus: u32,
     /// [`SUSPEND_ORIGINAL`] or [`SUSPEND_EXTENDED`].
     pub suspend_format: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// [`TREE_PLAIN`] or [`TREE_ODD`].
+    pub tree: u32,
     /// Where the machine's device tree is, physical.
     pub dtb: u64,
     /// Memory of EL2 and below begins here, whatever the tree says, and with the edited tree: physical,
@@ -68,6 +99,9 @@ pub struct FirmwareConfig {
     /// The control frame (CNTControlBase) of a system counter that is to be started, and that says what
     /// CNTFRQ_EL0 is to be; zero: both are as they should be at reset.
     pub counter: u64,
+    /// Not zero: calls are refused and delayed, which ones and how follows from this number; and so does
+    /// what a CPU finds in its registers when it comes up.
+    pub trouble: u64,
     /// MPIDR_EL1 affinity of each CPU, in the device tree's order; [`u64::MAX`] behind the last.
     pub affinities: [u64; FIRMWARE_CPUS],
     /// The most that each CPU's vector length may be, in bytes, in the device tree's order; zero: all

@@ -13,6 +13,7 @@ use clap::ValueEnum;
 use umbra_shared::firmware::{
     FIRMWARE_CONFIG_OFFSET, FIRMWARE_CPUS, FIRMWARE_MAGIC, FIRMWARE_TABLES_BYTES,
     FIRMWARE_TABLES_OFFSET, FIRMWARE_VERSION, FirmwareConfig, SUSPEND_EXTENDED, SUSPEND_ORIGINAL,
+    TREE_ODD, TREE_PLAIN,
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -43,6 +44,10 @@ pub struct Setup {
     late: BTreeSet<u32>,
     suspend: SuspendFormat,
     board: Board,
+    /// What is refused and delayed follows from it; 0: nothing is.
+    trouble: u64,
+    /// EL2 is given a device tree that has everything.
+    odd_tree: bool,
 }
 
 /// The EL3 firmware of one machine.
@@ -76,7 +81,21 @@ impl Setup {
             late: late.iter().copied().collect(),
             suspend,
             board: Board::VIRT,
+            trouble: 0,
+            odd_tree: false,
         })
+    }
+
+    /// The same with calls refused and delayed as follows from this seed; 0: none.
+    #[must_use]
+    pub fn troubled(self, seed: u64) -> Self {
+        Self { trouble: seed, ..self }
+    }
+
+    /// The same with a device tree that has everything, if `odd`.
+    #[must_use]
+    pub fn with_odd_tree(self, odd: bool) -> Self {
+        Self { odd_tree: odd, ..self }
     }
 
     /// The same with these streaming vector lengths, in bytes (none: all that the CPUs have).
@@ -124,6 +143,8 @@ impl Setup {
             SuspendFormat::Original => SUSPEND_ORIGINAL,
             SuspendFormat::Extended => SUSPEND_EXTENDED,
         };
+        config.tree = if self.odd_tree { TREE_ODD } else { TREE_PLAIN };
+        config.trouble = self.trouble;
         config.dtb = self.board.dtb;
         config.ram = self.board.ram;
         config.boot_address = self.board.boot_address;
@@ -183,6 +204,12 @@ impl fmt::Display for Setup {
         }
         if !self.late.is_empty() {
             write!(f, ", late CPUs {}", list(&mut self.late.iter().map(u32::to_string)))?;
+        }
+        if self.trouble != 0 {
+            write!(f, ", calls refused and delayed by seed {:#x}", self.trouble)?;
+        }
+        if self.odd_tree {
+            write!(f, ", a device tree that has everything")?;
         }
         Ok(())
     }
@@ -246,6 +273,16 @@ mod tests {
             let error = parse_streaming("", svls).unwrap_err().to_string();
             assert!(error.contains("--svls"), "{error}");
         }
+    }
+
+    #[test]
+    fn trouble_and_an_odd_tree_are_said() {
+        let setup = parse("", "").unwrap();
+        assert_eq!((setup.config().trouble, setup.config().tree), (0, TREE_PLAIN));
+        let setup = setup.troubled(0x5eed).with_odd_tree(true);
+        assert_eq!((setup.config().trouble, setup.config().tree), (0x5eed, TREE_ODD));
+        let said = setup.to_string();
+        assert!(said.contains("seed 0x5eed") && said.contains("tree"), "{said}");
     }
 
     #[test]

@@ -59,6 +59,12 @@ pub struct Configuration {
     pub areas: &'static str,
     /// With firmware: EL2 has memory from 2 GiB on only, and the image is there.
     pub high: bool,
+    /// Not 0: firmware refuses and delays calls, which ones follows from this.
+    pub trouble: u64,
+    /// With firmware: the device tree has everything that one may have.
+    pub odd_tree: bool,
+    /// Memory has tags.
+    pub mte: bool,
 }
 
 /// All of them: every VL the emulator has, none, and CPUs of several generations.
@@ -96,7 +102,24 @@ pub const CONFIGURATIONS: &[Configuration] = &[
         common(asymmetric("asym-svl-common", &[256, 64, 128, 256], &[3], SuspendFormat::Extended)),
         &[64, 256, 64, 32],
     ),
+    // Exceptions set PSTATE.TCO.
+    Configuration {
+        mte: true,
+        ..areas(configuration("mte", "max", 2), "areas=levels,aborts,hidden")
+    },
+    // Firmware as firmware may be, in two ways. With the other format of power_state, the other seed.
+    troubled(configuration("trouble", "max", 4), 0x5eed),
+    troubled(asymmetric("asym-trouble", &[64, 32, 128], &[], SuspendFormat::Extended), 0xbad_f00d),
+    Configuration { odd_tree: true, ..areas(configuration("odd-tree", "max", 4), ODD_AREAS) },
 ];
+
+/// What is of interest where the device tree differs.
+const ODD_AREAS: &str = "areas=version,pages,lifecycle,memory,reserved,fp_smp,storm";
+
+/// Firmware refuses and delays calls, as follows from a seed.
+const fn troubled(configuration: Configuration, seed: u64) -> Configuration {
+    Configuration { trouble: seed, ..areas(configuration, "areas=trouble") }
+}
 
 /// What is of interest where only streaming mode differs.
 const SME_AREAS: &str = "areas=version,hidden,fp_smp,power,host_vl,sme_host,sme_guest,sme_switch";
@@ -140,7 +163,22 @@ const fn configuration(name: &'static str, cpu: &'static str, smp: u32) -> Confi
     let suspend = SuspendFormat::Original;
     let (vls, svls, late) = (&[], &[], &[]);
     let (options, areas) = ("", "");
-    Configuration { name, cpu, smp, vls, svls, late, suspend, options, areas, high: false }
+    let (high, trouble, odd_tree, mte) = (false, 0, false, false);
+    Configuration {
+        name,
+        cpu,
+        smp,
+        vls,
+        svls,
+        late,
+        suspend,
+        options,
+        areas,
+        high,
+        trouble,
+        odd_tree,
+        mte,
+    }
 }
 
 const fn asymmetric(
@@ -156,7 +194,11 @@ const fn asymmetric(
 impl Configuration {
     /// Whether it has EL3 firmware.
     pub fn has_firmware(&self) -> bool {
-        !self.vls.is_empty() || !self.svls.is_empty() || !self.late.is_empty()
+        !self.vls.is_empty()
+            || !self.svls.is_empty()
+            || !self.late.is_empty()
+            || self.trouble != 0
+            || self.odd_tree
     }
 
     /// What the EL3 firmware is to make of the machine, if there is to be one.
@@ -166,7 +208,8 @@ impl Configuration {
         }
         let board = if self.high { Board::VIRT_HIGH } else { Board::VIRT };
         let setup = Setup::new(self.vls, self.late, self.suspend, self.smp)?;
-        Ok(Some(setup.streaming(self.svls)?.on(board)))
+        let setup = setup.streaming(self.svls)?.troubled(self.trouble);
+        Ok(Some(setup.with_odd_tree(self.odd_tree).on(board)))
     }
 }
 
@@ -392,13 +435,21 @@ fn machine(firmware: &Path, configuration: &Configuration) -> Result<Machine> {
         smp: configuration.smp,
         firmware,
         memory: if configuration.high { 3 } else { 1 },
+        mte: configuration.mte,
         ..Machine::default()
     })
 }
 
 /// The image that a configuration boots: the tests' own, or one with more on its command line.
 fn image(tests: &Path, configuration: &Configuration) -> Result<PathBuf> {
-    let words = [configuration.options, configuration.areas].join(" ");
+    let mut words = [configuration.options, configuration.areas].join(" ");
+    // What the test kernel can't find out.
+    if configuration.trouble != 0 {
+        words += &format!(" trouble={:#x}", configuration.trouble);
+    }
+    if configuration.odd_tree {
+        words += " tree=odd";
+    }
     if words.trim().is_empty() {
         return Ok(tests.to_path_buf());
     }
@@ -468,7 +519,8 @@ mod tests {
     fn every_configuration_can_be_made() {
         for configuration in CONFIGURATIONS {
             let firmware = configuration.firmware().unwrap();
-            let with = ["asym", "ram"].iter().any(|name| configuration.name.starts_with(name));
+            let with = ["asym", "ram", "trouble", "odd"];
+            let with = with.iter().any(|name| configuration.name.starts_with(name));
             assert_eq!(firmware.is_some(), with);
         }
     }

@@ -37,6 +37,8 @@ pub struct Machine {
     pub memory: u32,
     /// A file that is its memory, for somebody to read when it is over.
     pub memory_file: Option<PathBuf>,
+    /// Memory has tags (MTE).
+    pub mte: bool,
     /// No EL2: QEMU starts a kernel at EL1, for comparison.
     pub direct: Option<Direct>,
 }
@@ -61,6 +63,7 @@ impl Default for Machine {
             direct: None,
             memory: 1,
             memory_file: None,
+            mte: false,
         }
     }
 }
@@ -150,9 +153,10 @@ impl Qemu {
         let mut command = Command::new(&self.path);
         let secure = if machine.firmware.is_some() { ",secure=on" } else { "" };
         let ram = if machine.memory_file.is_some() { ",memory-backend=ram" } else { "" };
+        let mte = if machine.mte { ",mte=on" } else { "" };
         let el2 = if machine.direct.is_some() { "off" } else { "on" };
         let board =
-            format!("virt,virtualization={el2},gic-version=3,dtb-randomness=off{secure}{ram}");
+            format!("virt,virtualization={el2},gic-version=3,dtb-randomness=off{secure}{mte}{ram}");
         command
             .args(["-M", &board])
             .args(["-cpu", &machine.cpu])

@@ -11,13 +11,13 @@ use super::{
     guest::{Exits, HZ, OWNER, Pause, Slot},
     report, stopped,
 };
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use spin::relax::RelaxStrategy;
 use umbra_host::{
     emit,
     fp::TaskFp,
-    hypercall::Hvc,
-    kernel::{MAX_CPUS, gic, sync, sysreg, timer},
+    hypercall::{Exit, Hvc, Hypervisor, Results},
+    kernel::{MAX_CPUS, gic, smp, sync, sysreg, timer},
     vcpu::HostCpu,
 };
 use umbra_patterns::{
@@ -25,7 +25,12 @@ use umbra_patterns::{
     regs::{self, Bench, Width},
     tag::Tag,
 };
-use umbra_shared::vl::{Vq, VqSet};
+use umbra_shared::{
+    call::Call,
+    error::Error,
+    exit::RunFlags,
+    vl::{Vq, VqSet},
+};
 
 /// Owners of the host's tags: + CPU.
 const HOST: u16 = 0x100;
@@ -36,6 +41,29 @@ const ITERATIONS: u64 = 12;
 
 static BENCHES: [sync::Lock<Bench>; MAX_CPUS] = [const { sync::Lock::new(Bench::new()) }; MAX_CPUS];
 static SLICES: AtomicUsize = AtomicUsize::new(0);
+
+/// Each CPU's entries into guests, as the host counts them: hyp's count must be the same.
+static RUNS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+
+/// How often a CPU has entered a guest.
+pub fn runs(cpu: usize) -> u64 {
+    RUNS[cpu].load(Ordering::Relaxed)
+}
+
+/// [`Hvc`], with its entries counted.
+struct Counted;
+
+impl Hypervisor for Counted {
+    fn call(&self, call: &Call) -> Result<Results, Error> {
+        Hvc.call(call)
+    }
+
+    fn vcpu_run(&self, flags: RunFlags, answer: [u64; 4]) -> Result<Exit, Error> {
+        let exit = Hvc.vcpu_run(flags, answer)?;
+        RUNS[smp::cpu()].fetch_add(1, Ordering::Relaxed);
+        Ok(exit)
+    }
+}
 
 /// Every owner there is, so that a stray lane can be named.
 const KNOWN: [Tag; MAX_CPUS + VMS * MAX_CPUS] = {
@@ -239,7 +267,7 @@ fn run(
     vcpu: usize,
     last: bool,
 ) -> Result<(), Trouble> {
-    let mut loaded = super::hyp("VCPU_LOAD", this.load(&Hvc, host))?;
+    let mut loaded = super::hyp("VCPU_LOAD", this.load(&Counted, host))?;
     let mut exits = Exits::new(vcpu as u64, slot, ITERATIONS, last);
     let result = loop {
         match super::hyp("VCPU_RUN", loaded.run(host, &mut exits)) {

@@ -45,6 +45,7 @@ enum Trouble {
     Host { cpu: usize, mismatch: Mismatch },
     HostVl { cpu: usize, expected: usize, found: usize },
     Ticks(usize),
+    Runs { cpu: usize, counted: u64, told: u64 },
     Pages { before: usize, after: usize },
     Shared(u64),
     Timeout,
@@ -75,6 +76,9 @@ impl fmt::Display for Trouble {
             Self::Host { cpu, mismatch } => write!(f, "host on CPU {cpu}: {mismatch}"),
             Self::HostVl { cpu, expected, found } => {
                 write!(f, "host on CPU {cpu}: its VL was {expected}, now {found}")
+            }
+            Self::Runs { cpu, counted, told } => {
+                write!(f, "CPU {cpu} entered guests {counted} times, STATS says {told}")
             }
             Self::Ticks(cpu) => write!(f, "CPU {cpu} lost its timer"),
             Self::Pages { before, after } => {
@@ -237,6 +241,10 @@ fn counters(machine: &Machine, plan: &Plan) -> Result<(), Trouble> {
         );
         if timer::ticks(cpu) == 0 {
             return Err(Trouble::Ticks(cpu));
+        }
+        let (counted, told) = (cpu::runs(cpu), get(Counter::Runs));
+        if counted != told {
+            return Err(Trouble::Runs { cpu, counted, told });
         }
     }
     for (vm, slots) in plan.slots.iter().enumerate() {

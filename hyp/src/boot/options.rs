@@ -55,4 +55,62 @@ mod tests {
         assert_eq!(unknown, Some("umbra.host-vl=comon"));
         assert_eq!(Options::parse(""), (Options::default(), None));
     }
+
+    #[test]
+    fn a_word_is_its_own_and_no_neighbours() {
+        let words = ["umbra.host-vl=common", "umbra.host-vl=full", "umbra.stats", "umbra.displace"];
+        for word in words {
+            let alone = Options::parse(word);
+            assert_eq!(alone.1, None, "{word}");
+            // Wherever it stands, and twice.
+            for line in [
+                format!("a {word} b=c"),
+                format!("\t{word}\n"),
+                format!("{word}  {word}"),
+                format!("xumbra.y {word}"),
+            ] {
+                assert_eq!(Options::parse(&line), alone, "{line:?}");
+            }
+            // Hyp's words begin with its name; these are typing errors, and nothing else.
+            let typing = [
+                format!("{word}x"),
+                format!("{word}=1"),
+                format!("{word}="),
+                format!("{word},{word}"),
+                format!("{word}.x"),
+                word[..word.len() - 1].to_owned(),
+                format!("umbra.{word}"),
+                format!("umbra.x{}", &word["umbra.".len()..]),
+            ];
+            for typing in &typing {
+                assert_eq!(Options::parse(typing), (Options::default(), Some(typing.as_str())));
+            }
+            // And these are somebody else's.
+            for other in [
+                format!("x{word}"),
+                word[1..].to_owned(),
+                word.to_uppercase(),
+                word.replace("umbra.", "umbra-"),
+                word["umbra.".len()..].to_owned(),
+                format!("umbra{}", &word["umbra.".len()..]),
+            ] {
+                assert_eq!(Options::parse(&other), (Options::default(), None), "{other}");
+            }
+        }
+        assert_eq!(Options::parse("umbra."), (Options::default(), Some("umbra.")));
+        assert_eq!(Options::parse("umbra"), (Options::default(), None));
+    }
+
+    #[test]
+    fn of_two_words_both_count_and_the_last_wins() {
+        let vl = |line| Options::parse(line).0.host_vl_common;
+        assert!(!vl("umbra.host-vl=common umbra.host-vl=full"));
+        assert!(vl("umbra.host-vl=full umbra.host-vl=common"));
+        let (all, unknown) = Options::parse("umbra.displace umbra.host-vl=common umbra.stats");
+        assert!(all.host_vl_common && all.stats && all.displace && unknown.is_none());
+        // The first that means nothing is told, and what means something counts beside it.
+        let (some, unknown) = Options::parse("umbra.stats umbra.b umbra.a umbra.displace");
+        assert!(some.stats && some.displace && !some.host_vl_common);
+        assert_eq!(unknown, Some("umbra.b"));
+    }
 }

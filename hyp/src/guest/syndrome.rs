@@ -233,19 +233,23 @@ pub mod pstate {
     /// Software step.
     pub const SS: u64 = 1 << 21;
     const SSBS: u64 = 1 << 12;
+    const ALLINT: u64 = 1 << 13;
     const PAN: u64 = 1 << 22;
     const DIT: u64 = 1 << 24;
     const TCO: u64 = 1 << 25;
     const NZCV: u64 = 0xf << 28;
     const SCTLR_SPAN: u64 = 1 << 23;
     const SCTLR_DSSBS: u64 = 1 << 44;
+    const SCTLR_SPINTMASK: u64 = 1 << 62;
 
     /// PSTATE after an exception to EL1 (Arm ARM D1.3.1, AArch64.TakeException).
     pub const fn on_exception(old: u64, sctlr_el1: u64) -> u64 {
         let pan = if sctlr_el1 & SCTLR_SPAN == 0 { PAN } else { old & PAN };
         let ssbs = if sctlr_el1 & SCTLR_DSSBS != 0 { SSBS } else { 0 };
-        // TCO is set where there is MTE and RES0 otherwise; a guest has no MTE, the host may.
-        old & (NZCV | DIT | TCO) | pan | ssbs | DAIF | EL1H
+        let allint = if sctlr_el1 & SCTLR_SPINTMASK == 0 { ALLINT } else { 0 };
+        // The CPU sets TCO where it has MTE and ALLINT where it has NMI, whatever its ID registers show;
+        // elsewhere both are RES0.
+        old & (NZCV | DIT) | TCO | allint | pan | ssbs | DAIF | EL1H
     }
 
     /// EL0, in either execution state.
@@ -356,10 +360,23 @@ mod tests {
         assert_eq!(vector(0x8000_0000, 0x3c4), 0x8000_0000);
         assert_eq!(vector(0x8000_0000, 0), 0x8000_0400);
         assert_eq!(vector(0x8000_0000, 0x10), 0x8000_0600);
-        // Flags stay, BTYPE and SS go, interrupts are masked, PAN is set unless SPAN.
-        let old = 0xf << 28 | 1 << 21 | 3 << 10;
-        assert_eq!(pstate::on_exception(old, 0), 0xf << 28 | 1 << 22 | 0x3c5);
-        assert_eq!(pstate::on_exception(old, 1 << 23), 0xf << 28 | 0x3c5);
+        // Flags and DIT stay; BTYPE, SS, IL and UAO go; interrupts are masked, TCO is set; PAN is unless
+        // SPAN, ALLINT unless SPINTMASK, SSBS if DSSBS.
+        let old = 0xf << 28 | 1 << 24 | 1 << 23 | 3 << 20 | 3 << 10;
+        let kept = 0xf << 28 | 1 << 24 | 1 << 25 | 0x3c5;
+        let (pan, ssbs, allint) = (1 << 22, 1 << 12, 1 << 13);
+        let (span, dssbs, spintmask) = (1 << 23, 1 << 44, 1 << 62);
+        for sctlr in [0, span, dssbs, spintmask, span | dssbs | spintmask] {
+            for before in [0, pan, ssbs, allint, pan | ssbs | allint] {
+                let expected = kept
+                    | if sctlr & span == 0 { pan } else { before & pan }
+                    | if sctlr & dssbs != 0 { ssbs } else { 0 }
+                    | if sctlr & spintmask == 0 { allint } else { 0 };
+                let found = pstate::on_exception(old | before, sctlr);
+                assert_eq!(found, expected, "{before:#x} {sctlr:#x}");
+            }
+        }
+        assert_eq!(pstate::on_exception(0, span | spintmask), 1 << 25 | 0x3c5);
         assert_eq!(fault_ipa(0x0080_0000, 0xffff_1abc), 0x8000_0abc);
     }
 

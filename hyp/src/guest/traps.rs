@@ -201,8 +201,8 @@ fn system_register(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
         // DC ISW, CSW, CISW (TSW): set and way mean nothing to a guest. Its memory was cleaned when it
         // got it, and nobody else writes it through another attribute.
         (1, 0, 7, 6 | 10 | 14, 2) => 0,
-        // Debug: nothing is there; reads as zero, writes ignored.
-        (2, ..) => 0,
+        // Debug: nothing is there; reads as zero, writes ignored. Trace and BRBE (op1 1) are UNDEFINED.
+        (2, 0 | 3, ..) => 0,
         _ => {
             undefined(vcpu);
             return None;

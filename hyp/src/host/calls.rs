@@ -10,8 +10,8 @@ use crate::memory::hw;
 use crate::vm::slots;
 use crate::world::features::Name;
 use umbra_shared::call::{
-    Call, Features, INTERFACE_VERSION, NO_PAGE, UntrustedPa, VENDOR_UID, VENDOR_UID_FUNCTION,
-    VM_PAGES, VcpuConfig,
+    Call, Features, INTERFACE_VERSION, NO_PAGE, SVE_HINT, UntrustedPa, VENDOR_UID,
+    VENDOR_UID_FUNCTION, VM_PAGES, VcpuConfig,
 };
 use umbra_shared::error::Error;
 use umbra_shared::record::Kind;
@@ -27,7 +27,7 @@ const fn one(x1: u64) -> Results {
 
 /// Handles the host's HVC.
 pub fn handle(cpu: &mut Cpu, frame: &mut HostFrame) {
-    if frame.x[0] & 0xffff_ffff == VENDOR_UID_FUNCTION {
+    if frame.x[0] & 0xffff_ffff & !SVE_HINT == VENDOR_UID_FUNCTION {
         for (x, word) in frame.x.iter_mut().zip(VENDOR_UID) {
             *x = u64::from(word);
         }

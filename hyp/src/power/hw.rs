@@ -35,7 +35,7 @@ pub fn cell(cpu: usize) -> &'static PowerCell {
 
 /// Handles an SMC of the host; the PC is behind it already.
 pub fn handle(cpu: &mut Cpu, frame: &mut HostFrame) {
-    let regs = [frame.x[0], frame.x[1], frame.x[2], frame.x[3]];
+    let regs = psci::registers(&frame.x);
     let function = regs[0] as u32;
     let answer = if psci::is_psci(function) {
         psci_call(cpu, regs)

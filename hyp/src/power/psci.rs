@@ -18,6 +18,7 @@
 
 use arm_psci::{ErrorCode, Function, FunctionId};
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use umbra_shared::call::SVE_HINT;
 
 /// A CPU's power state as the host may know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,6 +188,17 @@ pub enum Action {
 
 const fn answer(code: ErrorCode) -> Action {
     Action::Answer(code as i32 as i64)
+}
+
+/// x0-x3 of an SMC of the host's as they count: neither the upper half of x0 nor SMCCC 1.3's hint select a
+/// function, and SMC32's arguments are 32 bits wide. So hyp and firmware see the same call, whatever
+/// firmware makes of the rest.
+pub const fn registers(x: &[u64; 18]) -> [u64; 4] {
+    const SMC64: u64 = 1 << 30;
+    const LOW: u64 = 0xffff_ffff;
+    let [x0, x1, x2, x3, ..] = *x;
+    let mask = if x0 & SMC64 == 0 { LOW } else { u64::MAX };
+    [x0 & LOW & !SVE_HINT, x1 & mask, x2 & mask, x3 & mask]
 }
 
 /// Whether a function ID is PSCI's: SMCCC standard secure service calls 0x00..=0x1f, of either width.
@@ -401,6 +413,23 @@ mod tests {
         assert!(!loses_context(1 << 30, 0) && !loses_context(1 << 16, 2));
         assert!(loses_context(1 << 30, 2) && loses_context(1 << 30, 3));
         assert!(!may_exist(0x8400_000e) && may_exist(0xc400_0003));
+    }
+
+    #[test]
+    fn a_call_is_what_counts_of_its_registers() {
+        let call = |x0, x1| {
+            let mut x = [u64::MAX; 18];
+            [x[0], x[1]] = [x0, x1];
+            registers(&x)
+        };
+        let (all, low) = (u64::MAX, 0xffff_ffff);
+        for x0 in [0xc400_0003, 0xc401_0003, 0xdead_beef_c400_0003, 0xffff_ffff_c401_0003] {
+            assert_eq!(call(x0, 1 << 40 | 5), [0xc400_0003, 1 << 40 | 5, all, all], "{x0:#x}");
+            assert_eq!(call(x0 & !(1 << 30), 1 << 40 | 5), [0x8400_0003, 5, low, low], "{x0:#x}");
+        }
+        for x0 in [0xc402_0003, 0xc480_0003] {
+            assert_eq!(call(x0, 0)[0], x0, "bits above the hint select");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use thiserror::Error;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::firmware::{
     FIRMWARE_CPUS, FIRMWARE_MAGIC, FIRMWARE_VERSION, FirmwareConfig, SUSPEND_EXTENDED,
-    SUSPEND_ORIGINAL,
+    SUSPEND_ORIGINAL, TREE_ODD, TREE_PLAIN,
 };
 use umbra_shared::package::PAYLOAD_ALIGN;
 use umbra_shared::vl::Vq;
@@ -26,6 +26,8 @@ pub enum ConfigError {
     Svl { cpu: usize, bytes: u16 },
     #[error("the configuration knows no power_state format {0}")]
     SuspendFormat(u32),
+    #[error("the configuration knows no tree {0}")]
+    Tree(u32),
     #[error("the configuration has memory begin at {ram:#x} and the image at {boot_address:#x}")]
     Memory { ram: u64, boot_address: u64 },
     #[error("the configuration gives CPU {0} no affinity, or another CPU's")]
@@ -97,6 +99,9 @@ impl Config {
             SUSPEND_EXTENDED => SuspendFormat::Extended,
             other => return Err(ConfigError::SuspendFormat(other)),
         };
+        if ![TREE_PLAIN, TREE_ODD].contains(&raw.tree) {
+            return Err(ConfigError::Tree(raw.tree));
+        }
         let (ram, boot_address) = (raw.ram, raw.boot_address);
         let aligned =
             ram.is_multiple_of(PAGE_SIZE as u64) && boot_address.is_multiple_of(PAYLOAD_ALIGN);
@@ -152,6 +157,16 @@ impl Config {
         Vq::from_vl(u64::from(*self.raw.svl_bytes.get(cpu)?))
     }
 
+    /// Whether EL2 is given the tree that has everything.
+    pub fn has_odd_tree(&self) -> bool {
+        self.raw.tree == TREE_ODD
+    }
+
+    /// What [`crate::trouble`] comes from; zero: there is none.
+    pub fn trouble(&self) -> u64 {
+        self.raw.trouble
+    }
+
     /// How many CPU_ON calls for this CPU are denied.
     pub fn refusals(&self, cpu: usize) -> u8 {
         self.raw.refusals.get(cpu).copied().unwrap_or(0)
@@ -176,6 +191,8 @@ mod tests {
         raw.vl_bytes[0] = 32;
         raw.svl_bytes[1] = 64;
         raw.refusals[1] = 1;
+        raw.tree = TREE_ODD;
+        raw.trouble = 7;
         raw.dtb = 0x4000_0000;
         raw.ram = 0x8000_0000;
         raw.boot_address = 0x8020_0000;
@@ -197,6 +214,7 @@ mod tests {
         assert_eq!(config.boot_address(), 0x8020_0000);
         assert_eq!(config.affinities(), [0, 0x100]);
         assert_eq!(config.counter(), None);
+        assert_eq!((config.has_odd_tree(), config.trouble()), (true, 7));
     }
 
     #[test]
@@ -215,6 +233,7 @@ mod tests {
         assert_eq!(with(|raw| raw.svl_bytes[0] = 8), ConfigError::Svl { cpu: 0, bytes: 8 });
         assert_eq!(with(|raw| raw.svl_bytes[9] = 48), ConfigError::Svl { cpu: 9, bytes: 48 });
         assert_eq!(with(|raw| raw.suspend_format = 2), ConfigError::SuspendFormat(2));
+        assert_eq!(with(|raw| raw.tree = 2), ConfigError::Tree(2));
         let (ram, boot_address) = (0x8000_0000, 0x8020_0000);
         for (error, change) in [
             (

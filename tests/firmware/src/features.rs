@@ -35,6 +35,20 @@ pub const FGT_AMU: u64 = 1 << 5;
 pub const SME2: u64 = 1 << 6;
 /// FEAT_FPMR is there.
 pub const FPMR: u64 = 1 << 7;
+/// FEAT_PAuth is there.
+pub const PAUTH: u64 = 1 << 8;
+/// FEAT_RAS is there.
+pub const RAS: u64 = 1 << 9;
+/// EL1 can be AArch32.
+pub const AARCH32: u64 = 1 << 10;
+/// FEAT_CSV2_2 is there: SCXTNUM_ELx.
+pub const SCXT: u64 = 1 << 11;
+/// FEAT_VHE is there.
+pub const VHE: u64 = 1 << 12;
+/// FEAT_TRF is there.
+pub const TRF: u64 = 1 << 13;
+/// FEAT_PMUv3 is there.
+pub const PMU: u64 = 1 << 14;
 
 const fn field(register: u64, shift: u32) -> u64 {
     register >> shift & 0xf
@@ -61,6 +75,19 @@ impl IdRegisters {
         field(self.pfr2, 32) >= 1
     }
 
+    const fn has_pauth(&self) -> bool {
+        field(self.isar1, 4) != 0
+            || field(self.isar1, 8) != 0
+            || field(self.isar1, 24) != 0
+            || field(self.isar1, 28) != 0
+            || field(self.isar2, 8) != 0
+            || field(self.isar2, 12) != 0
+    }
+
+    const fn has_csv2_2(&self) -> bool {
+        field(self.pfr0, 56) >= 2 || field(self.pfr1, 32) >= 2
+    }
+
     /// SCR_EL3 for a non-secure AArch64 EL2 that may use all that the CPU has. FIQ: Group 0
     /// interrupts are EL3's own, by which it wakes CPUs.
     pub const fn scr_el3(&self) -> u64 {
@@ -70,13 +97,6 @@ impl IdRegisters {
         const HCE: u64 = 1 << 8;
         const RW: u64 = 1 << 10;
         const APK_API: u64 = 3 << 16;
-        let pauth = field(self.isar1, 4) != 0
-            || field(self.isar1, 8) != 0
-            || field(self.isar1, 24) != 0
-            || field(self.isar1, 28) != 0
-            || field(self.isar2, 8) != 0
-            || field(self.isar2, 12) != 0;
-        let csv2_2 = field(self.pfr0, 56) >= 2 || field(self.pfr1, 32) >= 2;
         let permissions = field(self.mmfr3, 8)
             | field(self.mmfr3, 12)
             | field(self.mmfr3, 16)
@@ -85,9 +105,9 @@ impl IdRegisters {
             | RES1
             | HCE
             | RW
-            | if pauth { APK_API } else { 0 }
+            | if self.has_pauth() { APK_API } else { 0 }
             | enable(field(self.pfr0, 28) >= 2 || field(self.pfr1, 12) >= 1, 21) // FIEN
-            | enable(csv2_2, 25) // EnSCXT
+            | enable(self.has_csv2_2(), 25) // EnSCXT
             | enable(field(self.pfr1, 8) >= 2, 26) // ATA
             | enable(field(self.mmfr0, 56) >= 1, 27) // FGTEn
             | enable(field(self.mmfr0, 60) >= 2, 28) // ECVEn
@@ -135,6 +155,13 @@ impl IdRegisters {
             | (if fgt >= 2 { FGT2 } else { 0 })
             | (if field(self.mmfr1, 40) >= 1 { HCX } else { 0 })
             | (if fgt >= 1 && amu { FGT_AMU } else { 0 })
+            | (if self.has_pauth() { PAUTH } else { 0 })
+            | (if field(self.pfr0, 28) >= 1 { RAS } else { 0 })
+            | (if field(self.pfr0, 4) == 2 { AARCH32 } else { 0 })
+            | (if self.has_csv2_2() { SCXT } else { 0 })
+            | (if field(self.mmfr1, 8) >= 1 { VHE } else { 0 })
+            | (if field(self.dfr0, 40) >= 1 { TRF } else { 0 })
+            | (if !matches!(field(self.dfr0, 8), 0 | 0xf) { PMU } else { 0 })
     }
 }
 
@@ -170,5 +197,10 @@ mod tests {
         assert_eq!(sme2.present(), SVE | SME | SME2);
         let fpmr = IdRegisters { pfr2: 1 << 32, ..none };
         assert_eq!((scr(fpmr), fpmr.present()), (1 << 50, FPMR));
+        let old = IdRegisters { pfr0: 1 << 28 | 2 << 4, dfr0: 1 << 40 | 4 << 8, ..none };
+        assert_eq!(old.present(), RAS | AARCH32 | TRF | PMU);
+        // An IMPLEMENTATION DEFINED PMU has other registers.
+        let other = IdRegisters { dfr0: 0xf << 8, mmfr1: 1 << 8, isar1: 1 << 4, ..none };
+        assert_eq!(other.present(), VHE | PAUTH);
     }
 }

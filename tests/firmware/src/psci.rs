@@ -72,6 +72,11 @@ impl Cpu {
         self.state.store(OFF, Ordering::Release);
     }
 
+    /// Whether it was turned on and has not come yet.
+    pub fn is_pending(&self) -> bool {
+        self.state.load(Ordering::Acquire) == PENDING
+    }
+
     /// The CPU itself asks whether it was turned on. If so, it is on from now on.
     pub fn take(&self) -> Option<Entry> {
         (self.state.load(Ordering::Acquire) == PENDING).then(|| {

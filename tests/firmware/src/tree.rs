@@ -297,7 +297,7 @@ pub fn hand_over(fdt: &Fdt<'_>, format: SuspendFormat, ram: u64) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn bytes(numbers: &[u32]) -> Vec<u8> {
@@ -325,7 +325,7 @@ mod tests {
     }
 
     /// A tree as QEMU's virt board has it with a secure world, without the nodes in `without`.
-    fn tree(without: &[&str]) -> Vec<u8> {
+    pub(crate) fn tree(without: &[&str]) -> Vec<u8> {
         let mut tree = DeviceTree::new();
         tree.root = node("", &[("#address-cells", bytes(&[2])), ("#size-cells", bytes(&[2]))]);
         let mut cpus =

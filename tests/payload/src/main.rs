@@ -21,6 +21,7 @@
 
 mod bench;
 mod context;
+mod excursion;
 mod fuzz;
 mod host;
 mod instruction;

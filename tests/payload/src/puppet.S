@@ -2,7 +2,8 @@
 //
 // Its loop makes an HVC; the host answers with x0 = the address of a routine below and x1-x3 =
 // arguments; what the routine leaves in x0-x4 the host finds at the next HVC. x5 tells why it called:
-// PUPPET_DONE, PUPPET_EXCEPTION (x0-x3 = ESR, ELR, SPSR, FAR) or PUPPET_IRQ (x0 = ICC_IAR1_EL1).
+// PUPPET_DONE, PUPPET_EXCEPTION (x0-x4 = ESR, ELR, SPSR, FAR, the vector's number) or PUPPET_IRQ (x0 =
+// ICC_IAR1_EL1).
 // Everything is position-independent and runs with the MMU off: all accesses are aligned.
 
 .section .rodata.puppet, "a", %progbits
@@ -251,6 +252,23 @@ umbra_puppet_meet:
     fmov    d0, xzr
     ret
 
+// x1 = where to go on, x2 = with which PSTATE, x3 = SCTLR_EL1. Goes there with x1 and x19 = x20; an
+// exception is the only way back.
+.global umbra_puppet_leave
+umbra_puppet_leave:
+    msr     sctlr_el1, x3
+    msr     elr_el1, x1
+    msr     spsr_el1, x2
+    ic      iallu
+    dsb     ish
+    isb
+    mov     x0, #0
+    mov     x1, x20
+    mov     x19, x20
+    mov     x5, #0
+    eret
+
+// x4 = the vector's number.
 puppet_exception:
     mrs     x0, esr_el1
     mrs     x1, elr_el1
@@ -270,19 +288,16 @@ puppet_irq:
     b       puppet_loop
 
 .balign 0x800
+.global umbra_puppet_vectors
 umbra_puppet_vectors:
-    .rept 4
+.irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
     .balign 0x80
-    b       puppet_exception
-    .endr
-    .balign 0x80
-    b       puppet_exception
-    .balign 0x80
+    mov     x4, #\n
+    .if \n == 5
     b       puppet_irq
-    .rept 10
-    .balign 0x80
+    .endif
     b       puppet_exception
-    .endr
+.endr
     .balign 0x80
 .global umbra_puppet_end
 umbra_puppet_end:

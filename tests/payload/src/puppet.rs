@@ -95,6 +95,8 @@ routines! {
     Spin = umbra_puppet_spin;
     /// Write 1, wait for 2, use FP.
     Meet = umbra_puppet_meet;
+    /// Go on somewhere else with another PSTATE and SCTLR_EL1, until an exception.
+    Leave = umbra_puppet_leave;
     /// Set SVCR.
     SetSvcr = umbra_puppet_set_svcr;
     /// Returns it.
@@ -120,6 +122,7 @@ routines! {
 unsafe extern "C" {
     static umbra_puppet_start: u8;
     static umbra_puppet_end: u8;
+    static umbra_puppet_vectors: u8;
 }
 
 /// Where the guest's memory begins.
@@ -195,6 +198,8 @@ pub struct Exception {
     pub elr: u64,
     pub spsr: u64,
     pub far: u64,
+    /// Number of the vector: its offset divided by 128.
+    pub vector: u64,
 }
 
 impl Exception {
@@ -533,6 +538,25 @@ impl Puppet {
         self.area()
     }
 
+    /// Writes code where [`Puppet::exec`] executes its instructions.
+    pub fn write_code(&self, words: &[u32]) {
+        self.write_words(self.area(), words);
+    }
+
+    /// Writes words into its memory, as the guest reads them with its caches off.
+    pub fn write_words(&self, ipa: u64, words: &[u32]) {
+        let memory = self.memory(ipa, 4 * words.len());
+        for (bytes, word) in memory.chunks_mut(4).zip(words) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        sysreg::clean_to_poc(memory.as_ptr() as usize, memory.len());
+    }
+
+    /// Guest address of its exception vectors.
+    pub fn vectors(&self) -> u64 {
+        BASE + (&raw const umbra_puppet_vectors as u64 - &raw const umbra_puppet_start as u64)
+    }
+
     /// Sets x1 for the instructions to come.
     #[track_caller]
     pub fn at(&self, address: u64) -> &Self {
@@ -559,7 +583,7 @@ impl Event {
         match (exit.info.reason(), x5) {
             (Some(Reason::Hvc), DONE) => Self::Done([x0, x1, x2, x3, x4]),
             (Some(Reason::Hvc), EXCEPTION) => {
-                Self::Exception(Exception { esr: x0, elr: x1, spsr: x2, far: x3 })
+                Self::Exception(Exception { esr: x0, elr: x1, spsr: x2, far: x3, vector: x4 })
             }
             (Some(Reason::Hvc), IRQ) => Self::Interrupt { intid: x0 },
             _ => Self::Exit(exit),

@@ -15,8 +15,34 @@ use umbra_host::kernel::{
 
 /// Gigabytes mapped.
 const BLOCKS: usize = 8;
-/// Normal memory (attribute 0), inner shareable, accessed, never executable: a block.
-const BLOCK: u64 = 1 << 54 | 1 << 53 | 1 << 10 | 3 << 8 | 1;
+/// Normal memory (attribute 0), inner shareable, accessed: a block.
+const BLOCK: u64 = 1 << 10 | 3 << 8 | 1;
+const UXN: u64 = 1 << 54;
+const PXN: u64 = 1 << 53;
+/// AP\[1\]: EL0's, too.
+const USER: u64 = 1 << 6;
+
+/// What may be done through the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pane {
+    /// Read and write, at EL1.
+    Data,
+    /// Execute as well, at EL1.
+    Code,
+    /// Everything, at EL0.
+    User,
+}
+
+impl Pane {
+    const fn block(self) -> u64 {
+        match self {
+            Self::Data => BLOCK | UXN | PXN,
+            Self::Code => BLOCK | UXN,
+            Self::User => BLOCK | PXN | USER,
+        }
+    }
+}
+
 /// TCR_EL1.EPD0.
 const EPD0: u64 = 1 << 7;
 
@@ -47,8 +73,13 @@ impl Window {
 
 /// Opens the window while `f` runs. If `f` panics it stays open, which harms nobody.
 pub fn open<R>(f: impl FnOnce(&Window) -> R) -> R {
+    open_as(Pane::Data, f)
+}
+
+/// The same for something else than data. All CPUs have one table: only one may use it.
+pub fn open_as<R>(pane: Pane, f: impl FnOnce(&Window) -> R) -> R {
     for (n, entry) in TABLE.0.iter().take(BLOCKS).enumerate() {
-        entry.store((n as u64) << 30 | BLOCK, Ordering::Relaxed);
+        entry.store((n as u64) << 30 | pane.block(), Ordering::Relaxed);
     }
     let root = mmu::image_pa(TABLE.0.as_ptr() as usize);
     let tcr: u64;

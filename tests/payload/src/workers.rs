@@ -45,10 +45,10 @@ struct Suspend {
 }
 
 static SUSPENDS: [Lock<Option<Suspend>>; MAX_CPUS] = [const { Lock::new(None) }; MAX_CPUS];
-/// What CPU_SUSPEND returned, where it did.
+/// What CPU_SUSPEND or CPU_OFF returned, where it did.
 static RETURNED: [Lock<Option<Returned>>; MAX_CPUS] = [const { Lock::new(None) }; MAX_CPUS];
 
-/// CPU_SUSPEND's answer.
+/// Its answer.
 pub type Returned = Result<(), smccc::psci::Error>;
 
 /// How a CPU comes back from CPU_SUSPEND.
@@ -104,8 +104,10 @@ pub fn work(cpu: usize) {
         sysreg::restore_interrupts(daif);
         if core::ptr::eq(job, OFF) {
             JOBS[cpu].store(core::ptr::null_mut(), Ordering::Release);
-            let refused = power::cpu_off();
-            panic!("CPU_OFF came back: {refused:?}");
+            // Only if it is refused.
+            let returned = power::cpu_off();
+            *RETURNED[cpu].lock() = Some(returned);
+            continue;
         }
         if core::ptr::eq(job, SUSPEND) {
             JOBS[cpu].store(core::ptr::null_mut(), Ordering::Release);
@@ -176,8 +178,19 @@ fn failure(cpus: core::ops::Range<usize>) -> Option<Message> {
 
 /// Tells a CPU to turn itself off (PSCI CPU_OFF).
 pub fn off(cpu: usize) {
+    *RETURNED[cpu].lock() = None;
     JOBS[cpu].store(OFF.cast_mut(), Ordering::Release);
     wake(cpu);
+}
+
+/// What CPU_OFF returned to a CPU that was told to go [`off`], if it was refused.
+pub fn refused(cpu: usize) -> Option<Returned> {
+    *RETURNED[cpu].lock()
+}
+
+/// How often CPUs have come up and got ready.
+pub fn arrivals() -> usize {
+    READY.load(Ordering::Acquire)
 }
 
 /// Turns a CPU on again (CPU_ON) and waits until it works. It comes in as it came the first time.

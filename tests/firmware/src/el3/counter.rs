@@ -1,7 +1,7 @@
 //! The system counter: on boards where it stands still at reset, EL3 starts it and tells CNTFRQ_EL0 its
 //! frequency (Arm ARM, I5.6 "Generic Timer memory-mapped register descriptions").
 
-use super::fatal;
+use super::{fatal, sysreg};
 
 const CNTCR: u64 = 0x0;
 /// First entry of the table of frequencies: the counter's base frequency, hertz.
@@ -23,4 +23,11 @@ pub fn start(base: u64) -> u64 {
         fatal(format_args!("the system counter at {base:#x} does not say its frequency"));
     }
     u64::from(hertz)
+}
+
+/// Waits.
+pub fn wait(microseconds: u32) {
+    let ticks = u64::from(microseconds) * sysreg::read_cntfrq_el0() / 1_000_000;
+    let since = sysreg::read_cntpct_el0();
+    while sysreg::read_cntpct_el0().wrapping_sub(since) < ticks {}
 }

@@ -17,15 +17,17 @@ use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use dtoolkit::fdt::Fdt;
 use umbra_firmware::config::{AFFINITY, Config};
 use umbra_firmware::features::{self, IdRegisters};
+use umbra_firmware::odd::make_odd;
 use umbra_firmware::psci::{Action, Cpu, Cpus, Entry, Machine};
 use umbra_firmware::tree::{Facts, Pin, Power, hand_over};
+use umbra_firmware::trouble::{Counts, Kind, Trouble};
 use umbra_shared::firmware::{
     FIRMWARE_CONFIG_OFFSET, FIRMWARE_CPUS, FIRMWARE_DTB_BYTES, FIRMWARE_TABLES_BYTES,
-    FirmwareConfig,
+    FirmwareConfig, ODD_RESERVED, odd_content,
 };
 use umbra_shared::vl::Vq;
 
@@ -64,6 +66,13 @@ global_asm!(
     SME2 = const features::SME2,
     FPMR = const features::FPMR,
     FGT_AMU = const features::FGT_AMU,
+    PAUTH = const features::PAUTH,
+    RAS = const features::RAS,
+    AARCH32 = const features::AARCH32,
+    SCXT = const features::SCXT,
+    VHE = const features::VHE,
+    TRF = const features::TRF,
+    PMU = const features::PMU,
     SCTLR_EL2 = const SCTLR_EL2,
     STACK_BYTES = const STACK_BYTES,
 );
@@ -73,7 +82,7 @@ global_asm!(
 unsafe extern "C" {
     safe static umbra_firmware_config: [u8; size_of::<FirmwareConfig>()];
     fn umbra_enter_el2(pc: u64, x0: u64) -> !;
-    fn umbra_enter_el2_scrambled(pc: u64, x0: u64, present: u64) -> !;
+    fn umbra_enter_el2_scrambled(pc: u64, x0: u64, present: u64, seed: u64) -> !;
 }
 
 #[global_allocator]
@@ -87,6 +96,11 @@ unsafe impl Sync for HeapMemory {}
 static HEAP_MEMORY: HeapMemory = HeapMemory(UnsafeCell::new([0; HEAP_BYTES]));
 
 static CPUS: Cpus = [const { Cpu::new() }; FIRMWARE_CPUS];
+
+/// Calls that may meet trouble.
+static CALLS: Counts = Counts::new();
+/// How much later a CPU that is turned on comes, in microseconds.
+static LATE: [AtomicU32; FIRMWARE_CPUS] = [const { AtomicU32::new(0) }; FIRMWARE_CPUS];
 
 /// What is known once the boot CPU has looked.
 struct Known {
@@ -179,8 +193,29 @@ fn read_tree(config: &Config) -> (Facts, Vec<u8>) {
         console::init(*uart as usize);
     }
     match facts {
-        Ok(facts) => (facts, hand_over(&fdt, config.suspend, config.ram())),
+        Ok(facts) => {
+            let mut edited = hand_over(&fdt, config.suspend, config.ram());
+            if config.has_odd_tree() {
+                edited = make_odd(&edited);
+                fill_reserved(&facts);
+            }
+            (facts, edited)
+        }
         Err(error) => fatal(format_args!("{error}")),
+    }
+}
+
+/// What the odd tree reserves is somebody's: it holds something.
+fn fill_reserved(facts: &Facts) {
+    for (start, end) in ODD_RESERVED {
+        if !facts.banks.iter().any(|bank| bank.0 <= start && end <= bank.1) {
+            fatal(format_args!("no memory to reserve at {start:#x}"));
+        }
+        for address in (start..end).step_by(8) {
+            // SAFETY: memory, mapped, above the image and the tree; nobody else runs yet.
+            unsafe { (address as *mut u64).write_volatile(odd_content(address)) };
+        }
+        clean_to_poc(start as usize, (end - start) as usize);
     }
 }
 
@@ -233,6 +268,9 @@ fn limit(extension: &str, wanted: Option<Vq>, there: bool, set: impl FnOnce(u64)
 fn park(index: usize) -> ! {
     gic::only_ours();
     loop {
+        if CPUS[index].is_pending() {
+            counter::wait(LATE[index].swap(0, Ordering::Relaxed));
+        }
         if let Some(entry) = CPUS[index].take() {
             gic::forget();
             enter(entry);
@@ -245,7 +283,7 @@ fn park(index: usize) -> ! {
 fn enter(entry: Entry) -> ! {
     let present = sysreg::id_registers().present();
     // SAFETY: an entry point that EL2 gave, in memory of its own.
-    unsafe { umbra_enter_el2_scrambled(entry.pc, entry.context, present) }
+    unsafe { umbra_enter_el2_scrambled(entry.pc, entry.context, present, known().config.trouble()) }
 }
 
 // Called by boot.S with the caller's x0-x30 for an SMC from a lower EL.
@@ -258,22 +296,37 @@ extern "C" fn firmware_smc(frame: &mut [u64; 31], index: usize) {
         banks: &known.facts.banks,
         suspend: known.config.suspend,
     };
+    let late = match trouble(known, frame, index) {
+        Trouble::None => 0,
+        Trouble::Late(microseconds) => microseconds,
+        Trouble::Refused(code) => {
+            frame[0] = code as i32 as u64;
+            return;
+        }
+    };
     let answer = match machine.call([frame[0], frame[1], frame[2], frame[3]]) {
-        Action::Answer(answer) => answer,
+        Action::Answer(answer) => {
+            counter::wait(late);
+            answer
+        }
         Action::Wake(target) => {
+            LATE[target].store(late, Ordering::Relaxed);
             gic::wake(known.facts.affinities[target]);
             0
         }
         Action::Off => {
+            counter::wait(late);
             gic::only_ours();
             CPUS[index].set_off();
             park(index)
         }
         Action::Standby => {
+            counter::wait(late);
             wait_for_interrupt();
             0
         }
         Action::PowerDown(entry) => {
+            counter::wait(late);
             gic::everything();
             while !gic::wake_up_pending() {
                 wait_for_interrupt();
@@ -292,6 +345,14 @@ extern "C" fn firmware_smc(frame: &mut [u64; 31], index: usize) {
         }
     };
     frame[0] = answer as u64;
+}
+
+/// What becomes of a call.
+fn trouble(known: &Known, frame: &[u64; 31], index: usize) -> Trouble {
+    let Some(kind) = Kind::new(frame[0] as u32) else { return Trouble::None };
+    let named = known.facts.affinities.iter().position(|&affinity| affinity == frame[1]);
+    let about = if kind.names_a_cpu() { named } else { Some(index) };
+    about.map_or(Trouble::None, |cpu| CALLS.next(known.config.trouble(), kind, cpu))
 }
 
 // Called by boot.S for a Group 0 interrupt while a lower EL ran: a wake-up that came after this CPU

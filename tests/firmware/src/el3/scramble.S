@@ -1,8 +1,9 @@
 // What a power-down loses: junk in every register that is UNKNOWN when PSCI enters EL2, then there.
 //
-// x0 = PC, x1 = x0 at EL2, x2 = what this CPU has (features.rs). Does not return. The junk is
-// chosen to hurt: traps armed, translation on where EL1 would run, small vector lengths, timers that
-// fire, list registers with an interrupt pending. PSCI promises: MMU off at EL2 (SCTLR_EL2), PSTATE,
+// x0 = PC, x1 = x0 at EL2, x2 = what this CPU has (features.rs), x3 = a seed for the junk. Does not
+// return. The junk is chosen to hurt: traps armed, translation on where EL1 would run, small vector
+// lengths, timers that fire, single-step and breakpoints, all list registers with an interrupt pending, all
+// priorities active. PSCI promises: MMU off at EL2 (SCTLR_EL2), PSTATE,
 // PC and x0; and the counter's frequency, which is firmware's to keep.
 .section .text.umbra_enter_el2_scrambled, "ax"
 .arch_extension sve
@@ -17,6 +18,7 @@ umbra_enter_el2_scrambled:
     ldr     x26, =0x5ca1ab1edeadbeef
     mrs     x0, tpidr_el3
     eor     x26, x26, x0, lsl #32       // another one on each CPU
+    eor     x26, x26, x3
 
     // Streaming mode and ZA are on, too: Z and P are those of streaming mode then.
     tst     x27, #{SME}
@@ -134,12 +136,98 @@ umbra_enter_el2_scrambled:
     msr     s3_4_c12_c11_7, x26         // ICH_VMCR_EL2
     mov     x0, #0xff
     msr     s3_4_c12_c11_0, x0          // ICH_HCR_EL2: on, with maintenance interrupts
-    ldr     x0, =0x500000000000001b     // pending, Group 1, vINTID 27
-    msr     s3_4_c12_c12_0, x0          // ICH_LR0_EL2
-    mov     x0, #1
+    mrs     x1, s3_4_c12_c11_1          // ICH_VTR_EL2: list registers, priority bits
+    ldr     x0, =0x500000000000001b     // pending, Group 1, vINTID 27 and so on
+    and     x2, x1, #0x1f
+.macro  list number, register
+    cmp     x2, #\number
+    b.lo    9f
+    msr     \register, x0
+    add     x0, x0, #1
+9:
+.endm
+.irp n, 0, 1, 2, 3, 4, 5, 6, 7
+    list    \n, s3_4_c12_c12_\n         // ICH_LR<n>_EL2
+.endr
+.irp n, 0, 1, 2, 3, 4, 5, 6, 7
+    list    (\n + 8), s3_4_c12_c13_\n   // ICH_LR<n + 8>_EL2
+.endr
+    ubfx    x2, x1, #26, #3
+    mov     x0, #0xffffffff
     msr     s3_4_c12_c8_0, x0           // ICH_AP0R0_EL2
     msr     s3_4_c12_c9_0, x0           // ICH_AP1R0_EL2
+    cmp     x2, #5
+    b.lo    9f
+    msr     s3_4_c12_c8_1, x0
+    msr     s3_4_c12_c9_1, x0
+    b.eq    9f
+    msr     s3_4_c12_c8_2, x0
+    msr     s3_4_c12_c8_3, x0
+    msr     s3_4_c12_c9_2, x0
+    msr     s3_4_c12_c9_3, x0
+9:
+    tst     x27, #{PAUTH}
+    b.eq    9f
+.irp n, 0, 1, 2, 3
+    msr     s3_0_c2_c1_\n, x26          // APIA, APIB
+    msr     s3_0_c2_c2_\n, x26          // APDA, APDB
+.endr
+    msr     s3_0_c2_c3_0, x26           // APGA
+    msr     s3_0_c2_c3_1, x26
+9:  tst     x27, #{RAS}
+    b.eq    9f
+    msr     s3_0_c12_c1_1, x26          // DISR_EL1
+    msr     s3_4_c12_c1_1, x26          // VDISR_EL2
+    msr     s3_4_c5_c2_3, x26           // VSESR_EL2
+9:  tst     x27, #{AARCH32}
+    b.eq    9f
+    msr     spsr_abt, x26
+    msr     spsr_und, x26
+    msr     spsr_irq, x26
+    msr     spsr_fiq, x26
+    msr     s3_4_c3_c0_0, x26           // DACR32_EL2
+    msr     s3_4_c5_c0_1, x26           // IFSR32_EL2
+    msr     s3_4_c5_c3_0, x26           // FPEXC32_EL2
+    msr     s2_4_c0_c7_0, x26           // DBGVCR32_EL2
+9:  tst     x27, #{SCXT}
+    b.eq    9f
+    msr     s3_3_c13_c0_7, x26          // SCXTNUM_EL0
+    msr     s3_0_c13_c0_7, x26          // SCXTNUM_EL1
+    msr     s3_4_c13_c0_7, x26          // SCXTNUM_EL2
+9:  tst     x27, #{VHE}
+    b.eq    9f
+    mov     x0, #1
+    msr     s3_4_c13_c0_1, x26          // CONTEXTIDR_EL2
+    msr     s3_4_c2_c0_1, x26           // TTBR1_EL2
+    msr     s3_4_c14_c3_2, xzr          // CNTHV_CVAL_EL2
+    msr     s3_4_c14_c3_1, x0           // CNTHV_CTL_EL2
+9:  tst     x27, #{TRF}
+    b.eq    9f
+    msr     s3_0_c1_c2_1, x26           // TRFCR_EL1
+    msr     s3_4_c1_c2_1, x26           // TRFCR_EL2
+9:  tst     x27, #{PMU}
+    b.eq    9f
+    mov     x0, #0x41
+    mov     x1, #-1
+    msr     s3_3_c9_c12_0, x0           // PMCR_EL0
+    msr     s3_3_c9_c12_1, x1           // PMCNTENSET_EL0
+    msr     s3_3_c9_c14_0, x1           // PMUSERENR_EL0
+9:
+    msr     s3_4_c1_c0_1, x26           // ACTLR_EL2
+    msr     s3_4_c1_c1_7, x26           // HACR_EL2
+    msr     s3_4_c5_c1_0, x26           // AFSR0_EL2
+    msr     s3_4_c5_c1_1, x26           // AFSR1_EL2
+    msr     s3_4_c10_c3_0, x26          // AMAIR_EL2
+    msr     spsr_el2, x26
 
+    ldr     x0, =0xa001                 // MDE, KDE, SS
+    msr     mdscr_el1, x0
+    mov     x0, #0x1e7                  // a breakpoint at EL1 and EL0
+    msr     s2_0_c0_c0_4, x26           // DBGBVR0_EL1
+    msr     s2_0_c0_c0_5, x0            // DBGBCR0_EL1
+    mov     x0, #0xe
+    msr     csselr_el1, x0
+    msr     spsr_el1, x26
     ldr     x0, =0x30d0198d             // MMU and caches on
     msr     sctlr_el1, x0
     msr     ttbr0_el1, x26
@@ -162,10 +250,11 @@ umbra_enter_el2_scrambled:
     msr     tpidr_el0, x26
     msr     tpidrro_el0, x26
     msr     tpidr_el1, x26
-    msr     cntv_ctl_el0, xzr
-    msr     cntp_ctl_el0, xzr
-    msr     cntv_cval_el0, x26
-    msr     cntp_cval_el0, x26
+    mov     x0, #1                      // enabled, and their time has come
+    msr     cntv_cval_el0, xzr
+    msr     cntp_cval_el0, xzr
+    msr     cntv_ctl_el0, x0
+    msr     cntp_ctl_el0, x0
 
     msr     elr_el3, x28
     mov     x0, #0x3c9                  // EL2h, DAIF masked

@@ -36,6 +36,10 @@ readable! {
     read_ctr_el0 "ctr_el0";
     /// ISR_EL1: pending physical interrupts.
     read_isr_el1 "isr_el1";
+    /// CNTFRQ_EL0: hertz of the system counter.
+    read_cntfrq_el0 "cntfrq_el0";
+    /// CNTPCT_EL0: the system counter.
+    read_cntpct_el0 "cntpct_el0";
     /// ICC_IAR0_EL1: acknowledges a Group 0 interrupt.
     read_icc_iar0_el1 "s3_0_c12_c8_0";
     read_pfr0 "s3_0_c0_c4_0";

@@ -18,8 +18,10 @@ tests![
     aarch32_big_endian_mmio,
     aarch32_mmio_abort_is_a_data_abort,
     aarch32_fetch_abort_is_a_prefetch_abort,
+    aarch32_aborts_from_every_mode,
     aarch32_undefined_in_a32_and_t32,
     aarch32_undefined_from_user_mode,
+    aarch32_undefined_with_a_new_sctlr,
     aarch32_instructions_that_fail_their_condition_do_nothing,
     aarch32_hidden_registers_are_undefined,
     aarch32_debug_registers_read_as_zero,
@@ -156,6 +158,35 @@ fn aarch32_fetch_abort_is_a_prefetch_abort() -> Result<(), Skip> {
     Ok(())
 }
 
+/// User mode's aborts say that they are User mode's, and privileged modes' that they are theirs: in SPSR,
+/// for DFSR and IFSR have no room for it.
+fn aarch32_aborts_from_every_mode() -> Result<(), Skip> {
+    need_aarch32()?;
+    let guest = guest();
+    let (low, nowhere) = (NOWHERE as u32 & 0xffff, NOWHERE as u32);
+    // MOVW r1, MOVT r1
+    let address = [0xe300_1000 | (low >> 12) << 16 | low & 0xfff, 0xe340_1000 | nowhere >> 16];
+    for mode in [USR, 0x1f, 0x13, 0x12] {
+        for (instruction, write) in [(insn::LDR, 0), (insn::STR, 1 << 11)] {
+            guest.write_code(&[address[0], address[1], instruction, insn::BX_LR]);
+            guest.begin(Routine::Modes, [guest.area(), mode, 0]).exit(Reason::Mmio);
+            let e = aborted(&guest);
+            assert_eq!((e.vector, e.cpsr & 0x1ff), (4, 0x1d7), "from mode {mode:#x}");
+            assert_eq!((e.fsr, e.far), (0x008 | write, nowhere), "from mode {mode:#x}");
+            assert_eq!(e.lr, guest.area() + 8 + 8, "from mode {mode:#x}");
+            e.assert_spsr(0x1f, mode);
+        }
+        // BX r1
+        guest.write_code(&[address[0], address[1], 0xe12f_ff11]);
+        guest.begin(Routine::Modes, [guest.area(), mode, 0]).exit(Reason::Fault);
+        let e = aborted(&guest);
+        let found = (e.vector, e.cpsr & 0x1ff, e.fsr, e.far, e.lr);
+        assert_eq!(found, (3, 0x1d7, 0x008, nowhere, nowhere + 4), "from mode {mode:#x}");
+        e.assert_spsr(0x1f, mode);
+    }
+    Ok(())
+}
+
 /// A register that is trapped and hidden: CNTP_CTL.
 const HIDDEN_ONE: Cp = cp15(14, 0, 2, 1);
 
@@ -220,6 +251,32 @@ fn aarch32_undefined_from_user_mode() -> Result<(), Skip> {
         assert_eq!(e.lr, guest.area() + 4);
         e.assert_spsr(0x1f, mode);
     }
+    Ok(())
+}
+
+/// SCTLR changes in the entry that traps: by hyp and by the CPU, the handler finds the same CPSR.
+fn aarch32_undefined_with_a_new_sctlr() -> Result<(), Skip> {
+    need_aarch32()?;
+    let guest = guest();
+    const ISB: u32 = 0xf57f_f06f;
+    let old = guest.exec(reg::SCTLR.mrc(), 0);
+    // SPAN, DSSBS.
+    for bits in [0, 1 << 23, 1 << 31, 1 << 23 | 1 << 31] {
+        let sctlr = old & !(1 << 23 | 1 << 31) | bits;
+        // Each after the other state, so that what the last exit left is stale.
+        let [own, hyps] = [insn::UDF, HIDDEN_ONE.mrc()].map(|instruction| {
+            guest.exec(reg::SCTLR.mcr(), sctlr ^ (1 << 23 | 1 << 31));
+            let code = [reg::SCTLR.mcr(), ISB, instruction, insn::BX_LR];
+            match guest.run_code(&code, sctlr, 0) {
+                Event32::Exception(e) if e.is_undefined() => e.cpsr,
+                event => panic!("{instruction:#x}: {event:x?}"),
+            }
+        });
+        // IT, J and the flags are nobody's to change; QEMU clears some of them itself.
+        let mask = 0x00c0_03ff;
+        assert_eq!(hyps & mask, own & mask, "CPSR with SCTLR {sctlr:#x}");
+    }
+    guest.exec(reg::SCTLR.mcr(), old);
     Ok(())
 }
 

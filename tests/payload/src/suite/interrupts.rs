@@ -28,6 +28,7 @@ tests![
     guest_clock_begins_near_zero,
     host_tick_is_not_lost_while_a_guest_spins,
     host_timer_is_untouched_by_runs,
+    host_timer_in_every_state_stops_a_guest_if_it_fires,
     an_interrupt_from_another_cpu_stops_the_guest,
 ];
 
@@ -250,6 +251,79 @@ fn host_timer_is_untouched_by_runs() -> Result<(), Skip> {
     }
     host::release_interrupt(daif);
     Ok(())
+}
+
+/// The host's timer on and off, masked and open, expired, about to, and far away, beside a guest's timer in
+/// the same states: a guest is stopped by the host's at its time if it fires, and by nothing else.
+fn host_timer_in_every_state_stops_a_guest_if_it_fires() -> Result<(), Skip> {
+    let guest = guest();
+    let daif = umbra_host::kernel::sysreg::mask_interrupts();
+    // The guest's own line is closed: it is not what stops it here.
+    gic::enable(gic::VIRTUAL_TIMER, false);
+    let soon = timer::frequency() / 500;
+    for control in 0..4 {
+        for (when, distance) in [("expired", None), ("soon", Some(soon)), ("far", Some(1 << 40))] {
+            for guests in [0, 1, 2, 3] {
+                let what = (control, when, guests);
+                host::set_timer(0, 0);
+                guest.write(sysreg::CNTV_CVAL, 0);
+                guest.write(sysreg::CNTV_CTL, guests);
+                let deadline = distance.map_or(7, |ticks| timer::now() + ticks);
+                host::set_timer(deadline, control);
+                let fires = control == 1 && when != "far";
+                if fires {
+                    let nop = exec([guest.instruction_address(), insn::NOP.into(), 0]);
+                    let wait = [Routine::Meet.address(), guest.scratch(), 0, 0];
+                    let answer = if when == "soon" { wait } else { nop };
+                    let exit = guest.try_enter(RunFlags::empty(), answer).expect("VCPU_RUN");
+                    assert_eq!(exit.info.reason(), Some(Reason::Irq), "{what:?}");
+                    assert!(timer::now() >= deadline, "{what:?}: too early");
+                    assert_eq!(exit.info.vtimer(), guests == 1, "{what:?}: the guest's line");
+                    check_host_timer(deadline, control, true);
+                    // Its routine ends once it has begun and then found the word changed.
+                    loop {
+                        guest.write_words(guest.scratch(), &[2, 0]);
+                        host::set_timer(timer::now() + soon, 1);
+                        match guest.enter(RunFlags::empty(), [0; 4]) {
+                            Event::Done(_) => break,
+                            event => event.exit(Reason::Irq),
+                        };
+                    }
+                } else {
+                    // Longer than until `soon`.
+                    let end = timer::now() + 2 * soon;
+                    loop {
+                        let nop = exec([guest.instruction_address(), insn::NOP.into(), 0]);
+                        let event = guest.enter(RunFlags::empty(), nop);
+                        assert!(matches!(event, Event::Done(_)), "{what:?}: stopped: {event:x?}");
+                        if when != "soon" || timer::now() >= end {
+                            break;
+                        }
+                    }
+                    check_host_timer(deadline, control, control & 1 == 1 && when != "far");
+                }
+            }
+        }
+    }
+    host::set_timer(0, 0);
+    guest.write(sysreg::CNTV_CTL, 0);
+    gic::enable(gic::VIRTUAL_TIMER, true);
+    umbra_host::kernel::sysreg::restore_interrupts(daif);
+    Ok(())
+}
+
+/// The host finds its timer as it left it, and with this ISTATUS.
+#[track_caller]
+fn check_host_timer(deadline: u64, control: u64, expired: bool) {
+    let (cval, ctl): (u64, u64);
+    // SAFETY: reads the timer's registers.
+    unsafe {
+        core::arch::asm!(
+            "mrs {}, cntv_cval_el0", "mrs {}, cntv_ctl_el0", out(reg) cval, out(reg) ctl
+        );
+    }
+    assert_eq!((cval, ctl & 3), (deadline, control), "CNTV_CVAL_EL0, CNTV_CTL_EL0");
+    assert_eq!(control & 1 == 1 && ctl & 4 != 0, expired, "ISTATUS for control {control}");
 }
 
 fn an_interrupt_from_another_cpu_stops_the_guest() -> Result<(), Skip> {

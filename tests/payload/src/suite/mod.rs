@@ -3,6 +3,7 @@
 mod aarch32;
 mod aarch32_fp;
 mod aarch32_traps;
+mod aborts;
 mod exits;
 mod fp_smp;
 mod fp_switch;
@@ -10,17 +11,21 @@ mod fp_traps;
 mod hidden;
 mod host_vl;
 mod interrupts;
+mod levels;
 mod lifecycle;
 mod memory;
 pub mod pages;
 mod power;
 mod registers;
+mod reserved;
 mod sharing;
 mod sme_guest;
 mod sme_host;
 mod sme_switch;
+mod spellings;
 mod storm;
 mod tasks;
+mod trouble;
 mod version;
 
 use crate::runner::Area;
@@ -32,13 +37,17 @@ const POLICIES: [Policy; 3] = [Policy::Lazy, Policy::Eager, Policy::Scrub];
 /// All of them, in the order in which they run.
 pub const ALL: &[Area] = &[
     ("version", version::TESTS),
+    ("spellings", spellings::TESTS),
     ("pages", pages::TESTS),
     ("lifecycle", lifecycle::TESTS),
     ("memory", memory::TESTS),
+    ("aborts", aborts::TESTS),
+    ("reserved", reserved::TESTS),
     ("sharing", sharing::TESTS),
     ("registers", registers::TESTS),
     ("hidden", hidden::TESTS),
     ("exits", exits::TESTS),
+    ("levels", levels::TESTS),
     ("aarch32", aarch32::TESTS),
     ("aarch32_traps", aarch32_traps::TESTS),
     ("aarch32_fp", aarch32_fp::TESTS),
@@ -49,6 +58,7 @@ pub const ALL: &[Area] = &[
     ("host_vl", host_vl::TESTS),
     ("tasks", tasks::TESTS),
     ("power", power::TESTS),
+    ("trouble", trouble::TESTS),
     ("sme_host", sme_host::TESTS),
     ("sme_guest", sme_guest::TESTS),
     ("sme_switch", sme_switch::TESTS),

@@ -143,6 +143,7 @@ static REGISTERS: &[Register] = registers! {
     "ICC_IGRPEN1_EL1" 3 0 12 12 7, 1, 0, Keep, Nothing;
     "ICC_IGRPEN0_EL1" 3 0 12 12 6, 1, 0, Absent, Luck;
     "ICC_CTLR_EL1" 3 0 12 12 4, 2, 0, Keep, Nothing;
+    "ICC_AP0R0_EL1" 3 0 12 8 4, 0x8000_0000, 0, Absent, Luck;
     "ICC_AP1R0_EL1" 3 0 12 9 0, 0x8000_0000, 0, Keep, Luck;
     "ZCR_EL1" 3 0 1 2 0, 0xf, 0, Tag, Sve;
     "SMCR_EL1" 3 0 1 2 6, 0xf, 0, Tag, Sme;

@@ -1,17 +1,21 @@
 //! VERSION, VL_INFO, STATS and the numbers of functions.
 
+use super::fp_smp::{AFFINITY_INFO, affinity, is_off, psci};
 use crate::{
-    context::{context, need_sve},
+    context::{context, need_cpus, need_sve},
+    host, instruction as insn,
+    puppet::Machine,
     runner::Skip,
-    tests, workers,
+    tests, window, workers,
 };
+use arrayvec::ArrayVec;
 use umbra_host::{
-    hypercall::{Hvc, Hypervisor},
-    kernel::smp,
+    hypercall::{Hvc, Hypervisor, VlInfo},
+    kernel::{MAX_CPUS, smp, sysreg, timer},
 };
 use umbra_patterns::regs;
 use umbra_shared::{
-    call::{Counter, Features, Function, INTERFACE_VERSION, SVE_HINT},
+    call::{Counter, Features, Function, INTERFACE_VERSION},
     error::Error,
     sve::{FPSIMD_BYTES, Layout},
     vl::{Vq, VqSet},
@@ -20,11 +24,11 @@ use umbra_shared::{
 tests![
     version_and_features,
     unknown_functions_are_not_supported,
-    sve_hint_bit_selects_nothing,
-    upper_half_of_x0_is_ignored,
     vl_info_is_what_rdvl_says,
     vl_info_sizes_and_cpus,
+    every_cpu_is_told_the_same_of_every_cpu,
     counters_only_grow,
+    counters_are_those_of_the_cpu_asked_about,
     bad_cpu,
 ];
 
@@ -78,20 +82,6 @@ fn unknown_functions_are_not_supported() -> Result<(), Skip> {
     Ok(())
 }
 
-fn sve_hint_bit_selects_nothing() -> Result<(), Skip> {
-    let plain = Hvc::raw(Function::Version.id(), [0; 7]);
-    assert_eq!(Hvc::raw(Function::Version.id() | SVE_HINT, [0; 7]), plain);
-    let put = Hvc::raw(Function::VcpuPut.id() | SVE_HINT, [0; 7]).0;
-    assert_eq!(put, Error::NotLoaded.code() as u64);
-    Ok(())
-}
-
-fn upper_half_of_x0_is_ignored() -> Result<(), Skip> {
-    let plain = Hvc::raw(Function::Version.id(), [0; 7]);
-    assert_eq!(Hvc::raw(Function::Version.id() | 0xdead_beef << 32, [0; 7]), plain);
-    Ok(())
-}
-
 fn vl_info_is_what_rdvl_says() -> Result<(), Skip> {
     need_sve()?;
     workers::on_all(|cpu| {
@@ -131,6 +121,102 @@ fn counters_only_grow() -> Result<(), Skip> {
         Hvc::raw(Function::Stats.id(), [me, Counter::ALL.len() as u64, 0, 0, 0, 0, 0]);
     assert_eq!((x0, results), (0, [0; 8]));
     assert_eq!(Hvc::raw(Function::Stats.id(), [me, u64::MAX - 3, 0, 0, 0, 0, 0]), (0, [0; 8]));
+    Ok(())
+}
+
+/// Whoever asks, VL_INFO and AFFINITY_INFO answer for the CPU that was asked about.
+fn every_cpu_is_told_the_same_of_every_cpu() -> Result<(), Skip> {
+    need_cpus(2)?;
+    let here: ArrayVec<VlInfo, MAX_CPUS> = (0..context().cpus)
+        .map(|cpu| Hvc.vl_info(Some(context().at_hyp(cpu))).expect("VL_INFO"))
+        .collect();
+    workers::on_all(|asker| {
+        for (cpu, expected) in here.iter().enumerate() {
+            let info = Hvc.vl_info(Some(context().at_hyp(cpu))).expect("VL_INFO");
+            assert_eq!(info, *expected, "CPU {asker} asks about CPU {cpu}");
+            assert_eq!(info.affinity, context().machine.cpus[cpu], "CPU {asker}, CPU {cpu}");
+            assert_eq!(info.vqs, context().vqs[cpu], "CPU {asker} asks about CPU {cpu}");
+            assert_eq!(psci(AFFINITY_INFO, [affinity(cpu), 0, 0]), 0, "CPU {asker}, CPU {cpu}");
+        }
+    });
+    // And of one that is off: all others say so, at the same time.
+    let off = context().cpus - 1;
+    workers::off(off);
+    assert!(timer::wait_until(30, || is_off(off)), "CPU {off} does not go off");
+    for asker in 0..off {
+        workers::on(asker, || {
+            for cpu in 0..context().cpus {
+                let expected = i64::from(cpu == off);
+                let info = psci(AFFINITY_INFO, [affinity(cpu), 0, 0]);
+                assert_eq!(info, expected, "CPU {asker} asks about CPU {cpu}");
+            }
+        });
+    }
+    workers::on_again(off);
+    Ok(())
+}
+
+/// Each CPU does another number of things, and every CPU is told the same of each: what it did.
+fn counters_are_those_of_the_cpu_asked_about() -> Result<(), Skip> {
+    need_cpus(2)?;
+    let cpus = context().cpus;
+    let all = || -> ArrayVec<_, MAX_CPUS> {
+        (0..cpus).map(|cpu| Hvc.stats(context().at_hyp(cpu)).expect("STATS")).collect()
+    };
+    let guest = Machine::normal().started(context().largest());
+    guest.put();
+    let hidden = super::pages::hyp_page();
+    let entries = |cpu: usize| 3 + 2 * cpu as u64;
+    workers::on_all(|_| host::make_live());
+    let before = all();
+    for cpu in 0..cpus {
+        workers::on(cpu, || {
+            guest.load();
+            let daif = sysreg::mask_interrupts();
+            // Each first access of guest and host is a trap, a save and a load, by the lazy policy.
+            for _ in 0..cpu + 1 {
+                host::fill(1);
+                guest.exec(insn::FP, 0);
+                host::check(1);
+            }
+            for n in 0..entries(cpu) {
+                assert_eq!(guest.exec(insn::NOP, n), n);
+            }
+            sysreg::restore_interrupts(daif);
+            guest.put();
+            window::open(|window| {
+                for _ in 0..cpu + 2 {
+                    window.read(hidden).expect_err("a read of hyp's memory");
+                }
+            });
+        });
+    }
+    let after = all();
+    workers::on_all(|asker| {
+        for (cpu, now) in all().iter().enumerate() {
+            assert_eq!(*now, after[cpu], "CPU {asker} asks about CPU {cpu}");
+        }
+    });
+    for (cpu, (before, after)) in before.iter().zip(&after).enumerate() {
+        let did = |counter: Counter| after[counter as usize] - before[counter as usize];
+        let accesses = cpu as u64 + 1;
+        assert_eq!(did(Counter::Runs), entries(cpu) + accesses, "CPU {cpu}: runs");
+        for counter in [
+            Counter::GuestFpTraps,
+            Counter::HostFpTraps,
+            Counter::HostLoads,
+            Counter::GuestSaves,
+            Counter::GuestLoads,
+        ] {
+            assert_eq!(did(counter), accesses, "CPU {cpu}: {counter:?}");
+        }
+        let saves = did(Counter::HostSavesFull) + did(Counter::HostSavesFpsimd);
+        assert_eq!(saves, accesses, "CPU {cpu}: host saves");
+        assert_eq!(did(Counter::HostSavesAvoided), 0, "CPU {cpu}: host saves avoided");
+        assert_eq!(did(Counter::HostAborts), cpu as u64 + 2, "CPU {cpu}: aborts");
+        assert_eq!(did(Counter::Stage2Retries), 0, "CPU {cpu}: retries");
+        assert!(did(Counter::BytesMoved) > 0, "CPU {cpu}: bytes");
+    }
     Ok(())
 }
 
