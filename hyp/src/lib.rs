@@ -1,8 +1,24 @@
 //! Umbra's EL2 hypervisor.
 //!
 //! All logic is in this library, and all of it that has no hardware in it builds and is tested on
-//! any machine. `arch` (only on the bare-metal target) is the hardware: boot, traps, the world
-//! switch, page-table maintenance.
+//! any machine; what has some is compiled for the bare-metal target alone.
+//!
+//! # Rooms
+//!
+//! One for each concern: decisions, which forbid `unsafe`, what puts them into effect (mostly `hw.rs`),
+//! assembly and tests together. Arrows run down this list and never up.
+//!
+//! - [`boot`]: image, device tree, options, every CPU out of reset;
+//! - `host`: what the host traps on: hypercalls, aborts, its counters;
+//! - [`guest`]: what a guest traps on: running it, syndromes, device accesses, AArch32;
+//! - [`power`]: PSCI between the host and firmware;
+//! - `cpu`: per-CPU data: what a CPU keeps to itself, and the vCPU loaded there;
+//! - [`vm`]: the life of VMs and vCPUs;
+//! - `machine`: facts of the machine, and what CPUs show each other;
+//! - [`fp`]: the FP/SVE/SME engine;
+//! - [`memory`]: owners, hand-over, stage 2;
+//! - [`world`]: what EL1 and EL2 hold per world, feature by feature, and the switch;
+//! - [`arch`]: the ground: system registers, console, layout, vectors, the fatal end.
 //!
 //! # What it needs of a machine
 //!
@@ -28,24 +44,29 @@
 //!
 //! | module | blocks | other | for |
 //! |---|---|---|---|
-//! | `boot/arrival.rs` | 4 | 1 | this CPU's data and host image, which boot made; the function that boot.S comes back to; YIELD |
-//! | `boot/start.rs` | 9 | 2 | addresses that the linker script and boot.S define; the device tree and the package where the loader put them; memory taken from the pool for the first time; the jump to the final tables |
 //! | `arch/console.rs` | 1 | 1 | the UART's registers |
-//! | `cpu.rs` | 11 | 3 | per-CPU data behind TPIDR_EL2; EL2's translation and entry to the host; WFE, WFI, SEV |
+//! | `arch/exception.rs` | 2 | 2 | the vectors; entry to a host that starts |
 //! | `arch/fatal.rs` | 2 | 2 | the stack as a list of frames, when something has gone wrong |
-//! | `memory/frames.rs` | 3 | 2 | lists of free pages, threaded through the pages |
-//! | `guest/traps.rs` | 1 | 1 | the return state of a guest whose trap ends without a switch; the function that switch.S calls |
-//! | `world/interrupts.rs` | 1 | 0 | list registers, by number |
+//! | `arch/lock.rs` | 4 | 0 | YIELD, WFE, WFI, SEV |
 //! | `arch/log.rs` | 1 | 3 | records in a static that every CPU writes (test builds only) |
-//! | `memory/hw.rs` | 5 | 1 | pages that hyp has mapped: wiped, cleaned, and flag-shadow pages as atomics |
-//! | `arch/mod.rs` | 1 | 0 | YIELD |
-//! | `guest/run.rs` | 2 | 0 | the return state of an ERET, into the guest and back to the host |
+//! | `arch/percpu.rs` | 2 | 1 | per-CPU data behind TPIDR_EL2 |
+//! | `arch/reset.rs` | 0 | 1 | an address that boot.S defines |
 //! | `arch/sysreg.rs` | 6 | 0 | MRS and MSR of registers that the sysreg crate lacks; barriers |
-//! | `memory/tables.rs` | 6 | 4 | TLB maintenance; functions that aarch64-paging wants and nobody calls |
-//! | `host/traps.rs` | 3 | 1 | this CPU's data at an exception; the host's return state |
-//! | `vm/slots.rs` | 5 | 2 | a vCPU in its donated pages, which its slot or its CPU has to itself |
-//! | `world/switch.rs` | 5 | 1 | the world switch (switch.S); registers that decide what traps |
+//! | `boot/arrival.rs` | 4 | 1 | this CPU's data and host image, which boot made; the function that boot.S comes back to; YIELD |
+//! | `boot/bring_up.rs` | 4 | 0 | EL2's translation for the host, and entry to it |
+//! | `boot/pool.rs` | 1 | 0 | memory taken from the pool for the first time |
+//! | `boot/start.rs` | 8 | 2 | addresses that the linker script and boot.S define; the device tree and the package where the loader put them; the jump to the final tables |
+//! | `cpu.rs` | 2 | 1 | per-CPU data, whole |
 //! | `fp/hw.rs` | 19 | 3 | the routines that move FP registers (regs.S); images in donated memory |
+//! | `guest/run.rs` | 3 | 1 | entry to a guest (enter.S); the return state of an ERET, into the guest and back to the host |
+//! | `guest/traps.rs` | 1 | 1 | the return state of a guest whose trap ends without a switch; the function that enter.S calls |
+//! | `host/traps.rs` | 3 | 1 | this CPU's data at an exception; the host's return state |
+//! | `memory/frames.rs` | 3 | 2 | lists of free pages, threaded through the pages |
+//! | `memory/hw.rs` | 5 | 1 | pages that hyp has mapped: wiped, cleaned, and flag-shadow pages as atomics |
+//! | `memory/tables.rs` | 6 | 4 | TLB maintenance; functions that aarch64-paging wants and nobody calls |
+//! | `vm/slots.rs` | 5 | 2 | a vCPU in its donated pages, which its slot or its CPU has to itself |
+//! | `world/interrupts.rs` | 1 | 0 | list registers, by number |
+//! | `world/switch.rs` | 3 | 1 | the world switch; HCR_EL2 |
 //!
 //! # Locks
 //!

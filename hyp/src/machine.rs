@@ -1,5 +1,7 @@
 //! Facts of the machine, known before the host runs, and what each CPU shows the others of itself.
 
+#![forbid(unsafe_code)]
+
 use crate::arch::MAX_CPUS;
 use crate::arch::stats::Stats;
 use crate::fp::lengths::Lengths;

@@ -1,7 +1,7 @@
 //! Sets of flags, none of whose bits is in two flags.
 //!
 //! Two optional features of hyp once shared a bit: on a CPU with one of them, a register of the other was written
-//! that wasn't there. No machine under test had such a CPU. So every set of flags is made by [`flag_set`], which
+//! that wasn't there. No machine under test had such a CPU. So every set of flags is made by [`flag_set!`](crate::flag_set), which
 //! doesn't compile if two flags overlap; `cargo xtask check` sees that none is made otherwise.
 
 /// Whether no bit is in two of these.

@@ -138,20 +138,15 @@ fn compare(table: &BTreeMap<PathBuf, Uses>, sources: &BTreeMap<PathBuf, Source>)
     wrong
 }
 
-fn read(folder: &Path, sources: &mut BTreeMap<PathBuf, Source>) -> Result<()> {
-    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        let path = entry?.path();
-        if path.is_dir() {
-            read(&path, sources)?;
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let complain = || path.display().to_string();
-            let source = Source::parse(&fs::read_to_string(&path).with_context(complain)?)
-                .with_context(complain)?;
-            let name = path.strip_prefix(workspace::root().join(SOURCES))?.to_owned();
-            sources.insert(name, source);
-        }
+fn read(folder: &Path) -> Result<BTreeMap<PathBuf, Source>> {
+    let mut sources = BTreeMap::new();
+    for path in workspace::rust_files(folder)? {
+        let complain = || path.display().to_string();
+        let source = Source::parse(&fs::read_to_string(&path).with_context(complain)?)
+            .with_context(complain)?;
+        sources.insert(path.strip_prefix(folder)?.to_owned(), source);
     }
-    Ok(())
+    Ok(sources)
 }
 
 /// Compares hyp's sources with the table.
@@ -161,8 +156,7 @@ fn read(folder: &Path, sources: &mut BTreeMap<PathBuf, Source>) -> Result<()> {
 /// What differs.
 pub fn check() -> Result<()> {
     let folder = workspace::root().join(SOURCES);
-    let mut sources = BTreeMap::new();
-    read(&folder, &mut sources)?;
+    let sources = read(&folder)?;
     let table = table(&fs::read_to_string(folder.join(TABLE))?).context(TABLE)?;
     let wrong = compare(&table, &sources);
     ensure!(wrong.is_empty(), "{}", wrong.join("; "));

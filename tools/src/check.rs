@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::budget;
 use crate::build;
@@ -39,6 +39,7 @@ pub fn check() -> Result<bool> {
     step("lints of the fuzz targets", lint_fuzz_targets());
     step("lints on the target", lint_target(&toolchain));
     step("unsafe budget of hyp", budget::check());
+    step("sets of flags", flag_sets());
     step("I5: FP/SIMD/SVE instructions of hyp", hyp_instructions(&toolchain));
     step("I5: FP/SIMD/SVE instructions of the host library", host_instructions(&toolchain));
     if failed.is_empty() {
@@ -97,6 +98,19 @@ fn lint_target(toolchain: &Toolchain) -> Result<()> {
              target only the compiler's lints are checked",
             toolchain.rustc
         );
+    }
+    Ok(())
+}
+
+/// Sets of flags are made by the one macro that sees to it that no bit is in two (`shared/src/bits.rs`).
+fn flag_sets() -> Result<()> {
+    let macro_itself = workspace::root().join("shared/src/bits.rs");
+    for folder in ["hyp/src", "host/src", "shared/src"] {
+        for path in workspace::rust_files(&workspace::root().join(folder))? {
+            let text = std::fs::read_to_string(&path)?;
+            let own = path != macro_itself && text.contains(concat!("bit", "flags! {"));
+            ensure!(!own, "{} makes a set of flags without flag_set!", path.display());
+        }
     }
     Ok(())
 }

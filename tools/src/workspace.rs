@@ -7,6 +7,8 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result};
+
 /// The target that hyp, the host kernel and the payloads are built for: no floating-point registers
 /// in compiled code, so that those registers belong to whoever runs above.
 pub const TARGET: &str = "aarch64-unknown-none-softfloat";
@@ -23,6 +25,24 @@ pub fn root() -> PathBuf {
     here.ancestors()
         .find(|folder| folder.join("Cargo.lock").exists() && folder.join("tools").is_dir())
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), Path::to_path_buf)
+}
+
+/// Rust's source files in a folder and below it.
+///
+/// # Errors
+///
+/// A folder that can't be read.
+pub fn rust_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files.extend(rust_files(&path)?);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    Ok(files)
 }
 
 /// Cargo's target directory.

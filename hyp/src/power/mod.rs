@@ -1,5 +1,7 @@
 //! Power: PSCI as it is decided ([`psci`]) and as it is put into effect (`hw`).
 
+#![forbid(unsafe_code)]
+
 #[cfg(target_os = "none")]
 pub mod hw;
 pub mod psci;
