@@ -19,9 +19,11 @@
 
 #![forbid(unsafe_code)]
 
+use super::features::check_features;
+use super::hardware::{Machine, Memory as _, NewVcpu};
 use crate::arch::MAX_CPUS;
-use crate::memory::handover::{self, Hands, Ready};
-use crate::memory::pages::{Page, PageRange, Pages, VmId};
+use crate::memory::handover;
+use crate::memory::pages::{Page, VmId};
 use arrayvec::ArrayVec;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{
@@ -29,8 +31,6 @@ use umbra_shared::call::{
     VcpuIndex, VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
-use umbra_shared::vcpu::{UntrustedFeatures, VcpuFeatures};
-use umbra_shared::vl::{Vq, VqSet};
 
 /// VMs at a time: with 8-bit VMIDs, less the host's 0, there could be 255.
 pub const MAX_VMS: usize = 64;
@@ -38,94 +38,6 @@ pub const MAX_VMS: usize = 64;
 pub const MAX_VCPUS: usize = 16;
 /// Bits of a handle that are the slot's number; the rest counts how often the slot was used.
 const SLOT_BITS: u32 = 8;
-
-/// Memory as one lock guards it: who owns each page, and what is done to one that changes hands.
-pub trait Memory: Hands {
-    /// The owners.
-    fn pages(&mut self) -> &mut Pages<'static>;
-}
-
-/// What VMs are made of.
-pub trait Machine {
-    /// Memory, behind its lock.
-    type Memory: Memory;
-    /// A VM's stage 2.
-    type Tables;
-    /// A vCPU in its donated pages.
-    type Vcpu;
-
-    /// Does something with memory, under its lock.
-    fn memory<R>(&self, f: impl FnOnce(&mut Self::Memory) -> R) -> R;
-
-    /// Bits of a guest's address space.
-    fn ipa_bits(&self) -> u32;
-
-    /// Vector lengths that guests can have; empty: no SVE.
-    fn guest_vqs(&self) -> VqSet;
-
-    /// Streaming vector lengths that guests can have; empty: no SME.
-    fn guest_svqs(&self) -> VqSet;
-
-    /// Whether EL1 can be AArch32.
-    fn aarch32(&self) -> bool;
-
-    /// The physical counter.
-    fn now(&self) -> u64;
-
-    /// Pages of this VM's, mapped for hyp and zeroed, that its tables may be made of.
-    fn add_tables(&self, vm: VmId, pages: PageRange);
-
-    /// How many of them are left.
-    fn tables_left(&self, vm: VmId) -> usize;
-
-    /// Tables that a single mapping may take.
-    fn tables_for_one(&self) -> usize;
-
-    /// An empty stage 2 out of these pages, of which there are [`VM_PAGES`] at least.
-    fn new_tables(&self, vm: VmId) -> Self::Tables;
-
-    /// The end of a VM's stage 2: afterwards no TLB holds anything of it, no walk begins in it, and
-    /// the pages for tables are forgotten.
-    fn drop_tables(&self, vm: VmId, tables: Self::Tables);
-
-    /// The physical address of what is mapped at a guest's page.
-    fn lookup(&self, tables: &Self::Tables, ipa: u64) -> Option<u64>;
-
-    /// Maps a page where nothing is mapped. There are tables for it.
-    fn map(&self, tables: &mut Self::Tables, ipa: u64, page: Ready);
-
-    /// Takes a mapping away, complete with TLB maintenance for the VM's VMID.
-    fn unmap(&self, tables: &mut Self::Tables, ipa: u64);
-
-    /// Makes a vCPU in its reset state. Its pages are mapped for hyp and zeroed, its flag-shadow page
-    /// is pinned.
-    fn new_vcpu(&self, tables: &Self::Tables, vcpu: &NewVcpu) -> Self::Vcpu;
-
-    /// A vCPU is to run on this CPU where another of the same VM ran last: they share a VMID, but
-    /// what this CPU keeps of its stage 1 and instructions is the other's.
-    fn forget_sibling(&self, tables: &Self::Tables);
-}
-
-/// A vCPU about to be made.
-#[derive(Clone, Copy, Debug)]
-pub struct NewVcpu {
-    /// Its pages.
-    pub pages: PageRange,
-    /// Its flag-shadow page.
-    pub flag_page: Page,
-    /// Its number in the VM.
-    pub index: usize,
-    /// What it has.
-    pub features: VcpuFeatures,
-    /// When its FP registers move.
-    pub policy: Policy,
-    /// PC.
-    pub entry: u64,
-    /// x0.
-    pub argument: u64,
-    /// CNTVOFF_EL2.
-    pub clock: u64,
-}
 
 #[derive(Debug)]
 struct VcpuSlot<V> {
@@ -565,41 +477,5 @@ fn check_ipa<M: Machine>(m: &M, ipa: UntrustedIpa) -> Result<(), Error> {
         Err(Error::BadIpa)
     } else {
         Ok(())
-    }
-}
-
-/// What a vCPU has of which this was asked.
-///
-/// # Errors
-///
-/// INVALID_ARGUMENT for reserved bits, and for AArch32 with SVE or SME; BAD_VL for a length that guests
-/// can't have; NO_SVE, NO_SME, NO_AARCH32.
-pub fn check_features<M: Machine>(m: &M, asked: UntrustedFeatures) -> Result<VcpuFeatures, Error> {
-    if asked.has_reserved() {
-        return Err(Error::InvalidArgument);
-    }
-    let vq = clamp(asked.vl_bytes(), m.guest_vqs(), Error::NoSve)?;
-    let svq = clamp(asked.svl_bytes(), m.guest_svqs(), Error::NoSme)?;
-    let aarch32 = asked.aarch32();
-    if aarch32 && (vq.is_some() || svq.is_some()) {
-        return Err(Error::InvalidArgument);
-    }
-    if aarch32 && !m.aarch32() {
-        return Err(Error::NoAarch32);
-    }
-    Ok(VcpuFeatures { vq, svq, aarch32 })
-}
-
-/// The clamp for a guest that asks for a VL or SVL of so many bytes.
-fn clamp(bytes: u64, available: VqSet, none: Error) -> Result<Option<Vq>, Error> {
-    if bytes == 0 {
-        return Ok(None);
-    }
-    if available.is_empty() {
-        return Err(none);
-    }
-    match Vq::from_vl(bytes) {
-        Some(vq) if available.contains(vq) => Ok(Some(vq)),
-        _ => Err(Error::BadVl),
     }
 }

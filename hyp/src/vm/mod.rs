@@ -1,6 +1,8 @@
-//! The life of VMs and vCPUs: what is decided about them ([`life`]), and what it is put into effect with
-//! (`slots`).
+//! The life of VMs and vCPUs: what is decided about them ([`life`], [`features`]), over a machine that is a trait
+//! ([`hardware`]), and what it is put into effect with (`slots`).
 
+pub mod features;
+pub mod hardware;
 pub mod life;
 #[cfg(target_os = "none")]
 pub mod slots;

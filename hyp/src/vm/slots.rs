@@ -16,7 +16,9 @@ use crate::memory::hw::{self, flag_page};
 use crate::memory::pages::{PageRange, Pages, VmId};
 use crate::memory::stage2::Stage2;
 use crate::memory::tables::{Stage2Tables, Tlbs};
-use crate::vm::life::{self, MAX_VMS, Machine, NewVcpu};
+use crate::vm::features::check_features;
+use crate::vm::hardware::{self, Machine, NewVcpu};
+use crate::vm::life::{self, MAX_VMS};
 use crate::world::aarch32::{Aarch32Regs, PSTATE_SVC_MASKED};
 use crate::world::features::{HCR_GUEST_AARCH32, Name};
 use crate::world::idregs;
@@ -184,7 +186,7 @@ static VMS: [Lock<Vm>; MAX_VMS] = [const { Lock::new(Vm::new()) }; MAX_VMS];
 /// Each VM's free stage-2 tables.
 static POOLS: [Lock<FrameList>; MAX_VMS] = [const { Lock::new(FrameList::new()) }; MAX_VMS];
 
-impl life::Memory for hw::Memory {
+impl hardware::Memory for hw::Memory {
     fn pages(&mut self) -> &mut Pages<'static> {
         &mut self.pages
     }
@@ -380,7 +382,7 @@ pub fn reclaim(handle: VmHandle, pa: UntrustedPa) -> Result<u64, Error> {
 
 /// What a vCPU would have, if that much of the call can be done.
 pub fn needs(config: &VcpuConfig) -> Option<VcpuFeatures> {
-    life::check_features(&Target, config.features).ok()
+    check_features(&Target, config.features).ok()
 }
 
 /// VCPU_CREATE.

@@ -5,7 +5,8 @@ use super::machine::{BLOCK_BYTES, CPUS, HOST, Kind, SimTable, SimTlb, World, vmi
 use super::*;
 use crate::memory::handover::{Hands, Ready};
 use crate::memory::pages::{Page, PageRange, State, VmId, count};
-use crate::vm::life::{self, Machine, NewVcpu, Vm};
+use crate::vm::hardware::{self, Machine, NewVcpu};
+use crate::vm::life::Vm;
 use proptest::prelude::*;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -93,7 +94,7 @@ impl Hands for Memory {
     fn forget_instructions(&mut self) {}
 }
 
-impl life::Memory for Memory {
+impl hardware::Memory for Memory {
     fn pages(&mut self) -> &mut Pages<'static> {
         &mut self.pages
     }

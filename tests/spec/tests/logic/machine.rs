@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use umbra_hyp::fp::{Access, FpHw, Svcr, VcpuFp};
 use umbra_hyp::memory::handover::{Hands, Ready};
 use umbra_hyp::memory::pages::{Page, PageRange, Pages, VmId};
-use umbra_hyp::vm::life::{self, MAX_VMS, Machine, NewVcpu};
+use umbra_hyp::vm::hardware::{self, Machine, NewVcpu};
+use umbra_hyp::vm::life::MAX_VMS;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::vl::{Vq, VqSet};
 
@@ -38,7 +39,7 @@ pub struct Memory {
     pub content: BTreeMap<u64, Content>,
 }
 
-impl life::Memory for Memory {
+impl hardware::Memory for Memory {
     fn pages(&mut self) -> &mut Pages<'static> {
         &mut self.pages
     }

@@ -12,7 +12,8 @@ use proptest::prelude::*;
 use umbra_hyp::arch::stats::Stats;
 use umbra_hyp::fp::{CpuFp, GuestTrap, HostImage, Live, Svcr, TrapClass};
 use umbra_hyp::memory::pages::{Pages, State, VmId};
-use umbra_hyp::vm::life::{self, MAX_VMS, Machine, Vm};
+use umbra_hyp::vm::hardware::Machine;
+use umbra_hyp::vm::life::{self, MAX_VMS, Vm};
 use umbra_shared::call::{
     Call, Policy, UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig,
     VmHandle,

@@ -1,0 +1,98 @@
+//! What VMs are made of, as the decisions of [`super::life`] know it: on the target the machine itself
+//! (`slots`), in tests a machine in a vector.
+
+#![forbid(unsafe_code)]
+
+use crate::memory::handover::{Hands, Ready};
+use crate::memory::pages::{Page, PageRange, Pages, VmId};
+use umbra_shared::call::Policy;
+use umbra_shared::vcpu::VcpuFeatures;
+use umbra_shared::vl::VqSet;
+
+/// Memory as one lock guards it: who owns each page, and what is done to one that changes hands.
+pub trait Memory: Hands {
+    /// The owners.
+    fn pages(&mut self) -> &mut Pages<'static>;
+}
+
+/// What VMs are made of.
+pub trait Machine {
+    /// Memory, behind its lock.
+    type Memory: Memory;
+    /// A VM's stage 2.
+    type Tables;
+    /// A vCPU in its donated pages.
+    type Vcpu;
+
+    /// Does something with memory, under its lock.
+    fn memory<R>(&self, f: impl FnOnce(&mut Self::Memory) -> R) -> R;
+
+    /// Bits of a guest's address space.
+    fn ipa_bits(&self) -> u32;
+
+    /// Vector lengths that guests can have; empty: no SVE.
+    fn guest_vqs(&self) -> VqSet;
+
+    /// Streaming vector lengths that guests can have; empty: no SME.
+    fn guest_svqs(&self) -> VqSet;
+
+    /// Whether EL1 can be AArch32.
+    fn aarch32(&self) -> bool;
+
+    /// The physical counter.
+    fn now(&self) -> u64;
+
+    /// Pages of this VM's, mapped for hyp and zeroed, that its tables may be made of.
+    fn add_tables(&self, vm: VmId, pages: PageRange);
+
+    /// How many of them are left.
+    fn tables_left(&self, vm: VmId) -> usize;
+
+    /// Tables that a single mapping may take.
+    fn tables_for_one(&self) -> usize;
+
+    /// An empty stage 2 out of these pages, of which there are [`VM_PAGES`](umbra_shared::call::VM_PAGES) at least.
+    fn new_tables(&self, vm: VmId) -> Self::Tables;
+
+    /// The end of a VM's stage 2: afterwards no TLB holds anything of it, no walk begins in it, and
+    /// the pages for tables are forgotten.
+    fn drop_tables(&self, vm: VmId, tables: Self::Tables);
+
+    /// The physical address of what is mapped at a guest's page.
+    fn lookup(&self, tables: &Self::Tables, ipa: u64) -> Option<u64>;
+
+    /// Maps a page where nothing is mapped. There are tables for it.
+    fn map(&self, tables: &mut Self::Tables, ipa: u64, page: Ready);
+
+    /// Takes a mapping away, complete with TLB maintenance for the VM's VMID.
+    fn unmap(&self, tables: &mut Self::Tables, ipa: u64);
+
+    /// Makes a vCPU in its reset state. Its pages are mapped for hyp and zeroed, its flag-shadow page
+    /// is pinned.
+    fn new_vcpu(&self, tables: &Self::Tables, vcpu: &NewVcpu) -> Self::Vcpu;
+
+    /// A vCPU is to run on this CPU where another of the same VM ran last: they share a VMID, but
+    /// what this CPU keeps of its stage 1 and instructions is the other's.
+    fn forget_sibling(&self, tables: &Self::Tables);
+}
+
+/// A vCPU about to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct NewVcpu {
+    /// Its pages.
+    pub pages: PageRange,
+    /// Its flag-shadow page.
+    pub flag_page: Page,
+    /// Its number in the VM.
+    pub index: usize,
+    /// What it has.
+    pub features: VcpuFeatures,
+    /// When its FP registers move.
+    pub policy: Policy,
+    /// PC.
+    pub entry: u64,
+    /// x0.
+    pub argument: u64,
+    /// CNTVOFF_EL2.
+    pub clock: u64,
+}
