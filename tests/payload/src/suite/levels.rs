@@ -75,6 +75,8 @@ pub(super) const DSSBS: u64 = 1 << 44;
 /// CNTKCTL_EL1, and its EL0PTEN: EL1 leaves the physical timer to EL0.
 const CNTKCTL: insn::SysReg = reg(3, 0, 14, 1, 0);
 const EL0PTEN: u64 = 1 << 9;
+/// SCTLR_EL1
+const SCTLR_EL1: insn::SysReg = reg(3, 0, 1, 0, 0);
 /// VBAR_EL1
 const VBAR: insn::SysReg = reg(3, 0, 12, 0, 0);
 /// CNTP_CTL_EL0, which hyp hides from EL1 and EL0.
@@ -211,6 +213,7 @@ impl Guest {
 
     /// Goes there with this SPSR and SCTLR_EL1, up to the exception or what comes before.
     fn go(&self, way: Way, spsr: u64, sctlr: u64) -> Event {
+        self.leave_another(sctlr);
         self.0.write_code(&[way.instruction()]);
         let event = self.0.begin(Routine::Leave, [self.pc(way), spsr, sctlr]);
         match way {
@@ -224,6 +227,12 @@ impl Guest {
                 self.0.resume(RunFlags::ABORT, [0; 4])
             }
         }
+    }
+
+    /// Leaves once with all of SCTLR_EL1 otherwise that an exception looks at: what hyp has of it then is
+    /// stale in the next entry, which sets this value and traps.
+    fn leave_another(&self, sctlr: u64) {
+        self.0.write(SCTLR_EL1, sctlr ^ (SPAN | DSSBS | SPINTMASK));
     }
 
     fn nothing_there(&self, exit: Exit, address: u64) {
@@ -350,6 +359,7 @@ fn sve_of_a_guest_without_is_undefined_at_every_level() -> Result<(), Skip> {
     everywhere(|level, spsr, vector, sctlr| {
         for (look, vbar) in [(false, guest.0.vectors()), (true, guest.0.area() + IMAGE)] {
             guest.0.write(VBAR, vbar);
+            guest.leave_another(sctlr);
             guest.0.write_code(&[insn::SVE]);
             let mut event = guest.0.begin(Routine::Leave, [guest.0.area(), spsr, sctlr]);
             if look {
