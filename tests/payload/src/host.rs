@@ -1,7 +1,7 @@
 //! The host's own side in tests: its FP registers and its timer.
 
 use crate::context::{Counters, context};
-use umbra_host::kernel::{MAX_CPUS, smp, sync::Lock, sysreg, timer};
+use umbra_host::kernel::{MAX_CPUS, gic, smp, sync::Lock, sysreg, timer};
 use umbra_patterns::{
     pattern::{Kept, Mismatch},
     regs::{self, Bench, Width},
@@ -135,6 +135,8 @@ pub fn set_timer(deadline: u64, control: u64) {
 /// After a test: nobody holds a bench, the registers hold nothing, the VL is the largest, no timer runs.
 pub fn settle() {
     timer::set_tick(0);
+    // A test that failed may have closed it.
+    gic::enable(gic::VIRTUAL_TIMER, true);
     for bench in &BENCHES {
         if bench.is_locked() {
             // SAFETY: the test that held it is over.
