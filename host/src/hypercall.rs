@@ -136,6 +136,11 @@ pub trait Hypervisor {
         self.call(&Call::VmUnmap { vm, ipa: UntrustedIpa(ipa) }).map(|r| r[0])
     }
 
+    /// A protected VM has its payload and all its vCPUs: from now on it can run.
+    fn vm_seal(&self, vm: VmHandle) -> Result<(), Error> {
+        self.call(&Call::VmSeal { vm }).map(drop)
+    }
+
     /// Begins a VM's teardown. BUSY while one of its vCPUs is loaded: from then on none is loaded any
     /// more, and it is to be called again when all are put.
     fn vm_destroy(&self, vm: VmHandle) -> Result<(), Error> {

@@ -97,12 +97,14 @@
 //!         Err(error) => (None, Err(error)),
 //!         Ok(mut vcpu) => {
 //!             let stop = (|| {
+//!                 // A protected VM is built no more, and can run.
+//!                 vm.seal(hyp)?;
 //!                 let mut loaded = vcpu.load(hyp, &mut os)?;
 //!                 let stop = loaded.run(&mut os, &mut Machine { counter: 0 })?;
 //!                 loaded.put(&mut os)?;
-//!                 Ok::<_, Error>(stop)
+//!                 Ok::<_, umbra_host::vm::BuildError>(stop)
 //!             })();
-//!             (Some(vcpu), stop.map_err(Into::into))
+//!             (Some(vcpu), stop)
 //!         }
 //!     };
 //!     // Whatever went wrong, the pages come back.

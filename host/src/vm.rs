@@ -238,6 +238,15 @@ impl<const RANGES: usize> Vm<RANGES> {
         }
     }
 
+    /// A protected VM has its payload and all its vCPUs: from now on it runs. What is mapped later arrives empty,
+    /// and no vCPU is made any more. A normal VM needs none of it, and nothing is done to it.
+    pub fn seal<H: Hypervisor>(&mut self, hyp: &H) -> Result<(), BuildError> {
+        if self.config.protected {
+            hyp.vm_seal(self.handle)?;
+        }
+        Ok(())
+    }
+
     /// Takes the page at guest-physical address `ipa` back from a normal guest, to the supplier.
     pub fn unmap<H: Hypervisor, S: PageSupplier>(
         &mut self,

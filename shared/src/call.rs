@@ -198,7 +198,8 @@ functions! {
     VmCreate = 0x20;
     /// x1 VM, x2 first page, x3 number of pages: more pages for stage-2 tables.
     VmTopup = 0x21;
-    /// x1 VM, x2 page, x3 guest-physical address: put a page of memory, with its content, in place.
+    /// x1 VM, x2 page, x3 guest-physical address: put a page of memory in place; with its content, unless
+    /// the VM is sealed: then it is zeroed once the host has lost it.
     VmMap = 0x22;
     /// x1 VM: begin teardown. BUSY while one of its vCPUs is loaded: from then on no other is, nothing
     /// is added to the VM, and it is to be called again when all are put.
@@ -208,6 +209,9 @@ functions! {
     VmReclaim = 0x24;
     /// x1 VM, x2 guest-physical address: take a page of a normal VM back → x1 the page.
     VmUnmap = 0x25;
+    /// x1 VM, a protected one with all its vCPUs and its payload in place: from now on it can run, and nothing
+    /// of the host's choosing gets into it but answers to exits that are open.
+    VmSeal = 0x26;
     /// x1 VM, x2 first page, x3 number of pages, x4 flag-shadow page, x5 [`UntrustedFeatures`], x6 entry,
     /// x7 argument → x1 index.
     VcpuCreate = 0x30;
@@ -368,6 +372,11 @@ pub enum Call {
         /// where the guest has it
         ipa: UntrustedIpa,
     },
+    /// [`Function::VmSeal`]
+    VmSeal {
+        /// the VM
+        vm: VmHandle,
+    },
     /// [`Function::VmDestroy`]
     VmDestroy {
         /// the VM
@@ -419,6 +428,7 @@ impl Call {
             }
             Self::VmMap { vm, page, ipa } => (Function::VmMap, [vm.0, page.0, ipa.0, 0, 0, 0, 0]),
             Self::VmUnmap { vm, ipa } => (Function::VmUnmap, [vm.0, ipa.0, 0, 0, 0, 0, 0]),
+            Self::VmSeal { vm } => (Function::VmSeal, [vm.0, 0, 0, 0, 0, 0, 0]),
             Self::VmDestroy { vm } => (Function::VmDestroy, [vm.0, 0, 0, 0, 0, 0, 0]),
             Self::VmReclaim { vm, page } => (Function::VmReclaim, [vm.0, page.0, 0, 0, 0, 0, 0]),
             Self::VcpuCreate(c) => (
@@ -467,6 +477,7 @@ impl Call {
                 Self::VmMap { vm: VmHandle(a[0]), page: UntrustedPa(a[1]), ipa: UntrustedIpa(a[2]) }
             }
             Function::VmUnmap => Self::VmUnmap { vm: VmHandle(a[0]), ipa: UntrustedIpa(a[1]) },
+            Function::VmSeal => Self::VmSeal { vm: VmHandle(a[0]) },
             Function::VmDestroy => Self::VmDestroy { vm: VmHandle(a[0]) },
             Function::VmReclaim => Self::VmReclaim { vm: VmHandle(a[0]), page: UntrustedPa(a[1]) },
             Function::VcpuCreate => Self::VcpuCreate(VcpuConfig {

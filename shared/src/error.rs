@@ -81,6 +81,12 @@ errors! {
     NoSme = -39, "no SME";
     /// The machine's EL1 can't be AArch32.
     NoAarch32 = -40, "no AArch32 at EL1";
+    /// The protected VM is sealed: no vCPU is made in it any more, and it is sealed once.
+    Sealed = -41, "the VM is sealed";
+    /// The protected VM is still being built: it runs once it is sealed.
+    NotSealed = -42, "the VM is not sealed";
+    /// The VM is a normal one, which knows no seal.
+    NotProtected = -43, "the VM is not protected";
 }
 
 impl Error {

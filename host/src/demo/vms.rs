@@ -69,6 +69,7 @@ pub fn build(guest: &[u8], cpus: usize, sve: bool) -> Result<([DemoVm; VMS], Vcp
             };
             *vcpu = Some(vm.create_vcpu(&Hvc, &mut Pages, settings)?);
         }
+        vm.seal(&Hvc)?;
     }
     Ok((vms, vcpus))
 }

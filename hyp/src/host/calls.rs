@@ -95,6 +95,7 @@ fn perform(cpu: &mut Cpu, call: Call) -> Result<Results, Error> {
         Call::VmTopup { vm, pages } => slots::topup(vm, pages).map(|()| NOTHING),
         Call::VmMap { vm, page, ipa } => slots::map(vm, page, ipa).map(|()| NOTHING),
         Call::VmUnmap { vm, ipa } => slots::unmap(vm, ipa).map(one),
+        Call::VmSeal { vm } => slots::seal(vm).map(|()| NOTHING),
         Call::VmDestroy { vm } => slots::destroy(vm).map(|()| NOTHING),
         Call::VmReclaim { vm, page } => slots::reclaim(vm, page).map(one),
         Call::VcpuCreate(config) => create_vcpu(&config),

@@ -56,14 +56,28 @@ pub fn donate(hands: &mut impl Hands, page: Page) {
     hands.wipe(page);
 }
 
-/// A page with the host's content in it becomes a guest's; the host keeps it unless the guest is
-/// protected.
+/// What a guest finds in a page that it gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// A normal guest's: what the host has there, who keeps it.
+    Shared,
+    /// A protected guest's, while it is built: what the host had there.
+    Kept,
+    /// A protected guest's that is sealed: nothing of the host's choosing.
+    Zeroed,
+}
+
+/// A page becomes a guest's; the host keeps it unless the guest is protected.
 #[must_use]
-pub fn prepare_for_guest(hands: &mut impl Hands, page: Page, protected: bool) -> Ready {
-    if protected {
+pub fn prepare_for_guest(hands: &mut impl Hands, page: Page, arrival: Arrival) -> Ready {
+    if arrival != Arrival::Shared {
         hands.take_from_host(page);
     }
     hands.map_for_hyp(page);
+    // Not before the host has lost it, who would write it again.
+    if arrival == Arrival::Zeroed {
+        hands.wipe(page);
+    }
     hands.clean(page);
     hands.unmap_for_hyp(page);
     // The host may have executed something else at this physical address.
@@ -197,12 +211,14 @@ mod tests {
 
     #[test]
     fn r31_a_guest_sees_a_page_only_when_it_is_clean() {
-        for protected in [false, true] {
+        for arrival in [Arrival::Shared, Arrival::Kept, Arrival::Zeroed] {
             let mut memory = Memory::hosts();
-            let ready = prepare_for_guest(&mut memory, page(), protected);
+            let ready = prepare_for_guest(&mut memory, page(), arrival);
             memory.map_for_guest(&ready);
-            assert_eq!(memory.memory, Content::Hosts, "the host's content is the guest's");
-            assert_eq!((memory.host, memory.hyp), (!protected, false));
+            // Nothing of the host's choosing gets into a protected guest that is sealed.
+            let expected = if arrival == Arrival::Zeroed { Content::Zero } else { Content::Hosts };
+            assert_eq!(memory.memory, expected, "{arrival:?}");
+            assert_eq!((memory.host, memory.hyp), (arrival == Arrival::Shared, false));
         }
     }
 
@@ -220,7 +236,11 @@ mod tests {
             if let State::Vm(_) = was {
                 donate(&mut memory, page());
             } else {
-                let ready = prepare_for_guest(&mut memory, page(), was == State::Guest(1));
+                let ready = prepare_for_guest(
+                    &mut memory,
+                    page(),
+                    if was == State::Guest(1) { Arrival::Kept } else { Arrival::Shared },
+                );
                 memory.map_for_guest(&ready);
             }
             // It is used, then its VM loses all translations.

@@ -16,13 +16,17 @@
 //!                        |  VM_DESTROY, some vCPU loaded: BUSY     ^
 //!                        +------> Alive, closing ------------------+ VM_DESTROY again, all put
 //! ```
+//!
+//! A protected VM that is alive is first built: the host gives it its payload, page by page with their content,
+//! and all its vCPUs. VM_SEAL ends that, for good; before it nothing of the VM runs, after it nothing of the
+//! host's choosing gets in. A normal VM knows no seal.
 
 #![forbid(unsafe_code)]
 
 use super::features::check_features;
 use super::hardware::{Machine, Memory as _, NewVcpu};
 use crate::arch::MAX_CPUS;
-use crate::memory::handover;
+use crate::memory::handover::{self, Arrival};
 use crate::memory::pages::{Page, VmId};
 use arrayvec::ArrayVec;
 use umbra_shared::PAGE_SIZE;
@@ -62,6 +66,8 @@ pub struct Vm<T, V> {
     /// How often the slot was used: makes old handles invalid.
     generation: u64,
     config: VmConfig,
+    /// A protected VM is built no more: nothing of the host's choosing gets in.
+    sealed: bool,
     vcpus: ArrayVec<VcpuSlot<V>, MAX_VCPUS>,
     /// Pages the host has not got back.
     pages_out: u64,
@@ -110,6 +116,7 @@ impl<T, V> Vm<T, V> {
             closing: false,
             generation: 0,
             config: VmConfig { policy: Policy::Lazy, protected: false },
+            sealed: false,
             vcpus: ArrayVec::new_const(),
             pages_out: 0,
             clock: 0,
@@ -158,6 +165,7 @@ impl<T, V> Vm<T, V> {
         self.closing = false;
         self.generation += 1;
         self.config = config;
+        self.sealed = false;
         self.pages_out = pages.count;
         self.clock = m.now();
         self.last_vcpu = [0; MAX_CPUS];
@@ -197,6 +205,11 @@ impl<T, V> Vm<T, V> {
         let vm = slot(handle)?;
         self.check(handle)?;
         let protected = self.config.protected;
+        let arrival = match (protected, self.sealed) {
+            (false, _) => Arrival::Shared,
+            (true, false) => Arrival::Kept,
+            (true, true) => Arrival::Zeroed,
+        };
         let tables = self.tables()?;
         check_ipa(m, ipa)?;
         if m.lookup(tables, ipa.0).is_some() {
@@ -208,7 +221,7 @@ impl<T, V> Vm<T, V> {
         let ready = m.memory(|memory| {
             let page = memory.pages().lookup(pa.0)?;
             memory.pages().give_to_guest(page, vm, protected)?;
-            Ok(handover::prepare_for_guest(memory, page, protected))
+            Ok(handover::prepare_for_guest(memory, page, arrival))
         })?;
         m.map(tables, ipa.0, ready);
         self.pages_out += 1;
@@ -240,6 +253,28 @@ impl<T, V> Vm<T, V> {
         })?;
         self.pages_out -= 1;
         Ok(pa)
+    }
+
+    /// VM_SEAL: a protected VM with all its vCPUs and its payload can run from here on. The host has no say in
+    /// its content, its entries and its registers any more, but for answers to exits that are open.
+    ///
+    /// # Errors
+    ///
+    /// BAD_VM, DYING, NOT_PROTECTED, SEALED; BAD_VCPU if it has no vCPU, which it could never get.
+    pub fn seal(&mut self, handle: VmHandle) -> Result<(), Error> {
+        self.check(handle)?;
+        self.tables()?;
+        if !self.config.protected {
+            return Err(Error::NotProtected);
+        }
+        if self.sealed {
+            return Err(Error::Sealed);
+        }
+        if self.vcpus.is_empty() {
+            return Err(Error::BadVcpu);
+        }
+        self.sealed = true;
+        Ok(())
     }
 
     /// VM_DESTROY: from here on the VM can only be reclaimed.
@@ -307,7 +342,7 @@ impl<T, V> Vm<T, V> {
     ///
     /// # Errors
     ///
-    /// BAD_VM, DYING, LIMIT, TOO_FEW_PAGES, those of [`check_features`], INVALID_ARGUMENT for an entry
+    /// BAD_VM, DYING, SEALED, LIMIT, TOO_FEW_PAGES, those of [`check_features`], INVALID_ARGUMENT for an entry
     /// that is no multiple of 4, or for an entry or an argument that an AArch32 vCPU's registers can't hold,
     /// BUSY or NOT_SHARED for the flag-shadow page, and what is wrong with the pages.
     pub fn create_vcpu<M: Machine<Tables = T, Vcpu = V>>(
@@ -317,9 +352,12 @@ impl<T, V> Vm<T, V> {
     ) -> Result<VcpuIndex, Error> {
         let vm = slot(config.vm)?;
         self.check(config.vm)?;
-        let full = self.vcpus.is_full();
+        let (full, sealed) = (self.vcpus.is_full(), self.sealed);
         let (index, policy, clock) = (self.vcpus.len(), self.config.policy, self.clock);
         let tables = self.tables()?;
+        if sealed {
+            return Err(Error::Sealed);
+        }
         if full {
             return Err(Error::Limit);
         }
@@ -357,7 +395,8 @@ impl<T, V> Vm<T, V> {
     ///
     /// # Errors
     ///
-    /// BUSY if it is loaded elsewhere, BAD_VM, BAD_VCPU, DYING, and what `fits` says.
+    /// BUSY if it is loaded elsewhere, BAD_VM, BAD_VCPU, DYING, NOT_SEALED for a protected VM that is still
+    /// being built, and what `fits` says.
     pub fn load<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
         m: &M,
@@ -368,6 +407,9 @@ impl<T, V> Vm<T, V> {
     ) -> Result<(&V, usize), Error> {
         self.check(handle)?;
         self.tables()?;
+        if self.config.protected && !self.sealed {
+            return Err(Error::NotSealed);
+        }
         let index = usize::try_from(index.0).map_err(|_| Error::BadVcpu)?;
         let slot = self.vcpus.get_mut(index).ok_or(Error::BadVcpu)?;
         if slot.loaded_on.is_some() {

@@ -362,6 +362,15 @@ pub fn unmap(handle: VmHandle, ipa: UntrustedIpa) -> Result<u64, Error> {
     slot(handle)?.unmap(&Target, handle, ipa)
 }
 
+/// VM_SEAL.
+///
+/// # Errors
+///
+/// Those of [`life::Vm::seal`].
+pub fn seal(handle: VmHandle) -> Result<(), Error> {
+    slot(handle)?.seal(handle)
+}
+
 /// VM_DESTROY.
 ///
 /// # Errors

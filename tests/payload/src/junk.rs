@@ -81,6 +81,7 @@ impl Junk {
             | Function::VmTopup
             | Function::VcpuCreate
             | Function::VcpuLoad
+            | Function::VmSeal
             | Function::VmDestroy
             | Function::VmReclaim
                 if self.random.below(4) != 0 =>

@@ -308,6 +308,14 @@ impl Machine {
         }
     }
 
+    /// A protected VM is built no more: it has all vCPUs that it will have.
+    pub fn seal(&self) {
+        if self.protected {
+            let sealed = Hvc.vm_seal(self.vm);
+            assert!(matches!(sealed, Ok(()) | Err(Error::Sealed)), "VM_SEAL: {sealed:?}");
+        }
+    }
+
     /// Creates the next vCPU.
     pub fn vcpu(&self, vq: Option<Vq>) -> Puppet {
         match self.try_vcpu(vq) {
@@ -427,6 +435,7 @@ impl Puppet {
     /// VCPU_LOAD on this CPU.
     #[track_caller]
     pub fn load(&self) {
+        self.machine.seal();
         if let Err(error) = Hvc.vcpu_load(self.machine.vm, self.index) {
             panic!("VCPU_LOAD: {error}");
         }

@@ -167,6 +167,19 @@ impl Spec {
                 let changes = one(page, Owner::HOST);
                 Ok(Outcome { x1: Some(page * PAGE_SIZE as u64), ..Outcome::changing(changes) })
             }
+            Call::VmSeal { vm: handle } => {
+                let vm = &mut self.vms[usize::from(vm::slot(handle)?)];
+                vm.check_alive(handle)?;
+                match (vm.protected, vm.sealed, vm.vcpus.len()) {
+                    (false, ..) => Err(Error::NotProtected),
+                    (true, true, _) => Err(Error::Sealed),
+                    (true, false, 0) => Err(Error::BadVcpu),
+                    (true, false, _) => {
+                        vm.sealed = true;
+                        Ok(Outcome::ok())
+                    }
+                }
+            }
             Call::VmDestroy { vm: handle } => {
                 let vm = &mut self.vms[usize::from(vm::slot(handle)?)];
                 vm.check(handle)?;
@@ -217,6 +230,9 @@ impl Spec {
                 let slot = vm::slot(handle)?;
                 let vm = &mut self.vms[usize::from(slot)];
                 vm.check_alive(handle)?;
+                if vm.protected && !vm.sealed {
+                    return Err(Error::NotSealed);
+                }
                 let index = usize::try_from(vcpu.0).map_err(|_| Error::BadVcpu)?;
                 let vcpu = vm.vcpus.get_mut(index).ok_or(Error::BadVcpu)?;
                 if vcpu.loaded_on.is_some() {
@@ -312,6 +328,9 @@ impl Spec {
         let slot = vm::slot(config.vm)?;
         let vm = &self.vms[usize::from(slot)];
         vm.check_alive(config.vm)?;
+        if vm.sealed {
+            return Err(Error::Sealed);
+        }
         if vm.vcpus.len() == VCPUS {
             return Err(Error::Limit);
         }

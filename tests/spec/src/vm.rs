@@ -49,6 +49,8 @@ pub struct Vm {
     pub generation: u64,
     /// Its memory is its own.
     pub protected: bool,
+    /// It is built no more.
+    pub sealed: bool,
     /// When its FP registers move.
     pub policy: Policy,
     /// vCPUs.

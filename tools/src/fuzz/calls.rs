@@ -261,9 +261,17 @@ impl Guide {
                     return None;
                 }
                 let (vm, slot) = self.vm(|vm| alive(vm) && !vm.vcpus.is_empty())?;
-                let vcpus = self.spec.vms[slot].vcpus.len() as u64;
-                set(&[Vm(vm), Number(self.rng.u64(..vcpus))]);
-                Function::VcpuLoad
+                // What is built must be sealed before it runs; now and then it is tried without.
+                let (protected, sealed) =
+                    (self.spec.vms[slot].protected, self.spec.vms[slot].sealed);
+                if protected && !sealed && self.rng.u8(..4) != 0 {
+                    set(&[Vm(vm)]);
+                    Function::VmSeal
+                } else {
+                    let vcpus = self.spec.vms[slot].vcpus.len() as u64;
+                    set(&[Vm(vm), Number(self.rng.u64(..vcpus))]);
+                    Function::VcpuLoad
+                }
             }
             69..74 => {
                 self.spec.cpus[usize::from(cpu)].loaded?;

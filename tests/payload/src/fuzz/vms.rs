@@ -80,6 +80,8 @@ struct Slot {
     /// How many have been created.
     count: usize,
     dying: bool,
+    /// It gets no vCPU any more.
+    sealed: bool,
 }
 
 static SLOTS: [Lock<Option<Slot>>; VMS] = [const { Lock::new(None) }; VMS];
@@ -135,7 +137,7 @@ pub fn create(slot: usize, config: VmConfig) -> u64 {
     }
     let handle = vm.handle();
     let vcpus = [const { None }; VCPUS];
-    *slot = Some(Slot { vm, handle, vcpus, count: 0, dying: false });
+    *slot = Some(Slot { vm, handle, vcpus, count: 0, dying: false, sealed: false });
     0
 }
 
@@ -175,6 +177,7 @@ fn create_with(name: VcpuName, features: VcpuFeatures) -> u64 {
     let mut supplier = Supplier(None);
     match slot.vm.create_vcpu(&Hvc, &mut supplier, settings) {
         Ok(vcpu) => {
+            assert!(!slot.sealed, "a vCPU is made in a protected VM that is sealed");
             assert!(possible(features), "a vCPU has a vector length that guests can't have");
             let flags = supplier.0.expect("asked for while creating");
             let (number, aarch32) = (name.vcpu.into(), features.aarch32);
@@ -188,6 +191,7 @@ fn create_with(name: VcpuName, features: VcpuFeatures) -> u64 {
         {
             3
         }
+        Err(BuildError::Hyp(Error::Sealed)) if slot.sealed => 4,
         Err(error) => panic!("VCPU_CREATE: {error}"),
     }
 }
@@ -253,14 +257,27 @@ pub enum Taken {
     Nowhere,
 }
 
-/// Takes a vCPU out of its place.
+/// What VCPU_LOAD says of a protected VM that is being built.
+const UNSEALED: Error = Error::NotSealed;
+
+/// Takes a vCPU out of its place, to be loaded.
 pub fn take(name: VcpuName) -> Taken {
     let mut slot = SLOTS[usize::from(name.vm)].lock();
     let Some(slot) = slot.as_mut().filter(|slot| usize::from(name.vcpu) < slot.count) else {
         return Taken::Nowhere;
     };
     match slot.vcpus[usize::from(name.vcpu)].take() {
-        Some(driven) => Taken::Here(driven),
+        Some(driven) => {
+            // A protected VM is built until somebody wants one of its vCPUs to run.
+            if slot.vm.config().protected && !slot.sealed && !slot.dying {
+                assert_eq!(Hvc.vcpu_load(slot.handle, VcpuIndex(name.vcpu.into())), Err(UNSEALED));
+                if let Err(error) = slot.vm.seal(&Hvc) {
+                    panic!("VM_SEAL: {error}");
+                }
+                slot.sealed = true;
+            }
+            Taken::Here(driven)
+        }
         None => Taken::Elsewhere(slot.handle, VcpuIndex(name.vcpu.into())),
     }
 }

@@ -418,6 +418,9 @@ fn r30_create_and_destroy_many_times() -> Result<(), Skip> {
         let index = Hvc.vcpu_create(config(vm, pages, count, flags, vl)).expect("VCPU_CREATE");
         if n % 16 == 0 {
             // It runs, and stops at once: there is nothing to fetch.
+            if protected {
+                Hvc.vm_seal(vm).expect("VM_SEAL");
+            }
             Hvc.vcpu_load(vm, index).expect("VCPU_LOAD");
             let exit = Hvc.vcpu_run(RunFlags::empty(), [0; 4]).expect("VCPU_RUN");
             assert!(matches!(exit.info.reason(), Some(Reason::Fault | Reason::Irq)));

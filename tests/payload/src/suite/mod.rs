@@ -18,6 +18,7 @@ pub mod pages;
 mod power;
 mod registers;
 mod reserved;
+mod sealed;
 mod sharing;
 mod sme_guest;
 mod sme_host;
@@ -43,6 +44,7 @@ pub const ALL: &[Area] = &[
     ("memory", memory::TESTS),
     ("aborts", aborts::TESTS),
     ("reserved", reserved::TESTS),
+    ("sealed", sealed::TESTS),
     ("sharing", sharing::TESTS),
     ("registers", registers::TESTS),
     ("hidden", hidden::TESTS),

@@ -58,6 +58,7 @@ const fn arguments(function: Function) -> usize {
         | Function::NextSharedPage
         | Function::ShareFlagPage
         | Function::UnshareFlagPage
+        | Function::VmSeal
         | Function::VmDestroy => 1,
         Function::Stats | Function::VmReclaim | Function::VmUnmap | Function::VcpuLoad => 2,
         Function::VmCreate | Function::VmTopup | Function::VmMap => 3,

@@ -133,6 +133,9 @@ impl World {
             Call::VmTopup { vm, pages } => on!(vm, topup, vm, pages).map(|()| 0),
             Call::VmMap { vm, page, ipa } => on!(vm, map, vm, page, ipa).map(|()| 0),
             Call::VmUnmap { vm, ipa } => on!(vm, unmap, vm, ipa),
+            Call::VmSeal { vm } => {
+                life::slot(vm).and_then(|slot| self.vms[usize::from(slot)].seal(vm)).map(|()| 0)
+            }
             Call::VmDestroy { vm } => on!(vm, destroy, vm).map(|()| 0),
             Call::VmReclaim { vm, page } => on!(vm, reclaim, vm, page),
             Call::VcpuCreate(config) => on!(config.vm, create_vcpu, &config).map(|index| index.0),
@@ -400,7 +403,8 @@ impl World {
                 self.call(cpu, Call::VcpuLoad { vm: handle, vcpu });
             }
             20 | 21 => self.call(cpu, Call::VcpuPut),
-            22 => self.call(cpu, Call::VmDestroy { vm: handle }),
+            22 if c % 4 == 0 => self.call(cpu, Call::VmDestroy { vm: handle }),
+            22 => self.call(cpu, Call::VmSeal { vm: handle }),
             23..27 => {
                 let page = self.page_of(c, of_it);
                 self.call(cpu, Call::VmReclaim { vm: handle, page });
@@ -458,7 +462,17 @@ fn a_protected_vms_life() {
         entry: 0x8000_0000,
         argument: 7,
     };
+    world.call(0, Call::VmSeal { vm });
     world.call(0, Call::VcpuCreate(vcpu));
+    world.call(0, Call::VcpuLoad { vm, vcpu: VcpuIndex(0) });
+    assert!(world.cpus[0].loaded.is_none(), "it is not sealed");
+    world.call(0, Call::VmSeal { vm });
+    // Nothing comes in behind the seal, but for an empty page.
+    world.call(0, Call::VmSeal { vm });
+    world.call(0, Call::ShareFlagPage { page: page(12) });
+    let late = VcpuConfig { pages: pages(40, count), flag_page: page(12), ..vcpu };
+    world.call(0, Call::VcpuCreate(late));
+    world.call(0, Call::VmMap { vm, page: page(13), ipa: UntrustedIpa(0x8000_1000) });
     // CPU 1 lacks its length.
     world.call(1, Call::VcpuLoad { vm, vcpu: VcpuIndex(0) });
     world.call(0, Call::VcpuLoad { vm, vcpu: VcpuIndex(0) });
@@ -471,7 +485,7 @@ fn a_protected_vms_life() {
     world.call(0, Call::VmDestroy { vm });
     world.call(0, Call::VcpuPut);
     world.call(0, Call::VmDestroy { vm });
-    for n in (0..6).chain([10]).chain(20..20 + count) {
+    for n in (0..6).chain([10, 13]).chain(20..20 + count) {
         world.call(0, Call::VmReclaim { vm, page: page(n) });
         world.check();
     }
