@@ -153,7 +153,7 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         describe(streaming_lengths.common),
     );
     let features = online().fold(Features::ALL, |common, s| common.and(s.features()));
-    let id = finish.id.without(Features::ALL.less(features));
+    let id = finish.id.without(Features::read(&finish.id).less(features));
     MACHINE.call_once(|| Machine {
         cpus: finish.cpus,
         displace: finish.options.displace,

@@ -103,12 +103,12 @@ impl IdRegisters {
         }
     }
 
-    /// As of a CPU without these features: their fields say so, beside what they share with features that
-    /// are there.
+    /// As of a CPU without these features, which this one has: their fields say so, but not what they share with
+    /// features that are there.
     #[must_use]
     pub fn without(mut self, missing: Features) -> Self {
         for feature in ALL.iter().filter(|feature| missing.has(feature.name)) {
-            for field in feature.fields {
+            for field in feature.fields.iter().filter(|field| field.tells) {
                 self.registers[field.of as usize] &= !(field.mask() << field.low);
             }
             for level in feature.levels {
@@ -135,6 +135,8 @@ pub struct Field {
     pub name: &'static str,
     /// What guests are shown.
     pub shown: Shown,
+    /// It is zero on a CPU without the feature.
+    pub tells: bool,
 }
 
 /// A field of four bits that is another feature's: above this value it tells of this one, too.
@@ -174,12 +176,17 @@ pub enum Shown {
 impl Field {
     /// Of four bits.
     pub const fn new(of: IdRegister, low: u32, name: &'static str, shown: Shown) -> Self {
-        Self { of, low, width: 4, name, shown }
+        Self { of, low, width: 4, name, shown, tells: true }
     }
 
     /// Of another width.
     pub const fn wide(self, width: u32) -> Self {
         Self { width, ..self }
+    }
+
+    /// One that a CPU without the feature may have, too.
+    pub const fn beside(self) -> Self {
+        Self { tells: false, ..self }
     }
 
     /// As many ones as it has bits.

@@ -2,7 +2,7 @@
 //! ([`crate::fp`]), and so are CPTR_EL2.TZ and the clamp in ZCR_EL2.
 //!
 //! Some of ID_AA64ZFR0_EL1 tells of instructions that are illegal in streaming mode: a guest with SME alone is
-//! not shown them (Linux did, and user space used them: the SVE hwcaps of 2025-01).
+//! not shown them (Linux did, and user space used them: the SVE hwcaps of 2025-01). The others are SME's as well.
 
 #![forbid(unsafe_code)]
 
@@ -15,14 +15,14 @@ pub(super) const FEATURE: Feature = Feature {
     is_there: |id| id.field(Aa64Pfr0, 32) != 0,
     fields: &[
         Field::new(Aa64Pfr0, 32, "SVE", WithSve),
-        Field::new(Aa64Zfr0, 0, "SVEver", WithSveOrSme),
+        Field::new(Aa64Zfr0, 0, "SVEver", WithSveOrSme).beside(),
         Field::new(Aa64Zfr0, 4, "AES", WithSve),
         Field::new(Aa64Zfr0, 16, "BitPerm", WithSve),
-        Field::new(Aa64Zfr0, 20, "BF16", WithSveOrSme),
-        Field::new(Aa64Zfr0, 24, "B16B16", WithSveOrSme),
+        Field::new(Aa64Zfr0, 20, "BF16", WithSveOrSme).beside(),
+        Field::new(Aa64Zfr0, 24, "B16B16", WithSveOrSme).beside(),
         Field::new(Aa64Zfr0, 32, "SHA3", WithSve),
         Field::new(Aa64Zfr0, 40, "SM4", WithSve),
-        Field::new(Aa64Zfr0, 44, "I8MM", WithSveOrSme),
+        Field::new(Aa64Zfr0, 44, "I8MM", WithSveOrSme).beside(),
         Field::new(Aa64Zfr0, 52, "F32MM", WithSve),
         Field::new(Aa64Zfr0, 56, "F64MM", WithSve),
     ],

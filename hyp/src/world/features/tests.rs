@@ -190,7 +190,7 @@ fn what_not_all_cpus_have_is_taken_out() {
     let everything = IdRegisters {
         registers: {
             let mut all = [0x1111_1111_1111_1111; REGISTERS];
-            all[IdRegister::Aa64Pfr0 as usize] = 0x2111_1111_1111_1121 | 2 << 28;
+            all[IdRegister::Aa64Pfr0 as usize] = 0x2211_1111_1111_1121 | 2 << 28;
             all[IdRegister::Aa64Pfr1 as usize] = 2 << 24 | 2 << 8 | 0x11;
             all[IdRegister::Aa64Smfr0 as usize] = 1 << 63 | 1 << 56 | 5;
             all
@@ -198,9 +198,15 @@ fn what_not_all_cpus_have_is_taken_out() {
         ..Default::default()
     };
     let all = Features::read(&everything);
-    for name in
-        [Name::Sme2, Name::SmeFa64, Name::Fpmr, Name::Aarch32, Name::Pauth, Name::RasFaultInjection]
-    {
+    for name in [
+        Name::Csv2,
+        Name::Sme2,
+        Name::SmeFa64,
+        Name::Fpmr,
+        Name::Aarch32,
+        Name::Pauth,
+        Name::RasFaultInjection,
+    ] {
         assert!(all.has(name), "{name:?}");
         let less = everything.without(Features::NONE.with(name));
         assert_eq!(Features::read(&less), all.less(Features::NONE.with(name)), "{name:?}");
@@ -210,6 +216,14 @@ fn what_not_all_cpus_have_is_taken_out() {
     assert_eq!(less.field(IdRegister::Aa64Pfr1, 24), 1);
     let less = everything.without(Features::NONE.with(Name::Fpmr));
     assert_eq!(less.get(IdRegister::Aa64Fpfr0), 0);
+    // CSV2 is CSV2 without the numbers of SCXTNUM, and CSV3 is another matter.
+    let less = everything.without(Features::NONE.with(Name::Csv2));
+    assert_eq!((less.get(IdRegister::Aa64Pfr0) >> 56) & 0xff, 0x21);
+    // What tells of instructions in streaming mode stays.
+    let less = everything.without(Features::NONE.with(Name::Sve));
+    assert_eq!(less.field(IdRegister::Aa64Pfr0, 32), 0);
+    assert_eq!(less.field(IdRegister::Aa64Zfr0, 20), 1, "BF16");
+    assert_eq!(less.field(IdRegister::Aa64Zfr0, 56), 0, "F64MM");
 }
 
 #[test]
