@@ -12,6 +12,8 @@ use crate::machine::{SHARED, Shared, machine};
 use crate::vm::slots::{self, Loaded};
 use crate::world::features::Features;
 use crate::world::switch::{El1Context, World};
+use core::mem::offset_of;
+use static_assertions::const_assert;
 use umbra_shared::call::{VcpuIndex, VmHandle};
 use umbra_shared::error::Error;
 use umbra_shared::sme::Storage;
@@ -46,6 +48,8 @@ pub struct Cpu {
     /// What others may look at.
     pub shared: &'static Shared,
 }
+
+const_assert!(offset_of!(Cpu, base) == 0);
 
 impl Cpu {
     /// CPU number `index`, with its stacks' tops.
@@ -82,9 +86,10 @@ impl Cpu {
     /// Makes this the running CPU's data.
     pub fn install(&'static mut self) -> &'static mut Self {
         let this: *mut Self = self;
-        // SAFETY: both derived from the exclusive reference just consumed; the first is not used again.
+        // SAFETY: a `Cpu` begins with its `base`, and the pointer reaches all of it; it is this CPU's own and
+        // lives forever. The reference is derived from the exclusive one just consumed.
         unsafe {
-            PerCpu::set_current(&mut (*this).base);
+            PerCpu::set_current(this.cast());
             &mut *this
         }
     }

@@ -85,7 +85,7 @@ impl Shared {
     }
 
     /// What the CPU has found out about itself; it has been up at EL2.
-    pub fn has(&self, features: Features, mpidr: u64, vqs: VqSet, svqs: VqSet) {
+    pub fn publish(&self, features: Features, mpidr: u64, vqs: VqSet, svqs: VqSet) {
         self.vqs.store(vqs.bits(), Ordering::Relaxed);
         self.svqs.store(svqs.bits(), Ordering::Relaxed);
         self.features.store(features.bits(), Ordering::Relaxed);

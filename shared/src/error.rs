@@ -67,7 +67,7 @@ errors! {
     /// Not a vector length (streaming or not), or one that guests can't have on this machine.
     BadVl = -32, "vector length not available to guests";
     /// This CPU can't provide exactly the vCPU's vector length (streaming or not), or came late and lacks
-    /// ZT0, FA64 or FPMR that the vCPU was shown.
+    /// what the vCPU was shown: ZT0, FA64, FPMR, pointer authentication, MOPS.
     VlMismatch = -33, "this CPU lacks the vCPU's vector length";
     /// The machine has no SVE.
     NoSve = -34, "no SVE";

@@ -38,7 +38,7 @@ const CHANNEL_LINES: usize = 1024;
 /// Between two looks at a machine that says nothing.
 const LOOK: Duration = Duration::from_secs(1);
 /// Of the time on the clock, at least this part counts, however busy the computer is.
-const LEAST: u32 = 64;
+const LEAST: u32 = 8;
 /// After a machine's end there is only the rest of its output to read, which is in the pipe.
 const REST: Duration = Duration::from_secs(120);
 
@@ -285,9 +285,13 @@ pub(crate) fn run_bounded(
     });
 
     let mut end = None;
+    let mut rest: Option<Instant> = None;
     let mut exited = false;
     while open > 0 || !exited {
-        let left = if end.is_some() { REST } else { clock.left() };
+        let left = match rest {
+            Some(until) => until.saturating_duration_since(Instant::now()),
+            None => clock.left(),
+        };
         match receiver.recv_timeout(left) {
             Ok(Message::Line(line)) => {
                 watch.line();
@@ -309,6 +313,9 @@ pub(crate) fn run_bounded(
             if end.is_some() {
                 let _ = running.child().kill();
             }
+        }
+        if end.is_some() {
+            rest.get_or_insert_with(|| Instant::now() + REST);
         }
     }
     end.context("the emulator's end was not seen")

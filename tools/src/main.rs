@@ -140,7 +140,7 @@ struct BootArgs {
     /// Show the machine's console.
     #[arg(long, short)]
     verbose: bool,
-    /// Seconds after which the machine is killed; for a Linux, beyond those of --seconds.
+    /// Seconds of its own time (not of its wait for a CPU) after which the machine is killed; for a Linux, beyond those of --seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     timeout: u64,
     /// Boot this packed file (see `image`) instead of building the demonstration.

@@ -71,7 +71,7 @@ pub struct Patience {
 impl Patience {
     /// For so many seconds, of somebody who looks so many times in each, or more often.
     pub fn new(seconds: u64, looks: u64) -> Self {
-        Self { step: frequency() / looks, left: seconds * frequency(), last: now() }
+        Self { step: (frequency() / looks).max(1), left: seconds * frequency(), last: now() }
     }
 
     /// A look; whether it is over.

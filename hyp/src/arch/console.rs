@@ -1,12 +1,13 @@
 //! The console: a PL011, which the host uses as well. Hyp writes while it boots, and when it dies.
 
+use crate::arch::Lock;
+use crate::arch::layout::DEVICE_BASE;
 use crate::arch::sysreg::{read_cntpct_el0, sys};
 use arm_pl011_uart::{PL011Registers, Uart, UniqueMmioPointer};
 use core::fmt::Write;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use log::{LevelFilter, Log, Metadata, Record};
-use {crate::arch::Lock, crate::arch::layout::DEVICE_BASE};
 
 struct Console;
 

@@ -1,7 +1,7 @@
 //! EL2's exception vectors (vectors.S): one table for while the host runs, one for while a guest runs.
 //!
 //! What comes from a lower EL is handed to the rooms above, by name: the host's synchronous exceptions to
-//! `umbra_host_sync`, a guest's to `guest_exit_sync` and its neighbours. An exception of EL2's own is the end
+//! `umbra_host_sync`, a guest's to `umbra_guest_exit_sync` and its neighbours. An exception of EL2's own is the end
 //! ([`super::fatal`]).
 
 use super::fatal::FatalFrame;

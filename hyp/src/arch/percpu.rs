@@ -32,9 +32,13 @@ impl PerCpu {
     }
 
     /// These are the running CPU's data from now on, for good.
-    pub fn set_current(this: &'static mut Self) {
-        let this: *mut Self = this;
-        // SAFETY: TPIDR_EL2 is hyp's own; it leads to data that live forever.
+    ///
+    /// # Safety
+    ///
+    /// It is where the data of this CPU begin, all of which `this` may reach, which live forever, and which no
+    /// other CPU uses.
+    pub unsafe fn set_current(this: *mut Self) {
+        // SAFETY: TPIDR_EL2 is hyp's own, and leads to what the caller promises.
         unsafe { sys::write_tpidr_el2(sys::TpidrEl2::from_bits_retain(this as u64)) };
     }
 }

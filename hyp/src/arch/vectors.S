@@ -65,14 +65,14 @@ umbra_guest_vectors:
     fatal_entry 21
     fatal_entry 22
     fatal_entry 23
-    vector_entry guest_exit_sync        // lower EL, AArch64
-    vector_entry guest_exit_irq
-    vector_entry guest_exit_irq         // FIQ: the host's as well
-    vector_entry guest_exit_serror
-    vector_entry guest_exit_sync        // lower EL, AArch32
-    vector_entry guest_exit_irq
-    vector_entry guest_exit_irq
-    vector_entry guest_exit_serror
+    vector_entry umbra_guest_exit_sync        // lower EL, AArch64
+    vector_entry umbra_guest_exit_irq
+    vector_entry umbra_guest_exit_irq         // FIQ: the host's as well
+    vector_entry umbra_guest_exit_serror
+    vector_entry umbra_guest_exit_sync        // lower EL, AArch32
+    vector_entry umbra_guest_exit_irq
+    vector_entry umbra_guest_exit_irq
+    vector_entry umbra_guest_exit_serror
 // A slot that overflowed would have pushed us past this, which is an error.
 .org umbra_guest_vectors + 2048
 

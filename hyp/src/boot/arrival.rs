@@ -28,7 +28,7 @@ use crate::power::{
 };
 use crate::world::controls::Controls;
 use crate::world::features::id::IdRegisters;
-use crate::world::features::{Control, Features, Name};
+use crate::world::features::{self, Control, Features};
 use crate::world::interrupts::virtual_interface_fits;
 use core::cell::Cell;
 use core::ptr::NonNull;
@@ -100,8 +100,11 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
         report_host_vq(index as usize, "SVL", cpu.shared.svqs(), held.svq);
         report_missing(index as usize, "VL", &machine.lengths, cpu.shared.vqs());
         report_missing(index as usize, "SVL", &machine.streaming, cpu.shared.svqs());
-        if machine.features.less(cpu.shared.features()).has(Name::Aarch32) {
-            log::warn!("CPU {index} does not run AArch32 guests");
+        let missing = machine.features.less(cpu.shared.features());
+        for feature in features::ALL.iter().filter(|feature| missing.has(feature.name)) {
+            if let Some(whose) = feature.relied_on.whose() {
+                log::warn!("CPU {index} lacks {} and does not run {whose}", feature.arm);
+            }
         }
     }
     if first && power::hw::cell(cpu.index()).state() == Power::Off {
@@ -229,6 +232,7 @@ fn start_others(this: usize, cpus: usize) {
 fn log_beginning() {
     use crate::arch::log::{forget, note};
     use crate::memory::hw;
+    use crate::world::features::Name;
     use umbra_shared::record::Kind;
     let machine = machine();
     let root = machine.stage2.root_level as u64;

@@ -69,7 +69,7 @@ pub fn bring_up(cpu: &mut Cpu) {
         }
     }
     let mpidr = sys::read_mpidr_el1().bits() & MPIDR_AFFINITY;
-    cpu.shared.has(features, mpidr, vqs, svqs);
+    cpu.shared.publish(features, mpidr, vqs, svqs);
     cpu.hw.set_access(Access::Closed);
 }
 

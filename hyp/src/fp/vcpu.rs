@@ -9,8 +9,6 @@ use umbra_shared::sve::{FPSIMD_BYTES, Layout};
 use umbra_shared::vcpu::VcpuFeatures;
 use umbra_shared::vl::{Vq, VqSet};
 
-/// FPEXC32_EL2.EN.
-pub(super) const FPEXC_EN: u64 = 1 << 30;
 /// Whose state is in the registers.
 ///
 /// `Guest` names no vCPU because it can mean only one: the vCPU loaded on this CPU. A put makes it
@@ -25,6 +23,8 @@ pub enum Live {
     Nobody,
 }
 
+/// FPEXC32_EL2.EN.
+pub(super) const FPEXC_EN: u64 = 1 << 30;
 /// FPEXC32_EL2 after reset: EN clear; VECITR is RES1.
 const FPEXC_RESET: u64 = 0x700;
 

@@ -59,7 +59,9 @@ guest_resume:
     stp     x2, x3, [x0]
 .endm
 
-guest_exit_sync:
+.global umbra_guest_exit_sync
+.hidden umbra_guest_exit_sync
+umbra_guest_exit_sync:
     save_guest
     mrs     x1, esr_el2
     lsr     x2, x1, #26
@@ -73,11 +75,15 @@ guest_exit_sync:
     tbz     w0, #0, 2b
     mov     x0, x19
     b       guest_resume
-guest_exit_irq:
+.global umbra_guest_exit_irq
+.hidden umbra_guest_exit_irq
+umbra_guest_exit_irq:
     save_guest
     mov     x0, #1
     b       guest_exit_common
-guest_exit_serror:
+.global umbra_guest_exit_serror
+.hidden umbra_guest_exit_serror
+umbra_guest_exit_serror:
     save_guest
     mov     x0, #2
 

@@ -42,7 +42,7 @@ pub fn synchronous(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
     }
 }
 
-// Called by guest_exit_sync (enter.S) for every synchronous exception but HVC, before anything of the
+// Called by umbra_guest_exit_sync (enter.S) for every synchronous exception but HVC, before anything of the
 // host's is back: the traps that a guest takes often and that need nobody but hyp end here. All of the
 // guest's registers are in its `regs`; ELR_EL2 and SPSR_EL2 are still its own. False: it is something
 // else, or an interrupt waits for the host; nothing has been done then.

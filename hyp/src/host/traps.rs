@@ -50,7 +50,7 @@ fn rare(cpu: &mut Cpu, frame: &mut HostFrame, esr: u64) {
         ec::SMC64 => {
             // Trapped before it executed (HCR_EL2.TSC).
             step_over(esr);
-            if machine().stats && psci::ends_the_machine(frame.x[0] as u32) {
+            if machine().stats && psci::ends_the_machine(psci::registers(&frame.x)[0] as u32) {
                 report::counters();
             }
             power::hw::handle(cpu, frame);

@@ -20,7 +20,7 @@ use crate::vm::features::check_features;
 use crate::vm::hardware::{self, Machine, NewVcpu};
 use crate::vm::life::{self, MAX_VMS};
 use crate::world::aarch32::{Aarch32Regs, PSTATE_SVC_MASKED};
-use crate::world::features::{HCR_GUEST_AARCH32, Name};
+use crate::world::features::{HCR_RW, Name};
 use crate::world::idregs;
 use crate::world::interrupts::{Timer, VirtualGic};
 use crate::world::switch::{self, El1Context, GuestRegs, PSTATE_EL1H_MASKED};
@@ -292,7 +292,7 @@ impl Machine for Target {
             vmpidr: 1 << 31 | new.index as u64,
             vttbr: tables.stage2.vttbr().bits(),
             open: Open::Nothing,
-            hcr: if aarch32 { hcr & HCR_GUEST_AARCH32 } else { hcr },
+            hcr: if aarch32 { hcr & !HCR_RW } else { hcr },
             features: new.features,
             aarch32: Aarch32Regs::default(),
             flags: flag_page(new.flag_page),

@@ -112,7 +112,13 @@ mod tests {
     fn always(name: Name) -> bool {
         matches!(
             name,
-            Name::Base | Name::Fp | Name::Debug | Name::Gic | Name::Timer | Name::Translation
+            Name::Base
+                | Name::Fp
+                | Name::Debug
+                | Name::Gic
+                | Name::Timer
+                | Name::Trace
+                | Name::Translation
         )
     }
 
@@ -208,6 +214,17 @@ mod tests {
                 let n = control as usize;
                 assert_eq!((values.host[n], values.guest[n]), (0, 0), "{control:?}");
             }
+            let mut switched = [false; CONTROLS];
+            walk(features, |control| switched[control as usize] = true);
+            for control in Control::ALL {
+                let n = control as usize;
+                let differs = values.host[n] != values.guest[n] && control.exists(features);
+                let own = matches!(control, Control::Hcr | Control::Cptr);
+                // MPAMHCR_EL2 and FGT2's registers come with MPAM and FGT.
+                let whole = (features.has(Name::Mpam) || control != Control::Mpamhcr)
+                    && (features.has(Name::Fgt) || !features.has(Name::Fgt2));
+                assert!(!differs || own || !whole || switched[n], "{control:?} with {features:?}");
+            }
         });
     }
 
@@ -259,7 +276,8 @@ mod tests {
                 "E2H, TGE"
             );
             if features.has(Name::Mpam) {
-                assert_eq!(at(&values.guest, Control::Mpam2), 3 << 48);
+                let tidr = if features.has(Name::MpamTidr) { 1 << 58 } else { 0 };
+                assert_eq!(at(&values.guest, Control::Mpam2), 3 << 48 | tidr);
             }
         });
     }
@@ -285,7 +303,7 @@ mod tests {
             (Control::Hfgitr2, 2, 0),
             (Control::Hdfgrtr2, u64::MAX, 0),
             (Control::Hdfgwtr2, u64::MAX, 0),
-            (Control::Mpam2, 1 << 50, 3 << 48),
+            (Control::Mpam2, 1 << 50, 1 << 58 | 3 << 48),
             (Control::Mpamhcr, 0, 1 << 31),
         ];
         for (control, of_host, of_guest) in expected {

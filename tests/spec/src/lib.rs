@@ -14,7 +14,7 @@
 //! - [`calls`]: every hypercall of the host's and of guests;
 //! - [`judge`]: records against all of that.
 //!
-//! It judges hyp's decisions on a development machine (`tests/logic.rs`) and whole machines in the
+//! It judges hyp's decisions on a development machine (`tests/logic/main.rs`) and whole machines in the
 //! fuzzer (`cargo xtask fuzz --calls`).
 
 #![forbid(unsafe_code)]

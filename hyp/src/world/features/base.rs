@@ -11,9 +11,6 @@ use super::{Bits, Feature, How, Name, register};
 /// HCR_EL2.RW: EL1 is AArch64.
 pub const HCR_RW: u64 = 1 << 31;
 
-/// What HCR_EL2 of an AArch32 guest has less.
-pub const HCR_GUEST_AARCH32: u64 = !HCR_RW;
-
 const VM: u64 = 1;
 const SWIO: u64 = 1 << 1;
 const PTW: u64 = 1 << 2;
@@ -42,11 +39,6 @@ pub(super) const FEATURE: Feature = Feature {
         register(
             "X0-X30, PC, PSTATE",
             How::SwitchedBy("`umbra_guest_enter`; the host's are on hyp's stack"),
-        ),
-        register(
-            "SP_EL0, SP_EL1, ELR_EL1, SPSR_EL1, SCTLR, CPACR, TTBR0, TTBR1, TCR, MAIR, AMAIR, VBAR, ESR, FAR, \
-             AFSR0, AFSR1, CONTEXTIDR, PAR, TPIDR_EL1, TPIDR_EL0, TPIDRRO_EL0, CNTKCTL, CSSELR, MDSCR",
-            How::SwitchedBy("`umbra_switch_el1`"),
         ),
         register("MPIDR_EL1", How::SwitchedBy("VMPIDR_EL2, the vCPU's")),
         register("stage 2 and VMID", How::SwitchedBy("VTTBR_EL2, the VM's")),

@@ -19,6 +19,6 @@ pub(super) const FEATURE: Feature = Feature {
     ],
     bits: &[Bits::both(Hcrx, ENFPM, "EnFPM").always()],
     registers: &[register("FPMR", How::SwitchedBy("the FP engine"))],
-    relied_on: Relied::ByAll,
+    relied_on: Relied::InAarch64,
     ..Feature::new(Name::Fpmr, "FEAT_FPMR")
 };

@@ -47,7 +47,7 @@ mod translation;
 use id::{Field, IdRegisters, Level};
 use umbra_shared::vcpu::VcpuFeatures;
 
-pub use base::{HCR_GUEST_AARCH32, HCR_RW};
+pub use base::HCR_RW;
 pub use mpam::MPAMIDR_HAS_HCR;
 pub use pauth::HCR_API_APK;
 
@@ -74,12 +74,14 @@ pub enum Name {
     Fgt,
     Fgt2,
     Mpam,
+    MpamTidr,
     MpamHcr,
     Amu,
     Debug,
     Pmu,
     PmuHpmd,
     Spe,
+    Trace,
     TraceFilter,
     Brbe,
     Gic,
@@ -117,13 +119,15 @@ pub const ALL: [Feature; COUNT] = [
     fgt::FGT,
     fgt::FGT2,
     mpam::MPAM,
+    mpam::TRAP_ID,
     mpam::HCR,
     amu::FEATURE,
     debug::FEATURE,
     pmu::PMU,
     pmu::HPMD,
     spe::FEATURE,
-    trace::FEATURE,
+    trace::UNIT,
+    trace::FILTER,
     brbe::FEATURE,
     gic::FEATURE,
     timer::FEATURE,
@@ -182,12 +186,24 @@ impl Feature {
 pub enum Relied {
     /// None: they aren't shown it, or are asked when they are made.
     ByNone,
-    /// All.
-    ByAll,
+    /// Those in AArch64.
+    InAarch64,
     /// Those with SME.
     WithSme,
     /// Those in AArch32.
     InAarch32,
+}
+
+impl Relied {
+    /// Guests that a CPU without the feature can't run, in words.
+    pub const fn whose(self) -> Option<&'static str> {
+        match self {
+            Self::ByNone => None,
+            Self::InAarch64 => Some("AArch64 guests"),
+            Self::WithSme => Some("guests with SME"),
+            Self::InAarch32 => Some("AArch32 guests"),
+        }
+    }
 }
 
 /// A set of features. One bit each by construction: its number is the [`Name`].
@@ -260,12 +276,11 @@ impl Features {
 
     /// Those of them that a vCPU counts on.
     pub const fn relied_on_by(self, vcpu: VcpuFeatures) -> Self {
-        const BY_ALL: Features = Features::relied_on(Relied::ByAll);
+        const IN_AARCH64: Features = Features::relied_on(Relied::InAarch64);
         const WITH_SME: Features = Features::relied_on(Relied::WithSme);
         const IN_AARCH32: Features = Features::relied_on(Relied::InAarch32);
-        let mut set = BY_ALL.0;
+        let mut set = if vcpu.aarch32 { IN_AARCH32.0 } else { IN_AARCH64.0 };
         set |= if vcpu.svq.is_some() { WITH_SME.0 } else { 0 };
-        set |= if vcpu.aarch32 { IN_AARCH32.0 } else { 0 };
         Self(self.0 & set)
     }
 }

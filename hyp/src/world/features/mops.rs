@@ -15,6 +15,6 @@ pub(super) const FEATURE: Feature = Feature {
     is_there: |id| id.field(Aa64Isar2, 16) != 0,
     fields: &[Field::new(Aa64Isar2, 16, "MOPS", AsIs)],
     bits: &[Bits::both(Hcrx, MSCEN, "MSCEn").always()],
-    relied_on: Relied::ByAll,
+    relied_on: Relied::InAarch64,
     ..Feature::new(Name::Mops, "FEAT_MOPS")
 };

@@ -1,4 +1,5 @@
-//! MPAM: partitions of caches and memory are the host's. A CPU without MPAMHCR_EL2 can't hide MPAMIDR_EL1.
+//! MPAM: partitions of caches and memory are the host's. MPAMIDR_EL1 is hidden by MPAM2_EL2.TIDR or by
+//! MPAMHCR_EL2; a CPU that has neither can't hide it.
 
 #![forbid(unsafe_code)]
 
@@ -13,6 +14,11 @@ pub const MPAMIDR_HAS_HCR: u64 = 1 << 17;
 
 /// MPAM2_EL2: EnMPAMSM, RES0 without SME. MPAMEN (63) belongs to EL3 or is read-only here.
 const ENMPAMSM: u64 = 1 << 50;
+/// MPAMIDR_EL1.HAS_TIDR: there is an MPAM2_EL2.TIDR.
+const MPAMIDR_HAS_TIDR: u64 = 1 << 58;
+
+/// MPAM2_EL2: TIDR.
+const TIDR: u64 = 1 << 58;
 /// TRAPMPAM0EL1, TRAPMPAM1EL1; MPAMSM_EL1 traps without EnMPAMSM.
 const TRAPMPAMXEL1: u64 = 3 << 48;
 /// MPAMHCR_EL2: TRAP_MPAMIDR_EL1.
@@ -34,10 +40,18 @@ pub(super) const MPAM: Feature = Feature {
         register("MPAMSM_EL1", How::Trapped("MPAM2_EL2.EnMPAMSM = 0")),
         register(
             "MPAMIDR_EL1",
-            How::Trapped("MPAMHCR_EL2.TRAP_MPAMIDR_EL1, where it exists; else a constant"),
+            How::Trapped(
+                "MPAM2_EL2.TIDR or MPAMHCR_EL2.TRAP_MPAMIDR_EL1, where one exists; else a constant",
+            ),
         ),
     ],
     ..Feature::new(Name::Mpam, "FEAT_MPAM")
+};
+
+pub(super) const TRAP_ID: Feature = Feature {
+    is_there: |id| id.mpamidr & MPAMIDR_HAS_TIDR != 0,
+    bits: &[Bits::guest(Mpam2, TIDR, "TIDR")],
+    ..Feature::new(Name::MpamTidr, "MPAM2_EL2.TIDR")
 };
 
 pub(super) const HCR: Feature = Feature {

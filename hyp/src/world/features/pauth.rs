@@ -30,6 +30,6 @@ pub(super) const FEATURE: Feature = Feature {
     ],
     bits: &[Bits::host(Hcr, HCR_API_APK, "API, APK")],
     registers: &[register("APIAKey, APIBKey, APDAKey, APDBKey, APGAKey", How::SwitchedBy(KEYS))],
-    relied_on: Relied::ByAll,
+    relied_on: Relied::InAarch64,
     ..Feature::new(Name::Pauth, "FEAT_PAuth")
 };

@@ -36,8 +36,8 @@ pub(super) const FEATURE: Feature = Feature {
     registers: &[
         register("TCR2_EL1, SCTLR2_EL1", How::Trapped("HCRX_EL2.TCR2En, SCTLR2En = 0")),
         register(
-            "PIR*_EL1, POR_ELx, MAIR2_EL1, AMAIR2_EL1, S2POR_EL1, RCW*MASK_EL1",
-            How::Trapped("HFGxTR_EL2's n-bits = 0"),
+            "PIR*_EL1, POR_ELx, MAIR2_EL1, AMAIR2_EL1, S2POR_EL1, RCWMASK_EL1, RCWSMASK_EL1",
+            How::Trapped("HFGxTR_EL2's and HFGxTR2_EL2's n-bits = 0"),
         ),
     ],
     ..Feature::new(Name::Permissions, "FEAT_TCR2, FEAT_SCTLR2, FEAT_S1PIE and their kin")

@@ -42,7 +42,7 @@ const NAMED: &[(IdRegister, &[u32])] = &[
     (IdRegister::Aa64Pfr0, &[0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60]),
     (IdRegister::Aa64Pfr1, &[0, 4, 8, 12, 16, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60]),
     (IdRegister::Aa64Pfr2, &[0, 4, 8, 12, 16, 32]),
-    (IdRegister::Aa64Zfr0, &[0, 4, 16, 20, 24, 32, 40, 44, 52, 56]),
+    (IdRegister::Aa64Zfr0, &[0, 4, 12, 16, 20, 24, 32, 40, 44, 48, 52, 56]),
     (IdRegister::Aa64Smfr0, &[0, 32, 33, 34, 35, 36, 40, 44, 48, 52, 56, 60, 63]),
     (IdRegister::Aa64Fpfr0, &[0, 1, 28, 29, 30, 31]),
     (IdRegister::Aa64Dfr0, &[0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60]),
@@ -240,5 +240,39 @@ fn who_relies_on_what() {
         assert!(sme.has(name) && !fpsimd.has(name) && !aarch32.has(name), "{name:?}");
     }
     assert!(aarch32.has(Name::Aarch32) && !sme.has(Name::Aarch32));
+    assert!(!aarch32.has(Name::Pauth), "it has no use for it");
     assert_eq!(Features::NONE.relied_on_by(VcpuFeatures::AARCH32), Features::NONE);
+}
+
+proptest::proptest! {
+    /// What is taken out of the ID registers is what a CPU has too much, and of that only what tells of it: of
+    /// what no CPU has, nothing is left to take.
+    #[test]
+    fn taking_out_what_is_missing_takes_out_nothing_else(
+        registers in proptest::collection::vec(proptest::prelude::any::<u64>(), REGISTERS), missing: u64,
+    ) {
+        let mut id = IdRegisters::default();
+        id.registers.copy_from_slice(&registers);
+        let has = Features::read(&id);
+        let missing = Features::from_bits(missing).and(has);
+        let left = id.without(missing);
+        for feature in &ALL {
+            for field in feature.fields {
+                let at = |id: &IdRegisters| id.get(field.of) >> field.low & field.mask();
+                let told = ALL.iter().filter(|f| missing.has(f.name)).any(|f| {
+                    f.levels.iter().any(|level| (level.of, level.low) == (field.of, field.low))
+                });
+                let taken = missing.has(feature.name) && field.tells;
+                if !told && !taken {
+                    proptest::prop_assert_eq!(at(&left), at(&id), "{}", field.name);
+                }
+                proptest::prop_assert!(at(&left) <= at(&id), "{}", field.name);
+            }
+        }
+        // Nobody counts on what is gone.
+        let after = Features::read(&left);
+        for feature in ALL.iter().filter(|f| f.relied_on != Relied::ByNone && missing.has(f.name)) {
+            proptest::prop_assert!(!after.has(feature.name), "{}", feature.arm);
+        }
+    }
 }

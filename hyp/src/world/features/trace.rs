@@ -14,20 +14,30 @@ const TTA: u64 = 1 << 20;
 /// MDCR_EL2.
 const TTRF: u64 = 1 << 19;
 
-pub(super) const FEATURE: Feature = Feature {
-    is_there: |id| id.field(Aa64Dfr0, 40) != 0,
+/// The trace unit and its buffer, of whichever kind.
+pub(super) const UNIT: Feature = Feature {
     fields: &[
         Field::new(Aa64Dfr0, 4, "TraceVer", Hidden),
-        Field::new(Aa64Dfr0, 40, "TraceFilt", Hidden),
         Field::new(Aa64Dfr0, 44, "TraceBuffer", Hidden),
         Field::new(Aa64Dfr0, 56, "ExtTrcBuff", Hidden),
     ],
-    bits: &[Bits::guest(Cptr, TTA, "TTA").always(), Bits::guest(Mdcr, TTRF, "TTRF").always()],
+    bits: &[Bits::guest(Cptr, TTA, "TTA").always()],
     registers: &[
         register("TRC*", How::Trapped("CPTR_EL2.TTA")),
+        register("TRB*_EL1", How::Trapped("MDCR_EL2.E2TB = 0")),
+    ],
+    ..Feature::new(Name::Trace, "FEAT_ETE, FEAT_TRBE")
+};
+
+/// Which ELs a trace sees.
+pub(super) const FILTER: Feature = Feature {
+    is_there: |id| id.field(Aa64Dfr0, 40) != 0,
+    fields: &[Field::new(Aa64Dfr0, 40, "TraceFilt", Hidden)],
+    bits: &[Bits::guest(Mdcr, TTRF, "TTRF").always()],
+    registers: &[
         // The host's; zero while a guest runs.
         register("TRFCR_EL1", How::Switched(Optional::TrfcrEl1)),
-        register("TRFCR_EL1 of guests; TRB*_EL1", How::Trapped("MDCR_EL2.TTRF, E2TB = 0")),
+        register("TRFCR_EL1 of guests", How::Trapped("MDCR_EL2.TTRF")),
     ],
     ..Feature::new(Name::TraceFilter, "FEAT_TRF")
 };

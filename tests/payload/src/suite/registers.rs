@@ -99,7 +99,7 @@ macro_rules! registers {
 
 const ALL: u64 = u64::MAX;
 
-/// The order of hyp's table (`world.rs`): name, encoding, mask, bits set, in the host, who has it.
+/// The order of hyp's table (`hyp/src/world/registers.md`): name, encoding, mask, bits set, in the host, who has it.
 static REGISTERS: &[Register] = registers! {
     "SP_EL0" 3 0 4 1 0, ALL, 0, Tag, Nothing;
     "ELR_EL1" 3 0 4 0 1, 0x7fff_ffff_fffc, 0, Tag, Nothing;

@@ -107,7 +107,7 @@ impl World {
         Self { target, vms, cpus, stats: Stats::new(), spec, handles: vec![VmHandle(0)] }
     }
 
-    /// As `arch::calls` and `arch::vm` do it.
+    /// As `host::calls` and `vm::slots` do it.
     fn perform(&mut self, cpu: usize, call: Call) -> Result<u64, Error> {
         macro_rules! on {
             ($handle:expr, $method:ident, $($arg:expr),*) => {{
