@@ -28,23 +28,38 @@
 //! - never sees a guest's registers, so it has no guest state to bind, to flush or to save on a
 //!   context switch: kernel-mode FP, a softirq, or another task's registers coming in are ordinary FP
 //!   instructions that trap to hyp once, and find the host's own state;
-//! - can make the switch cheaper by saying what it knows: with `TIF_FOREIGN_FPSTATE` set the registers
-//!   hold nothing that matters, so hyp need not save them
-//!   ([`HostFlags::FOREIGN_FPSTATE`]); in a system call only V0-V31, FPSR and FPCR hold anything
-//!   ([`HostFlags::SVE_DISCARDED`]).
+//! - can make the switch cheaper by saying what it knows: if the registers hold nothing that is not in
+//!   memory too, hyp need not save them ([`HostFlags::FOREIGN_FPSTATE`]); in a system call only V0-V31,
+//!   FPSR and FPCR hold anything ([`HostFlags::SVE_DISCARDED`]).
 //!
 //! It is said in the vCPU's flag-shadow page ([`umbra_shared::flags`]), before each entry, with
 //! interrupts masked: from then on nothing of the host runs that could change it. What it costs to
 //! be wrong is the host's own: hyp takes the word as a hint and protects guests whatever it says.
 //!
-//! After a run hyp's word says what became of the registers:
+//! # Whose registers
+//!
+//! `TIF_FOREIGN_FPSTATE` is of one task, the registers are the CPU's. While the VMM task is current and its
+//! flag set, they may be those of a task that was preempted: it has them in memory, but `fpsimd_last_state`
+//! names it, and if it comes back to this CPU and nobody has taken them it goes on without reloading
+//! them. The same is true of a kernel thread amid kernel-mode FP. So [`TaskFp`] asks for what the CPU
+//! holds, whoever is current ([`CpuRegisters`]), and whenever hyp has kept nothing *nobody's* are there any
+//! more: the OS forgets whose they were ([`TaskFp::flush_cpu_state`]), whatever the current task's flag is.
+//! Where nothing was lost, because the guest left FP alone, the other task's registers stay and are
+//! found.
+//!
+//! # What became of them
+//!
+//! Hyp's word says it after a run:
 //!
 //! | `GUEST_FP_LOADED` | `HOST_FP_PRESERVED` | what [`VcpuFp::vcpu_ctxsync_fp`] does |
 //! |---|---|---|
 //! | 0 | 1 | nothing: the registers hold the host's state |
 //! | 1 | 1 | nothing: the first FP access of the host traps and finds its state |
-//! | 1 | 0 | [`TaskFp::set_foreign_fpstate`]: the host had said FOREIGN, and meanwhile it is true |
+//! | 1 | 0 | [`TaskFp::flush_cpu_state`]: the host had said FOREIGN, and meanwhile it is true |
 //! | 0 | 0 | the same |
+//!
+//! A run that hyp refused has changed nothing and published nothing. The word is then what was published
+//! last, for other registers perhaps (a CPU that was suspended has put its vCPU), and is not looked at.
 //!
 //! The names below are those of KVM's `arch/arm64/kvm/fpsimd.c`, so that a reader of one finds the
 //! way in the other.
@@ -55,18 +70,32 @@ use umbra_shared::{
     flags::{FlagShadowPage, HostFlags, HypFlags},
 };
 
-/// What the OS knows of the current task's FP registers.
+/// What the CPU's FP registers hold of the host's: of any task's and of the kernel's, whoever is current.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CpuRegisters {
+    /// State that is nowhere else: hyp keeps it. On Linux it can only be the current task's
+    /// (TIF_FOREIGN_FPSTATE is clear).
+    Live,
+    /// The same, of a task that is where the syscall ABI discards everything beyond V0-V31, FPSR and
+    /// FPCR. Those registers then may read as zero after the run.
+    LiveFpsimd,
+    /// Nothing, or what its owner has in memory too, though it may count on finding it here
+    /// (TIF_FOREIGN_FPSTATE of the current task is set): hyp need not keep it, and if it does not, who
+    /// counts on it is told by [`TaskFp::flush_cpu_state`].
+    Saved,
+}
+
+/// What the OS knows of the FP registers of the CPU that it runs on.
 pub trait TaskFp {
-    /// TIF_FOREIGN_FPSTATE of the current task.
-    fn foreign_fpstate(&self) -> bool;
+    /// What they hold.
+    fn registers(&self) -> CpuRegisters;
 
-    /// Whether the current task is where the syscall ABI discards everything beyond V0-V31, FPSR and
-    /// FPCR. Those registers then read as zero after the run.
-    fn sve_discarded(&self) -> bool;
-
-    /// Sets TIF_FOREIGN_FPSTATE and forgets that any task's state is on this CPU
-    /// (`fpsimd_flush_cpu_state`): the registers' content is gone. Called with interrupts masked.
-    fn set_foreign_fpstate(&mut self);
+    /// The registers' content is gone. Forgets whose state was on this CPU, be it the current task's, that
+    /// of another, or of kernel-mode FP that was preempted (Linux: `fpsimd_flush_cpu_state`, which clears
+    /// `fpsimd_last_state` and sets TIF_FOREIGN_FPSTATE): none of them is gone on with before it has been
+    /// loaded again. Called after each run of which nothing was kept, with interrupts masked. What
+    /// can't be done with interrupts masked must have been done before another task runs.
+    fn flush_cpu_state(&mut self);
 }
 
 /// How the OS's own kernel gets the FP registers for itself: a crypto routine, a softirq
@@ -76,8 +105,9 @@ pub trait TaskFp {
 /// on the CPU. Here they never are, as far as the host can see: what `kernel_neon_begin` reads to save
 /// the current task is the task's, fetched back by hyp at that moment if a guest had displaced it.
 pub trait KernelModeFp: TaskFp {
-    /// Saves the current task's registers unless TIF_FOREIGN_FPSTATE says that they are saved already,
-    /// and sets it: from here on the registers are the kernel's. Nothing may preempt until the end.
+    /// Saves the current task's registers if nothing else holds them, and forgets whose state is on this
+    /// CPU ([`TaskFp::flush_cpu_state`]): from here on the registers are the kernel's. Who preempts before
+    /// the end saves them for it.
     fn kernel_neon_begin(&mut self);
 
     /// The registers hold nothing that matters any more; the task's come back when it returns to user
@@ -89,22 +119,27 @@ pub trait KernelModeFp: TaskFp {
 ///
 /// # Panics
 ///
-/// If `kernel_neon_begin` leaves TIF_FOREIGN_FPSTATE clear: the next entry into a guest would have
-/// hyp keep the kernel's leavings as if they were the task's.
+/// If `kernel_neon_begin` leaves a task's registers live: the next entry into a guest would have hyp keep
+/// the kernel's leavings as if they were the task's.
 pub fn with_kernel_neon<T: KernelModeFp, R>(task: &mut T, f: impl FnOnce() -> R) -> R {
     task.kernel_neon_begin();
-    assert!(task.foreign_fpstate(), "kernel_neon_begin sets TIF_FOREIGN_FPSTATE");
+    assert_eq!(
+        task.registers(),
+        CpuRegisters::Saved,
+        "kernel_neon_begin saves the task's registers"
+    );
     let result = f();
     task.kernel_neon_end();
     result
 }
 
-/// What hyp is to be told of the registers while `task` is the current one.
+/// What hyp is to be told of the registers.
 pub fn hint_of(task: &impl TaskFp) -> HostFlags {
-    let mut flags = HostFlags::empty();
-    flags.set(HostFlags::FOREIGN_FPSTATE, task.foreign_fpstate());
-    flags.set(HostFlags::SVE_DISCARDED, task.sve_discarded());
-    flags
+    match task.registers() {
+        CpuRegisters::Live => HostFlags::empty(),
+        CpuRegisters::LiveFpsimd => HostFlags::SVE_DISCARDED,
+        CpuRegisters::Saved => HostFlags::FOREIGN_FPSTATE,
+    }
 }
 
 /// A vCPU's flag-shadow page, shared with hyp.
@@ -142,19 +177,28 @@ impl VcpuFp {
         self.page.flush(hint_of(task));
     }
 
-    /// After an exit, interrupts still masked: learns what became of them.
+    /// After VCPU_RUN, interrupts still masked: learns what became of them. `run` is what hyp answered: of
+    /// a run that it refused the word says nothing. `None`, then.
     #[inline]
-    pub fn vcpu_ctxsync_fp(&self, task: &mut impl TaskFp) -> HypFlags {
-        let flags = self.page.sync();
-        if !flags.contains(HypFlags::HOST_FP_PRESERVED) && !task.foreign_fpstate() {
-            task.set_foreign_fpstate();
+    pub fn vcpu_ctxsync_fp<T>(
+        &self,
+        run: &Result<T, Error>,
+        task: &mut impl TaskFp,
+    ) -> Option<HypFlags> {
+        if run.is_err() {
+            return None;
         }
-        flags
+        let flags = self.page.sync();
+        if !flags.contains(HypFlags::HOST_FP_PRESERVED) {
+            task.flush_cpu_state();
+        }
+        Some(flags)
     }
 
-    /// The vCPU has been unbound: its state has left the registers, the host's may have with it.
-    pub fn vcpu_put_fp(&self, task: &mut impl TaskFp) -> HypFlags {
-        self.vcpu_ctxsync_fp(task)
+    /// After VCPU_PUT, which hyp answered with `put`: its state has left the registers, the host's may
+    /// have with it.
+    pub fn vcpu_put_fp(&self, put: &Result<(), Error>, task: &mut impl TaskFp) -> Option<HypFlags> {
+        self.vcpu_ctxsync_fp(put, task)
     }
 
     /// Ends the sharing. BUSY while the vCPU lives; then the page comes back with the error.
@@ -167,53 +211,4 @@ impl VcpuFp {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Task {
-        foreign: bool,
-        discarded: bool,
-    }
-
-    impl TaskFp for Task {
-        fn foreign_fpstate(&self) -> bool {
-            self.foreign
-        }
-        fn sve_discarded(&self) -> bool {
-            self.discarded
-        }
-        fn set_foreign_fpstate(&mut self) {
-            self.foreign = true;
-        }
-    }
-
-    fn shared() -> VcpuFp {
-        VcpuFp { page: Box::leak(Box::new(FlagShadowPage::new())), pa: 0x1000 }
-    }
-
-    #[test]
-    fn the_word_follows_the_task() {
-        let fp = shared();
-        for (foreign, discarded) in [(false, false), (true, false), (false, true), (true, true)] {
-            fp.vcpu_ctxflush_fp(&Task { foreign, discarded });
-            let said = fp.page.snapshot_hint().decode();
-            assert_eq!(said.contains(HostFlags::FOREIGN_FPSTATE), foreign);
-            assert_eq!(said.contains(HostFlags::SVE_DISCARDED), discarded);
-        }
-    }
-
-    #[test]
-    fn every_value_of_hyps_word() {
-        let fp = shared();
-        for loaded in [HypFlags::empty(), HypFlags::GUEST_FP_LOADED] {
-            for preserved in [HypFlags::empty(), HypFlags::HOST_FP_PRESERVED] {
-                for foreign in [false, true] {
-                    fp.page.publish(loaded | preserved);
-                    let mut task = Task { foreign, discarded: false };
-                    assert_eq!(fp.vcpu_ctxsync_fp(&mut task), loaded | preserved);
-                    assert_eq!(task.foreign, foreign || preserved.is_empty());
-                }
-            }
-        }
-    }
-}
+mod tests;

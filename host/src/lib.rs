@@ -5,7 +5,7 @@
 //! - [`hypercall`]: the calls themselves, behind the [`Hypervisor`](hypercall::Hypervisor) trait;
 //! - [`vm`]: VMs built from the OS's pages, and every page back at the end;
 //! - [`vcpu`]: load, run, put, with exits dispatched to the OS's handlers and virtual interrupts;
-//! - [`fp`]: what the OS says of its tasks' FP registers as it enters a guest.
+//! - [`fp`]: what the OS says of its tasks' FP registers as it enters a guest, and what it is told of them.
 //!
 //! [`psci`] decodes the PSCI calls that guests make.
 //!
@@ -15,7 +15,7 @@
 //! ```
 //! use core::ops::ControlFlow;
 //! use umbra_host::{
-//!     fp::TaskFp,
+//!     fp::{CpuRegisters, TaskFp},
 //!     hypercall::Hypervisor,
 //!     vcpu::{Answer, ExitHandler, HostCpu, MmioAnswer},
 //!     vm::{PageSupplier, VcpuSettings, Vm},
@@ -24,17 +24,19 @@
 //!
 //! /// The OS's view of the CPU it runs on and of the task that is its VMM.
 //! struct Os {
+//!     /// TIF_FOREIGN_FPSTATE of the current task.
 //!     foreign: bool,
+//!     /// The task whose registers the CPU holds, current or not.
+//!     fpsimd_last_state: Option<u32>,
 //! }
 //!
 //! impl TaskFp for Os {
-//!     fn foreign_fpstate(&self) -> bool {
-//!         self.foreign // test_thread_flag(TIF_FOREIGN_FPSTATE)
+//!     fn registers(&self) -> CpuRegisters {
+//!         // LiveFpsimd where in_syscall(regs) && !test_thread_flag(TIF_SME)
+//!         if self.foreign { CpuRegisters::Saved } else { CpuRegisters::Live }
 //!     }
-//!     fn sve_discarded(&self) -> bool {
-//!         false // in_syscall(regs) && !test_thread_flag(TIF_SME)
-//!     }
-//!     fn set_foreign_fpstate(&mut self) {
+//!     fn flush_cpu_state(&mut self) {
+//!         self.fpsimd_last_state = None;
 //!         self.foreign = true;
 //!     }
 //! }
@@ -86,7 +88,7 @@
 //! ) -> Result<&'static str, umbra_host::vm::BuildError> {
 //!     let config = VmConfig::protected();
 //!     let mut vm = Vm::<16>::create(hyp, supplier, config)?;
-//!     let mut os = Os { foreign: false };
+//!     let mut os = Os { foreign: false, fpsimd_last_state: Some(1) };
 //!     let outcome = (|| {
 //!         vm.map(hyp, supplier, memory, pages, 0x8000_0000)?;
 //!         let features = VcpuFeatures::FPSIMD;

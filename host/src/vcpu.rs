@@ -282,7 +282,7 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
         }
         vcpu.fp.vcpu_ctxflush_fp(host);
         let result = self.hyp.vcpu_run(flags, vcpu.answer);
-        vcpu.fp.vcpu_ctxsync_fp(host);
+        vcpu.fp.vcpu_ctxsync_fp(&result, host);
         if mask_timer {
             host.mask_virtual_timer(false);
         }
@@ -366,7 +366,7 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
         self.loaded = false;
         task.mask_interrupts();
         let result = self.hyp.vcpu_put();
-        self.vcpu.fp.vcpu_put_fp(task);
+        self.vcpu.fp.vcpu_put_fp(&result, task);
         task.unmask_interrupts();
         result
     }
@@ -376,8 +376,8 @@ impl<H: Hypervisor> Drop for LoadedVcpu<'_, H> {
     fn drop(&mut self) {
         if self.loaded {
             // The one who drops it on an error path has nobody to tell; a vCPU that stays loaded
-            // would block its VM and this CPU. The task's state, if it is gone, is found out at the
-            // next run.
+            // would block its VM and this CPU. Of the host's registers there is nothing to tell: what hyp
+            // has not kept was said after the run that lost it.
             let _ = self.hyp.vcpu_put();
         }
     }

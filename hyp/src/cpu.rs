@@ -127,7 +127,7 @@ impl Cpu {
         if self.loaded.is_some() {
             return Err(Error::Busy);
         }
-        self.loaded = Some(slots::load(self.index(), self.shared, handle, index)?);
+        self.loaded = Some(slots::load(self.index(), self.shared, &self.fp, handle, index)?);
         Ok(())
     }
 

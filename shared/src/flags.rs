@@ -10,17 +10,20 @@
 //! | word | writer | read by |
 //! |---|---|---|
 //! | [`HostFlags`] | host, before each entry ("flush") | hyp, once per entry, into a local copy |
-//! | [`HypFlags`] | hyp, on return, on a host FP trap, on put ("sync") | host; hyp never reads it back |
+//! | [`HypFlags`] | hyp, on load, on return, on a host FP trap, on put ("sync") | host; hyp never reads it back |
 //!
 //! The host's word is a *hint*. A host that lies loses its own register content and nothing else.
+//!
+//! Hyp's word is true from VCPU_LOAD to VCPU_PUT. A call that is refused changes nothing and publishes
+//! nothing: behind one the word may be of an earlier life, and says nothing of these registers.
 //!
 //! What the host does for each value of hyp's word:
 //!
 //! | `GUEST_FP_LOADED` | `HOST_FP_PRESERVED` | meaning | the host |
 //! |---|---|---|---|
-//! | 0 | 1 | the registers hold the host's state | needs nothing; `FOREIGN_FPSTATE` follows TIF_FOREIGN_FPSTATE of the current task |
+//! | 0 | 1 | the registers hold the host's state | needs nothing |
 //! | 1 | 1 | the guest's state is live; the host's waits in hyp's image | needs nothing: its next FP access traps and finds its state |
-//! | 1 | 0 | the guest's state is live; the host had said FOREIGN, nothing of it is kept | reloads the task's registers from its own save area before user space (TIF_FOREIGN_FPSTATE stays set) |
+//! | 1 | 0 | the guest's state is live; the host had said FOREIGN, nothing of it is kept | forgets whose registers the CPU holds, the current task's or another's (Linux: `fpsimd_flush_cpu_state`): before user space they are reloaded from memory |
 //! | 0 | 0 | nobody's state is live, nothing of the host is kept | the same |
 
 use crate::PAGE_SIZE;
@@ -34,9 +37,13 @@ flag_set! {
     /// The host's word: what it says of the CPU's FP registers as it enters a guest.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct HostFlags: u64 {
-        /// The registers hold nothing of the current host task worth keeping
-        /// (TIF_FOREIGN_FPSTATE is set): hyp need not save them, ZA and ZT0 included. What was displaced
-        /// then comes back as in the reset state, SVCR with it; ZCR_EL1 and SMCR_EL1 are kept all the same.
+        /// The registers hold nothing of *any* host task worth keeping, nothing that is not in memory:
+        /// hyp need not save them, ZA and ZT0 included. What was displaced then comes back as in the
+        /// reset state, SVCR with it; ZCR_EL1 and SMCR_EL1 are kept all the same.
+        ///
+        /// TIF_FOREIGN_FPSTATE of the current task does not say as much: another task may be the one whose
+        /// registers they are, and go on with them without reloading (`fpsimd_last_state`). So
+        /// whoever says this looks at hyp's word afterwards, and forgets that any task's are there.
         const FOREIGN_FPSTATE = 1 << 0;
         /// Of V, Z, P and FFR nothing beyond V0-V31 is live, as a system call's ABI guarantees: hyp may
         /// save V0-V31, FPSR, FPCR and FPMR only. Upper bits read as zero afterwards. A system call
@@ -53,7 +60,7 @@ flag_set! {
         /// This vCPU's state is live in the CPU's registers (Linux: KVM_ARM64_FP_ENABLED).
         const GUEST_FP_LOADED = 1 << 8;
         /// The host's state is in the registers or in hyp's host image
-        /// (Linux: KVM_ARM64_FP_HOST). Without it, the host finds the reset state.
+        /// (Linux: KVM_ARM64_FP_HOST). Without it, the host finds the reset state, not what it left.
         const HOST_FP_PRESERVED = 1 << 9;
     }
 }

@@ -15,7 +15,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use spin::relax::RelaxStrategy;
 use umbra_host::{
     emit,
-    fp::TaskFp,
+    fp::{CpuRegisters, TaskFp},
     hypercall::{Exit, Hvc, Hypervisor, Results},
     kernel::{MAX_CPUS, gic, smp, sync, sysreg, timer},
     vcpu::HostCpu,
@@ -101,17 +101,19 @@ struct Host<'b> {
 }
 
 impl TaskFp for Host<'_> {
-    fn foreign_fpstate(&self) -> bool {
-        self.foreign
+    fn registers(&self) -> CpuRegisters {
+        match self.live {
+            _ if self.foreign => CpuRegisters::Saved,
+            Live::Fpsimd => CpuRegisters::LiveFpsimd,
+            Live::Everything | Live::Nothing => CpuRegisters::Live,
+        }
     }
 
-    fn sve_discarded(&self) -> bool {
-        self.live == Live::Fpsimd
-    }
-
-    fn set_foreign_fpstate(&mut self) {
-        // Called only if this host did not say FOREIGN itself: hyp dropped what it should have kept.
-        report(Trouble::Dropped(self.cpu));
+    fn flush_cpu_state(&mut self) {
+        if !self.foreign {
+            // Hyp dropped what it should have kept.
+            report(Trouble::Dropped(self.cpu));
+        }
         self.foreign = true;
     }
 }

@@ -1,7 +1,10 @@
 //! The run loop against a scripted hyp.
 
+mod os;
+mod tasks;
+
 use super::*;
-use crate::hypercall::Results;
+use crate::{fp::CpuRegisters, hypercall::Results};
 use std::{cell::RefCell, collections::VecDeque, vec::Vec};
 use umbra_shared::{
     call::Call,
@@ -26,12 +29,19 @@ struct Script {
 
 impl Hypervisor for Script {
     fn call(&self, call: &Call) -> Result<Results, Error> {
-        *self.loaded.borrow_mut() = match call {
-            Call::VcpuLoad { .. } => true,
-            Call::VcpuPut => false,
-            Call::ShareFlagPage { .. } => false,
+        let loaded = &mut *self.loaded.borrow_mut();
+        match call {
+            Call::VcpuLoad { .. } => {
+                *loaded = true;
+                self.page.publish(HypFlags::HOST_FP_PRESERVED);
+            }
+            Call::VcpuPut => {
+                *loaded = false;
+                self.page.publish(self.word.difference(HypFlags::GUEST_FP_LOADED));
+            }
+            Call::ShareFlagPage { .. } => {}
             other => panic!("{other:?}"),
-        };
+        }
         Ok([0; 8])
     }
 
@@ -39,8 +49,9 @@ impl Hypervisor for Script {
         assert!(*self.loaded.borrow());
         let hint = self.page.snapshot_hint().decode();
         self.entries.borrow_mut().push(Entry { flags, answer, hint });
+        let exit = self.exits.borrow_mut().pop_front().expect("the script has an exit")?;
         self.page.publish(self.word);
-        self.exits.borrow_mut().pop_front().expect("the script has an exit")
+        Ok(exit)
     }
 }
 
@@ -54,14 +65,11 @@ struct Host {
 }
 
 impl TaskFp for Host {
-    fn foreign_fpstate(&self) -> bool {
+    fn registers(&self) -> CpuRegisters {
         assert!(self.masked || !self.timer_masked);
-        self.foreign
+        if self.foreign { CpuRegisters::Saved } else { CpuRegisters::Live }
     }
-    fn sve_discarded(&self) -> bool {
-        false
-    }
-    fn set_foreign_fpstate(&mut self) {
+    fn flush_cpu_state(&mut self) {
         assert!(self.masked);
         self.foreign = true;
     }

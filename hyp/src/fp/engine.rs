@@ -47,7 +47,7 @@
 //! | [`reset`](CpuFp::reset) | the CPU came out of reset: `Nobody`, no host image, SVCR zero, everything set whole |
 //!
 //! Two policies beside the lazy one share all of this and differ in `exit` alone: *eager* does what
-//! `host_trap` would do, *scrub* does what `put` would do and zeroes the registers, so that not even
+//! `host_trap` would do if anything of the host is kept, and else what `put` would do; *scrub* does what `put` would do and zeroes the registers, so that not even
 //! speculation past a closed trap (LazyFP, CVE-2018-3665 and its kin) finds a guest's values.
 //!
 //! # Vector lengths
@@ -393,7 +393,11 @@ impl<I> CpuFp<I> {
             }
             Policy::Eager => {
                 self.take_out(hw, vcpu, stats);
-                self.bring_host(hw, matrix, stats);
+                // If nothing is kept there is nothing to bring back: with the reset state in the registers
+                // hyp's word would say that they hold what the host left there.
+                if self.preserved() {
+                    self.bring_host(hw, matrix, stats);
+                }
             }
             Policy::Scrub => {
                 self.take_out(hw, vcpu, stats);
@@ -507,13 +511,18 @@ impl<I> CpuFp<I> {
         }
     }
 
-    fn flags(&self) -> HypFlags {
+    /// Whether the host's file is in the registers or in memory.
+    fn preserved(&self) -> bool {
+        self.live == Live::Host || self.host_image != HostImage::None
+    }
+
+    /// What hyp's word says of this: published in the page of the loaded vCPU when it is loaded, and after
+    /// each of [`exit`](Self::exit), [`host_trap`](Self::host_trap) and [`put`](Self::put). Nothing else
+    /// changes it while the host runs, so that the word of a loaded vCPU is true at any time.
+    pub fn flags(&self) -> HypFlags {
         let mut flags = HypFlags::empty();
         flags.set(HypFlags::GUEST_FP_LOADED, self.live == Live::Guest);
-        flags.set(
-            HypFlags::HOST_FP_PRESERVED,
-            self.live == Live::Host || self.host_image != HostImage::None,
-        );
+        flags.set(HypFlags::HOST_FP_PRESERVED, self.preserved());
         flags
     }
 }

@@ -170,11 +170,12 @@ impl Fp {
         match policy {
             // It may have been in streaming mode.
             Policy::Lazy if file && matrix => vec![self, Self { live: Live::Nobody, ..self }],
-            Policy::Eager if file || matrix => {
+            // Of a host that had given its registers up there is nothing to bring back.
+            Policy::Eager if (file || matrix) && self.preserved() => {
                 vec![self.put().host_trap(matrix, held)]
             }
-            Policy::Scrub => vec![self.put()],
-            Policy::Lazy | Policy::Eager => vec![self],
+            Policy::Eager | Policy::Scrub => vec![self.put()],
+            Policy::Lazy => vec![self],
         }
     }
 
@@ -199,8 +200,12 @@ impl Fp {
     pub fn word(self) -> HypFlags {
         let mut word = HypFlags::empty();
         word.set(HypFlags::GUEST_FP_LOADED, self.live == Live::Guest);
-        let preserved = self.live == Live::Host || self.image != Image::None;
-        word.set(HypFlags::HOST_FP_PRESERVED, preserved);
+        word.set(HypFlags::HOST_FP_PRESERVED, self.preserved());
         word
+    }
+
+    /// Whether the host's file is in the registers or in memory.
+    fn preserved(self) -> bool {
+        self.live == Live::Host || self.image != Image::None
     }
 }

@@ -48,6 +48,8 @@ pub(super) struct Cpu {
     pub(super) live: Live,
     /// And of `za`.
     pub(super) za: Live,
+    /// What the host had in its file when it last gave the CPU away is still there, or in memory.
+    pub(super) kept: bool,
     pub(super) hint: HostFlags,
     pub(super) loaded: Option<usize>,
 }
@@ -144,6 +146,7 @@ impl Machine {
                     host: Expected::reset(HOST),
                     live: Live::Nobody,
                     za: Live::Nobody,
+                    kept: false,
                     hint: HostFlags::empty(),
                     loaded: None,
                 };
@@ -189,7 +192,7 @@ impl Machine {
             let loaded = cpu.loaded.map(|v| &mut self.guests[v].fp);
             let flags = cpu.fp.host_trap(&mut cpu.hw, loaded, class, &cpu.stats);
             assert_eq!(flags, HypFlags::HOST_FP_PRESERVED);
-            cpu.live = Live::Host;
+            (cpu.live, cpu.kept) = (Live::Host, true);
             if matrix {
                 cpu.za = Live::Host;
             }
@@ -256,6 +259,10 @@ impl Machine {
             Ok(()) => {
                 guest.loaded = true;
                 cpu.loaded = Some(v);
+                // What is published as it is loaded.
+                let flags = cpu.fp.flags();
+                assert_eq!(flags.contains(HypFlags::HOST_FP_PRESERVED), cpu.kept);
+                assert!(!flags.contains(HypFlags::GUEST_FP_LOADED));
             }
             Err(error) => {
                 assert_eq!(error, Error::VlMismatch);
@@ -276,6 +283,7 @@ impl Machine {
         let flags = cpu.fp.put(&mut cpu.hw, &mut guest.fp, &cpu.stats);
         cpu.hw.eret();
         assert!(!flags.contains(HypFlags::GUEST_FP_LOADED));
+        assert_eq!(flags.contains(HypFlags::HOST_FP_PRESERVED), cpu.kept);
         let expected = u64::from(cpu.live == Live::Guest) + u64::from(has_za);
         assert_eq!(cpu.hw.moves - moves, expected, "registers moved by a put");
         for live in [&mut cpu.live, &mut cpu.za] {
@@ -457,19 +465,21 @@ impl Machine {
         let flags = cpu.fp.exit(&mut cpu.hw, &mut guest.fp, &cpu.stats);
         let (was_live, had_matrix) = (cpu.live == Live::Guest, cpu.za == Live::Guest);
         let (image_streams, was_host) = (cpu.host.sm(), cpu.live == Live::Host);
+        // FOREIGN, and a guest or an earlier one has displaced it.
+        cpu.kept &= was_host || !foreign;
         match guest.fp.policy() {
             // A host in streaming mode gets everything.
             _ if image_streams && !was_host => (cpu.live, cpu.za) = (Live::Host, Live::Host),
             // Streaming mode is left at every exit.
             Policy::Lazy if was_live && guest.expected.sm() => cpu.live = Live::Nobody,
             Policy::Lazy => assert_eq!(cpu.hw.moves, moves, "a lazy exit moved registers"),
-            Policy::Eager if was_live || had_matrix => {
+            Policy::Eager if (was_live || had_matrix) && cpu.kept => {
                 cpu.live = Live::Host;
                 if had_matrix {
                     cpu.za = Live::Host;
                 }
             }
-            Policy::Scrub if was_live || had_matrix => {
+            Policy::Eager | Policy::Scrub if was_live || had_matrix => {
                 cpu.live = if was_live { Live::Nobody } else { cpu.live };
                 cpu.za = if had_matrix { Live::Nobody } else { cpu.za };
             }
@@ -477,6 +487,11 @@ impl Machine {
         }
         assert_eq!((cpu.fp.live(), cpu.fp.za()), (cpu.live, cpu.za));
         assert_eq!(flags.contains(HypFlags::GUEST_FP_LOADED), cpu.live == Live::Guest);
+        assert_eq!(
+            flags.contains(HypFlags::HOST_FP_PRESERVED),
+            cpu.kept,
+            "r33: hyp's word says whether the host finds what it left"
+        );
         assert!(
             cpu.live == Live::Host || !cpu.hw.real_svcr().contains(Svcr::SM),
             "streaming mode is left to nobody"
@@ -527,6 +542,7 @@ impl Machine {
         cpu.hw.eret();
         cpu.live = Live::Nobody;
         cpu.za = Live::Nobody;
+        cpu.kept = false;
         cpu.host.start_again();
     }
 }

@@ -5,7 +5,7 @@ use crate::{context::context, workers};
 use core::{arch::asm, ops::ControlFlow};
 use umbra_host::{
     emit,
-    fp::TaskFp,
+    fp::{CpuRegisters, TaskFp},
     hypercall::Hvc,
     kernel::{
         gic, smp,
@@ -88,14 +88,16 @@ struct Task<const INTERRUPTS: bool> {
 
 impl<const INTERRUPTS: bool> TaskFp for Task<INTERRUPTS> {
     #[inline]
-    fn foreign_fpstate(&self) -> bool {
-        self.hints.contains(HostFlags::FOREIGN_FPSTATE)
+    fn registers(&self) -> CpuRegisters {
+        if self.hints.contains(HostFlags::FOREIGN_FPSTATE) {
+            CpuRegisters::Saved
+        } else if self.hints.contains(HostFlags::SVE_DISCARDED) {
+            CpuRegisters::LiveFpsimd
+        } else {
+            CpuRegisters::Live
+        }
     }
-    #[inline]
-    fn sve_discarded(&self) -> bool {
-        self.hints.contains(HostFlags::SVE_DISCARDED)
-    }
-    fn set_foreign_fpstate(&mut self) {}
+    fn flush_cpu_state(&mut self) {}
 }
 
 impl<const INTERRUPTS: bool> HostCpu for Task<INTERRUPTS> {

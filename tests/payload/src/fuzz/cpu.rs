@@ -13,7 +13,7 @@ use umbra_fuzz::{
     program::{Event, Run, Step, VcpuName},
 };
 use umbra_host::{
-    fp::TaskFp,
+    fp::{CpuRegisters, TaskFp},
     hypercall::{Hvc, Hypervisor},
     kernel::{MAX_CPUS, gic, power, smp, sync::Lock, sysreg},
     vcpu::HostCpu,
@@ -108,15 +108,17 @@ impl Task {
 }
 
 impl TaskFp for Task {
-    fn foreign_fpstate(&self) -> bool {
-        self.gone || self.hint.contains(HostFlags::FOREIGN_FPSTATE)
+    fn registers(&self) -> CpuRegisters {
+        if self.gone || self.hint.contains(HostFlags::FOREIGN_FPSTATE) {
+            CpuRegisters::Saved
+        } else if self.hint.contains(HostFlags::SVE_DISCARDED) {
+            CpuRegisters::LiveFpsimd
+        } else {
+            CpuRegisters::Live
+        }
     }
 
-    fn sve_discarded(&self) -> bool {
-        self.hint.contains(HostFlags::SVE_DISCARDED)
-    }
-
-    fn set_foreign_fpstate(&mut self) {
+    fn flush_cpu_state(&mut self) {
         self.gone = true;
     }
 }
@@ -558,12 +560,13 @@ fn enter(
     {
         let mut registers = HOSTS[cpu].lock();
         // What is said at the first entry holds whatever comes of the run.
-        if task.foreign_fpstate() {
-            registers.model().lose();
-            GIVEN_UP[cpu].store(true, Ordering::SeqCst);
-        }
-        if task.sve_discarded() {
-            registers.model().discard();
+        match task.registers() {
+            CpuRegisters::Live => {}
+            CpuRegisters::LiveFpsimd => registers.model().discard(),
+            CpuRegisters::Saved => {
+                registers.model().lose();
+                GIVEN_UP[cpu].store(true, Ordering::SeqCst);
+            }
         }
     }
     let outcome = entry.run(loaded, &mut task, run, &|kind, flags| {

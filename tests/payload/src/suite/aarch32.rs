@@ -417,10 +417,8 @@ fn aarch32_protected_guest_shares_and_relinquishes() -> Result<(), Skip> {
     Ok(())
 }
 
-/// An AArch64 guest goes to AArch32 at EL0, which its ID registers deny, and traps there.
-fn aarch32_at_el0_ends_a_guest_of_aarch64() -> Result<(), Skip> {
-    need_aarch32()?;
-    let guest: Puppet = puppet::Machine::normal().started(None);
+/// An AArch64 guest goes to AArch32 at EL0, which its ID registers deny, and traps there: it can't go on.
+pub(super) fn leave_for_aarch32(guest: &Puppet) -> Event {
     let code = guest.memory(guest.scratch(), 8);
     code[..4].copy_from_slice(&insn::WFI.to_le_bytes());
     // B .
@@ -432,7 +430,13 @@ fn aarch32_at_el0_ends_a_guest_of_aarch64() -> Result<(), Skip> {
     guest.write(elr, guest.scratch());
     guest.write(spsr, u64::from(USR) | 0x1c0);
     // ERET
-    match guest.attempt(0xd69f_03e0, 0) {
+    guest.attempt(0xd69f_03e0, 0)
+}
+
+fn aarch32_at_el0_ends_a_guest_of_aarch64() -> Result<(), Skip> {
+    need_aarch32()?;
+    let guest: Puppet = puppet::Machine::normal().started(None);
+    match leave_for_aarch32(&guest) {
         Event::Exit(exit) => {
             assert_eq!(exit.info.reason(), Some(Reason::Broken), "{exit:x?}");
             assert_eq!(exit.data[0] >> 26, 0x01, "ESR_EL2: WFI");
