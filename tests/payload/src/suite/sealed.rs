@@ -136,6 +136,7 @@ fn a_seal_is_for_protected_vms_that_can_run() -> Result<(), Skip> {
 fn pages_of_a_sealed_vm_arrive_zeroed_on_every_cpu() -> Result<(), Skip> {
     let machine = Machine::new(VmConfig::protected());
     let guest = machine.started(None);
+    Hvc.vm_topup(machine.vm, ledger::take(4), 4).expect("VM_TOPUP");
     let pages = ledger::take(8);
     for (n, page) in each(pages, 8).enumerate() {
         // In the caches of this CPU, too.

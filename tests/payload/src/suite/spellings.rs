@@ -136,6 +136,7 @@ fn life(hyp: Spelling) {
         argument: 0,
     };
     let vcpu = hyp.vcpu_create(config).expect("VCPU_CREATE");
+    assert_eq!(hyp.vm_seal(vm), Err(Error::NotProtected), "VM_SEAL");
     hyp.vcpu_load(vm, vcpu).expect("VCPU_LOAD");
     let daif = umbra_host::kernel::sysreg::mask_interrupts();
     let before = Hvc.stats(context().at_hyp(umbra_host::kernel::smp::cpu())).expect("STATS");
