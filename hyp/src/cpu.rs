@@ -127,7 +127,9 @@ impl Cpu {
         if self.loaded.is_some() {
             return Err(Error::Busy);
         }
-        self.loaded = Some(slots::load(self.index(), self.shared, &self.fp, handle, index)?);
+        let loaded = self.loaded.insert(slots::load(self.index(), self.shared, handle, index)?);
+        // What its page says is of an earlier life, on another CPU perhaps.
+        loaded.vcpu().flags.publish(self.fp.flags());
         Ok(())
     }
 

@@ -408,13 +408,7 @@ pub fn create_vcpu(config: &VcpuConfig) -> Result<VcpuIndex, Error> {
 /// # Errors
 ///
 /// VL_MISMATCH or NO_AARCH32 if this CPU lacks what the vCPU has, and those of [`life::Vm::load`].
-pub fn load(
-    cpu: usize,
-    has: &Shared,
-    fp: &CpuFp<Image>,
-    handle: VmHandle,
-    index: VcpuIndex,
-) -> Result<Loaded, Error> {
+pub fn load(cpu: usize, has: &Shared, handle: VmHandle, index: VcpuIndex) -> Result<Loaded, Error> {
     let number = life::slot(handle)?;
     let mut vm = slot(handle)?;
     let vqs = machine().lengths.guests(has.vqs());
@@ -432,8 +426,6 @@ pub fn load(
     })?;
     let mut loaded = Loaded { vcpu, vm: number, index };
     let vcpu = loaded.vcpu();
-    // What the page says is of an earlier life, on another CPU perhaps.
-    vcpu.flags.publish(fp.flags());
     vcpu.gic.load();
     if vcpu.is_aarch32() {
         vcpu.aarch32.load();

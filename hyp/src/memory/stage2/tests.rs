@@ -463,6 +463,8 @@ fn a_sibling_finds_nothing_of_the_last_vcpus() {
         };
         sim.call(Vttbr::new(HOST, 0), || story.vms[0].create_vcpu(sim, &config)).unwrap();
     }
+    story.vms[0].seal(handle).unwrap();
+    let (sim, handle) = (&story.sim, story.handles[0]);
     // Nothing is taken in from here on.
     sim.world.borrow_mut().rest(1);
     let stage1 = |cpu| {
