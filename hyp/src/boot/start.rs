@@ -26,7 +26,7 @@ use crate::memory::pages::{Pages, State, count};
 use crate::memory::stage2::Stage2;
 use crate::memory::tables::{HypTables, Stage2Shape, Stage2Tables, Use};
 use crate::power::psci::HostEntry;
-use crate::world::features::id::IdRegister;
+use crate::world::features::id::{IdRegister, IdRegisters};
 use crate::world::features::{Features, Name};
 use arrayvec::ArrayVec;
 use core::cell::Cell;
@@ -229,7 +229,7 @@ fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
     };
     for (index, &mpidr) in platform.cpus.iter().enumerate() {
         SHARED[index].mpidr.store(mpidr, Ordering::Relaxed);
-        make_cpu(&mut tables, &mut pool, index);
+        make_cpu(&mut tables, &mut pool, index, &id);
     }
     // The tree's copy is made while its window is still mapped.
     // SAFETY: the range belongs to the package and to nobody yet; mapped by both sets of tables below.
@@ -348,7 +348,7 @@ fn map_image(tables: &mut HypTables, image_pa: u64) {
 }
 
 /// A CPU's stacks and data.
-fn make_cpu(tables: &mut HypTables, pool: &mut Pool, index: usize) {
+fn make_cpu(tables: &mut HypTables, pool: &mut Pool, index: usize, id: &IdRegisters) {
     let stack = stack_top(STACKS_PER_CPU * index);
     let emergency = stack_top(STACKS_PER_CPU * index + 1);
     for (top, bytes) in [(stack, STACK_BYTES), (emergency, PAGE_SIZE)] {
@@ -359,7 +359,7 @@ fn make_cpu(tables: &mut HypTables, pool: &mut Pool, index: usize) {
     // SAFETY: fresh from the pool, mapped by the boot tables and the final ones, aligned to a page.
     unsafe { cpu.write(Cpu::new(index, stack as u64, emergency as u64)) };
     let params = &BOOT_PARAMS[index];
-    let pa_size = read_id_registers().field(IdRegister::Aa64Mmfr0, 0).min(5);
+    let pa_size = id.field(IdRegister::Aa64Mmfr0, 0).min(5);
     params.ttbr.store(tables.root(), Ordering::Relaxed);
     params.tcr.store(layout::TCR_EL2 | pa_size << 16, Ordering::Relaxed);
     params.stack_top.store(stack as u64, Ordering::Relaxed);

@@ -257,9 +257,6 @@ pub enum Taken {
     Nowhere,
 }
 
-/// What VCPU_LOAD says of a protected VM that is being built.
-const UNSEALED: Error = Error::NotSealed;
-
 /// Takes a vCPU out of its place, to be loaded.
 pub fn take(name: VcpuName) -> Taken {
     let mut slot = SLOTS[usize::from(name.vm)].lock();
@@ -270,7 +267,8 @@ pub fn take(name: VcpuName) -> Taken {
         Some(driven) => {
             // A protected VM is built until somebody wants one of its vCPUs to run.
             if slot.vm.config().protected && !slot.sealed && !slot.dying {
-                assert_eq!(Hvc.vcpu_load(slot.handle, VcpuIndex(name.vcpu.into())), Err(UNSEALED));
+                let early = Hvc.vcpu_load(slot.handle, VcpuIndex(name.vcpu.into()));
+                assert_eq!(early, Err(Error::NotSealed), "VCPU_LOAD before the seal");
                 if let Err(error) = slot.vm.seal(&Hvc) {
                     panic!("VM_SEAL: {error}");
                 }
