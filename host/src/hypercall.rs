@@ -6,8 +6,8 @@
 
 use umbra_shared::{
     call::{
-        Call, Counter, Features, NO_PAGE, UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig,
-        VcpuIndex, VmConfig, VmHandle,
+        Call, Counter, Features, NO_PAGE, Start, UntrustedIpa, UntrustedPa, UntrustedPages,
+        VcpuConfig, VcpuIndex, VmConfig, VmHandle,
     },
     error::Error,
     exit::{ExitInfo, RunFlags},
@@ -160,6 +160,11 @@ pub trait Hypervisor {
     /// Binds a vCPU to this CPU.
     fn vcpu_load(&self, vm: VmHandle, vcpu: VcpuIndex) -> Result<(), Error> {
         self.call(&Call::VcpuLoad { vm, vcpu }).map(drop)
+    }
+
+    /// Puts a normal VM's vCPU, which is loaded nowhere, into its reset state.
+    fn vcpu_reset(&self, vm: VmHandle, vcpu: VcpuIndex, start: Start) -> Result<(), Error> {
+        self.call(&Call::VcpuReset { vm, vcpu, start }).map(drop)
     }
 
     /// Unbinds the loaded vCPU.

@@ -7,7 +7,7 @@
 //! - [`vcpu`]: load, run, put, with exits dispatched to the OS's handlers and virtual interrupts;
 //! - [`fp`]: what the OS says of its tasks' FP registers as it enters a guest, and what it is told of them.
 //!
-//! [`psci`] decodes the PSCI calls that guests make.
+//! Guests' PSCI is hyp's: the OS learns by exits which vCPUs can be loaded, and that a machine is off.
 //!
 //! The library holds no FP code, keeps no global state, allocates nothing and needs no alloc crate.
 //! What it needs of the OS comes through traits:
@@ -17,10 +17,15 @@
 //! use umbra_host::{
 //!     fp::{CpuRegisters, TaskFp},
 //!     hypercall::Hypervisor,
-//!     vcpu::{Answer, ExitHandler, HostCpu, MmioAnswer},
+//!     vcpu::{Answer, ExitHandler, HostCpu, MmioAnswer, Supplied},
 //!     vm::{PageSupplier, VcpuSettings, Vm},
 //! };
-//! use umbra_shared::{call::VmConfig, error::Error, exit::MmioAccess, vcpu::VcpuFeatures};
+//! use umbra_shared::{
+//!     call::{Start, VmConfig},
+//!     error::Error,
+//!     exit::{MmioAccess, SystemEvent},
+//!     vcpu::VcpuFeatures,
+//! };
 //!
 //! /// The OS's view of the CPU it runs on and of the task that is its VMM.
 //! struct Os {
@@ -74,8 +79,18 @@
 //!     fn broken(&mut self, _esr: u64) -> Self::Stop {
 //!         "guest is broken"
 //!     }
-//!     fn fault(&mut self, _address: u64) -> ControlFlow<Self::Stop> {
-//!         ControlFlow::Break("nothing there")
+//!     fn fault(&mut self, _address: u64) -> ControlFlow<Self::Stop, Supplied> {
+//!         ControlFlow::Continue(Supplied::Abort)
+//!     }
+//!     fn tables(&mut self) -> ControlFlow<Self::Stop, Supplied> {
+//!         // Broken off: `Vm::topup`, and run again.
+//!         ControlFlow::Break("more tables")
+//!     }
+//!     fn cpu_off(&mut self) -> Self::Stop {
+//!         "vCPU is off"
+//!     }
+//!     fn system(&mut self, _event: SystemEvent, _kind: u64, _cookie: u64) -> Self::Stop {
+//!         "guest is off"
 //!     }
 //! }
 //!
@@ -92,7 +107,8 @@
 //!     let outcome = (|| {
 //!         vm.map(hyp, supplier, memory, pages, 0x8000_0000)?;
 //!         let features = VcpuFeatures::FPSIMD;
-//!         let settings = VcpuSettings { features, entry: 0x8000_0000, argument: 0 };
+//!         let start = Start::At { entry: 0x8000_0000, argument: 0 };
+//!         let settings = VcpuSettings { features, start };
 //!         vm.create_vcpu(hyp, supplier, settings)
 //!     })();
 //!     let (vcpu, outcome) = match outcome {
@@ -121,6 +137,5 @@ pub mod fp;
 pub mod hypercall;
 #[cfg(all(feature = "kernel", target_arch = "aarch64"))]
 pub mod kernel;
-pub mod psci;
 pub mod vcpu;
 pub mod vm;

@@ -26,9 +26,9 @@ use crate::{
 };
 use core::{marker::PhantomData, ops::ControlFlow};
 use umbra_shared::{
-    call::{VcpuIndex, VmHandle},
+    call::{Start, VcpuIndex, VmHandle},
     error::Error,
-    exit::{ExitInfo, MmioAccess, Reason, RunFlags},
+    exit::{ExitInfo, MmioAccess, Reason, RunFlags, SystemEvent},
     vcpu::VcpuFeatures,
 };
 
@@ -64,6 +64,15 @@ pub enum MmioAnswer {
     Abort,
 }
 
+/// What becomes of an access to nothing, or of a call that takes more tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Supplied {
+    /// It is there now: try again.
+    Retry,
+    /// It won't be: a synchronous external abort for the guest, or its call fails.
+    Abort,
+}
+
 /// What the VMM does about exits. `Break` ends [`LoadedVcpu::run`]; what the exit left open is kept,
 /// see [`LoadedVcpu::answer`].
 pub trait ExitHandler {
@@ -89,8 +98,20 @@ pub trait ExitHandler {
     fn wfi(&mut self) -> ControlFlow<Self::Stop> {
         ControlFlow::Continue(())
     }
-    /// The guest accessed nothing in a way that can't be emulated. Map it and continue.
-    fn fault(&mut self, address: u64) -> ControlFlow<Self::Stop>;
+    /// The guest accessed nothing in a way that can't be emulated, or a protected guest its own memory that is not
+    /// there. Map it and try again.
+    fn fault(&mut self, address: u64) -> ControlFlow<Self::Stop, Supplied>;
+    /// A protected guest's call takes more tables ([`Vm::topup`](crate::vm::Vm::topup)).
+    fn tables(&mut self) -> ControlFlow<Self::Stop, Supplied>;
+    /// The guest has turned this vCPU of its VM on: it can be loaded from now on. Whoever keeps the VM schedules it.
+    fn cpu_on(&mut self, _index: VcpuIndex) -> ControlFlow<Self::Stop> {
+        ControlFlow::Continue(())
+    }
+    /// The guest has turned this vCPU off: until the guest turns it on again it can't be loaded.
+    fn cpu_off(&mut self) -> Self::Stop;
+    /// The guest turns its machine off or resets it; of SYSTEM_RESET2 these are the type and the cookie. A
+    /// protected VM runs no more; a normal one's vCPUs can be [reset](Vcpu::reset).
+    fn system(&mut self, event: SystemEvent, kind: u64, cookie: u64) -> Self::Stop;
     /// The guest wrote ICC_SGI1R_EL1.
     fn sgi(&mut self, _value: u64) -> ControlFlow<Self::Stop> {
         ControlFlow::Continue(())
@@ -218,7 +239,19 @@ impl Vcpu {
         self.in_flight.is_some() || self.vtimer || self.pending.count != 0
     }
 
-    /// Binds it to this CPU.
+    /// Puts a normal VM's vCPU into its reset state: off, or about to begin there.
+    pub fn reset<H: Hypervisor>(&mut self, hyp: &H, start: Start) -> Result<(), Error> {
+        hyp.vcpu_reset(self.vm, self.index, start)?;
+        self.pending = Pending::new();
+        self.in_flight = None;
+        self.vtimer = false;
+        self.open = Open::Nothing;
+        self.flags = RunFlags::empty();
+        self.answer = [0; 4];
+        Ok(())
+    }
+
+    /// Binds it to this CPU. One that is off is refused (POWERED_OFF).
     pub fn load<'v, H: Hypervisor>(
         &'v mut self,
         hyp: &'v H,
@@ -320,7 +353,7 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
 
     #[inline(always)]
     fn dispatch<E: ExitHandler>(&mut self, exit: &Exit, handler: &mut E) -> ControlFlow<E::Stop> {
-        let [a, b, ..] = exit.data;
+        let [a, b, c, ..] = exit.data;
         if self.vcpu.vtimer && self.vcpu.in_flight.is_none() {
             handler.virtual_timer();
         }
@@ -336,7 +369,24 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
                     handler.wfi()?;
                 }
             }
-            Some(Reason::Fault) => handler.fault(a)?,
+            Some(Reason::Fault) => {
+                if handler.fault(a)? == Supplied::Abort {
+                    self.vcpu.flags |= RunFlags::ABORT;
+                }
+            }
+            Some(Reason::Tables) => {
+                if handler.tables()? == Supplied::Abort {
+                    self.vcpu.flags |= RunFlags::ABORT;
+                }
+            }
+            Some(Reason::CpuOn) => handler.cpu_on(VcpuIndex(a))?,
+            Some(Reason::CpuOff) => return ControlFlow::Break(handler.cpu_off()),
+            Some(Reason::System) => {
+                return ControlFlow::Break(match SystemEvent::from_register(a) {
+                    Some(event) => handler.system(event, b, c),
+                    None => handler.broken(0),
+                });
+            }
             Some(Reason::Sgi) => handler.sgi(a)?,
             Some(Reason::Relinquished) => handler.relinquished(a, b)?,
             // A reason this version doesn't know can't be continued either.

@@ -14,7 +14,8 @@ use thiserror::Error;
 use umbra_shared::{
     PAGE_SIZE,
     call::{
-        MAX_PAGES_PER_CALL, UntrustedPa, UntrustedPages, VM_PAGES, VcpuConfig, VmConfig, VmHandle,
+        MAX_PAGES_PER_CALL, Start, UntrustedPa, UntrustedPages, VM_PAGES, VcpuConfig, VmConfig,
+        VmHandle,
     },
     error::Error as HypError,
     flags::FlagShadowPage,
@@ -66,10 +67,9 @@ pub enum BuildError {
 pub struct VcpuSettings {
     /// What it has.
     pub features: VcpuFeatures,
-    /// Where it starts (guest-physical): a multiple of 4, for an AArch32 vCPU below 4 GiB.
-    pub entry: u64,
-    /// x0 at the start; an AArch32 vCPU's r0, which holds 32 bits.
-    pub argument: u64,
+    /// Where it starts. Of a protected VM the first vCPU is on, and all others are off until the guest turns them
+    /// on.
+    pub start: Start,
 }
 
 /// The pages of a VM that hyp holds: `[first, first + count)` pages.
@@ -230,12 +230,21 @@ impl<const RANGES: usize> Vm<RANGES> {
                     if error != HypError::NoTables {
                         return Err(error.into());
                     }
-                    self.donate(supplier, POOL_PAGES, |vm, first| {
-                        hyp.vm_topup(vm, first, POOL_PAGES)
-                    })?;
+                    self.topup(hyp, supplier)?;
                 }
             }
         }
+    }
+
+    /// More pages for stage-2 tables: for a guest's call that takes some ([`ExitHandler::tables`]).
+    ///
+    /// [`ExitHandler::tables`]: crate::vcpu::ExitHandler::tables
+    pub fn topup<H: Hypervisor, S: PageSupplier>(
+        &mut self,
+        hyp: &H,
+        supplier: &mut S,
+    ) -> Result<(), BuildError> {
+        self.donate(supplier, POOL_PAGES, |vm, first| hyp.vm_topup(vm, first, POOL_PAGES))
     }
 
     /// A protected VM has its payload and all its vCPUs: from now on it runs. What is mapped later arrives empty,
@@ -314,8 +323,7 @@ impl<const RANGES: usize> Vm<RANGES> {
                 pages: UntrustedPages { start: UntrustedPa(first), count },
                 flag_page: UntrustedPa(pa),
                 features: settings.features.into(),
-                entry: settings.entry,
-                argument: settings.argument,
+                start: settings.start,
             })
         });
         match created {

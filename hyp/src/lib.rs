@@ -11,7 +11,7 @@
 //! - [`boot`]: image, device tree, options, every CPU out of reset;
 //! - `host`: what the host traps on: hypercalls, aborts, its counters;
 //! - [`guest`]: what a guest traps on: running it, syndromes, device accesses, AArch32;
-//! - [`power`]: PSCI between the host and firmware;
+//! - [`power`]: PSCI between the host and firmware, and as guests have it;
 //! - `cpu`: per-CPU data: what a CPU keeps to itself, and the vCPU loaded there;
 //! - [`vm`]: the life of VMs and vCPUs;
 //! - `machine`: facts of the machine, and what CPUs show each other;
@@ -57,14 +57,14 @@
 //! | `boot/pool.rs` | 1 | 0 | memory taken from the pool for the first time |
 //! | `boot/start.rs` | 8 | 2 | addresses that the linker script and boot.S define; the device tree and the package where the loader put them; the jump to the final tables |
 //! | `cpu.rs` | 2 | 1 | per-CPU data, whole |
-//! | `fp/hw.rs` | 19 | 3 | the routines that move FP registers (regs.S); images in donated memory |
+//! | `fp/hw.rs` | 20 | 3 | the routines that move FP registers (regs.S); images in donated memory |
 //! | `guest/run.rs` | 3 | 1 | entry to a guest (enter.S); the return state of an ERET, into the guest and back to the host |
 //! | `guest/traps.rs` | 1 | 1 | the return state of a guest whose trap ends without a switch; the function that enter.S calls |
 //! | `host/traps.rs` | 3 | 1 | this CPU's data at an exception; the host's return state |
 //! | `memory/frames.rs` | 3 | 2 | lists of free pages, threaded through the pages |
 //! | `memory/hw.rs` | 5 | 1 | pages that hyp has mapped: wiped, cleaned, and flag-shadow pages as atomics |
 //! | `memory/tables.rs` | 6 | 4 | TLB maintenance; functions that aarch64-paging wants and nobody calls |
-//! | `vm/slots.rs` | 5 | 2 | a vCPU in its donated pages, which its slot or its CPU has to itself |
+//! | `vm/slots.rs` | 6 | 2 | a vCPU in its donated pages, which its slot or its CPU has to itself |
 //! | `world/interrupts.rs` | 1 | 0 | list registers, by number |
 //! | `world/switch.rs` | 3 | 1 | the world switch; HCR_EL2 |
 //!

@@ -141,11 +141,43 @@ pub struct VcpuConfig {
     pub flag_page: UntrustedPa,
     /// What it is to have.
     pub features: UntrustedFeatures,
-    /// Where it starts: a guest-physical address that is a multiple of 4, MMU off, interrupts masked; EL1, or
-    /// AArch32's Supervisor mode in A32 state. AArch32's PC holds 32 bits: more is INVALID_ARGUMENT.
-    pub entry: u64,
-    /// x0 at the start; r0, which holds 32 bits.
-    pub argument: u64,
+    /// Where it starts. Of a protected VM only vCPU 0 is on: the others are turned on by the guest.
+    pub start: Start,
+}
+
+/// Where a vCPU starts, as its host chose it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Start {
+    /// It is on: MMU off, interrupts masked; EL1, or AArch32's Supervisor mode in A32 state.
+    At {
+        /// PC: a guest-physical address that is a multiple of 4. AArch32's PC holds 32 bits: more is
+        /// INVALID_ARGUMENT.
+        entry: u64,
+        /// x0; r0, which holds 32 bits.
+        argument: u64,
+    },
+    /// It is off until the guest turns it on (PSCI CPU_ON).
+    Off,
+}
+
+impl Start {
+    /// Beside [`UntrustedFeatures`], whose reserved bit it is there.
+    const OFF: u64 = 1 << 33;
+
+    const fn encode(self) -> (u64, u64, u64) {
+        match self {
+            Self::At { entry, argument } => (0, entry, argument),
+            Self::Off => (Self::OFF, 0, 0),
+        }
+    }
+
+    const fn decode(flags: u64, entry: u64, argument: u64) -> Result<Self, Error> {
+        match (flags & Self::OFF != 0, entry | argument) {
+            (false, _) => Ok(Self::At { entry, argument }),
+            (true, 0) => Ok(Self::Off),
+            (true, _) => Err(Error::InvalidArgument),
+        }
+    }
 }
 
 macro_rules! functions {
@@ -212,8 +244,8 @@ functions! {
     /// x1 VM, a protected one with all its vCPUs and its payload in place: from now on it can run, and nothing
     /// of the host's choosing gets into it but answers to exits that are open.
     VmSeal = 0x26;
-    /// x1 VM, x2 first page, x3 number of pages, x4 flag-shadow page, x5 [`UntrustedFeatures`], x6 entry,
-    /// x7 argument → x1 index.
+    /// x1 VM, x2 first page, x3 number of pages, x4 flag-shadow page, x5 [`UntrustedFeatures`], and bit 33 if
+    /// it is off, x6 entry, x7 argument, both zero if it is off → x1 index.
     VcpuCreate = 0x30;
     /// x1 VM, x2 vCPU: bind it to this CPU.
     VcpuLoad = 0x31;
@@ -221,6 +253,9 @@ functions! {
     VcpuRun = 0x32;
     /// Unbind the loaded vCPU from this CPU.
     VcpuPut = 0x33;
+    /// x1 VM, a normal one, x2 vCPU, which is loaded nowhere, x3 zero, or bit 33 if it is to be off, x4 entry, x5
+    /// argument: it is in its reset state.
+    VcpuReset = 0x34;
 }
 
 impl Function {
@@ -400,6 +435,15 @@ pub enum Call {
     },
     /// [`Function::VcpuPut`]
     VcpuPut,
+    /// [`Function::VcpuReset`]
+    VcpuReset {
+        /// the VM
+        vm: VmHandle,
+        /// the vCPU
+        vcpu: VcpuIndex,
+        /// where it is to start
+        start: Start,
+    },
 }
 
 /// Arguments of a call: x1-x7.
@@ -431,20 +475,21 @@ impl Call {
             Self::VmSeal { vm } => (Function::VmSeal, [vm.0, 0, 0, 0, 0, 0, 0]),
             Self::VmDestroy { vm } => (Function::VmDestroy, [vm.0, 0, 0, 0, 0, 0, 0]),
             Self::VmReclaim { vm, page } => (Function::VmReclaim, [vm.0, page.0, 0, 0, 0, 0, 0]),
-            Self::VcpuCreate(c) => (
-                Function::VcpuCreate,
-                [
-                    c.vm.0,
-                    c.pages.start.0,
-                    c.pages.count,
-                    c.flag_page.0,
-                    c.features.0,
-                    c.entry,
-                    c.argument,
-                ],
-            ),
+            Self::VcpuCreate(c) => {
+                let (off, entry, argument) = c.start.encode();
+                let (first, count) = (c.pages.start.0, c.pages.count);
+                let features = c.features.0 | off;
+                (
+                    Function::VcpuCreate,
+                    [c.vm.0, first, count, c.flag_page.0, features, entry, argument],
+                )
+            }
             Self::VcpuLoad { vm, vcpu } => (Function::VcpuLoad, [vm.0, vcpu.0, 0, 0, 0, 0, 0]),
             Self::VcpuPut => (Function::VcpuPut, [0; 7]),
+            Self::VcpuReset { vm, vcpu, start } => {
+                let (off, entry, argument) = start.encode();
+                (Function::VcpuReset, [vm.0, vcpu.0, off, entry, argument, 0, 0])
+            }
         };
         (function.id(), args)
     }
@@ -484,12 +529,27 @@ impl Call {
                 vm: VmHandle(a[0]),
                 pages: UntrustedPages { start: UntrustedPa(a[1]), count: a[2] },
                 flag_page: UntrustedPa(a[3]),
-                features: UntrustedFeatures(a[4]),
-                entry: a[5],
-                argument: a[6],
+                features: UntrustedFeatures(a[4] & !Start::OFF),
+                start: match Start::decode(a[4], a[5], a[6]) {
+                    Ok(start) => start,
+                    Err(error) => return Err(error),
+                },
             }),
             Function::VcpuLoad => Self::VcpuLoad { vm: VmHandle(a[0]), vcpu: VcpuIndex(a[1]) },
             Function::VcpuPut => Self::VcpuPut,
+            Function::VcpuReset => {
+                if a[2] & !Start::OFF != 0 {
+                    return Err(Error::InvalidArgument);
+                }
+                Self::VcpuReset {
+                    vm: VmHandle(a[0]),
+                    vcpu: VcpuIndex(a[1]),
+                    start: match Start::decode(a[2], a[3], a[4]) {
+                        Ok(start) => start,
+                        Err(error) => return Err(error),
+                    },
+                }
+            }
             Function::VcpuRun => return Err(Error::NotSupported),
         })
     }

@@ -87,6 +87,11 @@ errors! {
     NotSealed = -42, "the VM is not sealed";
     /// The VM is a normal one, which knows no seal.
     NotProtected = -43, "the VM is not protected";
+    /// The vCPU is off, or its protected VM has turned itself off: it runs once another vCPU, or the host of a
+    /// normal VM, turns it on.
+    PoweredOff = -44, "the vCPU is off";
+    /// The VM is a protected one, whose vCPUs its host doesn't reset.
+    Protected = -45, "the VM is protected";
 }
 
 impl Error {

@@ -13,10 +13,14 @@
 //! | `Hvc` | guest x0 | x3-x7: guest x1-x5 |
 //! | `Mmio` | guest-physical address | x3: data of a write |
 //! | `Wfi` | - | the guest waits for an interrupt |
-//! | `Fault` | guest-physical address | nothing is mapped there and the access can't be emulated (a fetch, a pair, a cache operation); map it and run again |
+//! | `Fault` | guest-physical address | nothing is mapped there and the access can't be emulated (a fetch, a pair, a cache operation), or is a protected guest's and no device's: then it is the page's address and nothing more. Map it and run again |
 //! | `Sgi` | value written to ICC_SGI1R_EL1 | |
 //! | `Relinquished` | guest-physical address | x3: the page, which is the host's again |
-//! | `Broken` | ESR_EL2 | the guest did what hyp can't continue from; every further run answers the same |
+//! | `Broken` | ESR_EL2 | the guest did what hyp can't continue from; every further run answers the same. Of a protected guest ESR_EL2 has its EC only |
+//! | `CpuOn` | the vCPU's index | PSCI CPU_ON: it can be loaded from now on; the caller's call has been answered |
+//! | `CpuOff` | - | PSCI CPU_OFF: this vCPU is off; put it |
+//! | `System` | [`SystemEvent`] | x3: SYSTEM_RESET2's type, x4: its cookie. The vCPU has stopped in its call, which fails if a normal VM's host runs it again without VCPU_RESET; of a protected VM nothing runs any more |
+//! | `Tables` | - | a call of a protected guest's takes tables: VM_TOPUP, and run again |
 //!
 //! An AArch32 guest's x0-x5 are its r0-r5, zero-extended; of what the host answers they take the lower
 //! halves. Its MMIO accesses have 4 bytes at most.
@@ -31,7 +35,8 @@ flag_set! {
         /// flight already (then the call is refused with BUSY).
         const VIRQ = 1 << 0;
         /// Instead of finishing the open MMIO access, or of trying a [`Reason::Fault`] again, give the
-        /// guest a synchronous external abort.
+        /// guest a synchronous external abort; a call of its own that exited with [`Reason::Fault`] or
+        /// [`Reason::Tables`] fails.
         const ABORT = 1 << 1;
         /// Don't finish the open MMIO access: execute the instruction again (the host has mapped
         /// memory there).
@@ -90,6 +95,38 @@ reasons! {
     Broken = 6;
     /// The guest has given a page back ([`crate::guest`]); its call has been answered.
     Relinquished = 7;
+    /// The guest has turned a vCPU on.
+    CpuOn = 8;
+    /// This vCPU has turned itself off.
+    CpuOff = 9;
+    /// The guest turns its machine off or resets it.
+    System = 10;
+    /// A call of the guest's takes more tables.
+    Tables = 11;
+}
+
+/// x2 of [`Reason::System`]: which function of PSCI's it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u64)]
+pub enum SystemEvent {
+    /// SYSTEM_OFF.
+    Off = 0,
+    /// SYSTEM_RESET.
+    Reset = 1,
+    /// SYSTEM_RESET2.
+    Reset2 = 2,
+}
+
+impl SystemEvent {
+    /// The one that x2 names.
+    pub const fn from_register(x2: u64) -> Option<Self> {
+        match x2 {
+            0 => Some(Self::Off),
+            1 => Some(Self::Reset),
+            2 => Some(Self::Reset2),
+            _ => None,
+        }
+    }
 }
 
 /// x1 after VCPU_RUN.

@@ -8,7 +8,7 @@
 
 use super::{
     PLAN, Plan, Trouble, VMS,
-    guest::{Exits, HZ, OWNER, Pause, Slot},
+    guest::{self, Exits, HZ, OWNER, Pause, Slot},
     report, stopped,
 };
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -236,11 +236,13 @@ fn progress(plan: &Plan) {
 fn slice(plan: &Plan, host: &mut Host, vm: usize, vcpu: usize, round: usize) -> bool {
     // It may still be on the CPU where it was in the last round, or not even there yet.
     let mut slot = loop {
-        let slot = plan.slots[vm][vcpu].lock();
-        if slot.rounds == round {
-            break slot;
+        // Nor may it be on.
+        if guest::is_on(vm, vcpu) {
+            let slot = plan.slots[vm][vcpu].lock();
+            if slot.rounds == round {
+                break slot;
+            }
         }
-        drop(slot);
         if stopped() {
             return false;
         }
@@ -269,8 +271,9 @@ fn run(
     vcpu: usize,
     last: bool,
 ) -> Result<(), Trouble> {
+    let plan = PLAN.wait();
     let mut loaded = super::hyp("VCPU_LOAD", this.load(&Counted, host))?;
-    let mut exits = Exits::new(vcpu as u64, slot, ITERATIONS, last);
+    let mut exits = Exits::new(vm, vcpu as u64, slot, ITERATIONS, last);
     let result = loop {
         match super::hyp("VCPU_RUN", loaded.run(host, &mut exits)) {
             Err(trouble) => break Err(trouble),
@@ -279,6 +282,7 @@ fn run(
             Ok(Pause::Failed(failure)) => break Err(Trouble::Guest { vm, vcpu, failure }),
             Ok(Pause::Broken(esr)) => break Err(Trouble::Broken { vm, vcpu, esr }),
             Ok(Pause::Nothing(address)) => break Err(Trouble::Nothing { vm, vcpu, address }),
+            Ok(Pause::Tables) => super::vms::topup(plan, vm)?,
             Ok(Pause::Stuck) => break Err(Trouble::Stuck { vm, vcpu }),
         }
     };

@@ -1,16 +1,23 @@
 //! What the host does for the guests: devices and calls.
 
-use super::stopped;
-use core::ops::ControlFlow;
+use super::{VMS, stopped};
+use core::{
+    ops::ControlFlow,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+};
 use umbra_host::{
+    kernel::MAX_CPUS,
     kernel::timer::Patience,
-    psci,
-    vcpu::{Answer, ExitHandler, MmioAnswer, Vcpu},
+    vcpu::{Answer, ExitHandler, MmioAnswer, Supplied, Vcpu},
 };
 use umbra_patterns::protocol::{
-    CONTINUE, DEVICE, DEVICE_BYTES, ECHO, FAIL, Failure, REPORT, STOP, counter,
+    ARGUMENT, BASE, CONTINUE, DEVICE, DEVICE_BYTES, ECHO, FAIL, Failure, REPORT, STOP, counter,
 };
-use umbra_shared::exit::MmioAccess;
+use umbra_shared::{
+    call::VcpuIndex,
+    exit::{MmioAccess, SystemEvent},
+    guest::{NOT_SUPPORTED, is_hosts},
+};
 
 /// Owners of guests' tags begin here: + 16 * VM + vCPU.
 pub const OWNER: u16 = 0x200;
@@ -23,6 +30,26 @@ const PATIENCE: u64 = 60;
 
 /// Timer interrupts of the host between two looks at its registers.
 const LOOK: u32 = 3;
+
+/// What each vCPU is to be told as it starts: the guest asks for it, and turns the vCPU on.
+static ARGUMENTS: [[AtomicU64; MAX_CPUS]; VMS] =
+    [const { [const { AtomicU64::new(0) }; MAX_CPUS] }; VMS];
+
+/// Whether its guest has turned it on.
+static ON: [[AtomicBool; MAX_CPUS]; VMS] =
+    [const { [const { AtomicBool::new(false) }; MAX_CPUS] }; VMS];
+
+pub fn set_argument(vm: usize, vcpu: usize, argument: u64) {
+    ARGUMENTS[vm][vcpu].store(argument, Ordering::Relaxed);
+}
+
+pub fn set_on(vm: usize, vcpu: usize, on: bool) {
+    ON[vm][vcpu].store(on, Ordering::Release);
+}
+
+pub fn is_on(vm: usize, vcpu: usize) -> bool {
+    ON[vm][vcpu].load(Ordering::Acquire)
+}
 
 /// A vCPU, and what was seen of it.
 pub struct Slot {
@@ -74,6 +101,8 @@ pub enum Pause {
     Failed(Failure),
     Broken(u64),
     Nothing(u64),
+    /// The VM takes more pages for tables.
+    Tables,
     Stuck,
     /// Another CPU is in trouble.
     Stopped,
@@ -81,6 +110,7 @@ pub enum Pause {
 
 /// A vCPU's exits during one slice.
 pub struct Exits<'s> {
+    pub vm: usize,
     pub index: u64,
     pub slot: &'s mut Slot,
     /// Iterations still to be seen.
@@ -92,9 +122,9 @@ pub struct Exits<'s> {
 }
 
 impl<'s> Exits<'s> {
-    pub fn new(index: u64, slot: &'s mut Slot, left: u64, last: bool) -> Self {
+    pub fn new(vm: usize, index: u64, slot: &'s mut Slot, left: u64, last: bool) -> Self {
         let patience = Patience::new(PATIENCE, HZ / 2);
-        Self { index, slot, left, last, interrupts: 0, patience }
+        Self { vm, index, slot, left, last, interrupts: 0, patience }
     }
 
     fn report(&mut self, verified: u64) -> ControlFlow<Pause, Answer> {
@@ -132,21 +162,20 @@ impl ExitHandler for Exits<'_> {
     fn hvc(&mut self, x: &[u64; 6]) -> ControlFlow<Pause, Answer> {
         self.slot.hvc += 1;
         match x[0] {
-            ECHO => return ControlFlow::Continue([x[1] + 1, 0, 0, 0]),
-            REPORT => return self.report(x[1]),
+            ECHO => ControlFlow::Continue([x[1] + 1, 0, 0, 0]),
+            REPORT => self.report(x[1]),
             FAIL => {
                 let failure = Failure::decode([x[1], x[2], x[3], x[4], x[5]]);
-                return ControlFlow::Break(Pause::Failed(failure));
+                ControlFlow::Break(Pause::Failed(failure))
             }
-            _ => {}
-        }
-        match psci::decode(&[x[0], x[1], x[2], x[3]]) {
-            Some(psci::Request::CpuOff) if self.last => {
-                self.slot.off = true;
-                ControlFlow::Break(Pause::Off)
+            ARGUMENT => {
+                let found = usize::try_from(x[1]).ok().and_then(|n| ARGUMENTS[self.vm].get(n));
+                let argument = found.map_or(0, |argument| argument.load(Ordering::Relaxed));
+                ControlFlow::Continue([argument, BASE, 0, 0])
             }
-            Some(psci::Request::Answer(x0)) => ControlFlow::Continue([x0, 0, 0, 0]),
-            _ => ControlFlow::Break(Pause::Failed(Failure::Garbled(x[0]))),
+            // A normal guest asks for what only a protected one has.
+            x0 if !is_hosts(x0) => ControlFlow::Continue([NOT_SUPPORTED as u64, 0, 0, 0]),
+            x0 => ControlFlow::Break(Pause::Failed(Failure::Garbled(x0))),
         }
     }
 
@@ -180,8 +209,30 @@ impl ExitHandler for Exits<'_> {
         self.slot.timer += 1;
     }
 
-    fn fault(&mut self, address: u64) -> ControlFlow<Pause> {
+    fn fault(&mut self, address: u64) -> ControlFlow<Pause, Supplied> {
         ControlFlow::Break(Pause::Nothing(address))
+    }
+
+    fn tables(&mut self) -> ControlFlow<Pause, Supplied> {
+        ControlFlow::Break(Pause::Tables)
+    }
+
+    fn cpu_on(&mut self, VcpuIndex(index): VcpuIndex) -> ControlFlow<Pause> {
+        set_on(self.vm, index as usize, true);
+        ControlFlow::Continue(())
+    }
+
+    fn cpu_off(&mut self) -> Pause {
+        if self.last {
+            self.slot.off = true;
+            Pause::Off
+        } else {
+            Pause::Failed(Failure::Garbled(0))
+        }
+    }
+
+    fn system(&mut self, event: SystemEvent, _: u64, _: u64) -> Pause {
+        Pause::Failed(Failure::Garbled(event as u64))
     }
 
     fn broken(&mut self, esr: u64) -> Pause {

@@ -116,6 +116,7 @@ struct Plan {
     sve: bool,
     /// Each CPU's number at hyp, and its vector lengths.
     at_hyp: [(u64, VqSet); MAX_CPUS],
+    vms: [sync::Lock<Option<vms::DemoVm>>; VMS],
     slots: [[sync::Lock<Slot>; MAX_CPUS]; VMS],
 }
 
@@ -154,7 +155,8 @@ fn demonstrate(machine: &'static Machine) -> Result<(), Trouble> {
     let at_hyp = at_hyp(machine)?;
     let (vms, vcpus) = vms::build(guest, cpus, sve)?;
     let slots = vcpus.map(|of_vm| of_vm.map(|vcpu| sync::Lock::new(Slot::new(vcpu))));
-    let plan = PLAN.call_once(|| Plan { cpus, sve, at_hyp, slots });
+    let vms = vms.map(|vm| sync::Lock::new(Some(vm)));
+    let plan = PLAN.call_once(|| Plan { cpus, sve, at_hyp, vms, slots });
     cpu::work(0);
     let finished = timer::wait_until(120, || (1..cpus).all(smp::is_done));
     timer::set_tick(0);
@@ -162,7 +164,7 @@ fn demonstrate(machine: &'static Machine) -> Result<(), Trouble> {
         return Err(Trouble::Timeout);
     }
     counters(machine, plan)?;
-    vms::destroy(vms, plan)?;
+    vms::destroy(plan)?;
     if let Some(page) = hyp("NEXT_SHARED_PAGE", Hvc.next_shared_page(0))? {
         return Err(Trouble::Shared(page));
     }

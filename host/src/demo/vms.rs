@@ -1,6 +1,9 @@
 //! Building the VMs, and taking them down.
 
-use super::{Plan, Trouble, VMS, guest::OWNER};
+use super::{
+    Plan, Trouble, VMS,
+    guest::{self, OWNER},
+};
 use umbra_host::{
     hypercall::{Hvc, Hypervisor},
     kernel::{
@@ -12,7 +15,7 @@ use umbra_host::{
 };
 use umbra_patterns::protocol::{Argument, BASE, MAX_VCPUS, Mode};
 use umbra_shared::{
-    call::VmConfig,
+    call::{Start, VmConfig},
     vcpu::VcpuFeatures,
     vl::{Vq, VqSet},
 };
@@ -38,9 +41,9 @@ fn vl(common: VqSet, vm: usize, vcpu: usize) -> Option<Vq> {
 }
 
 /// A VM with the guest in its memory.
-pub fn vm(guest: &[u8], config: VmConfig) -> Result<DemoVm, Trouble> {
+pub fn vm(image: &[u8], config: VmConfig) -> Result<DemoVm, Trouble> {
     let mut vm = DemoVm::create(&Hvc, &mut Pages, config)?;
-    let mapped = supply::image(guest).ok_or(Trouble::NoGuest).and_then(|(first, count)| {
+    let mapped = supply::image(image).ok_or(Trouble::NoGuest).and_then(|(first, count)| {
         vm.map(&Hvc, &mut Pages, first, count, BASE).map_err(Trouble::from)
     });
     match mapped {
@@ -53,29 +56,41 @@ pub fn vm(guest: &[u8], config: VmConfig) -> Result<DemoVm, Trouble> {
     }
 }
 
-pub fn build(guest: &[u8], cpus: usize, sve: bool) -> Result<([DemoVm; VMS], Vcpus), Trouble> {
+pub fn build(image: &[u8], cpus: usize, sve: bool) -> Result<([DemoVm; VMS], Vcpus), Trouble> {
     let common = if sve { super::hyp("VL_INFO", Hvc.vl_info(None))?.vqs } else { VqSet::EMPTY };
-    let mut vms = [vm(guest, CONFIGS[0])?, vm(guest, CONFIGS[1])?];
+    let mut vms = [vm(image, CONFIGS[0])?, vm(image, CONFIGS[1])?];
     let mut vcpus = Vcpus::default();
     for (n, vm) in vms.iter_mut().enumerate() {
         for (i, vcpu) in vcpus[n].iter_mut().take(cpus).enumerate() {
             let vq = vl(common, n, i);
             let owner = OWNER + (n as u16) * 16 + i as u16;
             let argument = Argument { vcpu: i as u8, owner, vq, svq: None, mode: Mode::Verify };
-            let settings = VcpuSettings {
-                features: VcpuFeatures::sve(vq),
-                entry: BASE,
-                argument: argument.encode(),
+            guest::set_argument(n, i, argument.encode());
+            // The guest brings its other CPUs up itself.
+            let start = match i {
+                0 => Start::At { entry: BASE, argument: argument.encode() },
+                _ => Start::Off,
             };
+            let settings = VcpuSettings { features: VcpuFeatures::sve(vq), start };
             *vcpu = Some(vm.create_vcpu(&Hvc, &mut Pages, settings)?);
+            guest::set_on(n, i, i == 0);
         }
         vm.seal(&Hvc)?;
     }
     Ok((vms, vcpus))
 }
 
-pub fn destroy(vms: [DemoVm; VMS], plan: &Plan) -> Result<(), Trouble> {
-    for (vm, slots) in vms.into_iter().zip(&plan.slots) {
+/// More pages for a VM's tables, which its guest's call takes.
+pub fn topup(plan: &Plan, vm: usize) -> Result<(), Trouble> {
+    match &mut *plan.vms[vm].lock() {
+        Some(vm) => Ok(vm.topup(&Hvc, &mut Pages)?),
+        None => Ok(()),
+    }
+}
+
+pub fn destroy(plan: &Plan) -> Result<(), Trouble> {
+    for (vm, slots) in plan.vms.iter().zip(&plan.slots) {
+        let Some(vm) = vm.lock().take() else { continue };
         let vcpus = slots.iter().filter_map(|slot| slot.lock().vcpu.take());
         vm.destroy(&Hvc, &mut Pages, vcpus).map_err(|failure| failure.error)?;
     }

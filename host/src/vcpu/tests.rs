@@ -129,8 +129,28 @@ impl ExitHandler for Vmm {
         self.log.push("wfi");
         ControlFlow::Continue(())
     }
-    fn fault(&mut self, address: u64) -> ControlFlow<u64> {
-        ControlFlow::Break(address)
+    fn fault(&mut self, address: u64) -> ControlFlow<u64, Supplied> {
+        self.log.push("fault");
+        match address {
+            0 => ControlFlow::Continue(Supplied::Abort),
+            1 => ControlFlow::Continue(Supplied::Retry),
+            _ => ControlFlow::Break(address),
+        }
+    }
+    fn tables(&mut self) -> ControlFlow<u64, Supplied> {
+        self.log.push("tables");
+        ControlFlow::Continue(Supplied::Retry)
+    }
+    fn cpu_on(&mut self, index: VcpuIndex) -> ControlFlow<u64> {
+        assert_eq!(index, VcpuIndex(3));
+        self.log.push("on");
+        ControlFlow::Continue(())
+    }
+    fn cpu_off(&mut self) -> u64 {
+        0x0ff
+    }
+    fn system(&mut self, event: SystemEvent, kind: u64, cookie: u64) -> u64 {
+        (event as u64) << 32 | kind << 16 | cookie
     }
     fn broken(&mut self, esr: u64) -> u64 {
         esr
@@ -282,4 +302,58 @@ fn broken_and_unknown_reasons_stop() {
     let unknown = Ok(Exit { info: ExitInfo::from_register(0xff), data: [7, 0, 0, 0, 0, 0] });
     assert_eq!(run(&[], OURS, &[unknown]).result, Ok(7));
     assert_eq!(run(&[], OURS, &[exit(Reason::Fault, 0, [0x1000, 0])]).result, Ok(0x1000));
+}
+
+#[test]
+fn what_is_not_supplied_is_aborted() {
+    let at = |address| exit(Reason::Fault, 0, [address, 0]);
+    let exits = [at(0), at(1), exit(Reason::Tables, 0, [0; 2]), done()];
+    let run = run(&[], OURS, &exits);
+    let flags: Vec<_> = run.entries.iter().map(|e| e.flags).collect();
+    let none = RunFlags::empty();
+    assert_eq!(flags, [none, RunFlags::ABORT, none, none]);
+    assert_eq!(run.log, ["fault", "fault", "tables", "hvc"]);
+}
+
+#[test]
+fn the_guests_power_is_told() {
+    let on = exit(Reason::CpuOn, 0, [3, 0]);
+    let first = run(&[], OURS, &[on, exit(Reason::CpuOff, 0, [0; 2])]);
+    assert_eq!((first.result, first.log), (Ok(0x0ff), vec!["on"]));
+    let data = [SystemEvent::Reset2 as u64, 0x8000, 5, 0, 0, 0];
+    let reset = Ok(Exit { info: ExitInfo::new(Reason::System, 0), data });
+    assert_eq!(run(&[], OURS, &[reset]).result, Ok(2 << 32 | 0x8000 << 16 | 5));
+    assert_eq!(run(&[], OURS, &[Err(Error::PoweredOff)]).result, Err(Error::PoweredOff));
+}
+
+#[test]
+fn a_reset_forgets_what_was_open() {
+    let flight = ExitInfo::VIRQ_IN_FLIGHT | ExitInfo::VTIMER;
+    let exits = [exit(Reason::Irq, flight, [0; 2]), Err(Error::Busy)];
+    let mut vcpu = run(&[50, 60], OURS, &exits).vcpu;
+    assert!(vcpu.has_interrupt());
+    let hyp = Refusing;
+    let start = Start::At { entry: 0x8000_0000, argument: 1 };
+    assert_eq!(vcpu.reset(&hyp, start), Err(Error::Protected));
+    assert!(vcpu.has_interrupt(), "a refused reset changes nothing");
+    assert_eq!(vcpu.reset(&hyp, Start::Off), Ok(()));
+    assert!(!vcpu.has_interrupt() && vcpu.flags.is_empty());
+}
+
+/// Takes vCPUs that are off for normal ones.
+struct Refusing;
+
+impl Hypervisor for Refusing {
+    fn call(&self, call: &Call) -> Result<Results, Error> {
+        match *call {
+            Call::VcpuReset { vm: VmHandle(1), vcpu: VcpuIndex(0), start: Start::Off } => {
+                Ok(Results::default())
+            }
+            _ => Err(Error::Protected),
+        }
+    }
+
+    fn vcpu_run(&self, _: RunFlags, _: [u64; 4]) -> Result<Exit, Error> {
+        unreachable!()
+    }
 }

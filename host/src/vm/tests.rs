@@ -28,6 +28,7 @@ struct State {
 struct Fake(RefCell<State>);
 
 /// Mappings that one table page of the fake lasts for: few, so that topups happen.
+const START: Start = Start::At { entry: 0x8000_0000, argument: 0 };
 const MAPPINGS_PER_TABLE: u64 = 2;
 
 impl State {
@@ -155,8 +156,7 @@ fn life<const RANGES: usize>(hyp: &Fake, supplier: &mut Supplier) -> bool {
     }
     let mut vcpus = Vec::new();
     for vq in [Some(Vq::MAX), None] {
-        let settings =
-            VcpuSettings { features: VcpuFeatures::sve(vq), entry: 0x8000_0000, argument: 0 };
+        let settings = VcpuSettings { features: VcpuFeatures::sve(vq), start: START };
         match vm.create_vcpu(hyp, supplier, settings) {
             Ok(vcpu) => vcpus.push(vcpu),
             Err(_) => good = false,
@@ -224,7 +224,7 @@ fn a_vm_with_vcpus_about_is_not_destroyed() {
     let hyp = Fake::default();
     let mut supplier = Supplier::new(usize::MAX);
     let mut vm = Vm::<16>::create(&hyp, &mut supplier, VmConfig::default()).unwrap();
-    let settings = VcpuSettings { features: VcpuFeatures::FPSIMD, entry: 0, argument: 0 };
+    let settings = VcpuSettings { features: VcpuFeatures::FPSIMD, start: START };
     let vcpu = vm.create_vcpu(&hyp, &mut supplier, settings).unwrap();
     let failure = vm.destroy(&hyp, &mut supplier, []).unwrap_err();
     assert_eq!(failure.error, BuildError::VcpusLeft);

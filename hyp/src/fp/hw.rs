@@ -5,7 +5,7 @@ use crate::arch::sysreg;
 use crate::arch::sysreg::sys::{CptrEl2, write_cptr_el2};
 use crate::world::features::{Features, Name};
 use core::ptr::NonNull;
-use umbra_shared::sme::{Storage, za_bytes};
+use umbra_shared::sme::{Storage, ZT0_BYTES, za_bytes};
 use umbra_shared::sve::{IMAGE_ALIGN, Layout};
 use umbra_shared::vl::Vq;
 
@@ -83,6 +83,17 @@ impl Image {
     /// An image that holds nothing and fits nothing.
     pub const fn empty() -> Self {
         Self { base: NonNull::dangling(), file: 0, za: 0, matrix: 0, status: [0; 2], fpmr: 0 }
+    }
+
+    /// Zeroes, as a new vCPU's.
+    pub fn wipe(&mut self) {
+        let zt0 = if self.matrix == 0 { 0 } else { ZT0_BYTES };
+        for (offset, bytes) in [(0, self.file), (self.za, self.matrix + zt0)] {
+            // SAFETY: inside the memory that `new` was given: Z, P and FFR, and ZA with ZT0 behind it.
+            unsafe { self.base.add(offset).write_bytes(0, bytes) };
+        }
+        self.status = [0; 2];
+        self.fpmr = 0;
     }
 
     /// The last line of defence of I3: refuses an image that the save about to run would overrun.

@@ -62,6 +62,15 @@ impl<I> VcpuFp<I> {
         }
     }
 
+    /// The reset state again, of a vCPU that is loaded nowhere: `wipe` zeroes its image.
+    pub fn reset(&mut self, wipe: impl FnOnce(&mut I)) {
+        wipe(&mut self.image);
+        self.zcr_el1 = 0;
+        self.smcr_el1 = 0;
+        self.svcr = Svcr::empty();
+        self.fpexc = FPEXC_RESET;
+    }
+
     /// The vCPU's largest VL; `None`: it has no SVE.
     pub const fn vq(&self) -> Option<Vq> {
         self.features.vq

@@ -5,7 +5,10 @@
 
 use crate::arch::sysreg::*;
 use crate::guest::syndrome::{self, Abort, pstate};
-use crate::vm::slots::{Open, Vcpu};
+use crate::memory::pages::VmId;
+use crate::vm::hardware::There;
+use crate::vm::slots::{self, Open, Vcpu};
+use umbra_shared::PAGE_SIZE;
 use umbra_shared::exit::{ExitInfo, Reason};
 
 /// An exit to the host: the reason and what goes with it into x2 and up.
@@ -28,22 +31,28 @@ fn ipa() -> u64 {
     syndrome::fault_ipa(read_hpfar_el2(), sys::read_far_el2().bits())
 }
 
-/// An abort that is not emulated.
+/// An abort that is not emulated. Where in the page it was is a protected guest's own business.
 pub fn fault(vcpu: &mut Vcpu, esr: u64) -> Exit {
     if Abort::new(esr).is_stage2() {
         vcpu.open = Open::Fault { esr, far: sys::read_far_el2().bits() };
-        Exit::new(Reason::Fault, [ipa(), 0, 0, 0, 0, 0])
+        let hidden = if vcpu.protected { PAGE_SIZE as u64 - 1 } else { 0 };
+        Exit::new(Reason::Fault, [ipa() & !hidden, 0, 0, 0, 0, 0])
     } else {
         Exit::new(Reason::Broken, [esr, 0, 0, 0, 0, 0])
     }
 }
 
-/// A data abort, which may be an access to a device.
-pub fn data_abort(vcpu: &mut Vcpu, esr: u64) -> Exit {
+/// A data abort, which may be an access to a device: anywhere, of a normal guest; of a protected one, where it has
+/// said that there are devices. Of its own memory, which the host may have withheld, the host learns no data, nor
+/// does it answer for it.
+pub fn data_abort(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> Exit {
     let abort = Abort::new(esr);
     let Some(access) = abort.access().filter(|_| abort.is_translation()) else {
         return fault(vcpu, esr);
     };
+    if vcpu.protected && slots::lookup(vm, ipa()) != There::Device {
+        return fault(vcpu, esr);
+    }
     let bytes = 1u8 << access.size_log2;
     let far = sys::read_far_el2().bits();
     let big_endian = pstate::is_big_endian(vcpu.regs.pstate, read_sctlr_el1());

@@ -1,10 +1,12 @@
-//! What a guest traps on: running it (`run`, `enter.S`), what becomes of its exceptions (`traps`; `traps32`
-//! for one in AArch32; `access` for what they have in common), and how they are understood ([`syndrome`],
+//! What a guest traps on: running it (`run`, `enter.S`), what becomes of its calls (`calls`) and of its
+//! other exceptions (`traps`; `traps32` for one in AArch32; `access` for what they have in common), and how they are understood ([`syndrome`],
 //! [`aarch32`]).
 
 pub mod aarch32;
 #[cfg(target_os = "none")]
 pub mod access;
+#[cfg(target_os = "none")]
+pub mod calls;
 #[cfg(target_os = "none")]
 pub mod run;
 pub mod syndrome;

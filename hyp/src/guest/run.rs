@@ -8,6 +8,7 @@ use crate::cpu::Cpu;
 use crate::fp::hw::Image;
 use crate::fp::{CpuFp, GuestTrap, TrapClass};
 use crate::guest::access::Exit;
+use crate::guest::calls::{self, Outcome};
 use crate::guest::syndrome::{self, SysReg, ec, pstate};
 use crate::guest::traps;
 use crate::guest::traps32;
@@ -18,7 +19,7 @@ use crate::world::switch::{self, El1Context, GuestRegs, World};
 use umbra_shared::call::Counter;
 use umbra_shared::error::Error;
 use umbra_shared::exit::{ExitInfo, Reason, RunFlags};
-use umbra_shared::guest::GuestFunction;
+use umbra_shared::guest::is_hosts;
 use umbra_shared::record::Kind;
 
 core::arch::global_asm!(
@@ -64,10 +65,14 @@ struct Seen {
 fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(), Error> {
     let stats = &cpu.shared.stats;
     let loaded = cpu.loaded.as_mut().ok_or(Error::NotLoaded)?;
+    let ended = loaded.has_ended();
     let vcpu = loaded.vcpu();
     let flags = RunFlags::from_bits(frame.x[1]).ok_or(Error::InvalidArgument)?;
 
     // Everything that can be refused comes before anything that changes.
+    if ended || vcpu.open == Open::Off {
+        return Err(Error::PoweredOff);
+    }
     if let Open::Broken { esr } = vcpu.open {
         frame.x[1] = ExitInfo::new(Reason::Broken, 0).register();
         frame.x[2] = esr;
@@ -133,7 +138,7 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
             let esr = sys::read_esr_el2().bits();
             // What most exits are.
             if syndrome::class(esr) == ec::HVC64
-                && GuestFunction::from_id(vcpu.regs.x[0]).is_none()
+                && is_hosts(vcpu.regs.x[0])
                 && !pstate::is_aarch32(vcpu.regs.pstate)
             {
                 vcpu.open = Open::Hvc;
@@ -192,7 +197,7 @@ fn set_data(frame: &mut HostFrame, [x2, x3, x4, x5, x6, x7]: [u64; 6]) {
 #[inline(never)]
 fn rare(cpu: &mut Cpu, left: u64) -> Option<Exit> {
     let loaded = cpu.loaded.as_mut()?;
-    let (vm, name) = (loaded.vm(), loaded.name());
+    let (vm, index, name) = (loaded.vm(), loaded.index(), loaded.name());
     let vcpu = loaded.vcpu();
     if left == LEFT_IRQ {
         return Some(Exit::new(Reason::Irq, [0; 6]));
@@ -209,17 +214,16 @@ fn rare(cpu: &mut Cpu, left: u64) -> Option<Exit> {
         ec::SME => TrapClass::Sme,
         class => {
             let exit = match class {
-                ec::HVC64 => memory_call(&cpu.fp, name, vcpu, vm),
-                ec::HVC32 => match traps::called_function(vcpu) {
-                    Some(_) => memory_call(&cpu.fp, name, vcpu, vm),
-                    None => Some(call32(vcpu)),
-                },
+                ec::HVC64 | ec::HVC32 | ec::SMC64 => call(&cpu.fp, name, vcpu, (vm, index), esr),
+                ec::SMC32 if traps32::condition_passes(vcpu, esr) => {
+                    call(&cpu.fp, name, vcpu, (vm, index), esr)
+                }
                 ec::PAUTH => first_pauth(&cpu.world, &mut cpu.host, vcpu),
                 ec::SYSREG if SysReg::new(esr).is_pauth_key() => {
                     first_pauth(&cpu.world, &mut cpu.host, vcpu)
                 }
-                _ if vcpu.is_aarch32() => traps32::synchronous(vcpu, esr),
-                _ => traps::synchronous(vcpu, esr),
+                _ if vcpu.is_aarch32() => traps32::synchronous(vcpu, vm, esr),
+                _ => traps::synchronous(vcpu, vm, esr),
             };
             if let Some(exit) = exit {
                 return Some(if exit.info.reason() == Some(Reason::Broken) {
@@ -240,15 +244,16 @@ fn rare(cpu: &mut Cpu, left: u64) -> Option<Exit> {
     None
 }
 
-/// An HVC of an AArch32 guest's for its host: r0-r5.
-#[cold]
-fn call32(vcpu: &mut Vcpu) -> Exit {
+/// An HVC of a guest's for its host: x0-x5, r0-r5.
+fn hosts_call(vcpu: &mut Vcpu) -> Exit {
     vcpu.open = Open::Hvc;
     let [x0, x1, x2, x3, x4, x5, ..] = vcpu.regs.x;
     Exit::new(Reason::Hvc, [x0, x1, x2, x3, x4, x5].map(|x| vcpu.register_width(x)))
 }
 
 fn broken(vcpu: &mut Vcpu, esr: u64) -> Exit {
+    // What a protected guest was about to do is in the rest.
+    let esr = if vcpu.protected { syndrome::class(esr) << 26 } else { esr };
     vcpu.open = Open::Broken { esr };
     Exit::new(Reason::Broken, [esr, 0, 0, 0, 0, 0])
 }
@@ -268,21 +273,36 @@ fn first_pauth(world: &World, host: &mut El1Context, vcpu: &mut Vcpu) -> Option<
     None
 }
 
-/// A call of the guest's about its memory.
+/// A call of the guest's, by HVC or SMC.
 #[cold]
-fn memory_call(fp: &CpuFp<Image>, name: u64, vcpu: &mut Vcpu, vm: VmId) -> Option<Exit> {
+fn call(
+    fp: &CpuFp<Image>,
+    name: u64,
+    vcpu: &mut Vcpu,
+    (vm, index): (VmId, usize),
+    esr: u64,
+) -> Option<Exit> {
     log::forget();
-    let function = traps::called_function(vcpu).map_or(0, GuestFunction::id);
-    let ipa = vcpu.register_width(vcpu.regs.x[1]);
-    let exit = traps::memory_call(vcpu, vm);
-    let result = vcpu.regs.x[0];
+    let (function, [x1, x2, x3]) = calls::request(vcpu);
+    let outcome = calls::call(vcpu, vm, index, esr);
+    let (exit, again) = match outcome {
+        Outcome::NotHyps => return Some(hosts_call(vcpu)),
+        Outcome::Answered(exit) => (exit, false),
+        Outcome::Again(exit) => (Some(exit), true),
+    };
+    let [x0, r1, r2, r3, ..] = vcpu.regs.x;
+    let aarch32 = vcpu.is_aarch32();
     log::write(
         || (fp.record(), name),
         || Transition {
-            function,
+            function: function.into(),
             // r0 holds half of it.
-            result: if vcpu.is_aarch32() { result as i32 as u64 } else { result },
-            ..Transition::new(Kind::GuestCall, [ipa, 0, 0, 0, 0, 0, 0])
+            result: if aarch32 { x0 as i32 as u64 } else { x0 },
+            results: [r1, r2, r3],
+            ..Transition::new(
+                Kind::GuestCall,
+                [x1, x2, x3, exit.map_or(0, |exit| exit.info.register() + 1), again.into(), 0, 0],
+            )
         },
     );
     exit
@@ -297,9 +317,15 @@ fn complete(vcpu: &mut Vcpu, flags: RunFlags, x: &[u64; 18]) {
         {
             traps::external_abort(vcpu, esr, far);
         }
+        Open::Call { esr } if flags.contains(RunFlags::ABORT) => calls::fail(vcpu, esr),
         Open::Read { .. } | Open::Write { .. } if flags.contains(RunFlags::RETRY) => {}
         Open::Read { .. } => traps::complete_read(vcpu, x[2]),
         Open::Write { esr, .. } => traps::complete_write(vcpu, esr),
-        Open::Nothing | Open::Hvc | Open::Fault { .. } | Open::Broken { .. } => {}
+        Open::Nothing
+        | Open::Hvc
+        | Open::Fault { .. }
+        | Open::Call { .. }
+        | Open::Off
+        | Open::Broken { .. } => {}
     }
 }

@@ -9,31 +9,22 @@ use crate::guest::syndrome::{self, IdRead, SysReg, ec, pstate};
 use crate::guest::traps32;
 use crate::machine::machine;
 use crate::memory::pages::VmId;
-use crate::vm::slots::{self, Open, Vcpu};
+use crate::vm::slots::{Open, Vcpu};
 use crate::world::idregs;
 use crate::world::switch::GuestRegs;
-use umbra_shared::call::UntrustedIpa;
-use umbra_shared::error::SUCCESS;
 use umbra_shared::exit::Reason;
-use umbra_shared::guest::GuestFunction;
 
-/// Handles a synchronous exception other than FP and HVC, with the guest's EL1 still in the registers.
+/// Handles a synchronous exception other than FP and calls, with the guest's EL1 still in the registers.
 /// `None`: go on.
 #[cold]
-pub fn synchronous(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
+pub fn synchronous(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> Option<Exit> {
     match syndrome::class(esr) {
         ec::WFX => {
             step_over(vcpu, esr);
             Some(Exit::new(Reason::Wfi, [0; 6]))
         }
-        ec::SMC64 => {
-            // There is no firmware for a guest. HCR_EL2.TSC traps before the instruction.
-            vcpu.regs.x[0] = u64::MAX;
-            step_over(vcpu, esr);
-            None
-        }
         ec::SYSREG => system_register(vcpu, esr),
-        ec::DATA_ABORT => Some(data_abort(vcpu, esr)),
+        ec::DATA_ABORT => Some(data_abort(vcpu, vm, esr)),
         ec::INSTRUCTION_ABORT => Some(fault(vcpu, esr)),
         _ => {
             undefined(vcpu);
@@ -89,36 +80,8 @@ fn id_register(regs: &mut GuestRegs, esr: u64) -> bool {
     true
 }
 
-/// A call of the guest's about its memory, the guest being of the VM with this number. ELR_EL2 is
-/// behind the HVC already.
-#[cold]
-pub fn memory_call(vcpu: &mut Vcpu, vm: VmId) -> Option<Exit> {
-    let function = called_function(vcpu)?;
-    let ipa = UntrustedIpa(vcpu.register_width(vcpu.regs.x[1]));
-    let result = match function {
-        GuestFunction::MemShare => slots::guest_share(vm, ipa).map(|()| None),
-        GuestFunction::MemUnshare => slots::guest_unshare(vm, ipa).map(|()| None),
-        GuestFunction::MemRelinquish => slots::guest_relinquish(vm, ipa).map(Some),
-    };
-    let code = match result {
-        Ok(_) => SUCCESS,
-        Err(error) => error.code(),
-    };
-    vcpu.regs.x[0] = vcpu.register_width(code as u64);
-    match result {
-        Ok(Some(pa)) => Some(Exit::new(Reason::Relinquished, [ipa.0, pa, 0, 0, 0, 0])),
-        _ => None,
-    }
-}
-
-/// The function that an HVC of the guest's selects, if it is hyp's.
-pub fn called_function(vcpu: &Vcpu) -> Option<GuestFunction> {
-    let id = vcpu.regs.x[0];
-    if vcpu.is_aarch32() { GuestFunction::from_id32(id) } else { GuestFunction::from_id(id) }
-}
-
 /// The guest's next instruction is the one behind that which trapped with `esr`.
-fn step_over(vcpu: &mut Vcpu, esr: u64) {
+pub fn step_over(vcpu: &mut Vcpu, esr: u64) {
     if vcpu.is_aarch32() {
         traps32::step_over(vcpu, esr);
         return;

@@ -6,14 +6,20 @@ use crate::arch::sysreg::*;
 use crate::guest::aarch32::{self, Access, Coprocessor, Entry, LR_ABT, LR_UND, NZCV};
 use crate::guest::access::{self, Exit};
 use crate::guest::syndrome::{self, ec};
+use crate::memory::pages::VmId;
 use crate::vm::slots::Vcpu;
 use umbra_shared::exit::Reason;
 
-/// Handles a synchronous exception other than FP and HVC, with the guest's EL1 still in the registers.
+/// Whether the instruction that trapped is executed at all.
+pub fn condition_passes(vcpu: &Vcpu, esr: u64) -> bool {
+    aarch32::condition_passes(esr, vcpu.regs.pstate)
+}
+
+/// Handles a synchronous exception other than FP and calls, with the guest's EL1 still in the registers.
 /// `None`: go on.
 #[cold]
-pub fn synchronous(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
-    if !aarch32::condition_passes(esr, vcpu.regs.pstate) {
+pub fn synchronous(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> Option<Exit> {
+    if !condition_passes(vcpu, esr) {
         step_over(vcpu, esr);
         return None;
     }
@@ -22,13 +28,7 @@ pub fn synchronous(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
             step_over(vcpu, esr);
             Some(Exit::new(Reason::Wfi, [0; 6]))
         }
-        ec::SMC32 => {
-            // There is no firmware for a guest.
-            vcpu.regs.x[0] = u32::MAX.into();
-            step_over(vcpu, esr);
-            None
-        }
-        ec::DATA_ABORT => Some(access::data_abort(vcpu, esr)),
+        ec::DATA_ABORT => Some(access::data_abort(vcpu, vm, esr)),
         ec::INSTRUCTION_ABORT => Some(access::fault(vcpu, esr)),
         _ => match Coprocessor::new(esr) {
             Some(instruction) => coprocessor(vcpu, esr, instruction),

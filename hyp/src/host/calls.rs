@@ -101,6 +101,7 @@ fn perform(cpu: &mut Cpu, call: Call) -> Result<Results, Error> {
         Call::VcpuCreate(config) => create_vcpu(&config),
         Call::VcpuLoad { vm, vcpu } => cpu.load(vm, vcpu).map(|()| NOTHING),
         Call::VcpuPut => cpu.put().map(|()| NOTHING),
+        Call::VcpuReset { vm, vcpu, start } => slots::reset_vcpu(vm, vcpu, start).map(|()| NOTHING),
     }
 }
 

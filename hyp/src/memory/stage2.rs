@@ -73,13 +73,36 @@ impl Leaf {
     }
 }
 
+/// What is at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Nothing.
+    Nothing,
+    /// Nothing for walks; a guest has enrolled the page as a device's.
+    Enrolled,
+    /// Memory.
+    Leaf(Leaf),
+}
+
 /// A stage 2 in memory. Nothing here tells a TLB anything.
 pub trait Table {
+    /// What is at an address.
+    fn entry(&self, ipa: u64) -> Entry;
+
     /// What translates an address.
-    fn leaf(&self, ipa: u64) -> Option<Leaf>;
+    fn leaf(&self, ipa: u64) -> Option<Leaf> {
+        match self.entry(ipa) {
+            Entry::Leaf(leaf) => Some(leaf),
+            Entry::Nothing | Entry::Enrolled => None,
+        }
+    }
 
     /// Makes an entry invalid.
     fn clear(&mut self, leaf: Leaf);
+
+    /// Writes down of a page where nothing is mapped that it is enrolled: an entry that is invalid for walks.
+    /// There are tables for it.
+    fn mark(&mut self, ipa: u64);
 
     /// Maps Normal memory as pages where nothing is mapped. There are tables for it.
     fn fill(&mut self, ipa: u64, pa: u64, bytes: u64);
@@ -133,6 +156,11 @@ impl<T: Table> Stage2<T> {
         self.vttbr
     }
 
+    /// What is at an address.
+    pub fn entry(&self, ipa: u64) -> Entry {
+        self.table.entry(ipa)
+    }
+
     /// The physical address of what is mapped at an address.
     pub fn lookup(&self, ipa: u64) -> Option<u64> {
         self.table.leaf(ipa).map(|leaf| leaf.pa + (ipa - leaf.ipa))
@@ -143,6 +171,12 @@ impl<T: Table> Stage2<T> {
         self.table.fill(ipa, pa, PAGE_BYTES);
         // Visible to all walks before anybody relies on it.
         tlb.stores_done();
+    }
+
+    /// Enrols a page where nothing is mapped: a fault there is an access to a device. To walks and TLBs nothing
+    /// changes.
+    pub fn enrol(&mut self, ipa: u64) {
+        self.table.mark(ipa);
     }
 
     /// Takes a page away: no CPU can reach it through this stage 2 any more. The rest of a block around

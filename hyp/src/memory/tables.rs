@@ -7,7 +7,7 @@
 
 use crate::arch::sysreg::{dsb_ish, isb, read_vttbr_el2, write_vttbr_el2};
 use crate::memory::frames::Tables;
-use crate::memory::stage2::{Leaf, Stage2, Table, Tlb, Vttbr};
+use crate::memory::stage2::{Entry, Leaf, Stage2, Table, Tlb, Vttbr};
 use aarch64_paging::Mapping;
 use aarch64_paging::descriptor::{
     El23Attributes, PhysicalAddress, Stage2Attributes, VirtualAddress,
@@ -232,6 +232,9 @@ const DEVICE: Stage2Attributes = Stage2Attributes::VALID
     .union(Stage2Attributes::XN)
     .union(Stage2Attributes::ACCESS_FLAG);
 
+/// An invalid entry, of which walks ignore all but bit 0 (Arm ARM D8.3), for a page that a guest has enrolled.
+const ENROLLED: Stage2Attributes = Stage2Attributes::SWFLAG_0;
+
 /// The shape of stage 2 on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stage2Shape {
@@ -335,15 +338,17 @@ impl Stage2Tables {
 }
 
 impl Table for Stage2Tables {
-    fn leaf(&self, ipa: u64) -> Option<Leaf> {
-        let mut found = None;
+    fn entry(&self, ipa: u64) -> Entry {
+        let mut found = Entry::Nothing;
         let ipa = ipa & !(PAGE_SIZE as u64 - 1);
         let range = region(ipa, ipa + PAGE_SIZE as u64);
         let _ = self.0.walk_range(&range, &mut |_, descriptor, level| {
             if descriptor.is_valid() {
                 let bytes = (PAGE_SIZE as u64) << (9 * (3 - level));
                 let pa = descriptor.output_address().0 as u64;
-                found = Some(Leaf { ipa: ipa & !(bytes - 1), bytes, pa });
+                found = Entry::Leaf(Leaf { ipa: ipa & !(bytes - 1), bytes, pa });
+            } else if descriptor.flags() == ENROLLED {
+                found = Entry::Enrolled;
             }
             Ok(())
         });
@@ -352,6 +357,10 @@ impl Table for Stage2Tables {
 
     fn clear(&mut self, leaf: Leaf) {
         self.map(leaf.ipa, 0, leaf.bytes, Stage2Attributes::empty(), Constraints::empty());
+    }
+
+    fn mark(&mut self, ipa: u64) {
+        self.map(ipa, 0, PAGE_SIZE as u64, ENROLLED, Constraints::NO_BLOCK_MAPPINGS);
     }
 
     fn fill(&mut self, ipa: u64, pa: u64, bytes: u64) {

@@ -12,7 +12,7 @@ use crate::cpu::Cpu;
 use crate::machine::{SHARED, machine};
 use crate::power::psci::{
     self, Action, HostEntry, Power, PowerCell, SMCCC_ARCH_FEATURES, SMCCC_VERSION, Start,
-    affinity_info,
+    WORKAROUNDS, affinity_info,
 };
 use arm_psci::{ErrorCode, FunctionId};
 use core::sync::atomic::Ordering;
@@ -22,8 +22,6 @@ use umbra_shared::record::Kind;
 const NOT_SUPPORTED: i64 = -1;
 /// SMCCC 1.2.
 const SMCCC_1_2: i64 = 0x1_0002;
-/// SMCCC_ARCH_WORKAROUND_1, 2, 3: firmware's mitigations, for the host to call.
-const WORKAROUNDS: [u32; 3] = [0x8000_8000, 0x8000_7fff, 0x8000_3fff];
 
 /// Each CPU's power state, by number.
 static CELLS: [PowerCell; MAX_CPUS] = [const { PowerCell::new(Power::Off) }; MAX_CPUS];
@@ -55,12 +53,11 @@ pub fn handle(cpu: &mut Cpu, frame: &mut HostFrame) {
     frame.x[0] = answer as u64;
 }
 
-/// Calls firmware with x0-x3.
-fn firmware(regs: [u64; 4]) -> i64 {
+/// Calls firmware with x0-x3. Returns its w0, sign included: everything hyp forwards answers there.
+pub fn firmware(regs: [u64; 4]) -> i64 {
     let mut args = [0; 17];
     args[..3].copy_from_slice(&regs[1..]);
     let answer = smc64(regs[0] as u32, args)[0];
-    // Everything hyp forwards answers in w0, sign included.
     i64::from(answer as i32)
 }
 

@@ -1,7 +1,8 @@
-//! Power: PSCI as it is decided ([`psci`]) and as it is put into effect (`hw`).
+//! Power: the host's PSCI as it is decided ([`psci`]) and as it is put into effect (`hw`), and guests' ([`guest`]).
 
 #![forbid(unsafe_code)]
 
+pub mod guest;
 #[cfg(target_os = "none")]
 pub mod hw;
 pub mod psci;

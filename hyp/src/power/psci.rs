@@ -298,6 +298,8 @@ pub fn may_exist(function: u32) -> bool {
 pub const SMCCC_VERSION: u32 = 0x8000_0000;
 /// SMCCC_ARCH_FEATURES.
 pub const SMCCC_ARCH_FEATURES: u32 = 0x8000_0001;
+/// SMCCC_ARCH_WORKAROUND_1, 2, 3: firmware's mitigations, for hosts and guests to call.
+pub const WORKAROUNDS: [u32; 3] = [0x8000_8000, 0x8000_7fff, 0x8000_3fff];
 
 /// AFFINITY_INFO's answer for a CPU in this state.
 pub const fn affinity_info(power: Power) -> i64 {

@@ -5,7 +5,8 @@
 
 use crate::memory::handover::{Hands, Ready};
 use crate::memory::pages::{Page, PageRange, Pages, VmId};
-use umbra_shared::call::Policy;
+use crate::vm::power::Boot;
+use umbra_shared::call::{Policy, Start};
 use umbra_shared::vcpu::VcpuFeatures;
 use umbra_shared::vl::VqSet;
 
@@ -13,6 +14,17 @@ use umbra_shared::vl::VqSet;
 pub trait Memory: Hands {
     /// The owners.
     fn pages(&mut self) -> &mut Pages<'static>;
+}
+
+/// What is at a guest's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum There {
+    /// Nothing.
+    Nothing,
+    /// Memory, at this physical address.
+    Memory(u64),
+    /// A device: the guest has enrolled the page.
+    Device,
 }
 
 /// What VMs are made of.
@@ -58,14 +70,22 @@ pub trait Machine {
     /// the pages for tables are forgotten.
     fn drop_tables(&self, vm: VmId, tables: Self::Tables);
 
-    /// The physical address of what is mapped at a guest's page.
-    fn lookup(&self, tables: &Self::Tables, ipa: u64) -> Option<u64>;
+    /// What is at a guest's address.
+    fn lookup(&self, tables: &Self::Tables, ipa: u64) -> There;
 
     /// Maps a page where nothing is mapped. There are tables for it.
     fn map(&self, tables: &mut Self::Tables, ipa: u64, page: Ready);
 
     /// Takes a mapping away, complete with TLB maintenance for the VM's VMID.
     fn unmap(&self, tables: &mut Self::Tables, ipa: u64);
+
+    /// A guest has enrolled a page where nothing is mapped: no memory comes there any more. There are tables for
+    /// it.
+    fn enrol(&self, tables: &mut Self::Tables, ipa: u64);
+
+    /// Puts a vCPU that is loaded nowhere into its reset state, registers, timer, interrupts and FP: it keeps what
+    /// it was made with.
+    fn reset_vcpu(&self, vcpu: &Self::Vcpu, boot: Boot);
 
     /// Makes a vCPU in its reset state. Its pages are mapped for hyp and zeroed, its flag-shadow page
     /// is pinned.
@@ -89,10 +109,10 @@ pub struct NewVcpu {
     pub features: VcpuFeatures,
     /// When its FP registers move.
     pub policy: Policy,
-    /// PC.
-    pub entry: u64,
-    /// x0.
-    pub argument: u64,
+    /// Its VM is a protected one.
+    pub protected: bool,
+    /// Where it starts.
+    pub start: Start,
     /// CNTVOFF_EL2.
     pub clock: u64,
 }

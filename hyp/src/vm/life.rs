@@ -20,21 +20,25 @@
 //! A protected VM that is alive is first built: the host gives it its payload, page by page with their content,
 //! and all its vCPUs. VM_SEAL ends that, for good; before it nothing of the VM runs, after it nothing of the
 //! host's choosing gets in. A normal VM knows no seal.
+//!
+//! Which of its vCPUs are on is in [`super::power`], what a guest does to its own memory in [`super::calls`].
 
 #![forbid(unsafe_code)]
 
 use super::features::check_features;
-use super::hardware::{Machine, Memory as _, NewVcpu};
+use super::hardware::{Machine, Memory as _, NewVcpu, There};
+use super::power::{self, Power};
 use crate::arch::MAX_CPUS;
 use crate::memory::handover::{self, Arrival};
 use crate::memory::pages::{Page, VmId};
 use arrayvec::ArrayVec;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{
-    MAX_PAGES_PER_CALL, Policy, UntrustedIpa, UntrustedPa, UntrustedPages, VM_PAGES, VcpuConfig,
-    VcpuIndex, VmConfig, VmHandle,
+    MAX_PAGES_PER_CALL, Policy, Start, UntrustedIpa, UntrustedPa, UntrustedPages, VM_PAGES,
+    VcpuConfig, VcpuIndex, VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
+use umbra_shared::vcpu::VcpuFeatures;
 
 /// VMs at a time: with 8-bit VMIDs, less the host's 0, there could be 255.
 pub const MAX_VMS: usize = 64;
@@ -44,14 +48,16 @@ pub const MAX_VCPUS: usize = 16;
 const SLOT_BITS: u32 = 8;
 
 #[derive(Debug)]
-struct VcpuSlot<V> {
-    vcpu: V,
+pub(super) struct VcpuSlot<V> {
+    pub(super) vcpu: V,
+    pub(super) features: VcpuFeatures,
+    pub(super) power: Power,
     flag_page: Page,
-    loaded_on: Option<usize>,
+    pub(super) loaded_on: Option<usize>,
 }
 
 #[derive(Debug)]
-enum Life<T> {
+pub(super) enum Life<T> {
     Free,
     Alive(T),
     Dying,
@@ -60,17 +66,19 @@ enum Life<T> {
 /// A VM's slot.
 #[derive(Debug)]
 pub struct Vm<T, V> {
-    life: Life<T>,
+    pub(super) life: Life<T>,
     /// Its end has been asked for while vCPUs were loaded.
     closing: bool,
     /// How often the slot was used: makes old handles invalid.
     generation: u64,
-    config: VmConfig,
+    pub(super) config: VmConfig,
     /// A protected VM is built no more: nothing of the host's choosing gets in.
     sealed: bool,
-    vcpus: ArrayVec<VcpuSlot<V>, MAX_VCPUS>,
+    /// A protected VM has turned itself off: it runs no more.
+    pub(super) ended: bool,
+    pub(super) vcpus: ArrayVec<VcpuSlot<V>, MAX_VCPUS>,
     /// Pages the host has not got back.
-    pages_out: u64,
+    pub(super) pages_out: u64,
     /// When it was created.
     clock: u64,
     /// Per CPU, which vCPU ran there last, plus one.
@@ -117,6 +125,7 @@ impl<T, V> Vm<T, V> {
             generation: 0,
             config: VmConfig { policy: Policy::Lazy, protected: false },
             sealed: false,
+            ended: false,
             vcpus: ArrayVec::new_const(),
             pages_out: 0,
             clock: 0,
@@ -130,13 +139,13 @@ impl<T, V> Vm<T, V> {
     }
 
     /// Whether the handle names the VM that is here.
-    fn check(&self, handle: VmHandle) -> Result<(), Error> {
+    pub(super) fn check(&self, handle: VmHandle) -> Result<(), Error> {
         let known = handle.0 >> SLOT_BITS == self.generation && !self.is_free();
         if known { Ok(()) } else { Err(Error::BadVm) }
     }
 
     /// The stage 2 of a VM that is neither dying nor about to.
-    fn tables(&mut self) -> Result<&mut T, Error> {
+    pub(super) fn tables(&mut self) -> Result<&mut T, Error> {
         match &mut self.life {
             Life::Alive(_) if self.closing => Err(Error::Dying),
             Life::Alive(tables) => Ok(tables),
@@ -166,6 +175,7 @@ impl<T, V> Vm<T, V> {
         self.generation += 1;
         self.config = config;
         self.sealed = false;
+        self.ended = false;
         self.pages_out = pages.count;
         self.clock = m.now();
         self.last_vcpu = [0; MAX_CPUS];
@@ -194,7 +204,8 @@ impl<T, V> Vm<T, V> {
     ///
     /// # Errors
     ///
-    /// BAD_VM, DYING, UNALIGNED, BAD_IPA, IPA_IN_USE, NO_TABLES, and what is wrong with the page.
+    /// BAD_VM, DYING, UNALIGNED, BAD_IPA, IPA_IN_USE for a page that is mapped or that the guest has enrolled as
+    /// a device's, NO_TABLES, and what is wrong with the page.
     pub fn map<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
         m: &M,
@@ -212,7 +223,7 @@ impl<T, V> Vm<T, V> {
         };
         let tables = self.tables()?;
         check_ipa(m, ipa)?;
-        if m.lookup(tables, ipa.0).is_some() {
+        if m.lookup(tables, ipa.0) != There::Nothing {
             return Err(Error::IpaInUse);
         }
         if m.tables_left(vm) < m.tables_for_one() {
@@ -243,7 +254,7 @@ impl<T, V> Vm<T, V> {
         self.check(handle)?;
         let tables = self.tables()?;
         check_ipa(m, ipa)?;
-        let pa = m.lookup(tables, ipa.0).ok_or(Error::NotMapped)?;
+        let There::Memory(pa) = m.lookup(tables, ipa.0) else { return Err(Error::NotMapped) };
         m.memory(|memory| {
             let page = memory.pages().lookup(pa)?;
             memory.pages().unshare_with_guest(page, vm)?;
@@ -342,9 +353,9 @@ impl<T, V> Vm<T, V> {
     ///
     /// # Errors
     ///
-    /// BAD_VM, DYING, SEALED, LIMIT, TOO_FEW_PAGES, those of [`check_features`], INVALID_ARGUMENT for an entry
-    /// that is no multiple of 4, or for an entry or an argument that an AArch32 vCPU's registers can't hold,
-    /// BUSY or NOT_SHARED for the flag-shadow page, and what is wrong with the pages.
+    /// BAD_VM, DYING, SEALED, LIMIT, TOO_FEW_PAGES, those of [`check_features`] and of [`power::check_start`],
+    /// INVALID_ARGUMENT for a protected VM's vCPU 0 that is off or another that is on, BUSY or NOT_SHARED for
+    /// the flag-shadow page, and what is wrong with the pages.
     pub fn create_vcpu<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
         m: &M,
@@ -353,7 +364,8 @@ impl<T, V> Vm<T, V> {
         let vm = slot(config.vm)?;
         self.check(config.vm)?;
         let (full, sealed) = (self.vcpus.is_full(), self.sealed);
-        let (index, policy, clock) = (self.vcpus.len(), self.config.policy, self.clock);
+        let (index, clock) = (self.vcpus.len(), self.clock);
+        let VmConfig { policy, protected } = self.config;
         let tables = self.tables()?;
         if sealed {
             return Err(Error::Sealed);
@@ -366,9 +378,10 @@ impl<T, V> Vm<T, V> {
         if config.pages.count < needed {
             return Err(Error::TooFewPages);
         }
-        // In AArch32 neither PC nor r0 holds more than 32 bits.
-        let fits = !features.aarch32 || (config.entry | config.argument) >> 32 == 0;
-        if config.pages.count != needed || !config.entry.is_multiple_of(4) || !fits {
+        power::check_start(features, config.start)?;
+        // Of a protected VM one entry is the host's choice, as a boot loader's is; all others are the guest's.
+        let chosen = !protected || (config.start == Start::Off) == (index != 0);
+        if config.pages.count != needed || !chosen {
             return Err(Error::InvalidArgument);
         }
         let (pages, flag_page) = m.memory(|memory| {
@@ -382,10 +395,11 @@ impl<T, V> Vm<T, V> {
             range.pages().for_each(|page| handover::donate(memory, page));
             Ok((range, flag_page))
         })?;
-        let (entry, argument) = (config.entry, config.argument);
-        let new = NewVcpu { pages, flag_page, index, features, policy, entry, argument, clock };
+        let start = config.start;
+        let new = NewVcpu { pages, flag_page, index, features, policy, protected, start, clock };
         let vcpu = m.new_vcpu(tables, &new);
-        self.vcpus.push(VcpuSlot { vcpu, flag_page, loaded_on: None });
+        let power = Power::of(start);
+        self.vcpus.push(VcpuSlot { vcpu, features, power, flag_page, loaded_on: None });
         self.pages_out += config.pages.count;
         Ok(VcpuIndex(index as u64))
     }
@@ -396,7 +410,7 @@ impl<T, V> Vm<T, V> {
     /// # Errors
     ///
     /// BUSY if it is loaded elsewhere, BAD_VM, BAD_VCPU, DYING, NOT_SEALED for a protected VM that is still
-    /// being built, and what `fits` says.
+    /// being built, POWERED_OFF, and what `fits` says.
     pub fn load<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
         m: &M,
@@ -415,8 +429,14 @@ impl<T, V> Vm<T, V> {
         if slot.loaded_on.is_some() {
             return Err(Error::Busy);
         }
+        if self.ended || slot.power == Power::Off {
+            return Err(Error::PoweredOff);
+        }
         fits(&slot.vcpu)?;
         slot.loaded_on = Some(cpu);
+        if let Power::Pending(boot) = core::mem::replace(&mut slot.power, Power::On) {
+            m.reset_vcpu(&slot.vcpu, boot);
+        }
         let this = index as u8 + 1;
         let last = core::mem::replace(&mut self.last_vcpu[cpu], this);
         if let (Life::Alive(tables), true) = (&self.life, last != this && last != 0) {
@@ -431,88 +451,9 @@ impl<T, V> Vm<T, V> {
             slot.loaded_on = None;
         }
     }
-
-    /// The page at a guest's address, for a call of the guest's own.
-    fn guests_page<M: Machine<Tables = T, Vcpu = V>>(
-        &mut self,
-        m: &M,
-        ipa: UntrustedIpa,
-    ) -> Result<u64, Error> {
-        check_ipa(m, ipa)?;
-        // A guest goes on as it was while its VM is closing.
-        match &self.life {
-            Life::Alive(tables) => m.lookup(tables, ipa.0).ok_or(Error::NotMapped),
-            Life::Dying | Life::Free => Err(Error::Dying),
-        }
-    }
-
-    /// MEM_SHARE by a guest of this VM, whose number is `vm`.
-    ///
-    /// # Errors
-    ///
-    /// UNALIGNED, BAD_IPA, NOT_MAPPED, SHARED; NOT_OWNED in a normal VM, whose memory is the host's.
-    pub fn guest_share<M: Machine<Tables = T, Vcpu = V>>(
-        &mut self,
-        m: &M,
-        vm: VmId,
-        ipa: UntrustedIpa,
-    ) -> Result<(), Error> {
-        let pa = self.guests_page(m, ipa)?;
-        m.memory(|memory| {
-            let page = memory.pages().lookup(pa)?;
-            memory.pages().share_by_guest(page, vm)?;
-            handover::share_with_host(memory, page);
-            Ok(())
-        })
-    }
-
-    /// MEM_UNSHARE by a guest.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::guest_share`], with NOT_SHARED for SHARED.
-    pub fn guest_unshare<M: Machine<Tables = T, Vcpu = V>>(
-        &mut self,
-        m: &M,
-        vm: VmId,
-        ipa: UntrustedIpa,
-    ) -> Result<(), Error> {
-        let pa = self.guests_page(m, ipa)?;
-        m.memory(|memory| {
-            let page = memory.pages().lookup(pa)?;
-            memory.pages().unshare_by_guest(page, vm)?;
-            handover::unshare_with_host(memory, page);
-            Ok(())
-        })
-    }
-
-    /// MEM_RELINQUISH by a guest: the page is the host's again, without what a protected guest had in
-    /// it. Returns its address.
-    ///
-    /// # Errors
-    ///
-    /// UNALIGNED, BAD_IPA, NOT_MAPPED.
-    pub fn guest_relinquish<M: Machine<Tables = T, Vcpu = V>>(
-        &mut self,
-        m: &M,
-        vm: VmId,
-        ipa: UntrustedIpa,
-    ) -> Result<u64, Error> {
-        let pa = self.guests_page(m, ipa)?;
-        let Life::Alive(tables) = &mut self.life else { return Err(Error::Dying) };
-        m.memory(|memory| {
-            let page = memory.pages().lookup(pa)?;
-            let was = memory.pages().relinquish(page, vm)?;
-            m.unmap(tables, ipa.0);
-            handover::reclaim(memory, page, was);
-            Ok(())
-        })?;
-        self.pages_out -= 1;
-        Ok(pa)
-    }
 }
 
-fn check_ipa<M: Machine>(m: &M, ipa: UntrustedIpa) -> Result<(), Error> {
+pub(super) fn check_ipa<M: Machine>(m: &M, ipa: UntrustedIpa) -> Result<(), Error> {
     if !ipa.0.is_multiple_of(PAGE_SIZE as u64) {
         Err(Error::Unaligned)
     } else if ipa.0 >> m.ipa_bits() != 0 {

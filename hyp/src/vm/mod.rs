@@ -1,8 +1,10 @@
-//! The life of VMs and vCPUs: what is decided about them ([`life`], [`features`]), over a machine that is a trait
-//! ([`hardware`]), and what it is put into effect with (`slots`).
+//! The life of VMs and vCPUs: what is decided about them ([`life`], [`features`], [`power`], [`calls`]), over a
+//! machine that is a trait ([`hardware`]), and what it is put into effect with (`slots`).
 
+pub mod calls;
 pub mod features;
 pub mod hardware;
 pub mod life;
+pub mod power;
 #[cfg(target_os = "none")]
 pub mod slots;

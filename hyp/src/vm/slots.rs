@@ -14,21 +14,24 @@ use crate::memory::frames::{FrameList, Tables, WORST_CASE_TABLES, linear};
 use crate::memory::handover::Ready;
 use crate::memory::hw::{self, flag_page};
 use crate::memory::pages::{PageRange, Pages, VmId};
-use crate::memory::stage2::Stage2;
+use crate::memory::stage2::{Entry, Stage2};
 use crate::memory::tables::{Stage2Tables, Tlbs};
 use crate::vm::features::check_features;
-use crate::vm::hardware::{self, Machine, NewVcpu};
+use crate::vm::hardware::{self, Machine, NewVcpu, There};
 use crate::vm::life::{self, MAX_VMS};
-use crate::world::aarch32::{Aarch32Regs, PSTATE_SVC_MASKED};
+use crate::vm::power::{Affinity, Boot};
+use crate::world::aarch32::{Aarch32Regs, PSTATE_E, PSTATE_SVC_MASKED, PSTATE_T32};
 use crate::world::features::{HCR_RW, Name};
 use crate::world::idregs;
 use crate::world::interrupts::{Timer, VirtualGic};
-use crate::world::switch::{self, El1Context, GuestRegs, PSTATE_EL1H_MASKED};
+use crate::world::switch::{self, El1Context, GuestRegs, PSTATE_EL1H_MASKED, SCTLR_EE};
+use arm_psci::ErrorCode;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{
-    UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle,
+    Start, UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
 use umbra_shared::flags::FlagShadowPage;
@@ -81,6 +84,14 @@ pub enum Open {
         /// guest address, for an abort
         far: u64,
     },
+    /// A call of the guest's that the host must bring memory or tables for: the guest makes it again, unless the
+    /// host says that it fails.
+    Call {
+        /// ESR_EL2 of the HVC or SMC, which is the next instruction
+        esr: u64,
+    },
+    /// The vCPU has turned itself off.
+    Off,
     /// The guest can't go on.
     Broken {
         /// ESR_EL2
@@ -110,6 +121,8 @@ pub struct Vcpu {
     pub open: Open,
     /// HCR_EL2 while it runs: with API and APK from its first use of pointer authentication on.
     pub hcr: u64,
+    /// Its VM is a protected one.
+    pub protected: bool,
     /// What it was made with.
     features: VcpuFeatures,
     /// What AArch32 adds to EL1, while the vCPU is loaded nowhere.
@@ -125,6 +138,38 @@ impl Vcpu {
     #[inline]
     pub const fn is_aarch32(&self) -> bool {
         switch::is_aarch32(self.hcr)
+    }
+
+    /// Its reset state, as far as it is not the same for all vCPUs: everything else is as it was made. Its image
+    /// holds zeroes.
+    fn begin(&mut self, boot: Boot) {
+        let aarch32 = self.features.aarch32;
+        let (el1, pstate) = if aarch32 {
+            (El1Context::reset_aarch32(), PSTATE_SVC_MASKED)
+        } else {
+            (El1Context::reset(), PSTATE_EL1H_MASKED)
+        };
+        self.regs.x = [0; 31];
+        self.regs.x[0] = boot.argument;
+        self.regs.pc = boot.entry;
+        self.regs.pstate = pstate;
+        self.el1 = el1;
+        if aarch32 && boot.entry & 1 != 0 {
+            self.regs.pc &= !1;
+            self.regs.pstate |= PSTATE_T32;
+        }
+        if boot.big_endian {
+            self.el1.regs.sctlr_el1 |= SCTLR_EE;
+            if aarch32 {
+                self.regs.pstate |= PSTATE_E;
+            }
+        }
+        self.timer.reset();
+        self.gic = VirtualGic::default();
+        self.open = Open::Nothing;
+        self.aarch32 = Aarch32Regs::default();
+        let hcr = machine().guest_hcr;
+        self.hcr = if aarch32 { hcr & !HCR_RW } else { hcr };
     }
 
     /// As much of a value as its registers hold.
@@ -156,6 +201,17 @@ impl Loaded {
         // SAFETY: a loaded vCPU's pages stay hyp's (a VM with a loaded vCPU can't be torn down), and
         // its slot says that this CPU alone has it.
         unsafe { self.vcpu.0.as_mut() }
+    }
+
+    /// Its number in the VM.
+    pub const fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Whether its VM runs no more.
+    #[inline]
+    pub fn has_ended(&self) -> bool {
+        ENDED[usize::from(self.vm)].load(Ordering::Relaxed)
     }
 
     /// Its VM's number.
@@ -191,6 +247,10 @@ impl hardware::Memory for hw::Memory {
         &mut self.pages
     }
 }
+
+/// Protected VMs that have turned themselves off, for runs, which take no lock. A run that reads it too early
+/// ends at the next interrupt, and is the vCPU's last.
+static ENDED: [AtomicBool; MAX_VMS] = [const { AtomicBool::new(false) }; MAX_VMS];
 
 /// This machine.
 struct Target;
@@ -250,8 +310,12 @@ impl Machine for Target {
         POOLS[usize::from(vm)].lock().clear();
     }
 
-    fn lookup(&self, tables: &VmTables, ipa: u64) -> Option<u64> {
-        tables.stage2.lookup(ipa)
+    fn lookup(&self, tables: &VmTables, ipa: u64) -> There {
+        match tables.stage2.entry(ipa) {
+            Entry::Nothing => There::Nothing,
+            Entry::Enrolled => There::Device,
+            Entry::Leaf(leaf) => There::Memory(leaf.pa + (ipa - leaf.ipa)),
+        }
     }
 
     fn map(&self, tables: &mut VmTables, ipa: u64, page: Ready) {
@@ -268,23 +332,17 @@ impl Machine for Target {
             NonNull::new((base + PAGE_SIZE) as *mut u8).expect("the linear map is not at 0");
         // SAFETY: the pages behind the first are this vCPU's image, zeroed, mapped, and nobody else's.
         let image = unsafe { Image::new(image, new.features.storage()) };
-        let aarch32 = new.features.aarch32;
-        let hcr = machine().guest_hcr;
-        let vcpu = Vcpu {
+        let mut vcpu = Vcpu {
             regs: GuestRegs {
-                x: {
-                    let mut x = [0; 31];
-                    x[0] = new.argument;
-                    x
-                },
-                pc: new.entry,
-                pstate: if aarch32 { PSTATE_SVC_MASKED } else { PSTATE_EL1H_MASKED },
+                x: [0; 31],
+                pc: 0,
+                pstate: 0,
                 id: idregs::table(
                     &machine().id,
                     idregs::Guest { features: new.features, pa_range: machine().stage2.pa_range },
                 ),
             },
-            el1: if aarch32 { El1Context::reset_aarch32() } else { El1Context::reset() },
+            el1: El1Context::reset(),
             timer: Timer::with_offset(new.clock),
             gic: VirtualGic::default(),
             fp: VcpuFp::new(image, new.features, new.policy),
@@ -292,15 +350,34 @@ impl Machine for Target {
             vmpidr: 1 << 31 | new.index as u64,
             vttbr: tables.stage2.vttbr().bits(),
             open: Open::Nothing,
-            hcr: if aarch32 { hcr & !HCR_RW } else { hcr },
+            hcr: 0,
+            protected: new.protected,
             features: new.features,
             aarch32: Aarch32Regs::default(),
             flags: flag_page(new.flag_page),
         };
+        // One that is off has a state of its own once it is turned on.
+        let (entry, argument) = match new.start {
+            Start::At { entry, argument } => (entry, argument),
+            Start::Off => (0, 0),
+        };
+        vcpu.begin(Boot { entry, argument, big_endian: false });
         let place = NonNull::new(base as *mut Vcpu).expect("the linear map is not at 0");
         // SAFETY: the first page is this vCPU's, mapped, zeroed, and large enough.
         unsafe { place.write(vcpu) };
         Place(place)
+    }
+
+    fn enrol(&self, tables: &mut VmTables, ipa: u64) {
+        tables.stage2.enrol(ipa);
+    }
+
+    fn reset_vcpu(&self, place: &Place, boot: Boot) {
+        let mut place = *place;
+        // SAFETY: it is loaded nowhere, and the slot's lock is held, as `life` promises: nobody else uses it.
+        let vcpu = unsafe { place.0.as_mut() };
+        vcpu.fp.reset(Image::wipe);
+        vcpu.begin(boot);
     }
 
     fn forget_sibling(&self, tables: &VmTables) {
@@ -329,6 +406,7 @@ pub fn create(pages: UntrustedPages, config: VmConfig) -> Result<VmHandle, Error
     for number in 0..MAX_VMS as VmId {
         let mut vm = lock(number);
         if vm.is_free() {
+            ENDED[usize::from(number)].store(false, Ordering::Relaxed);
             return vm.create(&Target, number, pages, config);
         }
     }
@@ -471,4 +549,58 @@ pub fn guest_unshare(vm: VmId, ipa: UntrustedIpa) -> Result<(), Error> {
 /// Those of [`life::Vm::guest_relinquish`].
 pub fn guest_relinquish(vm: VmId, ipa: UntrustedIpa) -> Result<u64, Error> {
     lock(vm).guest_relinquish(&Target, vm, ipa)
+}
+
+/// MMIO_GUARD by a guest of this VM.
+///
+/// # Errors
+///
+/// Those of [`life::Vm::guest_enrol`].
+pub fn guest_enrol(vm: VmId, ipa: UntrustedIpa) -> Result<(), Error> {
+    lock(vm).guest_enrol(&Target, vm, ipa)
+}
+
+/// What is at an address of a guest of this VM.
+pub fn lookup(vm: VmId, ipa: u64) -> There {
+    lock(vm).lookup(&Target, ipa)
+}
+
+/// VCPU_RESET.
+///
+/// # Errors
+///
+/// Those of [`life::Vm::reset_vcpu`].
+pub fn reset_vcpu(handle: VmHandle, index: VcpuIndex, start: Start) -> Result<(), Error> {
+    slot(handle)?.reset_vcpu(&Target, handle, index, start)
+}
+
+/// CPU_ON by a guest of this VM. Returns the number of the vCPU that can be loaded now.
+///
+/// # Errors
+///
+/// Those of [`life::Vm::cpu_on`].
+pub fn cpu_on(vm: VmId, target: u64, boot: Boot) -> Result<usize, ErrorCode> {
+    lock(vm).cpu_on(&Target, target, boot)
+}
+
+/// CPU_OFF by the vCPU with this number, which is loaded here.
+pub fn cpu_off(vm: VmId, index: usize) {
+    lock(vm).cpu_off(index);
+}
+
+/// AFFINITY_INFO by a guest of this VM.
+///
+/// # Errors
+///
+/// Those of [`life::Vm::affinity_info`].
+pub fn affinity_info(vm: VmId, target: u64) -> Result<Affinity, ErrorCode> {
+    lock(vm).affinity_info(target)
+}
+
+/// SYSTEM_OFF, SYSTEM_RESET or SYSTEM_RESET2 by a guest of this VM: the end of a protected one.
+pub fn end(vm: VmId) {
+    let mut slot = lock(vm);
+    if slot.end() {
+        ENDED[usize::from(vm)].store(true, Ordering::Relaxed);
+    }
 }

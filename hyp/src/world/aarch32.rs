@@ -14,6 +14,12 @@ pub const SCTLR_RESET: u64 = 0x00c5_0878;
 /// PSTATE of an AArch32 EL1 that starts: Supervisor mode, A32, A, I and F masked.
 pub const PSTATE_SVC_MASKED: u64 = 0x1d3;
 
+/// PSTATE.T: T32.
+pub const PSTATE_T32: u64 = 1 << 5;
+
+/// PSTATE.E: data accesses are big-endian.
+pub const PSTATE_E: u64 = 1 << 9;
+
 /// What an AArch32 EL1 has in registers of EL2's, which are UNDEFINED on a CPU without it.
 #[derive(Clone, Debug, Default)]
 pub struct Aarch32Regs {

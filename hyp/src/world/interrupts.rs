@@ -19,6 +19,11 @@ impl Timer {
     pub const fn with_offset(offset: u64) -> Self {
         Self { ctl: 0, cval: 0, offset }
     }
+
+    /// The timer is off; the clock goes on.
+    pub fn reset(&mut self) {
+        *self = Self::with_offset(self.offset);
+    }
 }
 
 /// A guest's view of the GIC's CPU interface.

@@ -118,6 +118,9 @@ impl El1Context {
 /// SCTLR_EL1 after reset: RES1 bits only.
 pub const SCTLR_EL1_RESET: u64 = 0x30d0_0980;
 
+/// SCTLR_EL1.EE, in AArch32 SCTLR.EE: exceptions to EL1 are taken big-endian, and its walks are.
+pub const SCTLR_EE: u64 = 1 << 25;
+
 /// PSTATE for an EL1 that starts: EL1h, DAIF masked.
 pub const PSTATE_EL1H_MASKED: u64 = 0x3c5;
 

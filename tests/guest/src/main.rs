@@ -17,6 +17,7 @@
 
 mod bench;
 mod driven;
+mod machine;
 mod work;
 
 use core::{
@@ -90,6 +91,9 @@ extern "C" fn main(argument: u64) -> ! {
         fail(Failure::Garbled(argument));
     };
     umbra_patterns::regs::enable();
+    if argument.vcpu == 0 {
+        machine::begin();
+    }
     match argument.mode {
         Mode::Verify => {
             enable_interrupts();

@@ -39,7 +39,14 @@ entry:
     mcr     p15, 0, r1, c1, c0, 2
     isb
 loop:
-    movw    r5, #DONE
+    movw    r12, #DONE
+tell:
+    mov     r5, r4
+    mov     r4, r3
+    mov     r3, r2
+    mov     r2, r1
+    mov     r1, r0
+    mov     r0, r12
     hvc     #0
     blx     r0
     b       loop
@@ -66,7 +73,8 @@ run:
     mov     r11, r1
     mov     r0, r2
     mov     r1, r3
-    mov     r5, #0                          // an HVC of the instruction's own is not ours
+    mov     r2, #0                          // of a call, reserved
+    mov     r3, #0
     blx     r11
     bx      r10
 
@@ -193,7 +201,7 @@ modes:
 .macro  handler number:req, status:req, address:req
     mrc     p15, 0, r3, c5, c0, \status
     mrc     p15, 0, r4, c6, c0, \address
-    movw    r5, #(EXCEPTION + \number)
+    movw    r12, #(EXCEPTION + \number)
     b       report
 .endm
 
@@ -209,19 +217,17 @@ irq:
     mrc     p15, 0, r0, c12, c12, 0         // ICC_IAR1
     mov     r1, lr
     mrs     r2, spsr
-    movw    r5, #IRQ
-    b       tell
+    movw    r12, #IRQ
+    b       leave
 fiq:
     handler 7, 0, 0
 report:
     mov     r1, lr
     mrs     r2, spsr
     mrs     r0, cpsr
-tell:
+leave:
     cps     #0x13
-    hvc     #0
-    blx     r0
-    b       loop
+    b       tell
 
 .balign 32
 vectors:

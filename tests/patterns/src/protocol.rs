@@ -40,6 +40,9 @@ pub const BENCH_NEXT: u64 = 0xc300_0006;
 /// x1: commands done → x0, x1: the next [`Command`].
 pub const NEXT: u64 = 0xc300_0005;
 
+/// x1: a vCPU → x0: its [`Argument`], x1: its entry, for whoever turns it on; x0 = 0: there is none.
+pub const ARGUMENT: u64 = 0xc300_0007;
+
 /// Go on.
 pub const CONTINUE: u64 = 0;
 /// Turn yourself off (PSCI CPU_OFF).

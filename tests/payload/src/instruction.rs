@@ -46,6 +46,9 @@ pub const HVC: u32 = 0xd400_0002;
 pub const SMC: u32 = 0xd400_0003;
 /// MSR DAIFClr, #2
 pub const UNMASK_IRQ: u32 = 0xd503_42ff;
+/// FMOV D0, X0, and X0, D0.
+pub const FMOV_D0_X0: u32 = 0x9e67_0000;
+pub const FMOV_X0_D0: u32 = 0x9e66_0000;
 /// FMOV D0, XZR: an Advanced SIMD and floating-point instruction.
 pub const FP: u32 = 0x9e67_03e0;
 /// RDVL X0, #1
@@ -96,6 +99,8 @@ pub const STR64: u32 = 0xf900_0020;
 pub const LDR64_XZR: u32 = 0xf940_003f;
 /// STR xzr, [x1]
 pub const STR64_XZR: u32 = 0xf900_003f;
+/// STP x0, x2, [x1]: can't be emulated from its syndrome.
+pub const STP: u32 = 0xa900_0820;
 /// LDP x0, x2, [x1]: can't be emulated from its syndrome.
 pub const LDP: u32 = 0xa940_0820;
 

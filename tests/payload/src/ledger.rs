@@ -22,7 +22,8 @@ pub const POOL_PAGES: u64 = 8;
 struct Ledger {
     /// `[first, first + count)` pages.
     pages: ArrayVec<(u64, u64), 512>,
-    vms: ArrayVec<VmHandle, 512>,
+    /// And how many vCPUs each has, of those that the puppets' are.
+    vms: ArrayVec<(VmHandle, u64), 512>,
 }
 
 static LEDGER: Lock<Ledger> =
@@ -54,22 +55,34 @@ pub fn give_back(first: u64) {
 
 /// Enters a VM that was made without [`vm`].
 pub fn enter(vm: VmHandle) {
-    let entered = LEDGER.lock().vms.try_push(vm).is_ok();
+    let entered = LEDGER.lock().vms.try_push((vm, 0)).is_ok();
     assert!(entered, "the ledger is full");
 }
 
 /// Enters a VM if there is room; else the pages that it is made of say so in the end.
 pub fn enter_if_room(vm: VmHandle) {
     let mut ledger = LEDGER.lock();
-    if !ledger.vms.contains(&vm) {
-        let _ = ledger.vms.try_push(vm);
+    if !ledger.vms.iter().any(|&(other, _)| other == vm) {
+        let _ = ledger.vms.try_push((vm, 0));
+    }
+}
+
+/// vCPUs of a VM.
+pub fn vcpus(vm: VmHandle) -> u64 {
+    LEDGER.lock().vms.iter().find(|(other, _)| *other == vm).map_or(0, |&(_, count)| count)
+}
+
+/// It has another one.
+pub fn count_vcpu(vm: VmHandle) {
+    if let Some((_, count)) = LEDGER.lock().vms.iter_mut().find(|(other, _)| *other == vm) {
+        *count += 1;
     }
 }
 
 /// Takes all VMs down.
 pub fn destroy_all() {
     let vms = core::mem::take(&mut LEDGER.lock().vms);
-    for vm in vms {
+    for (vm, _) in vms {
         assert_eq!(destroy(vm), 0, "pages of VM {:#x} do not come back", vm.0);
     }
 }
@@ -100,7 +113,7 @@ pub fn destroy(vm: VmHandle) -> u64 {
     match Hvc.vm_destroy(vm) {
         Ok(()) | Err(Error::Dying) => {}
         Err(Error::BadVm) => {
-            LEDGER.lock().vms.retain(|&mut other| other != vm);
+            LEDGER.lock().vms.retain(|&mut (other, _)| other != vm);
             return 0;
         }
         Err(error) => panic!("VM_DESTROY: {error}"),
@@ -119,7 +132,7 @@ pub fn destroy(vm: VmHandle) -> u64 {
         }
     }
     let mut ledger = LEDGER.lock();
-    ledger.vms.retain(|&mut other| other != vm);
+    ledger.vms.retain(|&mut (other, _)| other != vm);
     left
 }
 

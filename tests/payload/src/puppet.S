@@ -1,9 +1,9 @@
 // The puppet: a guest that does one thing at a time, as the host tells it through its HVCs.
 //
 // Its loop makes an HVC; the host answers with x0 = the address of a routine below and x1-x3 =
-// arguments; what the routine leaves in x0-x4 the host finds at the next HVC. x5 tells why it called:
-// PUPPET_DONE, PUPPET_EXCEPTION (x0-x4 = ESR, ELR, SPSR, FAR, the vector's number) or PUPPET_IRQ (x0 =
-// ICC_IAR1_EL1).
+// arguments; what the routine leaves in x0-x4 the host finds in x1-x5 at the next HVC. x0 tells why it called
+// (and is no function of hyp's): PUPPET_DONE, PUPPET_EXCEPTION (x1-x5 = ESR, ELR, SPSR, FAR, the vector's
+// number) or PUPPET_IRQ (x1 = ICC_IAR1_EL1).
 // Everything is position-independent and runs with the MMU off: all accesses are aligned.
 
 .section .rodata.puppet, "a", %progbits
@@ -18,10 +18,42 @@ umbra_puppet_start:
     msr     cpacr_el1, x1
     isb
 puppet_loop:
-    mov     x5, #{DONE}
+    mov     x5, x4
+    mov     x4, x3
+    mov     x3, x2
+    mov     x2, x1
+    mov     x1, x0
+    mov     x0, #{DONE}
     hvc     #0
     blr     x0
     b       puppet_loop
+
+// An entry: tells what a vCPU finds there, x0, DAIF and SCTLR_EL1; x0 = 0x4a3.
+.global umbra_puppet_raw
+umbra_puppet_raw:
+    mov     x1, x0
+    mrs     x2, daif
+    mrs     x3, sctlr_el1
+    mov     x0, #0x4a3
+    hvc     #0
+    b       umbra_puppet_raw
+
+// Nothing.
+.global umbra_puppet_nothing
+umbra_puppet_nothing:
+    ret
+
+// A call: x0 = x20, x1-x3.
+.global umbra_puppet_hvc
+umbra_puppet_hvc:
+    mov     x0, x20
+    hvc     #0
+    ret
+.global umbra_puppet_smc
+umbra_puppet_smc:
+    mov     x0, x20
+    smc     #0
+    ret
 
 // x1 = an area that nothing else uses, x2 = an instruction. Executes it with x0 = x3 and x1 = x20.
 .global umbra_puppet_exec
@@ -39,7 +71,8 @@ umbra_puppet_exec:
     mov     x22, x1
     mov     x0, x3
     mov     x1, x20
-    mov     x5, #0                          // an HVC of the instruction's own is not ours
+    mov     x2, #0                          // of a call, reserved
+    mov     x3, #0
     blr     x22
     mov     x30, x21
     ret
@@ -265,24 +298,23 @@ umbra_puppet_leave:
     mov     x0, #0
     mov     x1, x20
     mov     x19, x20
-    mov     x5, #0
     eret
 
-// x4 = the vector's number.
+// x5 = the vector's number.
 puppet_exception:
-    mrs     x0, esr_el1
-    mrs     x1, elr_el1
-    mrs     x2, spsr_el1
-    mrs     x3, far_el1
-    mov     x5, #{EXCEPTION}
+    mrs     x1, esr_el1
+    mrs     x2, elr_el1
+    mrs     x3, spsr_el1
+    mrs     x4, far_el1
+    mov     x0, #{EXCEPTION}
     hvc     #0
     blr     x0
     b       puppet_loop
 puppet_irq:
-    mrs     x0, s3_0_c12_c12_0              // ICC_IAR1_EL1
-    mrs     x1, elr_el1
-    mrs     x2, spsr_el1
-    mov     x5, #{IRQ}
+    mrs     x1, s3_0_c12_c12_0              // ICC_IAR1_EL1
+    mrs     x2, elr_el1
+    mrs     x3, spsr_el1
+    mov     x0, #{IRQ}
     hvc     #0
     blr     x0
     b       puppet_loop
@@ -292,7 +324,7 @@ puppet_irq:
 umbra_puppet_vectors:
 .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
     .balign 0x80
-    mov     x4, #\n
+    mov     x5, #\n
     .if \n == 5
     b       puppet_irq
     .endif

@@ -16,12 +16,12 @@ use crate::{
 use core::{arch::global_asm, fmt};
 use umbra_host::{
     hypercall::{Exit, Hvc, Hypervisor},
-    kernel::{mmu, sysreg},
+    kernel::{mmu, sync::Lock, sysreg},
 };
 use umbra_patterns::{pattern, tag::Tag};
 use umbra_shared::{
     PAGE_SIZE,
-    call::{Policy, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle},
+    call::{Policy, Start, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle},
     error::Error,
     exit::{Reason, RunFlags},
     flags::{FlagShadowPage, HostFlags},
@@ -67,6 +67,14 @@ macro_rules! routines {
 }
 
 routines! {
+    /// Not a routine: where a vCPU can begin.
+    Raw = umbra_puppet_raw;
+    /// Nothing.
+    Nothing = umbra_puppet_nothing;
+    /// A call by HVC: x0 is what [`Routine::Address`] has set, x1-x3.
+    Hvc = umbra_puppet_hvc;
+    /// The same by SMC.
+    Smc = umbra_puppet_smc;
     /// Execute an instruction.
     Exec = umbra_puppet_exec;
     /// Set what x1 is then.
@@ -124,6 +132,12 @@ unsafe extern "C" {
     static umbra_puppet_end: u8;
     static umbra_puppet_vectors: u8;
 }
+
+/// PSCI CPU_ON.
+const CPU_ON: u64 = 0xc400_0003;
+
+/// Held while a VM is sealed and its vCPUs are turned on.
+static SEALING: Lock<()> = Lock::new(());
 
 /// Where the guest's memory begins.
 pub const BASE: u64 = 0x8000_0000;
@@ -308,12 +322,43 @@ impl Machine {
         }
     }
 
-    /// A protected VM is built no more: it has all vCPUs that it will have.
+    /// A protected VM is built no more: it has all vCPUs that it will have. Its first turns the others on, here
+    /// and now.
     pub fn seal(&self) {
-        if self.protected {
-            let sealed = Hvc.vm_seal(self.vm);
-            assert!(matches!(sealed, Ok(()) | Err(Error::Sealed)), "VM_SEAL: {sealed:?}");
+        if !self.protected {
+            return;
         }
+        // Whoever wants to load one of them waits until it is on.
+        let _sealing = SEALING.lock();
+        match Hvc.vm_seal(self.vm) {
+            Ok(()) => self.bring_up(),
+            Err(Error::Sealed) => {}
+            Err(error) => panic!("VM_SEAL: {error}"),
+        }
+    }
+
+    fn bring_up(&self) {
+        let count = ledger::vcpus(self.vm);
+        if count < 2 {
+            return;
+        }
+        let (flag_page, flags) = flag_page();
+        let (vq, svq, owner) = (None, None, 0);
+        let index = VcpuIndex(0);
+        let first = Puppet { machine: *self, index, vq, svq, flags, flag_page, owner };
+        Hvc.vcpu_load(self.vm, index).expect("VCPU_LOAD of the first vCPU");
+        first.start();
+        for vcpu in 1..count {
+            let event = first.smccc(Routine::Hvc, CPU_ON, [vcpu, BASE, 0]);
+            assert_eq!(event.exit(Reason::CpuOn).data[0], vcpu);
+            first.start();
+        }
+        first.put();
+    }
+
+    /// Whether it is.
+    pub fn is_protected(&self) -> bool {
+        self.protected
     }
 
     /// Creates the next vCPU.
@@ -362,14 +407,19 @@ impl Machine {
         let flags = unsafe { &*mmu::linear::<FlagShadowPage>(flag_page) };
         // Whatever the host left in pages that it gives away must be no vCPU's state.
         bytes(first, count as usize * PAGE_SIZE).fill(0xa5);
+        let start = if self.protected && ledger::vcpus(self.vm) != 0 {
+            Start::Off
+        } else {
+            Start::At { entry: BASE, argument: 0 }
+        };
         let index = Hvc.vcpu_create(VcpuConfig {
             vm: self.vm,
             pages: UntrustedPages { start: UntrustedPa(first), count },
             flag_page: UntrustedPa(flag_page),
             features: features.into(),
-            entry: BASE,
-            argument: 0,
+            start,
         })?;
+        ledger::count_vcpu(self.vm);
         assert!(index.0 < MAX_PUPPETS, "the guest's memory has no area for this vCPU");
         let owner = GUEST_OWNER + (self.vm.0 & 3) as u16 * 4 + index.0 as u16;
         let VcpuFeatures { vq, svq, .. } = features;
@@ -494,10 +544,10 @@ impl Puppet {
         panic!("the guest makes no progress")
     }
 
-    /// From its entry point to its loop.
+    /// From its entry point to its loop, or once around it.
     #[track_caller]
     pub fn start(&self) {
-        match self.resume(RunFlags::empty(), [0; 4]) {
+        match self.resume(RunFlags::empty(), [Routine::Nothing.address(), 0, 0, 0]) {
             Event::Done(_) => {}
             event => panic!("the guest did not start: {event:x?}"),
         }
@@ -515,6 +565,21 @@ impl Puppet {
         match self.begin(routine, args) {
             Event::Done(x) => x,
             event => panic!("guest in {routine:?}: {event:x?}"),
+        }
+    }
+
+    /// Makes a call, by [`Routine::Hvc`] or [`Routine::Smc`], with x0-x3.
+    #[track_caller]
+    pub fn smccc(&self, how: Routine, function: u64, args: [u64; 3]) -> Event {
+        self.at(function).begin(how, args)
+    }
+
+    /// Makes a call that hyp answers without telling anybody: x0-x3 after it.
+    #[track_caller]
+    pub fn answered(&self, how: Routine, function: u64, args: [u64; 3]) -> [u64; 4] {
+        match self.smccc(how, function, args) {
+            Event::Done([x0, x1, x2, x3, _]) => [x0, x1, x2, x3],
+            event => panic!("guest calling {function:#x}: {event:x?}"),
         }
     }
 
@@ -588,8 +653,8 @@ impl Puppet {
 
 impl Event {
     fn new(exit: Exit) -> Self {
-        let [x0, x1, x2, x3, x4, x5] = exit.data;
-        match (exit.info.reason(), x5) {
+        let [why, x0, x1, x2, x3, x4] = exit.data;
+        match (exit.info.reason(), why) {
             (Some(Reason::Hvc), DONE) => Self::Done([x0, x1, x2, x3, x4]),
             (Some(Reason::Hvc), EXCEPTION) => {
                 Self::Exception(Exception { esr: x0, elr: x1, spsr: x2, far: x3, vector: x4 })

@@ -346,14 +346,14 @@ impl Puppet32 {
 
 impl Event32 {
     fn new(exit: Exit) -> Self {
-        let [r0, r1, r2, r3, r4, r5] = exit.data;
+        let [why, r0, r1, r2, r3, r4] = exit.data;
         if exit.info.reason() != Some(Reason::Hvc) {
             return Self::Exit(exit);
         }
-        match r5 {
+        match why {
             IRQ => Self::Interrupt(narrow(r0)),
-            _ if r5 & !7 == EXCEPTION => Self::Exception(Exception32 {
-                vector: narrow(r5 & 7),
+            _ if why & !7 == EXCEPTION => Self::Exception(Exception32 {
+                vector: narrow(why & 7),
                 cpsr: narrow(r0),
                 lr: narrow(r1),
                 spsr: narrow(r2),

@@ -2,16 +2,15 @@
 
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{
-    Call, MAX_PAGES_PER_CALL, NO_PAGE, UntrustedIpa, UntrustedPages, VM_PAGES, VcpuConfig,
+    Call, MAX_PAGES_PER_CALL, NO_PAGE, Start, UntrustedIpa, UntrustedPages, VM_PAGES, VcpuConfig,
 };
 use umbra_shared::error::Error;
-use umbra_shared::guest::GuestFunction;
 use umbra_shared::record::PageState;
 use umbra_shared::vcpu::{UntrustedFeatures, VcpuFeatures};
 use umbra_shared::vl::{Vq, VqSet};
 
 use crate::memory::{Changes, Owner};
-use crate::vm::{self, Life, Vcpu};
+use crate::vm::{self, Life, Power, Vcpu};
 use crate::{Spec, VCPUS};
 
 /// What a call must answer.
@@ -50,6 +49,20 @@ pub struct Choice {
     pub no_slot: bool,
     /// x1.
     pub x1: u64,
+}
+
+/// What VCPU_CREATE and VCPU_RESET take as a start.
+fn check_start(features: VcpuFeatures, start: Start) -> Result<(), Error> {
+    match start {
+        Start::Off => Ok(()),
+        Start::At { entry, argument } => {
+            let wide = (entry | argument) > u64::from(u32::MAX);
+            if entry % 4 != 0 || features.aarch32 && wide {
+                return Err(Error::InvalidArgument);
+            }
+            Ok(())
+        }
+    }
 }
 
 fn one(page: u64, owner: Owner) -> Changes {
@@ -141,7 +154,7 @@ impl Spec {
                 let vm = &self.vms[usize::from(slot)];
                 vm.check_alive(handle)?;
                 self.check_ipa(ipa)?;
-                if vm.maps.contains_key(&ipa.0) {
+                if vm.maps.contains_key(&ipa.0) || vm.enrolled.contains(&ipa.0) {
                     return Err(Error::IpaInUse);
                 }
                 if !vm.has_tables() {
@@ -238,6 +251,9 @@ impl Spec {
                 if vcpu.loaded_on.is_some() {
                     return Err(Error::Busy);
                 }
+                if vm.ended || vcpu.power == Power::Off {
+                    return Err(Error::PoweredOff);
+                }
                 // What a guest may select below its clamp must be the same on every CPU.
                 let (cpu_has, guests) = (&self.cpus[cpu], &self.platform);
                 let vqs = VqSet::common([cpu_has.vqs, guests.guest_vqs]);
@@ -248,6 +264,9 @@ impl Spec {
                     return Err(Error::VlMismatch);
                 }
                 vcpu.loaded_on = Some(cpu);
+                if vcpu.power == Power::Pending {
+                    *vcpu = vcpu.anew(Power::On);
+                }
                 self.cpus[cpu].loaded = Some((slot, index));
                 Ok(Outcome::ok())
             }
@@ -257,6 +276,24 @@ impl Spec {
                 } else {
                     Err(Error::NotLoaded)
                 }
+            }
+            Call::VcpuReset { vm: handle, vcpu, start } => {
+                let vm = &mut self.vms[usize::from(vm::slot(handle)?)];
+                vm.check_alive(handle)?;
+                if vm.protected {
+                    return Err(Error::Protected);
+                }
+                let index = usize::try_from(vcpu.0).map_err(|_| Error::BadVcpu)?;
+                let vcpu = vm.vcpus.get_mut(index).ok_or(Error::BadVcpu)?;
+                if vcpu.loaded_on.is_some() {
+                    return Err(Error::Busy);
+                }
+                check_start(vcpu.features, start)?;
+                *vcpu = match start {
+                    Start::At { .. } => vcpu.anew(Power::On),
+                    Start::Off => Vcpu { power: Power::Off, ..vcpu.clone() },
+                };
+                Ok(Outcome::ok())
             }
         }
     }
@@ -271,7 +308,7 @@ impl Spec {
         true
     }
 
-    fn check_ipa(&self, ipa: UntrustedIpa) -> Result<(), Error> {
+    pub(crate) fn check_ipa(&self, ipa: UntrustedIpa) -> Result<(), Error> {
         if !ipa.0.is_multiple_of(PAGE_SIZE as u64) {
             Err(Error::Unaligned)
         } else if ipa.0 >> self.platform.ipa_bits != 0 {
@@ -338,11 +375,9 @@ impl Spec {
         if config.pages.count < features.pages() {
             return Err(Error::TooFewPages);
         }
-        let start = config.entry | config.argument;
-        if config.pages.count > features.pages()
-            || !config.entry.is_multiple_of(4)
-            || features.aarch32 && start > u64::from(u32::MAX)
-        {
+        check_start(features, config.start)?;
+        let off = config.start == Start::Off;
+        if config.pages.count > features.pages() || vm.protected && off == vm.vcpus.is_empty() {
             return Err(Error::InvalidArgument);
         }
         self.memory.range(config.pages)?;
@@ -351,48 +386,10 @@ impl Spec {
         self.memory.require_free_flag_page(flag_page)?;
         changes.insert(flag_page, Owner::of(PageState::FlagPageUsed, 0));
         let vm = &mut self.vms[usize::from(slot)];
-        vm.vcpus.push(Vcpu { flag_page, features, ..Vcpu::default() });
+        let power = if off { Power::Off } else { Power::On };
+        vm.vcpus.push(Vcpu { flag_page, features, power, ..Vcpu::default() });
         vm.pages_out += config.pages.count;
         let index = vm.vcpus.len() as u64 - 1;
         Ok(Outcome { x1: Some(index), ..Outcome::changing(changes) })
-    }
-
-    /// A call of the guest that is loaded on a CPU.
-    pub fn guest_call(&mut self, cpu: usize, function: GuestFunction, ipa: u64) -> Outcome {
-        let Some((slot, _)) = self.cpus[cpu].loaded else {
-            return Outcome::refused(Error::NotLoaded);
-        };
-        match self.perform_guest_call(slot, function, ipa) {
-            Ok(outcome) => {
-                self.memory.apply(&outcome.changes);
-                outcome
-            }
-            Err(error) => Outcome::refused(error),
-        }
-    }
-
-    fn perform_guest_call(
-        &mut self,
-        slot: u8,
-        function: GuestFunction,
-        ipa: u64,
-    ) -> Result<Outcome, Error> {
-        self.check_ipa(UntrustedIpa(ipa))?;
-        let vm = &mut self.vms[usize::from(slot)];
-        let page = *vm.maps.get(&ipa).ok_or(Error::NotMapped)?;
-        let own = Owner::of(PageState::Guest, slot);
-        let shared = Owner::of(PageState::SharedByGuest, slot);
-        let now = self.memory.get(page).unwrap_or(Owner::HOST);
-        match function {
-            GuestFunction::MemShare if now == own => Ok(Outcome::changing(one(page, shared))),
-            GuestFunction::MemShare if now == shared => Err(Error::Shared),
-            GuestFunction::MemUnshare if now == shared => Ok(Outcome::changing(one(page, own))),
-            GuestFunction::MemUnshare if now == own => Err(Error::NotShared),
-            GuestFunction::MemShare | GuestFunction::MemUnshare => Err(Error::NotOwned),
-            GuestFunction::MemRelinquish => {
-                vm.unmap(ipa);
-                Ok(Outcome::changing(one(page, Owner::HOST)))
-            }
-        }
     }
 }

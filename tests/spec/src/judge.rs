@@ -13,7 +13,9 @@ use umbra_shared::vl::VqSet;
 
 use crate::calls::{Choice, Outcome};
 use crate::fp::{Fp, Held};
+use crate::guest::GuestCall;
 use crate::memory::{Changes, Memory, Owner};
+use crate::vm::{self, Power};
 use crate::{Platform, Spec};
 
 /// The first thing that is not as specified.
@@ -114,12 +116,17 @@ fn describe(record: &Record) -> String {
             Some(function) => format!("{function:?}({args})"),
             None => format!("call {:#x}", record.function),
         },
-        Some(Kind::GuestCall) => {
-            format!("guest's {:?}({:#x})", GuestFunction::from_id(record.function), record.args[0])
-        }
+        Some(Kind::GuestCall) => format!("guest's {}({args})", guests(record.function as u32)),
         Some(kind) => format!("{kind:?}({args})"),
         None => format!("record of kind {}", record.what as u8),
     }
+}
+
+/// What a guest's function is called.
+fn guests(function: u32) -> String {
+    GuestFunction::from_id(function)
+        .or_else(|| GuestFunction::from_id32(function))
+        .map_or_else(|| format!("{function:#x}"), |function| format!("{function:?}"))
 }
 
 fn answer(result: u64) -> String {
@@ -166,14 +173,15 @@ impl Spec {
                     .or_default() += 1;
                 self.judged_run(cpu, record).map_err(differ)?
             }
-            Some(Kind::GuestCall) => match GuestFunction::from_id(record.function) {
-                Some(function) => {
-                    let key = (format!("guest {function:?}"), answer(record.result));
-                    *report.answers.entry(key).or_default() += 1;
-                    self.guest_call(cpu, function, record.args[0])
-                }
-                None => return Err(differ("no call of a guest's".to_owned())),
-            },
+            Some(Kind::GuestCall) => {
+                let answer = match record.args[4] {
+                    0 => format!("{}", record.result as i64),
+                    _ => "again".to_owned(),
+                };
+                let key = (format!("guest {}", guests(record.function as u32)), answer);
+                *report.answers.entry(key).or_default() += 1;
+                return self.judged_guest_call(cpu, record).map_err(differ);
+            }
             Some(Kind::HostFp) => {
                 let fp = self.cpus[cpu].fp;
                 let (sme, held) = (record.args[0] != 0, self.cpus[cpu].held);
@@ -239,21 +247,41 @@ impl Spec {
             return Err(format!("loaded is {:#x}, should be {loaded:#x}", record.loaded));
         }
         let fp = FpState::decode(record.fp);
-        // In the middle of a run, which is judged at its end.
-        if kind(record) == Some(Kind::GuestCall) {
-            return Ok(());
-        }
         if let Some(expected) = self.cpus[cpu].fp.map(Fp::record).filter(|&e| e != fp) {
             return Err(format!("FP state is {fp:?}, should be {expected:?}"));
         }
         Ok(())
     }
 
+    fn judged_guest_call(&mut self, cpu: usize, record: &Record) -> Result<(), String> {
+        let [x1, x2, x3, exit, again, ..] = record.args;
+        let call = GuestCall { function: record.function as u32, args: [x1, x2, x3] };
+        if self.cpus[cpu].loaded.is_none() {
+            return Err("no guest is loaded".to_owned());
+        }
+        let expected = self.guest_call(cpu, call);
+        if (again != 0) != expected.again {
+            return Err(format!("is made again: {}, should: {}", again != 0, expected.again));
+        }
+        let x0 = record.result as i64;
+        if let Some(should) = expected.x0.filter(|&should| should != x0) {
+            return Err(format!("answers {x0:#x}, should answer {should:#x}"));
+        }
+        if let Some(words) = expected.words.filter(|&words| words != record.results) {
+            return Err(format!("answers {:x?}, should answer {words:x?}", record.results));
+        }
+        let told = exit.checked_sub(1).and_then(|info| ExitInfo::from_register(info).reason());
+        if told != expected.exit {
+            return Err(format!("tells the host {told:?}, should tell {:?}", expected.exit));
+        }
+        compare_changes(record, &expected.changes)
+    }
+
     fn judged_run(&mut self, cpu: usize, record: &Record) -> Result<Outcome, String> {
         let [flags, hint, opened, word, ..] = record.args;
         let refused = |error| Ok(Outcome { result: Err(error), ..nothing() });
         let Some((slot, index)) = self.cpus[cpu].loaded else { return refused(Error::NotLoaded) };
-        let policy = self.vms[usize::from(slot)].policy;
+        let vm::Vm { policy, ended, .. } = self.vms[usize::from(slot)];
         let Some(vcpu) = self.vms[usize::from(slot)].vcpus.get_mut(index) else {
             return Err("a vCPU runs that does not exist".to_owned());
         };
@@ -261,6 +289,14 @@ impl Spec {
             return refused(Error::InvalidArgument);
         };
         let info = ExitInfo::from_register(record.results[0]);
+        // One that is off has turned itself off in the run before, whose end is still to be judged.
+        let may_end =
+            core::mem::take(&mut vcpu.last_run) && record.result != Error::PoweredOff.code() as u64;
+        let over =
+            vcpu.power == Power::Off && info.reason() != Some(Reason::CpuOff) || ended && !may_end;
+        if over {
+            return refused(Error::PoweredOff);
+        }
         if vcpu.broken {
             return match info.reason() {
                 Some(Reason::Broken) => Ok(nothing()),

@@ -11,7 +11,8 @@
 //! - [`memory`]: pages and their owners;
 //! - [`vm`]: VMs and vCPUs;
 //! - [`fp`]: a CPU's registers, and what hints do;
-//! - [`calls`]: every hypercall of the host's and of guests;
+//! - [`calls`]: every hypercall of the host's;
+//! - [`guest`]: every call of a guest's;
 //! - [`judge`]: records against all of that.
 //!
 //! It judges hyp's decisions on a development machine (`tests/logic/main.rs`) and whole machines in the
@@ -21,6 +22,7 @@
 
 pub mod calls;
 pub mod fp;
+pub mod guest;
 pub mod judge;
 pub mod memory;
 pub mod vm;

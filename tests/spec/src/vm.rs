@@ -25,6 +25,18 @@ pub enum Life {
     Dying,
 }
 
+/// Whether a vCPU is on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Power {
+    /// It may be loaded and run.
+    #[default]
+    On,
+    /// It may, from its reset state on.
+    Pending,
+    /// It may not.
+    Off,
+}
+
 /// A vCPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vcpu {
@@ -34,6 +46,10 @@ pub struct Vcpu {
     pub features: VcpuFeatures,
     /// Where it is loaded.
     pub loaded_on: Option<usize>,
+    /// Whether it is on.
+    pub power: Power,
+    /// It may have been running when its VM ended, so that one more run ends as any does.
+    pub last_run: bool,
     /// It can't go on.
     pub broken: bool,
     /// An interrupt that was injected has not been completed.
@@ -51,12 +67,16 @@ pub struct Vm {
     pub protected: bool,
     /// It is built no more.
     pub sealed: bool,
+    /// It is protected and has turned itself off.
+    pub ended: bool,
     /// When its FP registers move.
     pub policy: Policy,
     /// vCPUs.
     pub vcpus: Vec<Vcpu>,
     /// Its memory: guest address to page.
     pub maps: BTreeMap<u64, u64>,
+    /// Guest addresses of pages that are devices'.
+    pub enrolled: BTreeSet<u64>,
     /// Pages it was given for tables.
     pub table_pages: u64,
     /// Tables in use beside the root: level, and what the address is above the level's span.
@@ -74,6 +94,14 @@ pub fn slot(handle: VmHandle) -> Result<u8, Error> {
 /// The handle of a slot that has been used so often.
 pub fn handle(slot: u8, generation: u64) -> VmHandle {
     VmHandle(generation << SLOT_BITS | u64::from(slot))
+}
+
+impl Vcpu {
+    /// It in its reset state.
+    pub fn anew(&self, power: Power) -> Self {
+        let (flag_page, features, loaded_on) = (self.flag_page, self.features, self.loaded_on);
+        Self { flag_page, features, loaded_on, power, ..Self::default() }
+    }
 }
 
 impl Vm {
@@ -104,6 +132,12 @@ impl Vm {
         self.tables.extend(Self::tables_of(root_level, ipa));
         self.maps.insert(ipa, page);
         self.pages_out += 1;
+    }
+
+    /// Enrols a page.
+    pub fn enrol(&mut self, root_level: u32, ipa: u64) {
+        self.tables.extend(Self::tables_of(root_level, ipa));
+        self.enrolled.insert(ipa);
     }
 
     /// Takes a mapping away. Tables stay.

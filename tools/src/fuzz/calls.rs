@@ -15,6 +15,7 @@ use umbra_shared::record::PageState;
 use umbra_shared::vcpu::{UntrustedFeatures, VcpuFeatures};
 use umbra_shared::vl::{Vq, VqSet};
 use umbra_spec::calls::Choice;
+use umbra_spec::guest::GuestCall;
 use umbra_spec::memory::{Memory, Owner};
 use umbra_spec::vm::{self, Life};
 use umbra_spec::{Cpu, Platform, Spec};
@@ -228,8 +229,12 @@ impl Guide {
                 let maps: Vec<_> = self.spec.vms[slot].maps.keys().copied().collect();
                 let entry =
                     if maps.is_empty() { GUEST } else { maps[self.rng.usize(..maps.len())] };
-                let features = Number(UntrustedFeatures::from(features).0);
-                let (count, entry) = (Number(count), Number(entry));
+                // Of a protected VM all but the first are off; of a normal one, some.
+                let others = self.spec.vms[slot].protected && !self.spec.vms[slot].vcpus.is_empty();
+                let off = others || !self.spec.vms[slot].protected && self.rng.u8(..4) == 0;
+                let features = UntrustedFeatures::from(features).0 | if off { OFF } else { 0 };
+                let entry = if off { 0 } else { entry };
+                let (count, entry, features) = (Number(count), Number(entry), Number(features));
                 set(&[Vm(vm), Page(pages, 0), count, Page(flag_page, 0), features, entry]);
                 Function::VcpuCreate
             }
@@ -298,9 +303,17 @@ impl Guide {
                 set(&[Vm(vm), Page(page, 0)]);
                 Function::VmReclaim
             }
-            92..94 => {
+            92 => {
                 set(&[Page(0, 0)]);
                 Function::NextSharedPage
+            }
+            93 => {
+                let (vm, slot) = self.vm(|vm| alive(vm) && !vm.vcpus.is_empty())?;
+                let vcpus = self.spec.vms[slot].vcpus.len() as u64;
+                let (flags, entry) = if self.rng.bool() { (OFF, 0) } else { (0, GUEST) };
+                let vcpu = Number(self.rng.u64(..vcpus));
+                set(&[Vm(vm), vcpu, Number(flags), Number(entry)]);
+                Function::VcpuReset
             }
             94 => Function::Version,
             95 => {
@@ -404,7 +417,25 @@ impl Guide {
             0 => {
                 command = [Arg::Number(1), Arg::Number(AGENTS | rng.u64(..1 << 48)), Arg::Number(0)]
             }
-            1..4 => {
+            1 => {
+                // CPU_ON mostly, at the caller's own page, of a vCPU that there may be.
+                let (what, function) = match rng.u8(..16) {
+                    0 => (2, CPU_OFF),
+                    1 => (2, SYSTEM_OFF + rng.u64(..2)),
+                    2 | 3 => (2, AFFINITY_INFO),
+                    4 => (2, PSCI + rng.u64(..0x20) + (rng.u64(..2) << 30)),
+                    5 => (2, 0x8000_0000 + rng.u64(..4)),
+                    _ => (5, CPU_ON),
+                };
+                let vcpu = rng.u64(..4);
+                command = [Arg::Number(what), Arg::Number(function), Arg::Number(vcpu)];
+                if function == CPU_ON {
+                    // Most get there.
+                    let call = GuestCall { function: CPU_ON as u32, args: [vcpu, GUEST, 0] };
+                    self.spec.guest_call(usize::from(cpu), call);
+                }
+            }
+            2..4 => {
                 let functions = GuestFunction::ALL;
                 let function = functions[rng.usize(..functions.len())];
                 let maps: Vec<_> = match loaded {
@@ -428,6 +459,15 @@ impl Guide {
         Event::Enter([Arg::Number(flags), a, b, c])
     }
 }
+
+/// In VCPU_CREATE's features and in VCPU_RESET's flags: off.
+const OFF: u64 = 1 << 33;
+
+const PSCI: u64 = 0x8400_0000;
+const CPU_OFF: u64 = 0x8400_0002;
+const CPU_ON: u64 = 0xc400_0003;
+const AFFINITY_INFO: u64 = 0xc400_0004;
+const SYSTEM_OFF: u64 = 0x8400_0008;
 
 #[cfg(test)]
 mod tests {
@@ -467,7 +507,7 @@ mod tests {
                 match step.event {
                     Event::Call(Call { function: Function::VcpuCreate, args, .. }) => {
                         let Arg::Number(features) = args[4] else { continue };
-                        let features = UntrustedFeatures(features);
+                        let features = UntrustedFeatures(features & !OFF);
                         let asked = !features.has_reserved() && features.svl_bytes() != 0;
                         created +=
                             usize::from(asked && Vq::from_vl(features.svl_bytes()).is_some());

@@ -394,7 +394,15 @@ impl ExitHandler for Once {
     fn mmio(&mut self, address: u64, _: MmioAccess, _: u64) -> ControlFlow<(), MmioAnswer> {
         panic!("MMIO {address:#x}")
     }
-    fn fault(&mut self, address: u64) -> ControlFlow<()> {
+    fn tables(&mut self) -> ControlFlow<(), Supplied> {
+        ControlFlow::Break(())
+    }
+
+    fn cpu_off(&mut self) {}
+
+    fn system(&mut self, _: SystemEvent, _: u64, _: u64) {}
+
+    fn fault(&mut self, address: u64) -> ControlFlow<(), Supplied> {
         panic!("fault {address:#x}")
     }
     fn broken(&mut self, _: u64) {}

@@ -12,7 +12,7 @@
 //! two different entries for one address is a failure (break before make), and every page that a walk
 //! of the host's may miss is noted: a CPU that uses it then faults, and waits for the lock.
 
-use super::{Leaf, PAGE_BYTES, Stage2, Table, Tlb, Vttbr};
+use super::{Entry, Leaf, PAGE_BYTES, Stage2, Table, Tlb, Vttbr};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -56,6 +56,7 @@ pub(super) struct Entries {
     old: Vec<Leaf>,
     /// Written, but a walk may miss it yet.
     fresh: BTreeSet<u64>,
+    marked: BTreeSet<u64>,
     /// No CPU has it loaded.
     idle: bool,
 }
@@ -278,10 +279,15 @@ impl SimTable {
 }
 
 impl Table for SimTable {
-    fn leaf(&self, ipa: u64) -> Option<Leaf> {
+    fn entry(&self, ipa: u64) -> Entry {
         let world = self.world.borrow();
-        let (_, &leaf) = world.tables[&self.vmid].leaves.range(..=ipa).next_back()?;
-        (ipa < leaf.end()).then_some(leaf)
+        let table = &world.tables[&self.vmid];
+        let leaf = table.leaves.range(..=ipa).next_back().map(|(_, &leaf)| leaf);
+        match leaf.filter(|leaf| ipa < leaf.end()) {
+            Some(leaf) => Entry::Leaf(leaf),
+            None if table.marked.contains(&ipa) => Entry::Enrolled,
+            None => Entry::Nothing,
+        }
     }
 
     fn clear(&mut self, leaf: Leaf) {
@@ -291,6 +297,13 @@ impl Table for SimTable {
         self.edit(|table| {
             assert_eq!(table.leaves.remove(&leaf.ipa), Some(leaf), "no such entry");
             table.old.push(leaf);
+        });
+    }
+
+    fn mark(&mut self, ipa: u64) {
+        assert_eq!(self.leaf(ipa), None, "something is mapped there");
+        self.edit(|table| {
+            table.marked.insert(ipa);
         });
     }
 

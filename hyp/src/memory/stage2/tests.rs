@@ -5,15 +5,16 @@ use super::machine::{BLOCK_BYTES, CPUS, HOST, Kind, SimTable, SimTlb, World, vmi
 use super::*;
 use crate::memory::handover::{Hands, Ready};
 use crate::memory::pages::{Page, PageRange, State, VmId, count};
-use crate::vm::hardware::{self, Machine, NewVcpu};
+use crate::vm::hardware::{self, Machine, NewVcpu, There};
 use crate::vm::life::Vm;
+use crate::vm::power::Boot;
 use proptest::prelude::*;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use umbra_shared::call::{
-    Policy, UntrustedIpa, UntrustedPa, UntrustedPages, VM_PAGES, VcpuConfig, VcpuIndex, VmConfig,
-    VmHandle,
+    Policy, Start, UntrustedIpa, UntrustedPa, UntrustedPages, VM_PAGES, VcpuConfig, VcpuIndex,
+    VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
 use umbra_shared::vcpu::{UntrustedFeatures, VcpuFeatures};
@@ -251,9 +252,19 @@ impl Machine for Sim {
         tables.forget_all(&self.tlb());
     }
 
-    fn lookup(&self, tables: &Stage2<SimTable>, ipa: u64) -> Option<u64> {
-        tables.lookup(ipa)
+    fn lookup(&self, tables: &Stage2<SimTable>, ipa: u64) -> There {
+        match tables.entry(ipa) {
+            Entry::Nothing => There::Nothing,
+            Entry::Enrolled => There::Device,
+            Entry::Leaf(leaf) => There::Memory(leaf.pa + (ipa - leaf.ipa)),
+        }
     }
+
+    fn enrol(&self, tables: &mut Stage2<SimTable>, ipa: u64) {
+        tables.enrol(ipa);
+    }
+
+    fn reset_vcpu(&self, (): &(), _: Boot) {}
 
     fn map(&self, tables: &mut Stage2<SimTable>, ipa: u64, page: Ready) {
         tables.map(&self.tlb(), ipa, page.pa());
@@ -458,12 +469,12 @@ fn a_sibling_finds_nothing_of_the_last_vcpus() {
             pages,
             flag_page: UntrustedPa(flag_page),
             features: UntrustedFeatures(0),
-            entry: 0,
-            argument: 0,
+            start: if n == 0 { Start::At { entry: 0, argument: 0 } } else { Start::Off },
         };
         sim.call(Vttbr::new(HOST, 0), || story.vms[0].create_vcpu(sim, &config)).unwrap();
     }
     story.vms[0].seal(handle).unwrap();
+    story.vms[0].cpu_on(&story.sim, 1, Boot::default()).unwrap();
     let (sim, handle) = (&story.sim, story.handles[0]);
     // Nothing is taken in from here on.
     sim.world.borrow_mut().rest(1);

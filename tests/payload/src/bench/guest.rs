@@ -12,14 +12,15 @@ use umbra_host::{
         supply::{self, Pages},
         sysreg,
     },
-    vcpu::{Answer, ExitHandler, HostCpu, LoadedVcpu, MmioAnswer, Vcpu},
+    vcpu::{Answer, ExitHandler, HostCpu, LoadedVcpu, MmioAnswer, Supplied, Vcpu},
     vm::{VcpuSettings, Vm},
 };
-use umbra_patterns::protocol::{Argument, BASE, BENCH, BENCH_NEXT, Mode, Routine};
+use umbra_patterns::protocol::{ARGUMENT, Argument, BASE, BENCH, BENCH_NEXT, Mode, Routine};
 use umbra_shared::{
-    call::{Features, Policy, VmConfig},
-    exit::MmioAccess,
+    call::{Features, Policy, Start, VmConfig},
+    exit::{MmioAccess, SystemEvent},
     flags::HostFlags,
+    guest::{NOT_SUPPORTED, is_hosts},
     vcpu::VcpuFeatures,
     vl::Vq,
 };
@@ -157,6 +158,9 @@ impl<const TOUCH: u8> ExitHandler for Exits<TOUCH> {
                 ControlFlow::Continue([0; 4])
             }
             BENCH_NEXT => ControlFlow::Break(x[1]),
+            // It is alone, and no protected guest.
+            ARGUMENT => ControlFlow::Continue([0; 4]),
+            x0 if !is_hosts(x0) => ControlFlow::Continue([NOT_SUPPORTED as u64, 0, 0, 0]),
             other => panic!("the guest calls {other:#x} {x:x?}"),
         }
     }
@@ -174,8 +178,20 @@ impl<const TOUCH: u8> ExitHandler for Exits<TOUCH> {
         if self.interrupts == 0 { ControlFlow::Break(0) } else { ControlFlow::Continue(()) }
     }
 
-    fn fault(&mut self, address: u64) -> ControlFlow<u64> {
+    fn fault(&mut self, address: u64) -> ControlFlow<u64, Supplied> {
         panic!("the guest accessed {address:#x}")
+    }
+
+    fn tables(&mut self) -> ControlFlow<u64, Supplied> {
+        panic!("a VM of one page in one place takes more tables")
+    }
+
+    fn cpu_off(&mut self) -> u64 {
+        panic!("the guest has turned itself off")
+    }
+
+    fn system(&mut self, event: SystemEvent, _: u64, _: u64) -> u64 {
+        panic!("the guest has ended: {event:?}")
     }
 
     fn broken(&mut self, esr: u64) -> u64 {
@@ -194,8 +210,8 @@ pub fn vm(image: &[u8], config: VmConfig) -> GuestVm {
 /// A vCPU that measures, put.
 pub fn vcpu(vm: &mut GuestVm, index: u8, vq: Option<Vq>) -> Vcpu {
     let argument = Argument { vcpu: index, owner: 0, vq, svq: None, mode: Mode::Bench };
-    let settings =
-        VcpuSettings { features: VcpuFeatures::sve(vq), entry: BASE, argument: argument.encode() };
+    let start = Start::At { entry: BASE, argument: argument.encode() };
+    let settings = VcpuSettings { features: VcpuFeatures::sve(vq), start };
     let mut vcpu = vm.create_vcpu(&Hvc, &mut Pages, settings).expect("VCPU_CREATE");
     vm.seal(&Hvc).expect("VM_SEAL");
     let mut bench = Bench::load(&mut vcpu, HostFlags::empty());

@@ -7,7 +7,9 @@ use umbra_host::{
     hypercall::{Hvc, Hypervisor},
 };
 use umbra_shared::{
-    call::{Function, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle},
+    call::{
+        Function, Start, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle,
+    },
     vcpu::VcpuFeatures,
     vl::Vq,
 };
@@ -140,7 +142,6 @@ fn vcpu(vm: VmHandle, vq: Option<Vq>) -> VcpuConfig {
         pages: UntrustedPages { start: UntrustedPa(ledger::take(count)), count },
         flag_page: UntrustedPa(crate::puppet::flag_page().0),
         features: VcpuFeatures::sve(vq).into(),
-        entry: 0,
-        argument: 0,
+        start: Start::At { entry: 0, argument: 0 },
     }
 }

@@ -1,6 +1,7 @@
 // A guest of one page, position-independent: it does what the host answers to its HVCs, as long as
 // nothing else happens. x0 of an answer: 1 = store x1 in its own page, 2 = make the call x1 with x2 of
-// its own to hyp, 3 = use FP, 4 = SVCR becomes x1 (of a vCPU with SME); anything else: nothing.
+// its own to hyp, 3 = use FP, 4 = SVCR becomes x1 (of a vCPU with SME), 5 = as 2 with its own page in x2, as
+// an entry; anything else: nothing.
 
 .section .rodata.umbra_fuzz_agent, "a", %progbits
 .balign 8
@@ -18,6 +19,8 @@ umbra_fuzz_agent:
     b.eq    3f
     cmp     x0, #4
     b.eq    4f
+    cmp     x0, #5
+    b.eq    5f
     cmp     x0, #3
     b.ne    1b
 .arch_extension fp
@@ -28,8 +31,14 @@ umbra_fuzz_agent:
     b       1b
 3:  mov     x0, x1
     mov     x1, x2
+    mov     x2, #0
+6:  mov     x3, #0
     hvc     #0
     b       1b
+5:  mov     x0, x1
+    mov     x1, x2
+    mov     x2, x19
+    b       6b
 4:  msr     S3_3_C4_C2_2, x1                // SVCR
     b       1b
 .global umbra_fuzz_agent_end

@@ -20,6 +20,7 @@ use umbra_host::{
 };
 use umbra_patterns::{
     pattern::Mismatch,
+    protocol::Command,
     regs::{self, Registers, sme},
 };
 use umbra_shared::{
@@ -430,6 +431,9 @@ fn junk(seed: u64, loaded: bool) -> u64 {
 }
 
 fn load(cpu: usize, n: usize, name: VcpuName, at: &mut Option<usize>) {
+    if let Some(first) = vms::seal(name) {
+        bring_up(cpu, first);
+    }
     let mut driven = match vms::take(name) {
         vms::Taken::Here(driven) => driven,
         vms::Taken::Nowhere => return order::done(cpu, n, 1),
@@ -441,6 +445,8 @@ fn load(cpu: usize, n: usize, name: VcpuName, at: &mut Option<usize>) {
                 }
                 Ok(()) => panic!("a vCPU is loaded twice"),
                 Err(Error::Busy | Error::VlMismatch | Error::Dying) => {}
+                // Handed back by somebody who found it off.
+                Err(Error::PoweredOff) if order::is_storm() => {}
                 // Put, handed back, and its VM destroyed meanwhile.
                 Err(Error::BadVm) if order::is_storm() => {}
                 Err(error) => panic!("VCPU_LOAD of a loaded vCPU: {error}"),
@@ -451,8 +457,10 @@ fn load(cpu: usize, n: usize, name: VcpuName, at: &mut Option<usize>) {
     let fits = vms::fits(driven.vcpu.features(), cpu);
     let mut task = Task::new(HostFlags::empty());
     let guest = driven.vcpu.features().vq;
+    let on = vms::is_on(name);
     let left = match driven.vcpu.load(&Hvc, &mut task) {
         Ok(mut loaded) => {
+            assert!(on || vms::is_on(name), "VCPU_LOAD of a vCPU that is off");
             assert!(fits, "VCPU_LOAD of a vCPU whose vector length this CPU lacks");
             order::done(cpu, n, 0);
             let mut entry = vms::Entry::of(&mut driven.book, driven.flags);
@@ -477,6 +485,7 @@ fn load(cpu: usize, n: usize, name: VcpuName, at: &mut Option<usize>) {
                 Error::VlMismatch => !fits,
                 Error::Busy => order::is_storm(),
                 Error::Dying | Error::BadVm => vms::is_dying(name),
+                Error::PoweredOff => !on,
                 _ => false,
             };
             assert!(expected, "VCPU_LOAD: {error}");
@@ -492,6 +501,27 @@ fn load(cpu: usize, n: usize, name: VcpuName, at: &mut Option<usize>) {
         Some(Leave::PowerDown) => power_down(cpu, at),
         Some(Leave::End) | None => {}
     }
+}
+
+/// The first vCPU of a VM that has just been sealed turns the others on, if this CPU can run it. Else that is done
+/// when it is loaded where it can be.
+fn bring_up(cpu: usize, first: VcpuName) {
+    let vms::Taken::Here(mut driven) = vms::take(first) else { return };
+    let features = driven.vcpu.features();
+    let mut task = Task::new(HostFlags::empty());
+    if let Ok(mut loaded) = driven.vcpu.load(&Hvc, &mut task) {
+        let mut entry = vms::Entry::of(&mut driven.book, driven.flags);
+        let run = Run { command: Command::Check, hint: HostFlags::empty(), once: false };
+        enter(cpu, &mut loaded, &mut entry, run, features.vq);
+        let mut task = Task::new(HostFlags::FOREIGN_FPSTATE);
+        if let Err(error) = loaded.put(&mut task) {
+            panic!("VCPU_PUT: {error}");
+        }
+        if live_from_word(driven.flags) != Some(Live::Host) {
+            set_live(Live::Nobody);
+        }
+    }
+    vms::give_back(first, driven);
 }
 
 /// Steps with a vCPU loaded, until it is no longer. The last step is not done yet.

@@ -4,7 +4,7 @@ use super::{cpu::Task, guest32, order};
 use crate::{context::context, workers};
 use core::{
     ops::ControlFlow,
-    sync::atomic::{AtomicU16, Ordering},
+    sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering},
 };
 use umbra_fuzz::{
     coverage::Kind,
@@ -17,18 +17,19 @@ use umbra_host::{
         sync::{Lock, Once},
         timer::Patience,
     },
-    vcpu::{Answer, ExitHandler, LoadedVcpu, MmioAnswer, Vcpu},
+    vcpu::{Answer, ExitHandler, LoadedVcpu, MmioAnswer, Supplied, Vcpu},
     vm::{BuildError, PageSupplier, VcpuSettings, Vm},
 };
 use umbra_patterns::{
     pattern::whose_of,
-    protocol::{Argument, BASE, Command, FAIL, Failure, Mode, NEXT, counter},
+    protocol::{ARGUMENT, Argument, BASE, Command, FAIL, Failure, Mode, NEXT, counter},
 };
 use umbra_shared::{
-    call::{VcpuIndex, VmConfig, VmHandle},
+    call::{Start, VcpuIndex, VmConfig, VmHandle},
     error::Error,
-    exit::MmioAccess,
+    exit::{MmioAccess, SystemEvent},
     flags::{FlagShadowPage, HostFlags},
+    guest::{NOT_SUPPORTED, is_hosts},
     vcpu::VcpuFeatures,
     vl::{Vq, VqSet},
 };
@@ -39,6 +40,9 @@ const OWNERS: core::ops::Range<u16> = 0x200..0x1e00;
 /// Seconds that a guest may take for one command, and looks in each: there is one at every exit.
 const PATIENCE: u64 = 60;
 const LOOKS: u64 = 100;
+
+/// PSCI CPU_OFF.
+const CPU_OFF: u64 = 0x8400_0002;
 
 /// A loaded vCPU.
 pub type Loaded<'v> = LoadedVcpu<'v, Hvc>;
@@ -53,6 +57,8 @@ pub struct Driven {
 /// Where a guest is.
 #[derive(Default)]
 pub struct Book {
+    /// Its VM's slot.
+    vm: usize,
     number: u64,
     /// It is AArch32.
     aarch32: bool,
@@ -87,6 +93,21 @@ struct Slot {
 static SLOTS: [Lock<Option<Slot>>; VMS] = [const { Lock::new(None) }; VMS];
 static GUEST: Once<&'static [u8]> = Once::new();
 static NEXT_OWNER: AtomicU16 = AtomicU16::new(0);
+
+/// Where each vCPU starts, and its argument; 0: nobody has to turn it on.
+static START: [[[AtomicU64; 2]; VCPUS]; VMS] =
+    [const { [const { [const { AtomicU64::new(0) }; 2] }; VCPUS] }; VMS];
+/// Whether it is on.
+static ON: [[AtomicBool; VCPUS]; VMS] = [const { [const { AtomicBool::new(false) }; VCPUS] }; VMS];
+
+fn set_on(name: VcpuName, on: bool) {
+    ON[usize::from(name.vm)][usize::from(name.vcpu)].store(on, Ordering::SeqCst);
+}
+
+/// Whether a vCPU is on.
+pub fn is_on(name: VcpuName) -> bool {
+    ON[usize::from(name.vm)][usize::from(name.vcpu)].load(Ordering::SeqCst)
+}
 
 /// Before a program: there are no VMs.
 pub fn begin(guest: &'static [u8]) {
@@ -166,14 +187,22 @@ fn create_with(name: VcpuName, features: VcpuFeatures) -> u64 {
     }
     let owner =
         OWNERS.start + NEXT_OWNER.fetch_add(1, Ordering::SeqCst) % (OWNERS.end - OWNERS.start);
-    let settings = if features.aarch32 && context().aarch32() {
-        let argument = guest32::argument(owner, name.vcpu);
-        VcpuSettings { features, entry: guest32::entry(), argument }
+    let start = if features.aarch32 && context().aarch32() {
+        [guest32::entry(), guest32::argument(owner, name.vcpu)]
     } else {
         let VcpuFeatures { vq, svq, .. } = features;
         let argument = Argument { vcpu: name.vcpu, owner, vq, svq, mode: Mode::Driven };
-        VcpuSettings { features, entry: BASE, argument: argument.encode() }
+        [BASE, argument.encode()]
     };
+    // Of a protected VM the first vCPU turns the others on.
+    let off = slot.vm.config().protected && name.vcpu != 0;
+    let [entry, argument] = start;
+    let told = START[usize::from(name.vm)][usize::from(name.vcpu)].each_ref();
+    told[0].store(entry, Ordering::SeqCst);
+    told[1].store(if off { argument } else { 0 }, Ordering::SeqCst);
+    set_on(name, !off);
+    let start = if off { Start::Off } else { Start::At { entry, argument } };
+    let settings = VcpuSettings { features, start };
     let mut supplier = Supplier(None);
     match slot.vm.create_vcpu(&Hvc, &mut supplier, settings) {
         Ok(vcpu) => {
@@ -181,7 +210,8 @@ fn create_with(name: VcpuName, features: VcpuFeatures) -> u64 {
             assert!(possible(features), "a vCPU has a vector length that guests can't have");
             let flags = supplier.0.expect("asked for while creating");
             let (number, aarch32) = (name.vcpu.into(), features.aarch32);
-            let book = Book { number, aarch32, ..Book::default() };
+            let vm = name.vm.into();
+            let book = Book { vm, number, aarch32, ..Book::default() };
             slot.vcpus[slot.count] = Some(Driven { vcpu, flags, book });
             slot.count += 1;
             0
@@ -257,6 +287,23 @@ pub enum Taken {
     Nowhere,
 }
 
+/// A protected VM is built until somebody wants one of its vCPUs to run: then it is sealed. Returns the vCPU that
+/// turns the others on, if there are others.
+pub fn seal(name: VcpuName) -> Option<VcpuName> {
+    let mut slot = SLOTS[usize::from(name.vm)].lock();
+    let slot = slot.as_mut().filter(|slot| usize::from(name.vcpu) < slot.count)?;
+    if !slot.vm.config().protected || slot.sealed || slot.dying {
+        return None;
+    }
+    let early = Hvc.vcpu_load(slot.handle, VcpuIndex(name.vcpu.into()));
+    assert_eq!(early, Err(Error::NotSealed), "VCPU_LOAD before the seal");
+    if let Err(error) = slot.vm.seal(&Hvc) {
+        panic!("VM_SEAL: {error}");
+    }
+    slot.sealed = true;
+    (slot.count > 1).then_some(VcpuName { vcpu: 0, ..name })
+}
+
 /// Takes a vCPU out of its place, to be loaded.
 pub fn take(name: VcpuName) -> Taken {
     let mut slot = SLOTS[usize::from(name.vm)].lock();
@@ -264,18 +311,7 @@ pub fn take(name: VcpuName) -> Taken {
         return Taken::Nowhere;
     };
     match slot.vcpus[usize::from(name.vcpu)].take() {
-        Some(driven) => {
-            // A protected VM is built until somebody wants one of its vCPUs to run.
-            if slot.vm.config().protected && !slot.sealed && !slot.dying {
-                let early = Hvc.vcpu_load(slot.handle, VcpuIndex(name.vcpu.into()));
-                assert_eq!(early, Err(Error::NotSealed), "VCPU_LOAD before the seal");
-                if let Err(error) = slot.vm.seal(&Hvc) {
-                    panic!("VM_SEAL: {error}");
-                }
-                slot.sealed = true;
-            }
-            Taken::Here(driven)
-        }
+        Some(driven) => Taken::Here(driven),
         None => Taken::Elsewhere(slot.handle, VcpuIndex(name.vcpu.into())),
     }
 }
@@ -340,6 +376,7 @@ impl<'b> Entry<'b> {
             Stop::Failed32(found) => guest32::failed(found),
             Stop::Broken(esr) => panic!("the guest broke: ESR_EL2 {esr:#x}"),
             Stop::Nothing(address) => panic!("the guest accesses {address:#x}"),
+            Stop::Tables => panic!("a VM of two regions takes more tables"),
             Stop::Strange(x0) => panic!("the guest says {x0:#x}"),
             Stop::Stuck => panic!("the guest makes no progress"),
         }
@@ -364,6 +401,8 @@ enum Stop {
     Broken(u64),
     Nothing(u64),
     Strange(u64),
+    /// A call takes more tables.
+    Tables,
     Stuck,
 }
 
@@ -423,6 +462,16 @@ impl ExitHandler for Exits<'_> {
                 let failure = Failure::decode([x[1], x[2], x[3], x[4], x[5]]);
                 ControlFlow::Break(Stop::Failed(failure))
             }
+            ARGUMENT => {
+                let of_vm = &START[self.book.vm];
+                let start = usize::try_from(x[1]).ok().and_then(|vcpu| of_vm.get(vcpu));
+                let [entry, argument] = start.map_or([0; 2], |start| {
+                    start.each_ref().map(|word| word.load(Ordering::SeqCst))
+                });
+                ControlFlow::Continue([argument, entry, 0, 0])
+            }
+            // A normal guest asks for what only a protected one has.
+            x0 if !is_hosts(x0) => ControlFlow::Continue([NOT_SUPPORTED as u64, 0, 0, 0]),
             x0 => ControlFlow::Break(Stop::Strange(x0)),
         }
     }
@@ -447,8 +496,25 @@ impl ExitHandler for Exits<'_> {
         ControlFlow::Continue(MmioAnswer::Read(self.book.sum))
     }
 
-    fn fault(&mut self, address: u64) -> ControlFlow<Stop> {
+    fn fault(&mut self, address: u64) -> ControlFlow<Stop, Supplied> {
         ControlFlow::Break(Stop::Nothing(address))
+    }
+
+    fn tables(&mut self) -> ControlFlow<Stop, Supplied> {
+        ControlFlow::Break(Stop::Tables)
+    }
+
+    fn cpu_on(&mut self, VcpuIndex(index): VcpuIndex) -> ControlFlow<Stop> {
+        set_on(VcpuName { vm: self.book.vm as u8, vcpu: index as u8 }, true);
+        ControlFlow::Continue(())
+    }
+
+    fn cpu_off(&mut self) -> Stop {
+        Stop::Strange(CPU_OFF)
+    }
+
+    fn system(&mut self, event: SystemEvent, _: u64, _: u64) -> Stop {
+        Stop::Strange(event as u64)
     }
 
     fn broken(&mut self, esr: u64) -> Stop {
@@ -463,13 +529,15 @@ pub fn check_and_destroy() {
         for vcpu in 0..VCPUS {
             let name = VcpuName { vm: slot as u8, vcpu: vcpu as u8 };
             let dying = is_dying(name);
+            // Its first vCPU, which is looked at first, turns the others on.
+            let _ = seal(name);
             let Taken::Here(driven) = take(name) else { continue };
             let features = driven.vcpu.features();
             let cpu = (0..context().cpus).find(|&cpu| fits(features, cpu));
             let held = Lock::new(Some(driven));
             if let (Some(cpu), false) = (cpu, dying) {
                 workers::on(cpu, || {
-                    if let Some(driven) = held.lock().as_mut() {
+                    if let Some(driven) = held.lock().as_mut().filter(|_| is_on(name)) {
                         check(driven);
                     }
                 });

@@ -18,10 +18,10 @@ use umbra_host::{
     kernel::{gic, mmu, sysreg},
 };
 use umbra_shared::{
-    call::{Policy, UntrustedPa, UntrustedPages, VcpuConfig, VmConfig},
+    call::{Policy, Start, UntrustedPa, UntrustedPages, VcpuConfig, VmConfig},
     error::{Error, SUCCESS},
     exit::{Reason, RunFlags},
-    guest::GuestFunction,
+    guest::{GuestFunction, INVALID_PARAMETER, NOT_SUPPORTED},
     vcpu::{UntrustedFeatures, VcpuFeatures},
 };
 
@@ -55,8 +55,7 @@ fn create(features: u64, entry: u64, argument: u64) -> Result<(), Error> {
         pages: UntrustedPages { start: UntrustedPa(ledger::take(count)), count },
         flag_page: UntrustedPa(flag_page),
         features: UntrustedFeatures(features),
-        entry,
-        argument,
+        start: Start::At { entry, argument },
     };
     Hvc.vcpu_create(config).map(|_| ())
 }
@@ -327,7 +326,9 @@ fn aarch32_wfi_and_smc() -> Result<(), Skip> {
     // T32's WFI has 16 bits.
     guest.run_thumb(&[0xbf30, 0x1c40, 0x4770], 7, 0).exit(Reason::Wfi);
     assert_eq!(guest.resume(RunFlags::empty(), [9; 4]).done()[0], 8);
-    for function in [0x8400_0000, 0x8000_0000, 0, u32::MAX] {
+    assert_eq!(guest.exec(insn::SMC, 0x8400_0000), 0x1_0001, "PSCI_VERSION");
+    // SMC64's functions are not for AArch32.
+    for function in [0xc400_0003, 0x8200_0000, 0x8600_0000, 0, u32::MAX] {
         assert_eq!(guest.exec(insn::SMC, function), u32::MAX, "SMC {function:#x}");
     }
     Ok(())
@@ -391,9 +392,10 @@ fn aarch32_protected_guest_shares_and_relinquishes() -> Result<(), Skip> {
         guest.at(address.into());
         guest.exec(insn::HVC, function.id32() as u32)
     };
-    let code = |error: Error| error.code() as u32;
-    assert_eq!(call(GuestFunction::MemUnshare, page), code(Error::NotShared));
-    assert_eq!(call(GuestFunction::MemShare, page + 4), code(Error::Unaligned));
+    let call64 = |function: u32| guest.exec(insn::HVC, function);
+    let refused = INVALID_PARAMETER as u32;
+    assert_eq!(call(GuestFunction::MemUnshare, page), refused);
+    assert_eq!(call(GuestFunction::MemShare, page + 4), refused);
     assert_eq!(call(GuestFunction::MemShare, page), SUCCESS as u32);
     guest.at(page.into());
     guest.exec(insn::STR, 0x600d_f00d);
@@ -404,11 +406,8 @@ fn aarch32_protected_guest_shares_and_relinquishes() -> Result<(), Skip> {
     assert_eq!(call(GuestFunction::MemUnshare, page), SUCCESS as u32);
     guest.at(page.into());
     assert_eq!(guest.exec(insn::LDR, 0), 0x600d_f00d, "its content stays");
-    // SMC64's function IDs are the host's business, as every other HVC.
-    let id = GuestFunction::MemShare.id() as u32;
-    let exit = guest.attempt(insn::HVC, id).exit(Reason::Hvc);
-    assert_eq!(exit.data[0], id.into());
-    guest.resume(RunFlags::empty(), [0; 4]).done();
+    // SMC64's function IDs are none of its own.
+    assert_eq!(call64(GuestFunction::MemShare.id() as u32), NOT_SUPPORTED as u32);
     guest.at(page.into());
     let relinquish = GuestFunction::MemRelinquish.id32() as u32;
     let exit = guest.attempt(insn::HVC, relinquish).exit(Reason::Relinquished);

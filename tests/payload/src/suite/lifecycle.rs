@@ -13,7 +13,9 @@ use umbra_host::{
     kernel::exception::probe_read,
 };
 use umbra_shared::{
-    call::{Function, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle},
+    call::{
+        Function, Start, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle,
+    },
     error::Error,
     exit::{Reason, RunFlags},
     vcpu::{UntrustedFeatures, VcpuFeatures},
@@ -48,8 +50,7 @@ fn config(vm: VmHandle, first: u64, count: u64, flag_page: u64, features: u64) -
         pages: UntrustedPages { start: UntrustedPa(first), count },
         flag_page: UntrustedPa(flag_page),
         features: UntrustedFeatures(features),
-        entry: BASE,
-        argument: 0,
+        start: Start::At { entry: BASE, argument: 0 },
     }
 }
 
@@ -145,8 +146,10 @@ fn vcpu_create_refuses_bad_pages() -> Result<(), Skip> {
     assert_eq!(create(0x0900_0000, count), Err(Error::NotMemory));
     assert_eq!(create(machine.memory, count), Err(Error::Shared));
     assert_eq!(create(flags, count), Err(Error::Shared));
-    let unaligned_entry =
-        VcpuConfig { entry: BASE + 2, ..config(machine.vm, first, count, flags, 0) };
+    let unaligned_entry = VcpuConfig {
+        start: Start::At { entry: BASE + 2, argument: 0 },
+        ..config(machine.vm, first, count, flags, 0)
+    };
     assert_eq!(Hvc.vcpu_create(unaligned_entry), Err(Error::InvalidArgument));
     each(first, count + 1).for_each(assert_ours);
     assert_eq!(create(first, count), Ok(VcpuIndex(0)));
@@ -382,7 +385,10 @@ fn r16_every_step_fails_once() -> Result<(), Skip> {
         config(vm, pages, count, memory + PAGE, 0),
         config(vm, memory, count, flags, 0),
         config(vm, pages, count, flags, 17),
-        VcpuConfig { entry: 1, ..config(vm, pages, count, flags, 0) },
+        VcpuConfig {
+            start: Start::At { entry: 1, argument: 0 },
+            ..config(vm, pages, count, flags, 0)
+        },
     ] {
         assert!(Hvc.vcpu_create(bad).is_err(), "{bad:?}");
         each(pages, count).for_each(assert_ours);

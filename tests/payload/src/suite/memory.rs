@@ -21,7 +21,7 @@ use umbra_host::{
 };
 use umbra_shared::{
     PAGE_SIZE,
-    call::{Policy, VmConfig},
+    call::{Policy, Start, VmConfig},
     error::Error,
     vcpu::VcpuFeatures,
 };
@@ -130,8 +130,7 @@ fn donated_pages_come_back_wiped() -> Result<(), Skip> {
         },
         flag_page: umbra_shared::call::UntrustedPa(flags),
         features: features.into(),
-        entry: BASE,
-        argument: 0x5ec2_e700,
+        start: Start::At { entry: BASE, argument: 0x5ec2_e700 },
     };
     Hvc.vcpu_create(config).expect("VCPU_CREATE");
     each(pages, count).for_each(assert_hidden);

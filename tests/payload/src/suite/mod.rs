@@ -8,12 +8,14 @@ mod exits;
 mod fp_smp;
 mod fp_switch;
 mod fp_traps;
+mod guest_power;
 mod hidden;
 mod host_vl;
 mod interrupts;
 mod levels;
 mod lifecycle;
 mod memory;
+mod mmio_guard;
 pub mod pages;
 mod power;
 mod registers;
@@ -45,6 +47,8 @@ pub const ALL: &[Area] = &[
     ("aborts", aborts::TESTS),
     ("reserved", reserved::TESTS),
     ("sealed", sealed::TESTS),
+    ("mmio_guard", mmio_guard::TESTS),
+    ("guest_power", guest_power::TESTS),
     ("sharing", sharing::TESTS),
     ("registers", registers::TESTS),
     ("hidden", hidden::TESTS),

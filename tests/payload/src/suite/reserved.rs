@@ -14,7 +14,7 @@ use crate::{
 };
 use umbra_host::hypercall::{Hvc, Hypervisor};
 use umbra_shared::{
-    call::{Policy, UntrustedPa, UntrustedPages, VM_PAGES, VcpuConfig, VmConfig},
+    call::{Policy, Start, UntrustedPa, UntrustedPages, VM_PAGES, VcpuConfig, VmConfig},
     error::Error,
     firmware::{ODD_CUT, ODD_RESERVED, odd_content},
     vcpu::VcpuFeatures,
@@ -76,8 +76,7 @@ fn a_range_that_touches_reserved_memory_is_refused() -> Result<(), Skip> {
                 pages: UntrustedPages { start: UntrustedPa(page), count },
                 flag_page: UntrustedPa(flags),
                 features: features.into(),
-                entry: BASE,
-                argument: 0,
+                start: Start::At { entry: BASE, argument: 0 },
             };
             let create = Hvc.vcpu_create(config);
             assert!(!touches(count) || create.is_err(), "a vCPU of {page:#x}: {create:?}");

@@ -14,7 +14,7 @@ use umbra_host::{
 };
 use umbra_shared::{
     PAGE_SIZE,
-    call::{UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle},
+    call::{Start, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle},
     error::Error,
     vcpu::VcpuFeatures,
 };
@@ -49,8 +49,7 @@ fn vcpu(vm: VmHandle, entry: u64, argument: u64) -> VcpuConfig {
         pages: UntrustedPages { start: UntrustedPa(pages), count: features.pages() },
         flag_page: UntrustedPa(flag_page().0),
         features: features.into(),
-        entry,
-        argument,
+        start: Start::At { entry, argument },
     }
 }
 
@@ -101,7 +100,7 @@ fn only_a_sealed_vm_runs() -> Result<(), Skip> {
     // Its payload is the host's to give until then, and is taken with what is in it.
     let page = hosts_page(0x600d_f00d);
     Hvc.vm_map(machine.vm, page, NOWHERE).expect("VM_MAP");
-    assert_eq!(Hvc.vm_seal(machine.vm), Ok(()));
+    machine.seal();
     for guest in [a, b] {
         guest.load();
         guest.start();

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     context::{context, need_cpus},
-    instruction::{self as insn, HVC},
+    instruction as insn,
     ledger::{self, PAGE},
     puppet::{BASE, Event, MEMORY_PAGES, Machine, NOWHERE, Puppet, Routine},
     runner::Skip,
@@ -24,19 +24,20 @@ use umbra_host::{
 use umbra_shared::{
     call::{Policy, VmConfig},
     error::{Error, SUCCESS},
-    exit::Reason,
-    guest::GuestFunction,
+    exit::{Reason, RunFlags},
+    guest::{GuestFunction, INVALID_PARAMETER, NOT_SUPPORTED, UID},
 };
 
 tests![
     a_protected_guest_shares_and_unshares,
     what_is_unshared_is_gone_on_every_cpu,
     guest_calls_are_checked,
-    a_normal_guest_has_nothing_to_share,
+    a_protected_guest_finds_kvms_calls,
+    a_call_for_memory_that_is_not_there_yet_is_tried_again,
+    a_normal_guest_is_shown_none_of_it,
     the_host_cannot_give_away_what_a_guest_shares,
     shared_memory_comes_back_at_the_end,
     relinquished_memory_is_wiped_and_the_hosts,
-    a_normal_guest_relinquishes,
     unmap_takes_a_page_from_a_normal_guest,
     unmap_reaches_a_guest_that_runs,
 ];
@@ -46,23 +47,24 @@ const SECRET: u64 = 0x5ec2_e700_5ec2_e700;
 
 /// A call of the guest's; its x0 afterwards.
 #[track_caller]
-fn call(puppet: &Puppet, function: GuestFunction, ipa: u64) -> Result<(), Error> {
-    let x0 = puppet.at(ipa).exec(HVC, function.id()) as i64;
-    if x0 == SUCCESS { Ok(()) } else { Err(Error::from_code(x0).expect("an error of ours")) }
+fn call(puppet: &Puppet, function: GuestFunction, ipa: u64) -> i64 {
+    puppet.answered(Routine::Hvc, function.id(), [ipa, 0, 0])[0] as i64
 }
 
-fn share(puppet: &Puppet, ipa: u64) -> Result<(), Error> {
+#[track_caller]
+fn share(puppet: &Puppet, ipa: u64) -> i64 {
     call(puppet, GuestFunction::MemShare, ipa)
 }
 
-fn unshare(puppet: &Puppet, ipa: u64) -> Result<(), Error> {
+#[track_caller]
+fn unshare(puppet: &Puppet, ipa: u64) -> i64 {
     call(puppet, GuestFunction::MemUnshare, ipa)
 }
 
 /// The guest gives a page back; its x0 is in the next exit.
 #[track_caller]
 fn relinquish(puppet: &Puppet, ipa: u64) {
-    let event = puppet.at(ipa).attempt(HVC, GuestFunction::MemRelinquish.id());
+    let event = puppet.smccc(Routine::Hvc, GuestFunction::MemRelinquish.id(), [ipa, 0, 0]);
     let exit = event.exit(Reason::Relinquished);
     assert_eq!(exit.data[..2], [ipa, puppet.physical(ipa)], "which page it was");
     match puppet.resume(Default::default(), [0x77; 4]) {
@@ -86,7 +88,7 @@ fn a_protected_guest_shares_and_unshares() -> Result<(), Skip> {
     for round in 0..3 {
         store(&puppet, ipa, SECRET + round);
         assert_hidden(page);
-        assert_eq!(share(&puppet, ipa), Ok(()));
+        assert_eq!(share(&puppet, ipa), SUCCESS);
         assert_eq!(probe_read(page), Ok(SECRET + round), "what the guest wrote");
         // SAFETY: a page that both may write.
         assert_eq!(unsafe { probe_write(page + 8, round) }, Ok(()));
@@ -94,7 +96,7 @@ fn a_protected_guest_shares_and_unshares() -> Result<(), Skip> {
         assert_eq!(load(&puppet, ipa + 8), round, "what the host wrote");
         // Its neighbours are as secret as before.
         assert_hidden(page + PAGE);
-        assert_eq!(unshare(&puppet, ipa), Ok(()));
+        assert_eq!(unshare(&puppet, ipa), SUCCESS);
         assert_hidden(page);
         assert_eq!(load(&puppet, ipa), SECRET + round, "unsharing changes no content");
         assert_eq!(load(&puppet, ipa + 8), round);
@@ -110,9 +112,9 @@ fn what_is_unshared_is_gone_on_every_cpu() -> Result<(), Skip> {
     let ipa = puppet.scratch();
     let page = puppet.physical(ipa);
     for _ in 0..4 {
-        assert_eq!(share(&puppet, ipa), Ok(()));
+        assert_eq!(share(&puppet, ipa), SUCCESS);
         workers::on_all(|_| assert!(probe_read(page).is_ok()));
-        assert_eq!(unshare(&puppet, ipa), Ok(()));
+        assert_eq!(unshare(&puppet, ipa), SUCCESS);
         workers::on_all(|_| assert_hidden(page));
     }
     puppet.put();
@@ -122,31 +124,99 @@ fn what_is_unshared_is_gone_on_every_cpu() -> Result<(), Skip> {
 fn guest_calls_are_checked() -> Result<(), Skip> {
     let puppet = Machine::new(PROTECTED).started(None);
     let ipa = puppet.scratch();
-    for function in GuestFunction::ALL {
-        for (ipa, error) in [
-            (ipa + 8, Error::Unaligned),
-            (NOWHERE, Error::NotMapped),
-            (BASE + MEMORY_PAGES * PAGE, Error::NotMapped),
-            (1 << 47, Error::BadIpa),
-            (!0 << 12, Error::BadIpa),
-        ] {
-            assert_eq!(call(&puppet, *function, ipa), Err(error), "{function:?} {ipa:#x}");
+    for &function in GuestFunction::ALL.iter().filter(|function| function.arguments() == 1) {
+        for ipa in [ipa + 8, ipa + 1, 1 << 47, !0 << 12] {
+            assert_eq!(call(&puppet, function, ipa), INVALID_PARAMETER, "{function:?} {ipa:#x}");
+        }
+        // Reserved arguments.
+        for args in [[ipa, 1, 0], [ipa, 0, 1], [ipa, 1 << 63, 0]] {
+            let x0 = puppet.answered(Routine::Hvc, function.id(), args)[0] as i64;
+            assert_eq!(x0, INVALID_PARAMETER, "{function:?} {args:x?}");
         }
     }
-    assert_eq!(unshare(&puppet, ipa), Err(Error::NotShared));
-    assert_eq!(share(&puppet, ipa), Ok(()));
-    assert_eq!(share(&puppet, ipa), Err(Error::Shared));
-    assert_eq!(unshare(&puppet, ipa), Ok(()));
-    assert_eq!(unshare(&puppet, ipa), Err(Error::NotShared));
+    for ipa in [NOWHERE, BASE + MEMORY_PAGES * PAGE] {
+        assert_eq!(unshare(&puppet, ipa), INVALID_PARAMETER);
+        assert_eq!(call(&puppet, GuestFunction::MemRelinquish, ipa), INVALID_PARAMETER);
+    }
+    assert_eq!(call(&puppet, GuestFunction::MmioGuard, ipa), INVALID_PARAMETER, "it is memory");
+    assert_eq!(unshare(&puppet, ipa), INVALID_PARAMETER, "it is not shared");
+    assert_eq!(share(&puppet, ipa), SUCCESS);
+    assert_eq!(share(&puppet, ipa), INVALID_PARAMETER, "it is shared");
+    assert_eq!(unshare(&puppet, ipa), SUCCESS);
+    assert_eq!(unshare(&puppet, ipa), INVALID_PARAMETER);
     assert_hidden(puppet.physical(ipa));
     puppet.put();
     Ok(())
 }
 
-fn a_normal_guest_has_nothing_to_share() -> Result<(), Skip> {
+/// As Linux's `pkvm_init_hyp_services` asks: by HVC, and by SMC.
+fn a_protected_guest_finds_kvms_calls() -> Result<(), Skip> {
+    let puppet = Machine::new(PROTECTED).started(None);
+    for how in [Routine::Hvc, Routine::Smc] {
+        let ask = |function: u64, args| puppet.answered(how, function, args);
+        assert_eq!(ask(0x8600_ff01, [0; 3]), UID.map(u64::from), "UID");
+        let words = ask(0x8600_0000, [7; 3]);
+        // FEATURES, HYP_MEMINFO, MEM_SHARE, MEM_UNSHARE, MMIO_GUARD; MEM_RELINQUISH as Android has it.
+        assert_eq!(words, [0x9d | 1 << 9, 0, 0, 0], "FEATURES");
+        assert_eq!(ask(0xc600_0002, [0; 3])[0], PAGE, "HYP_MEMINFO");
+        assert_eq!(ask(0xc600_0002, [1, 0, 0])[0] as i64, INVALID_PARAMETER);
+        let ipa = puppet.scratch();
+        for function in [0xc600_0003, 0xc600_0004, 0xc600_0003, 0xc600_0004] {
+            // What a call doesn't answer in is as it was.
+            assert_eq!(ask(function, [ipa, 0, 0]), [0, ipa, 0, 0], "{function:#x}");
+        }
+        // PTP, what is reserved for pKVM, the host's functions of the same range, SMC32's IDs.
+        for function in
+            [0xc600_0001, 0xc600_0005, 0xc600_0008, 0xc600_0026, 0xc600_0041, 0x8600_0003]
+        {
+            let x0 = ask(function, [ipa, 0, 0])[0] as i64;
+            assert_eq!(x0, NOT_SUPPORTED, "{function:#x}");
+        }
+    }
+    puppet.put();
+    Ok(())
+}
+
+/// What a call needs that the host hasn't given yet the host is asked for, and the guest never knows.
+fn a_call_for_memory_that_is_not_there_yet_is_tried_again() -> Result<(), Skip> {
+    let machine = Machine::new(PROTECTED);
+    let puppet = machine.started(None);
+    Hvc.vm_topup(machine.vm, ledger::take(4), 4).expect("VM_TOPUP");
+    for (n, how) in [Routine::Hvc, Routine::Smc].into_iter().enumerate() {
+        let ipa = NOWHERE + n as u64 * PAGE;
+        let ask = || puppet.smccc(how, GuestFunction::MemShare.id(), [ipa, 0, 0]);
+        for _ in 0..2 {
+            assert_eq!(ask().exit(Reason::Fault).data, [ipa, 0, 0, 0, 0, 0]);
+            // And again, for as long as there is nothing; then the host says that there will be nothing.
+            let again = puppet.resume(RunFlags::empty(), [0x77; 4]).exit(Reason::Fault);
+            assert_eq!(again.data, [ipa, 0, 0, 0, 0, 0]);
+            let Event::Done([x0, x1, ..]) = puppet.resume(RunFlags::ABORT, [0x77; 4]) else {
+                panic!("the call has failed, and the guest goes on");
+            };
+            assert_eq!((x0 as i64, x1), (INVALID_PARAMETER, ipa));
+        }
+        ask().exit(Reason::Fault);
+        let page = ledger::take(1);
+        Hvc.vm_map(machine.vm, page, ipa).expect("VM_MAP");
+        assert_hidden(page);
+        assert!(matches!(puppet.resume(RunFlags::empty(), [0x77; 4]), Event::Done([0, ..])));
+        assert_eq!(probe_read(page), Ok(0), "it is shared, and empty");
+    }
+    puppet.put();
+    Ok(())
+}
+
+fn a_normal_guest_is_shown_none_of_it() -> Result<(), Skip> {
     let puppet = Machine::normal().started(None);
-    assert_eq!(share(&puppet, puppet.scratch()), Err(Error::NotOwned));
-    assert_eq!(unshare(&puppet, puppet.scratch()), Err(Error::NotOwned));
+    let ipa = puppet.scratch();
+    for &function in GuestFunction::ALL {
+        let event = puppet.smccc(Routine::Hvc, function.id(), [ipa, 0, 0]);
+        let exit = event.exit(Reason::Hvc);
+        assert_eq!(exit.data[..2], [function.id(), ipa], "{function:?} is its host's");
+        puppet.resume(Default::default(), [0; 4]);
+        let x0 = puppet.answered(Routine::Smc, function.id(), [ipa, 0, 0])[0] as i64;
+        assert_eq!(x0, NOT_SUPPORTED, "{function:?} by SMC");
+    }
     puppet.put();
     Ok(())
 }
@@ -155,7 +225,7 @@ fn the_host_cannot_give_away_what_a_guest_shares() -> Result<(), Skip> {
     let machine = Machine::new(PROTECTED);
     let puppet = machine.started(None);
     let page = puppet.physical(puppet.scratch());
-    assert_eq!(share(&puppet, puppet.scratch()), Ok(()));
+    assert_eq!(share(&puppet, puppet.scratch()), SUCCESS);
     let other = Machine::normal();
     assert_eq!(Hvc.vm_map(other.vm, page, 0x9000_0000), Err(Error::Shared));
     assert_eq!(Hvc.vm_topup(other.vm, page, 1), Err(Error::Shared));
@@ -163,7 +233,7 @@ fn the_host_cannot_give_away_what_a_guest_shares() -> Result<(), Skip> {
     assert_eq!(Hvc.unshare_flag_page(page), Err(Error::NotShared));
     assert_eq!(Hvc.vm_unmap(machine.vm, puppet.scratch()), Err(Error::NotOwned));
     assert_eq!(Hvc.vm_reclaim(machine.vm, page), Err(Error::NotDying));
-    assert_eq!(unshare(&puppet, puppet.scratch()), Ok(()));
+    assert_eq!(unshare(&puppet, puppet.scratch()), SUCCESS);
     assert_hidden(page);
     puppet.put();
     Ok(())
@@ -174,7 +244,7 @@ fn shared_memory_comes_back_at_the_end() -> Result<(), Skip> {
     let puppet = machine.started(None);
     let page = puppet.physical(puppet.scratch());
     store(&puppet, puppet.scratch(), SECRET);
-    assert_eq!(share(&puppet, puppet.scratch()), Ok(()));
+    assert_eq!(share(&puppet, puppet.scratch()), SUCCESS);
     puppet.put();
     assert_eq!(Hvc.vm_destroy(machine.vm), Ok(()));
     // Shared is shared until it is reclaimed; then it is the host's.
@@ -193,7 +263,7 @@ fn relinquished_memory_is_wiped_and_the_hosts() -> Result<(), Skip> {
         let page = puppet.physical(ipa);
         store(&puppet, ipa + 16, SECRET);
         if shared {
-            assert_eq!(share(&puppet, ipa), Ok(()));
+            assert_eq!(share(&puppet, ipa), SUCCESS);
         }
         relinquish(&puppet, ipa);
         if !shared {
@@ -201,27 +271,13 @@ fn relinquished_memory_is_wiped_and_the_hosts() -> Result<(), Skip> {
         }
         assert_ours(page);
         // The guest finds nothing there any more.
-        let exit = puppet.at(ipa).attempt(insn::LDR64, 0).exit(Reason::Mmio);
+        let exit = puppet.at(ipa + 8).attempt(insn::LDR64, 0).exit(Reason::Fault);
         assert_eq!(exit.data[0], ipa);
-        assert!(matches!(puppet.resume(Default::default(), [0; 4]), Event::Done(_)));
-        assert_eq!(share(&puppet, ipa), Err(Error::NotMapped));
+        assert!(matches!(puppet.resume(RunFlags::ABORT, [0; 4]), Event::Exception(_)));
+        assert_eq!(unshare(&puppet, ipa), INVALID_PARAMETER);
     }
     puppet.put();
     // The books balance: what came back before is not waited for.
-    assert_eq!(ledger::destroy(machine.vm), 0);
-    Ok(())
-}
-
-fn a_normal_guest_relinquishes() -> Result<(), Skip> {
-    let machine = Machine::normal();
-    let puppet = machine.started(None);
-    let ipa = puppet.scratch();
-    store(&puppet, ipa, SECRET);
-    relinquish(&puppet, ipa);
-    let page = puppet.physical(ipa);
-    assert_eq!(probe_read(page), Ok(SECRET), "the host could read it all along");
-    assert_ours(page);
-    puppet.put();
     assert_eq!(ledger::destroy(machine.vm), 0);
     Ok(())
 }
@@ -247,7 +303,7 @@ fn unmap_takes_a_page_from_a_normal_guest() -> Result<(), Skip> {
     // There is room for another one, which the guest finds without further ado.
     let other = ledger::take(1);
     Hvc.vm_map(machine.vm, other, IPA).expect("VM_MAP where something was before");
-    let flags = umbra_shared::exit::RunFlags::RETRY;
+    let flags = RunFlags::RETRY;
     assert!(matches!(puppet.resume(flags, [0; 4]), Event::Done([0, ..])));
     puppet.put();
     assert_eq!(ledger::destroy(machine.vm), 0);

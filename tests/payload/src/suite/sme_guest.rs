@@ -16,7 +16,7 @@ use umbra_patterns::{
     regs::sme,
 };
 use umbra_shared::{
-    call::{Features, Policy, UntrustedPa, UntrustedPages, VcpuConfig},
+    call::{Features, Policy, Start, UntrustedPa, UntrustedPages, VcpuConfig},
     error::Error,
     vcpu::{UntrustedFeatures, VcpuFeatures},
     vl::Vq,
@@ -104,8 +104,7 @@ fn create(machine: &Machine, pages: (u64, u64), flag_page: u64, raw: u64) -> Res
         pages: UntrustedPages { start: UntrustedPa(pages.0), count: pages.1 },
         flag_page: UntrustedPa(flag_page),
         features: UntrustedFeatures(raw),
-        entry: BASE,
-        argument: 0,
+        start: Start::At { entry: BASE, argument: 0 },
     };
     Hvc.vcpu_create(config).map(drop)
 }

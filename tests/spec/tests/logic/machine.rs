@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use umbra_hyp::fp::{Access, FpHw, Svcr, VcpuFp};
 use umbra_hyp::memory::handover::{Hands, Ready};
 use umbra_hyp::memory::pages::{Page, PageRange, Pages, VmId};
-use umbra_hyp::vm::hardware::{self, Machine, NewVcpu};
+use umbra_hyp::vm::hardware::{self, Machine, NewVcpu, There};
 use umbra_hyp::vm::life::MAX_VMS;
+use umbra_hyp::vm::power::Boot;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::vl::{Vq, VqSet};
 
@@ -76,10 +77,11 @@ impl Hands for Memory {
 }
 
 /// A VM's stage 2.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Tables {
     pub vm: VmId,
     pub maps: BTreeMap<u64, u64>,
+    pub enrolled: BTreeSet<u64>,
     /// Tables below the root, as four levels make them.
     pub used: BTreeSet<(u32, u64)>,
 }
@@ -93,6 +95,16 @@ pub struct Target {
     pub vqs: VqSet,
     pub svqs: VqSet,
     pub forgotten: Cell<u32>,
+}
+
+impl Target {
+    fn use_tables(&self, tables: &mut Tables, ipa: u64) {
+        for level in 1..=3 {
+            if tables.used.insert((level, ipa >> (12 + 9 * (4 - level)))) {
+                self.given.borrow_mut()[usize::from(tables.vm)] -= 1;
+            }
+        }
+    }
 }
 
 impl Machine for Target {
@@ -143,7 +155,7 @@ impl Machine for Target {
 
     fn new_tables(&self, vm: VmId) -> Tables {
         self.given.borrow_mut()[usize::from(vm)] -= 1;
-        Tables { vm, maps: BTreeMap::new(), used: BTreeSet::new() }
+        Tables { vm, ..Tables::default() }
     }
 
     fn drop_tables(&self, vm: VmId, tables: Tables) {
@@ -151,16 +163,27 @@ impl Machine for Target {
         self.given.borrow_mut()[usize::from(vm)] = 0;
     }
 
-    fn lookup(&self, tables: &Tables, ipa: u64) -> Option<u64> {
-        tables.maps.get(&ipa).copied()
+    fn lookup(&self, tables: &Tables, ipa: u64) -> There {
+        match tables.maps.get(&ipa) {
+            Some(&pa) => There::Memory(pa),
+            None if tables.enrolled.contains(&ipa) => There::Device,
+            None => There::Nothing,
+        }
+    }
+
+    fn enrol(&self, tables: &mut Tables, ipa: u64) {
+        self.use_tables(tables, ipa);
+        assert!(tables.enrolled.insert(ipa) && !tables.maps.contains_key(&ipa));
+    }
+
+    fn reset_vcpu(&self, vcpu: &VcpuCell, boot: Boot) {
+        assert!(boot.entry & 3 == 0 || vcpu.borrow().aarch32(), "a start that is none");
+        vcpu.borrow_mut().reset(|()| ());
     }
 
     fn map(&self, tables: &mut Tables, ipa: u64, page: Ready) {
-        for level in 1..=3 {
-            if tables.used.insert((level, ipa >> (12 + 9 * (4 - level)))) {
-                self.given.borrow_mut()[usize::from(tables.vm)] -= 1;
-            }
-        }
+        self.use_tables(tables, ipa);
+        assert!(!tables.enrolled.contains(&ipa), "memory where the guest has a device");
         assert_eq!(tables.maps.insert(ipa, page.pa()), None);
         // The guest writes there at once.
         let mut memory = self.memory.borrow_mut();

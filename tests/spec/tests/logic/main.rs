@@ -12,13 +12,16 @@ use proptest::prelude::*;
 use umbra_hyp::arch::stats::Stats;
 use umbra_hyp::fp::{CpuFp, GuestTrap, HostImage, Live, Svcr, TrapClass};
 use umbra_hyp::memory::pages::{Pages, State, VmId};
+use umbra_hyp::power::guest::{Action, decide, error};
 use umbra_hyp::vm::hardware::Machine;
 use umbra_hyp::vm::life::{self, MAX_VMS, Vm};
+use umbra_hyp::vm::power::Boot;
 use umbra_shared::call::{
-    Call, Policy, UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig,
-    VmHandle,
+    Call, Policy, Start, UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex,
+    VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
+use umbra_shared::exit::Reason;
 use umbra_shared::flags::HostFlags;
 use umbra_shared::guest::GuestFunction;
 use umbra_shared::record::PageState;
@@ -27,7 +30,9 @@ use umbra_shared::vcpu::{UntrustedFeatures, VcpuFeatures};
 use umbra_shared::vl::{Vq, VqSet};
 use umbra_spec::calls::{Choice, Outcome};
 use umbra_spec::fp::{Fp, Held};
+use umbra_spec::guest::GuestCall;
 use umbra_spec::memory::{Memory as SpecMemory, Owner};
+use umbra_spec::vm::Power;
 use umbra_spec::{Platform, Spec};
 
 const CPUS: usize = 2;
@@ -152,6 +157,7 @@ impl World {
                 Ok(0)
             }
             Call::VcpuPut => self.put(cpu).map(|()| 0),
+            Call::VcpuReset { vm, vcpu, start } => on!(vm, reset_vcpu, vm, vcpu, start).map(|()| 0),
             _ => Ok(0),
         }
     }
@@ -176,18 +182,73 @@ impl World {
     }
 
     /// A call of the guest that is loaded.
-    fn guest_call(&mut self, cpu: usize, function: GuestFunction, ipa: u64) {
-        let Some((slot, ..)) = self.cpus[cpu].loaded else { return };
+    fn guest_call(&mut self, cpu: usize, function: u32, args: [u64; 3]) {
+        let Some((slot, index, ref cell)) = self.cpus[cpu].loaded else { return };
         let Self { target, vms, .. } = self;
         let vm = &mut vms[usize::from(slot)];
-        let ipa = UntrustedIpa(ipa);
-        let result = match function {
-            GuestFunction::MemShare => vm.guest_share(target, slot, ipa).map(|()| 0),
-            GuestFunction::MemUnshare => vm.guest_unshare(target, slot, ipa).map(|()| 0),
-            GuestFunction::MemRelinquish => vm.guest_relinquish(target, slot, ipa),
+        if self.spec.vms[usize::from(slot)].vcpus[index].power != Power::On
+            || vm_ended(&self.spec, slot)
+        {
+            // It executes nothing.
+            return;
+        }
+        let aarch32 = cell.borrow().aarch32();
+        let protected = self.spec.vms[usize::from(slot)].protected;
+        let args = if aarch32 { args.map(|x| x & 0xffff_ffff) } else { args };
+        let ipa = UntrustedIpa(args[0]);
+        let plain = |x0: i64| (Some(x0), None, false);
+        // As `guest::calls` does it.
+        let found = match (GuestFunction::from_id(function), decide(function, args, aarch32)) {
+            (Some(function), _) if protected && !aarch32 => {
+                let result = match function {
+                    GuestFunction::MemShare => vm.guest_share(target, slot, ipa).map(|()| None),
+                    GuestFunction::MemUnshare => vm.guest_unshare(target, slot, ipa).map(|()| None),
+                    GuestFunction::MmioGuard => vm.guest_enrol(target, slot, ipa).map(|()| None),
+                    GuestFunction::MemRelinquish => {
+                        vm.guest_relinquish(target, slot, ipa).map(|_| Some(Reason::Relinquished))
+                    }
+                    GuestFunction::Uid | GuestFunction::Features | GuestFunction::HypMeminfo => {
+                        return;
+                    }
+                };
+                match result {
+                    Ok(exit) => (Some(0), exit, false),
+                    Err(Error::NotMapped) if function == GuestFunction::MemShare => {
+                        (None, Some(Reason::Fault), true)
+                    }
+                    Err(Error::NoTables) => (None, Some(Reason::Tables), true),
+                    Err(_) => plain(-3),
+                }
+            }
+            (Some(_), _) => return,
+            (None, Action::Answer(x0)) => plain(x0),
+            (None, Action::Standby) => (Some(0), Some(Reason::Wfi), false),
+            (None, Action::CpuOff) => {
+                vm.cpu_off(index);
+                (Some(0), Some(Reason::CpuOff), false)
+            }
+            (None, Action::CpuOn { target: affinity, entry, context }) => {
+                let boot = Boot { entry, argument: context, big_endian: false };
+                match vm.cpu_on(target, affinity, boot) {
+                    Ok(on) => {
+                        assert_eq!(on as u64, affinity);
+                        (Some(0), Some(Reason::CpuOn), false)
+                    }
+                    Err(code) => plain(error(code)),
+                }
+            }
+            (None, Action::AffinityInfo { target }) => match vm.affinity_info(target) {
+                Ok(affinity) => plain(affinity as i64),
+                Err(code) => plain(error(code)),
+            },
+            (None, Action::System { .. }) => {
+                assert_eq!(vm.end(), protected);
+                (Some(-6), Some(Reason::System), false)
+            }
         };
-        let expected = self.spec.guest_call(cpu, function, ipa.0);
-        self.compare(&format!("{function:?} {ipa:?}"), result, &expected);
+        let expected = self.spec.guest_call(cpu, GuestCall { function, args });
+        let should = (expected.x0, expected.exit, expected.again);
+        assert_eq!(found, should, "{function:#x} {args:x?}");
     }
 
     /// An entry into the loaded vCPU, which uses these one after the other, and leaves SVCR like this
@@ -195,6 +256,10 @@ impl World {
     fn run(&mut self, cpu: usize, hint: HostFlags, uses: &[TrapClass], svcr: Svcr) {
         let Cpu { hw, fp, loaded } = &mut self.cpus[cpu];
         let Some((slot, index, cell)) = loaded else { return };
+        let vcpus = &self.spec.vms[usize::from(*slot)].vcpus;
+        if vcpus[*index].power != Power::On || vm_ended(&self.spec, *slot) {
+            return;
+        }
         let spec = &self.spec.vms[usize::from(*slot)];
         let (policy, features) = (spec.policy, spec.vcpus[*index].features);
         let mut vcpu = cell.borrow_mut();
@@ -272,6 +337,10 @@ impl World {
     }
 }
 
+fn vm_ended(spec: &Spec, slot: VmId) -> bool {
+    spec.vms[usize::from(slot)].ended
+}
+
 fn spec_fp(fp: &CpuFp<()>) -> Fp {
     let owner = |live| match live {
         Live::Host => umbra_spec::fp::Live::Host,
@@ -299,6 +368,15 @@ fn owner(state: State) -> Owner {
         State::Guest(vm) => Owner::of(PageState::Guest, vm),
         State::SharedWithGuest(vm) => Owner::of(PageState::SharedWithGuest, vm),
         State::SharedByGuest(vm) => Owner::of(PageState::SharedByGuest, vm),
+    }
+}
+
+/// Where a vCPU starts: mostly somewhere, now and then in the wrong place.
+fn start(b: u16, c: u16) -> Start {
+    if b.is_multiple_of(3) {
+        Start::Off
+    } else {
+        Start::At { entry: 0x8000_0000 + u64::from(c % 16 == 1), argument: 0 }
     }
 }
 
@@ -393,8 +471,7 @@ impl World {
                     pages: UntrustedPages { start: self.run_of(b, count), count },
                     flag_page: self.page_of(c, free),
                     features: UntrustedFeatures(raw),
-                    entry: 0x8000_0000 + u64::from(c % 16 == 1),
-                    argument: 0,
+                    start: start(b, c),
                 };
                 self.call(cpu, Call::VcpuCreate(config));
             }
@@ -410,9 +487,22 @@ impl World {
                 self.call(cpu, Call::VmReclaim { vm: handle, page });
             }
             27 => self.call(cpu, Call::VmReclaim { vm: handle, page: self.page(c) }),
-            28 | 29 => {
+            28 => {
                 let function = GuestFunction::ALL[usize::from(b) % GuestFunction::ALL.len()];
-                self.guest_call(cpu, function, ipa(c).0);
+                self.guest_call(cpu, function as u32, [ipa(c).0, 0, 0]);
+            }
+            29 if b % 8 == 0 => {
+                let vcpu = VcpuIndex(u64::from(c) % 3);
+                self.call(cpu, Call::VcpuReset { vm: handle, vcpu, start: start(b / 8, c) });
+            }
+            29 => {
+                let number = [2, 3, 3, 3, 4, 1, 0xa, 8][usize::from(b) / 8 % 8];
+                // SYSTEM_OFF ends what others need.
+                let number = if number == 8 && c % 8 != 0 { 3 } else { number };
+                let smc64 = u32::from(number != 2 && number != 8 && number != 0xa) << 30;
+                let entry = 0x8000_0000 + u64::from(c / 4 % 16 == 1);
+                let level = if number == 3 { entry } else { u64::from(c / 4 % 8 == 0) };
+                self.guest_call(cpu, 0x8400_0000 | smc64 | number, [u64::from(c) % 4, level, 7]);
             }
             30 => {
                 let hint = HostFlags::from_bits_truncate(u64::from(b));
@@ -459,8 +549,7 @@ fn a_protected_vms_life() {
         pages: pages(20, count),
         flag_page: page(11),
         features: VcpuFeatures::sve(Some(vq(4))).into(),
-        entry: 0x8000_0000,
-        argument: 7,
+        start: Start::At { entry: 0x8000_0000, argument: 7 },
     };
     world.call(0, Call::VmSeal { vm });
     world.call(0, Call::VcpuCreate(vcpu));
@@ -480,7 +569,7 @@ fn a_protected_vms_life() {
     world.run(0, HostFlags::empty(), &[TrapClass::Fpsimd], Svcr::empty());
     world.check();
     assert_eq!(world.cpus[0].fp.live(), Live::Guest);
-    world.guest_call(0, GuestFunction::MemShare, 0x8000_0000);
+    world.guest_call(0, GuestFunction::MemShare as u32, [0x8000_0000, 0, 0]);
     world.check();
     world.call(0, Call::VmDestroy { vm });
     world.call(0, Call::VcpuPut);

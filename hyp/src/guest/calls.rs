@@ -1,0 +1,184 @@
+//! Calls of a guest to hyp, by HVC and by SMC: who answers, and with what ([`umbra_shared::guest`]).
+
+#![forbid(unsafe_code)]
+
+use crate::arch::sysreg::read_sctlr_el1;
+use crate::guest::access::Exit;
+use crate::guest::syndrome::{self, ec};
+use crate::guest::traps;
+use crate::memory::pages::VmId;
+use crate::power::guest::{Action, decide, error};
+use crate::power::hw::firmware;
+use crate::power::psci::{SMCCC_ARCH_FEATURES, SMCCC_VERSION, WORKAROUNDS, is_psci};
+use crate::vm::power::Boot;
+use crate::vm::slots::{self, Open, Vcpu};
+use crate::world::switch::SCTLR_EE;
+use arm_psci::ErrorCode;
+use umbra_shared::PAGE_SIZE;
+use umbra_shared::call::UntrustedIpa;
+use umbra_shared::error::Error;
+use umbra_shared::exit::Reason;
+use umbra_shared::guest::{GuestFunction, INVALID_PARAMETER, NOT_SUPPORTED, UID, function_id};
+
+/// SMCCC 1.2.
+const SMCCC_1_2: i64 = 0x1_0002;
+
+/// What comes of a call.
+#[derive(Clone, Copy, Debug)]
+pub enum Outcome {
+    /// It has been answered; the exit, if there is one, is only to tell the host.
+    Answered(Option<Exit>),
+    /// The guest makes it again when the host has done what the exit asks for.
+    Again(Exit),
+    /// It is none of hyp's.
+    NotHyps,
+}
+
+use Outcome::{Again, Answered, NotHyps};
+
+/// The function that a call selects, and as much of x1-x3 as the caller's registers hold.
+pub fn request(vcpu: &Vcpu) -> (u32, [u64; 3]) {
+    let [x0, x1, x2, x3, ..] = vcpu.regs.x;
+    (function_id(x0), [x1, x2, x3].map(|x| vcpu.register_width(x)))
+}
+
+/// Answers a call of vCPU `index` of VM `vm`, which trapped with `esr`. The guest's EL1 is live, and its PC where
+/// the exception left it: behind an HVC, at an SMC.
+pub fn call(vcpu: &mut Vcpu, vm: VmId, index: usize, esr: u64) -> Outcome {
+    let smc = matches!(syndrome::class(esr), ec::SMC64 | ec::SMC32);
+    let (function, args) = request(vcpu);
+    let outcome = match function {
+        SMCCC_VERSION | SMCCC_ARCH_FEATURES => answer(vcpu, architecture(function, args)),
+        _ if WORKAROUNDS.contains(&function) => {
+            // It has no result.
+            firmware([function.into(), 0, 0, 0]);
+            Answered(None)
+        }
+        0x8000_0000..=0x8000_ffff | 0xc000_0000..=0xc000_ffff => answer(vcpu, NOT_SUPPORTED),
+        _ if is_psci(function) => psci(vcpu, vm, index, decide(function, args, vcpu.is_aarch32())),
+        _ if vcpu.protected && is_vendors(function) => vendor(vcpu, vm, function, args),
+        _ if smc => answer(vcpu, NOT_SUPPORTED),
+        _ => NotHyps,
+    };
+    match outcome {
+        // What is answered goes on behind the call.
+        Answered(_) if smc => traps::step_over(vcpu, esr),
+        // HVC and SMC have 4 bytes in every instruction set.
+        Again(_) => {
+            if !smc {
+                vcpu.regs.pc = vcpu.regs.pc.wrapping_sub(4);
+            }
+            vcpu.open = Open::Call { esr };
+        }
+        Answered(_) | NotHyps => {}
+    }
+    outcome
+}
+
+/// The host brought nothing for a call that was to be made again: it fails.
+pub fn fail(vcpu: &mut Vcpu, esr: u64) {
+    vcpu.regs.x[0] = vcpu.register_width(INVALID_PARAMETER as u64);
+    traps::step_over(vcpu, esr);
+}
+
+fn answer(vcpu: &mut Vcpu, x0: i64) -> Outcome {
+    vcpu.regs.x[0] = vcpu.register_width(x0 as u64);
+    Answered(None)
+}
+
+/// The vendor-specific hypervisor service range, of either convention.
+fn is_vendors(function: u32) -> bool {
+    function & 0xbf00_0000 == 0x8600_0000
+}
+
+fn architecture(function: u32, [x1, ..]: [u64; 3]) -> i64 {
+    if function == SMCCC_VERSION {
+        return SMCCC_1_2;
+    }
+    match x1 as u32 {
+        SMCCC_VERSION | SMCCC_ARCH_FEATURES => 0,
+        asked if WORKAROUNDS.contains(&asked) => firmware([function.into(), asked.into(), 0, 0]),
+        _ => NOT_SUPPORTED,
+    }
+}
+
+fn psci(vcpu: &mut Vcpu, vm: VmId, index: usize, action: Action) -> Outcome {
+    let mut exit = None;
+    let x0 = match action {
+        Action::Answer(x0) => x0,
+        Action::CpuOn { target, entry, context } => {
+            let big_endian = read_sctlr_el1() & SCTLR_EE != 0;
+            match slots::cpu_on(vm, target, Boot { entry, argument: context, big_endian }) {
+                Ok(index) => {
+                    exit = Some(Exit::new(Reason::CpuOn, [index as u64, 0, 0, 0, 0, 0]));
+                    0
+                }
+                Err(code) => error(code),
+            }
+        }
+        Action::CpuOff => {
+            slots::cpu_off(vm, index);
+            vcpu.open = Open::Off;
+            exit = Some(Exit::new(Reason::CpuOff, [0; 6]));
+            0
+        }
+        Action::Standby => {
+            exit = Some(Exit::new(Reason::Wfi, [0; 6]));
+            0
+        }
+        Action::AffinityInfo { target } => match slots::affinity_info(vm, target) {
+            Ok(affinity) => affinity as i64,
+            Err(code) => error(code),
+        },
+        Action::System { event, kind, cookie } => {
+            slots::end(vm);
+            exit = Some(Exit::new(Reason::System, [event as u64, kind, cookie, 0, 0, 0]));
+            // What a normal VM's guest finds if it is run again all the same.
+            error(ErrorCode::InternalFailure)
+        }
+    };
+    answer(vcpu, x0);
+    Answered(exit)
+}
+
+fn vendor(vcpu: &mut Vcpu, vm: VmId, function: u32, args: [u64; 3]) -> Outcome {
+    let known = if vcpu.is_aarch32() {
+        GuestFunction::from_id32(function)
+    } else {
+        GuestFunction::from_id(function)
+    };
+    let Some(known) = known else { return answer(vcpu, NOT_SUPPORTED) };
+    if args[known.arguments()..].iter().any(|&x| x != 0) {
+        return answer(vcpu, INVALID_PARAMETER);
+    }
+    let ipa = UntrustedIpa(args[0]);
+    let result = match known {
+        GuestFunction::Uid => return words(vcpu, UID),
+        GuestFunction::Features => return words(vcpu, GuestFunction::features()),
+        GuestFunction::HypMeminfo => return answer(vcpu, PAGE_SIZE as i64),
+        GuestFunction::MemShare => slots::guest_share(vm, ipa).map(|()| None),
+        GuestFunction::MemUnshare => slots::guest_unshare(vm, ipa).map(|()| None),
+        GuestFunction::MmioGuard => slots::guest_enrol(vm, ipa).map(|()| None),
+        GuestFunction::MemRelinquish => slots::guest_relinquish(vm, ipa).map(Some),
+    };
+    match result {
+        // Memory that the host hasn't given yet is memory all the same.
+        Err(Error::NotMapped) if known == GuestFunction::MemShare => {
+            Again(Exit::new(Reason::Fault, [ipa.0, 0, 0, 0, 0, 0]))
+        }
+        Err(Error::NoTables) => Again(Exit::new(Reason::Tables, [0; 6])),
+        Err(_) => answer(vcpu, INVALID_PARAMETER),
+        Ok(page) => {
+            answer(vcpu, 0);
+            let told = |pa| Exit::new(Reason::Relinquished, [ipa.0, pa, 0, 0, 0, 0]);
+            Answered(page.map(told))
+        }
+    }
+}
+
+fn words(vcpu: &mut Vcpu, words: [u32; 4]) -> Outcome {
+    for (x, word) in vcpu.regs.x.iter_mut().zip(words) {
+        *x = word.into();
+    }
+    Answered(None)
+}

@@ -1,0 +1,177 @@
+//! Which vCPUs are on, as the guest that owns them has it (PSCI), and its host where it may.
+//!
+//! ```text
+//!   VCPU_CREATE ----> On --CPU_OFF--> Off --CPU_ON by another--> Pending --VCPU_LOAD, in its reset state--> On
+//!          \---------------------------^
+//! ```
+//!
+//! A vCPU that is off is loaded nowhere but where it turned itself off, and runs there no more. Until it has been
+//! put it counts as on: only then nothing of it is in any register (PSCI 1.1 §5.7, AFFINITY_INFO).
+
+#![forbid(unsafe_code)]
+
+use super::hardware::Machine;
+use super::life::Vm;
+use arm_psci::ErrorCode;
+use umbra_shared::call::{Start, VcpuIndex, VmHandle};
+use umbra_shared::error::Error;
+use umbra_shared::vcpu::VcpuFeatures;
+
+/// How a vCPU begins anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Boot {
+    /// PC: with bit 0 set an AArch32 vCPU begins in T32.
+    pub entry: u64,
+    /// x0, r0.
+    pub argument: u64,
+    /// SCTLR_EL1.EE as whoever turned it on had it (as Linux's `kvm_psci_vcpu_on`).
+    pub big_endian: bool,
+}
+
+/// A vCPU's power state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Power {
+    /// It may run.
+    On,
+    /// It has been turned on and begins anew when it is loaded.
+    Pending(Boot),
+    /// It may not.
+    Off,
+}
+
+impl Power {
+    /// That of a new one.
+    pub(super) const fn of(start: Start) -> Self {
+        match start {
+            Start::At { .. } => Self::On,
+            Start::Off => Self::Off,
+        }
+    }
+}
+
+/// AFFINITY_INFO's answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i64)]
+pub enum Affinity {
+    /// ON.
+    On = 0,
+    /// OFF.
+    Off = 1,
+    /// ON_PENDING.
+    OnPending = 2,
+}
+
+/// Whether a vCPU with these features can start there.
+///
+/// # Errors
+///
+/// INVALID_ARGUMENT for an entry that is no multiple of 4, or for an entry or an argument that an AArch32 vCPU's
+/// registers can't hold.
+pub fn check_start(features: VcpuFeatures, start: Start) -> Result<(), Error> {
+    let Start::At { entry, argument } = start else { return Ok(()) };
+    // In AArch32 neither PC nor r0 holds more than 32 bits.
+    let fits = !features.aarch32 || (entry | argument) >> 32 == 0;
+    if entry.is_multiple_of(4) && fits { Ok(()) } else { Err(Error::InvalidArgument) }
+}
+
+impl<T, V> Vm<T, V> {
+    /// The vCPU with this affinity: Aff0 is its number, all else is zero.
+    fn by_affinity(&self, target: u64) -> Result<usize, ErrorCode> {
+        usize::try_from(target)
+            .ok()
+            .filter(|&index| index < self.vcpus.len())
+            .ok_or(ErrorCode::InvalidParameters)
+    }
+
+    /// CPU_ON by the guest. Returns the number of the vCPU that can be loaded now.
+    ///
+    /// # Errors
+    ///
+    /// INVALID_PARAMETERS for no vCPU of the VM's, ALREADY_ON, ON_PENDING, INVALID_ADDRESS for an entry that is
+    /// outside guests' address space or not aligned for an instruction.
+    pub fn cpu_on<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        target: u64,
+        boot: Boot,
+    ) -> Result<usize, ErrorCode> {
+        let index = self.by_affinity(target)?;
+        let slot = &mut self.vcpus[index];
+        match slot.power {
+            Power::On => return Err(ErrorCode::AlreadyOn),
+            Power::Pending(_) => return Err(ErrorCode::OnPending),
+            Power::Off if slot.loaded_on.is_some() => return Err(ErrorCode::AlreadyOn),
+            Power::Off => {}
+        }
+        let aligned = match (slot.features.aarch32, boot.entry & 3) {
+            (_, 0) => true,
+            (true, low) => low & 1 != 0,
+            (false, _) => false,
+        };
+        let bits = if slot.features.aarch32 { 32 } else { m.ipa_bits() };
+        if !aligned || boot.entry >> bits != 0 {
+            return Err(ErrorCode::InvalidAddress);
+        }
+        slot.power = Power::Pending(boot);
+        Ok(index)
+    }
+
+    /// CPU_OFF by the guest's vCPU with this number, which is loaded.
+    pub fn cpu_off(&mut self, index: usize) {
+        if let Some(slot) = self.vcpus.get_mut(index) {
+            slot.power = Power::Off;
+        }
+    }
+
+    /// AFFINITY_INFO by the guest, of one vCPU.
+    ///
+    /// # Errors
+    ///
+    /// INVALID_PARAMETERS for no vCPU of the VM's.
+    pub fn affinity_info(&self, target: u64) -> Result<Affinity, ErrorCode> {
+        let slot = &self.vcpus[self.by_affinity(target)?];
+        Ok(match slot.power {
+            Power::On => Affinity::On,
+            Power::Pending(_) => Affinity::OnPending,
+            Power::Off if slot.loaded_on.is_some() => Affinity::On,
+            Power::Off => Affinity::Off,
+        })
+    }
+
+    /// SYSTEM_OFF, SYSTEM_RESET or SYSTEM_RESET2 by the guest: a protected VM runs no more. Says whether it is
+    /// one. What becomes of a normal VM is its host's to decide.
+    pub fn end(&mut self) -> bool {
+        self.ended = self.config.protected;
+        self.ended
+    }
+
+    /// VCPU_RESET: a normal VM's vCPU is as if it had just been made.
+    ///
+    /// # Errors
+    ///
+    /// BAD_VM, DYING, PROTECTED, BAD_VCPU, BUSY while it is loaded, and those of [`check_start`].
+    pub fn reset_vcpu<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        handle: VmHandle,
+        index: VcpuIndex,
+        start: Start,
+    ) -> Result<(), Error> {
+        self.check(handle)?;
+        self.tables()?;
+        if self.config.protected {
+            return Err(Error::Protected);
+        }
+        let index = usize::try_from(index.0).map_err(|_| Error::BadVcpu)?;
+        let slot = self.vcpus.get_mut(index).ok_or(Error::BadVcpu)?;
+        if slot.loaded_on.is_some() {
+            return Err(Error::Busy);
+        }
+        check_start(slot.features, start)?;
+        slot.power = Power::of(start);
+        if let Start::At { entry, argument } = start {
+            m.reset_vcpu(&slot.vcpu, Boot { entry, argument, big_endian: false });
+        }
+        Ok(())
+    }
+}
