@@ -138,10 +138,13 @@ impl PageSupplier for Supplier {
 
 /// Builds a VM if there is none in the slot.
 pub fn create(slot: usize, config: VmConfig) -> u64 {
+    let start = &START[slot];
     let mut slot = SLOTS[slot].lock();
     if slot.is_some() {
         return 1;
     }
+    // Nobody turns on what the last VM here had.
+    start.iter().for_each(|vcpu| vcpu[1].store(0, Ordering::SeqCst));
     let mut vm = match Vm::create(&Hvc, &mut Pages, config) {
         Ok(vm) => vm,
         // VMs of junk may have taken all that hyp has.
@@ -197,9 +200,10 @@ fn create_with(name: VcpuName, features: VcpuFeatures) -> u64 {
     // Of a protected VM the first vCPU turns the others on.
     let off = slot.vm.config().protected && name.vcpu != 0;
     let [entry, argument] = start;
+    // Until it is there, nobody can turn it on.
     let told = START[usize::from(name.vm)][usize::from(name.vcpu)].each_ref();
     told[0].store(entry, Ordering::SeqCst);
-    told[1].store(if off { argument } else { 0 }, Ordering::SeqCst);
+    told[1].store(0, Ordering::SeqCst);
     set_on(name, !off);
     let start = if off { Start::Off } else { Start::At { entry, argument } };
     let settings = VcpuSettings { features, start };
@@ -207,6 +211,7 @@ fn create_with(name: VcpuName, features: VcpuFeatures) -> u64 {
     match slot.vm.create_vcpu(&Hvc, &mut supplier, settings) {
         Ok(vcpu) => {
             assert!(!slot.sealed, "a vCPU is made in a protected VM that is sealed");
+            told[1].store(if off { argument } else { 0 }, Ordering::SeqCst);
             assert!(possible(features), "a vCPU has a vector length that guests can't have");
             let flags = supplier.0.expect("asked for while creating");
             let (number, aarch32) = (name.vcpu.into(), features.aarch32);
