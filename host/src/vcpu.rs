@@ -364,6 +364,21 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
                 let answer = handler.mmio(a, exit.info.mmio_access(), b)?;
                 self.finish_mmio(exit.info, answer);
             }
+            reason => return self.rare(reason, [a, b, c], handler),
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// What is no part of a guest's daily work, and WFI, which waits anyway.
+    #[cold]
+    #[inline(never)]
+    fn rare<E: ExitHandler>(
+        &mut self,
+        reason: Option<Reason>,
+        [a, b, c]: [u64; 3],
+        handler: &mut E,
+    ) -> ControlFlow<E::Stop> {
+        match reason {
             Some(Reason::Wfi) => {
                 if !self.vcpu.has_interrupt() {
                     handler.wfi()?;
@@ -390,7 +405,9 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
             Some(Reason::Sgi) => handler.sgi(a)?,
             Some(Reason::Relinquished) => handler.relinquished(a, b)?,
             // A reason this version doesn't know can't be continued either.
-            Some(Reason::Broken) | None => return ControlFlow::Break(handler.broken(a)),
+            Some(Reason::Broken | Reason::Hvc | Reason::Irq | Reason::Mmio) | None => {
+                return ControlFlow::Break(handler.broken(a));
+            }
         }
         ControlFlow::Continue(())
     }

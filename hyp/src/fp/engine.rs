@@ -228,7 +228,7 @@ impl<I> CpuFp<I> {
 
     /// Before an entry into the loaded vCPU. `hint` is the one snapshot of the host's word that
     /// this run uses.
-    #[inline]
+    #[inline(always)]
     pub fn enter<H: FpHw<Image = I>>(
         &mut self,
         hw: &mut H,

@@ -7,7 +7,7 @@ use crate::arch::sysreg::*;
 use crate::guest::syndrome::{self, Abort, pstate};
 use crate::memory::pages::VmId;
 use crate::vm::hardware::There;
-use crate::vm::slots::{self, Open, Vcpu};
+use crate::vm::slots::{self, DEVICES, Open, Vcpu};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::exit::{ExitInfo, Reason};
 
@@ -42,6 +42,16 @@ pub fn fault(vcpu: &mut Vcpu, esr: u64) -> Exit {
     }
 }
 
+/// Whether a protected guest has enrolled a page. Asked of its stage 2 once for each, as a rule.
+fn is_device(vcpu: &mut Vcpu, vm: VmId, page: u64) -> bool {
+    let known = &mut vcpu.devices[page as usize % DEVICES];
+    let device = *known == page || slots::lookup(vm, page * PAGE_SIZE as u64) == There::Device;
+    if device {
+        *known = page;
+    }
+    device
+}
+
 /// A data abort, which may be an access to a device: anywhere, of a normal guest; of a protected one, where it has
 /// said that there are devices. Of its own memory, which the host may have withheld, the host learns no data, nor
 /// does it answer for it.
@@ -50,7 +60,7 @@ pub fn data_abort(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> Exit {
     let Some(access) = abort.access().filter(|_| abort.is_translation()) else {
         return fault(vcpu, esr);
     };
-    if vcpu.protected && slots::lookup(vm, ipa()) != There::Device {
+    if vcpu.protected && !is_device(vcpu, vm, ipa() / PAGE_SIZE as u64) {
         return fault(vcpu, esr);
     }
     let bytes = 1u8 << access.size_log2;

@@ -118,7 +118,6 @@ fn psci(vcpu: &mut Vcpu, vm: VmId, index: usize, action: Action) -> Outcome {
         }
         Action::CpuOff => {
             slots::cpu_off(vm, index);
-            vcpu.open = Open::Off;
             exit = Some(Exit::new(Reason::CpuOff, [0; 6]));
             0
         }

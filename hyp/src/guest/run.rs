@@ -5,21 +5,19 @@ use crate::arch::log::{self, Transition};
 use crate::arch::sysreg::sys;
 use crate::arch::sysreg::{dsb_nsh, read_isr_el1};
 use crate::cpu::Cpu;
-use crate::fp::hw::Image;
-use crate::fp::{CpuFp, GuestTrap, TrapClass};
+use crate::fp::{GuestTrap, TrapClass};
 use crate::guest::access::Exit;
 use crate::guest::calls::{self, Outcome};
 use crate::guest::syndrome::{self, SysReg, ec, pstate};
 use crate::guest::traps;
 use crate::guest::traps32;
-use crate::memory::pages::VmId;
-use crate::vm::slots::{Open, Vcpu};
+use crate::vm::slots::{Loaded, Open, Vcpu};
 use crate::world::interrupts;
 use crate::world::switch::{self, El1Context, GuestRegs, World};
 use umbra_shared::call::Counter;
 use umbra_shared::error::Error;
 use umbra_shared::exit::{ExitInfo, Reason, RunFlags};
-use umbra_shared::guest::is_hosts;
+use umbra_shared::guest::{NOT_SUPPORTED, is_hosts};
 use umbra_shared::record::Kind;
 
 core::arch::global_asm!(
@@ -65,18 +63,20 @@ struct Seen {
 fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(), Error> {
     let stats = &cpu.shared.stats;
     let loaded = cpu.loaded.as_mut().ok_or(Error::NotLoaded)?;
-    let ended = loaded.has_ended();
+    let stopped = loaded.is_stopped();
     let vcpu = loaded.vcpu();
     let flags = RunFlags::from_bits(frame.x[1]).ok_or(Error::InvalidArgument)?;
 
     // Everything that can be refused comes before anything that changes.
-    if ended || vcpu.open == Open::Off {
-        return Err(Error::PoweredOff);
-    }
-    if let Open::Broken { esr } = vcpu.open {
-        frame.x[1] = ExitInfo::new(Reason::Broken, 0).register();
-        frame.x[2] = esr;
-        return Ok(());
+    if stopped {
+        return match vcpu.open {
+            Open::Broken { esr } => {
+                frame.x[1] = ExitInfo::new(Reason::Broken, 0).register();
+                frame.x[2] = esr;
+                Ok(())
+            }
+            _ => Err(Error::PoweredOff),
+        };
     }
     if flags.contains(RunFlags::VIRQ) {
         if flags.intid() >= 1020 {
@@ -147,6 +147,10 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
                 break ExitInfo::new(Reason::Hvc, 0);
             }
         }
+        if left == LEFT_IRQ {
+            set_data(frame, [0; 6]);
+            break ExitInfo::new(Reason::Irq, 0);
+        }
         if let Some(exit) = rare(cpu, left) {
             set_data(frame, exit.data);
             break exit.info;
@@ -192,31 +196,35 @@ fn set_data(frame: &mut HostFrame, [x2, x3, x4, x5, x6, x7]: [u64; 6]) {
     [frame.x[5], frame.x[6], frame.x[7]] = [x5, x6, x7];
 }
 
-/// Why a guest left, if not by an HVC for its host: what becomes of it. `None`: it goes on.
+/// Why a guest left, if not by an HVC for its host or an interrupt: what becomes of it. `None`: it goes on.
 #[cold]
 #[inline(never)]
 fn rare(cpu: &mut Cpu, left: u64) -> Option<Exit> {
     let loaded = cpu.loaded.as_mut()?;
-    let (vm, index, name) = (loaded.vm(), loaded.index(), loaded.name());
+    let vm = loaded.vm();
     let vcpu = loaded.vcpu();
-    if left == LEFT_IRQ {
-        return Some(Exit::new(Reason::Irq, [0; 6]));
-    }
     let esr = sys::read_esr_el2().bits();
     // An SError while the guest ran is blamed on the guest, which can't go on. Nor can one in another
     // execution state than its EL1's: guests of AArch64 are shown no AArch32 at EL0.
     if left != LEFT_SYNCHRONOUS || pstate::is_aarch32(vcpu.regs.pstate) != vcpu.is_aarch32() {
-        return Some(broken(vcpu, esr));
+        return Some(broken(loaded, esr));
     }
     let class = match syndrome::class(esr) {
         ec::FP => TrapClass::Fpsimd,
         ec::SVE => TrapClass::Sve,
         ec::SME => TrapClass::Sme,
+        ec::HVC64 | ec::HVC32 => return unless_interrupted(call(cpu, esr)),
+        ec::SMC64 if !is_hosts(vcpu.regs.x[0]) => return unless_interrupted(call(cpu, esr)),
+        ec::SMC32 if traps32::condition_passes(vcpu, esr) => {
+            return unless_interrupted(call(cpu, esr));
+        }
         class => {
             let exit = match class {
-                ec::HVC64 | ec::HVC32 | ec::SMC64 => call(&cpu.fp, name, vcpu, (vm, index), esr),
-                ec::SMC32 if traps32::condition_passes(vcpu, esr) => {
-                    call(&cpu.fp, name, vcpu, (vm, index), esr)
+                // There is no firmware for a guest.
+                ec::SMC64 => {
+                    vcpu.regs.x[0] = NOT_SUPPORTED as u64;
+                    traps::step_over(vcpu, esr);
+                    None
                 }
                 ec::PAUTH => first_pauth(&cpu.world, &mut cpu.host, vcpu),
                 ec::SYSREG if SysReg::new(esr).is_pauth_key() => {
@@ -225,16 +233,13 @@ fn rare(cpu: &mut Cpu, left: u64) -> Option<Exit> {
                 _ if vcpu.is_aarch32() => traps32::synchronous(vcpu, vm, esr),
                 _ => traps::synchronous(vcpu, vm, esr),
             };
-            if let Some(exit) = exit {
-                return Some(if exit.info.reason() == Some(Reason::Broken) {
-                    broken(vcpu, exit.data[0])
-                } else {
-                    exit
-                });
-            }
-            // However often a guest does what is answered here, the host's interrupts get through.
-            let waits = read_isr_el1() != 0;
-            return waits.then_some(Exit::new(Reason::Irq, [0; 6]));
+            return match &exit {
+                Some(last) if last.info.reason() == Some(Reason::Broken) => {
+                    Some(broken(loaded, last.data[0]))
+                }
+                Some(_) => exit,
+                None => unless_interrupted(None),
+            };
         }
     };
     match cpu.fp.guest_trap(&mut cpu.hw, &mut vcpu.fp, class, &cpu.shared.stats) {
@@ -251,7 +256,10 @@ fn hosts_call(vcpu: &mut Vcpu) -> Exit {
     Exit::new(Reason::Hvc, [x0, x1, x2, x3, x4, x5].map(|x| vcpu.register_width(x)))
 }
 
-fn broken(vcpu: &mut Vcpu, esr: u64) -> Exit {
+#[cold]
+fn broken(loaded: &mut Loaded, esr: u64) -> Exit {
+    loaded.stop();
+    let vcpu = loaded.vcpu();
     // What a protected guest was about to do is in the rest.
     let esr = if vcpu.protected { syndrome::class(esr) << 26 } else { esr };
     vcpu.open = Open::Broken { esr };
@@ -273,15 +281,21 @@ fn first_pauth(world: &World, host: &mut El1Context, vcpu: &mut Vcpu) -> Option<
     None
 }
 
+/// However often a guest does what hyp answers, the host's interrupts get through.
+#[inline]
+fn unless_interrupted(exit: Option<Exit>) -> Option<Exit> {
+    let waits = exit.is_none() && read_isr_el1() != 0;
+    if waits { Some(Exit::new(Reason::Irq, [0; 6])) } else { exit }
+}
+
 /// A call of the guest's, by HVC or SMC.
 #[cold]
-fn call(
-    fp: &CpuFp<Image>,
-    name: u64,
-    vcpu: &mut Vcpu,
-    (vm, index): (VmId, usize),
-    esr: u64,
-) -> Option<Exit> {
+#[inline(never)]
+fn call(cpu: &mut Cpu, esr: u64) -> Option<Exit> {
+    let fp = &cpu.fp;
+    let loaded = cpu.loaded.as_mut()?;
+    let (vm, index, name) = (loaded.vm(), loaded.index(), loaded.name());
+    let vcpu = loaded.vcpu();
     log::forget();
     let (function, [x1, x2, x3]) = calls::request(vcpu);
     let outcome = calls::call(vcpu, vm, index, esr);
@@ -325,7 +339,6 @@ fn complete(vcpu: &mut Vcpu, flags: RunFlags, x: &[u64; 18]) {
         | Open::Hvc
         | Open::Fault { .. }
         | Open::Call { .. }
-        | Open::Off
         | Open::Broken { .. } => {}
     }
 }

@@ -87,6 +87,9 @@ pub trait Machine {
     /// it was made with.
     fn reset_vcpu(&self, vcpu: &Self::Vcpu, boot: Boot);
 
+    /// Whether a vCPU runs no more, which may be loaded, on any CPU.
+    fn set_stopped(&self, vm: VmId, index: usize, stopped: bool);
+
     /// Makes a vCPU in its reset state. Its pages are mapped for hyp and zeroed, its flag-shadow page
     /// is pinned.
     fn new_vcpu(&self, tables: &Self::Tables, vcpu: &NewVcpu) -> Self::Vcpu;

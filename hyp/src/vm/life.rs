@@ -398,6 +398,7 @@ impl<T, V> Vm<T, V> {
         let start = config.start;
         let new = NewVcpu { pages, flag_page, index, features, policy, protected, start, clock };
         let vcpu = m.new_vcpu(tables, &new);
+        m.set_stopped(vm, index, false);
         let power = Power::of(start);
         self.vcpus.push(VcpuSlot { vcpu, features, power, flag_page, loaded_on: None });
         self.pages_out += config.pages.count;
@@ -419,6 +420,7 @@ impl<T, V> Vm<T, V> {
         cpu: usize,
         fits: impl FnOnce(&V) -> Result<(), Error>,
     ) -> Result<(&V, usize), Error> {
+        let vm = slot(handle)?;
         self.check(handle)?;
         self.tables()?;
         if self.config.protected && !self.sealed {
@@ -436,6 +438,7 @@ impl<T, V> Vm<T, V> {
         slot.loaded_on = Some(cpu);
         if let Power::Pending(boot) = core::mem::replace(&mut slot.power, Power::On) {
             m.reset_vcpu(&slot.vcpu, boot);
+            m.set_stopped(vm, index, false);
         }
         let this = index as u8 + 1;
         let last = core::mem::replace(&mut self.last_vcpu[cpu], this);

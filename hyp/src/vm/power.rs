@@ -11,7 +11,8 @@
 #![forbid(unsafe_code)]
 
 use super::hardware::Machine;
-use super::life::Vm;
+use super::life::{Vm, slot};
+use crate::memory::pages::VmId;
 use arm_psci::ErrorCode;
 use umbra_shared::call::{Start, VcpuIndex, VmHandle};
 use umbra_shared::error::Error;
@@ -117,9 +118,10 @@ impl<T, V> Vm<T, V> {
     }
 
     /// CPU_OFF by the guest's vCPU with this number, which is loaded.
-    pub fn cpu_off(&mut self, index: usize) {
+    pub fn cpu_off<M: Machine<Tables = T, Vcpu = V>>(&mut self, m: &M, vm: VmId, index: usize) {
         if let Some(slot) = self.vcpus.get_mut(index) {
             slot.power = Power::Off;
+            m.set_stopped(vm, index, true);
         }
     }
 
@@ -140,8 +142,11 @@ impl<T, V> Vm<T, V> {
 
     /// SYSTEM_OFF, SYSTEM_RESET or SYSTEM_RESET2 by the guest: a protected VM runs no more. Says whether it is
     /// one. What becomes of a normal VM is its host's to decide.
-    pub fn end(&mut self) -> bool {
+    pub fn end<M: Machine<Tables = T, Vcpu = V>>(&mut self, m: &M, vm: VmId) -> bool {
         self.ended = self.config.protected;
+        if self.ended {
+            (0..self.vcpus.len()).for_each(|index| m.set_stopped(vm, index, true));
+        }
         self.ended
     }
 
@@ -157,6 +162,7 @@ impl<T, V> Vm<T, V> {
         index: VcpuIndex,
         start: Start,
     ) -> Result<(), Error> {
+        let vm = slot(handle)?;
         self.check(handle)?;
         self.tables()?;
         if self.config.protected {
@@ -171,6 +177,7 @@ impl<T, V> Vm<T, V> {
         slot.power = Power::of(start);
         if let Start::At { entry, argument } = start {
             m.reset_vcpu(&slot.vcpu, Boot { entry, argument, big_endian: false });
+            m.set_stopped(vm, index, false);
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use crate::memory::stage2::{Entry, Stage2};
 use crate::memory::tables::{Stage2Tables, Tlbs};
 use crate::vm::features::check_features;
 use crate::vm::hardware::{self, Machine, NewVcpu, There};
-use crate::vm::life::{self, MAX_VMS};
+use crate::vm::life::{self, MAX_VCPUS, MAX_VMS};
 use crate::vm::power::{Affinity, Boot};
 use crate::world::aarch32::{Aarch32Regs, PSTATE_E, PSTATE_SVC_MASKED, PSTATE_T32};
 use crate::world::features::{HCR_RW, Name};
@@ -90,8 +90,6 @@ pub enum Open {
         /// ESR_EL2 of the HVC or SMC, which is the next instruction
         esr: u64,
     },
-    /// The vCPU has turned itself off.
-    Off,
     /// The guest can't go on.
     Broken {
         /// ESR_EL2
@@ -123,6 +121,9 @@ pub struct Vcpu {
     pub hcr: u64,
     /// Its VM is a protected one.
     pub protected: bool,
+    /// Pages that its guest has enrolled, where it found one last, by the page's low bits. They stay enrolled for
+    /// as long as the VM lives.
+    pub devices: [u64; DEVICES],
     /// What it was made with.
     features: VcpuFeatures,
     /// What AArch32 adds to EL1, while the vCPU is loaded nowhere.
@@ -132,6 +133,11 @@ pub struct Vcpu {
 }
 
 static_assertions::const_assert!(size_of::<Vcpu>() <= PAGE_SIZE);
+
+/// Pages of devices that a vCPU remembers: a power of two.
+pub const DEVICES: usize = 4;
+/// No page.
+const NO_DEVICE: u64 = u64::MAX;
 
 impl Vcpu {
     /// Whether its EL1 is AArch32.
@@ -191,6 +197,7 @@ unsafe impl Send for Place {}
 #[derive(Debug)]
 pub struct Loaded {
     vcpu: Place,
+    stopped: &'static AtomicBool,
     vm: VmId,
     index: usize,
 }
@@ -203,15 +210,20 @@ impl Loaded {
         unsafe { self.vcpu.0.as_mut() }
     }
 
+    /// Whether it runs no more.
+    #[inline]
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    /// It runs no more.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
     /// Its number in the VM.
     pub const fn index(&self) -> usize {
         self.index
-    }
-
-    /// Whether its VM runs no more.
-    #[inline]
-    pub fn has_ended(&self) -> bool {
-        ENDED[usize::from(self.vm)].load(Ordering::Relaxed)
     }
 
     /// Its VM's number.
@@ -248,9 +260,11 @@ impl hardware::Memory for hw::Memory {
     }
 }
 
-/// Protected VMs that have turned themselves off, for runs, which take no lock. A run that reads it too early
-/// ends at the next interrupt, and is the vCPU's last.
-static ENDED: [AtomicBool; MAX_VMS] = [const { AtomicBool::new(false) }; MAX_VMS];
+/// vCPUs that run no more until they begin anew: they have turned themselves off, or their protected VM, which one
+/// CPU may do while another runs them. A run that reads it too early ends at the next interrupt, and is the last.
+/// Apart from the vCPUs, which are their CPUs' own while they are loaded.
+static STOPPED: [[AtomicBool; MAX_VCPUS]; MAX_VMS] =
+    [const { [const { AtomicBool::new(false) }; MAX_VCPUS] }; MAX_VMS];
 
 /// This machine.
 struct Target;
@@ -352,6 +366,7 @@ impl Machine for Target {
             open: Open::Nothing,
             hcr: 0,
             protected: new.protected,
+            devices: [NO_DEVICE; DEVICES],
             features: new.features,
             aarch32: Aarch32Regs::default(),
             flags: flag_page(new.flag_page),
@@ -380,6 +395,10 @@ impl Machine for Target {
         vcpu.begin(boot);
     }
 
+    fn set_stopped(&self, vm: VmId, index: usize, stopped: bool) {
+        STOPPED[usize::from(vm)][index].store(stopped, Ordering::Relaxed);
+    }
+
     fn forget_sibling(&self, tables: &VmTables) {
         tables.stage2.forget_sibling(&Tlbs);
     }
@@ -406,7 +425,6 @@ pub fn create(pages: UntrustedPages, config: VmConfig) -> Result<VmHandle, Error
     for number in 0..MAX_VMS as VmId {
         let mut vm = lock(number);
         if vm.is_free() {
-            ENDED[usize::from(number)].store(false, Ordering::Relaxed);
             return vm.create(&Target, number, pages, config);
         }
     }
@@ -502,7 +520,8 @@ pub fn load(cpu: usize, has: &Shared, handle: VmHandle, index: VcpuIndex) -> Res
         }
         vcpu.fp.check_load(vqs, svqs)
     })?;
-    let mut loaded = Loaded { vcpu, vm: number, index };
+    let stopped = &STOPPED[usize::from(number)][index];
+    let mut loaded = Loaded { vcpu, stopped, vm: number, index };
     let vcpu = loaded.vcpu();
     vcpu.gic.load();
     if vcpu.is_aarch32() {
@@ -585,7 +604,7 @@ pub fn cpu_on(vm: VmId, target: u64, boot: Boot) -> Result<usize, ErrorCode> {
 
 /// CPU_OFF by the vCPU with this number, which is loaded here.
 pub fn cpu_off(vm: VmId, index: usize) {
-    lock(vm).cpu_off(index);
+    lock(vm).cpu_off(&Target, vm, index);
 }
 
 /// AFFINITY_INFO by a guest of this VM.
@@ -599,8 +618,5 @@ pub fn affinity_info(vm: VmId, target: u64) -> Result<Affinity, ErrorCode> {
 
 /// SYSTEM_OFF, SYSTEM_RESET or SYSTEM_RESET2 by a guest of this VM: the end of a protected one.
 pub fn end(vm: VmId) {
-    let mut slot = lock(vm);
-    if slot.end() {
-        ENDED[usize::from(vm)].store(true, Ordering::Relaxed);
-    }
+    lock(vm).end(&Target, vm);
 }

@@ -181,7 +181,7 @@ impl World {
     }
 
     /// EL2's controls for the guest with this HCR_EL2, VMPIDR_EL2 and VTTBR_EL2.
-    #[inline]
+    #[inline(always)]
     pub fn enter_guest(&self, hcr: u64, vmpidr: u64, vttbr: u64) {
         set_hcr(hcr);
         write_controls(&self.controls.guest, self.features);
@@ -195,7 +195,7 @@ impl World {
     }
 
     /// The reverse.
-    #[inline]
+    #[inline(always)]
     pub fn leave_guest(&self, host_vttbr: u64) {
         self.host_controls();
         write_vttbr_el2(host_vttbr);
@@ -266,7 +266,7 @@ fn exchange(register: Optional, value: u64) -> u64 {
 
 /// Exchanges EL1's registers, all but the keys ([`switch_pauth`]): the running world's to `save`, the next
 /// one's from `load`.
-#[inline]
+#[inline(always)]
 pub fn switch_el1(world: &World, save: &mut El1Context, load: &El1Context) {
     // SAFETY: both pointers come from references; EL1's registers take no part in EL2's execution.
     unsafe { umbra_switch_el1(&raw mut save.regs, &raw const load.regs) };

@@ -289,6 +289,12 @@ impl Spec {
             return refused(Error::InvalidArgument);
         };
         let info = ExitInfo::from_register(record.results[0]);
+        if vcpu.broken {
+            return match info.reason() {
+                Some(Reason::Broken) => Ok(nothing()),
+                _ => Err("a vCPU runs that can't go on".to_owned()),
+            };
+        }
         // One that is off has turned itself off in the run before, whose end is still to be judged.
         let may_end =
             core::mem::take(&mut vcpu.last_run) && record.result != Error::PoweredOff.code() as u64;
@@ -296,12 +302,6 @@ impl Spec {
             vcpu.power == Power::Off && info.reason() != Some(Reason::CpuOff) || ended && !may_end;
         if over {
             return refused(Error::PoweredOff);
-        }
-        if vcpu.broken {
-            return match info.reason() {
-                Some(Reason::Broken) => Ok(nothing()),
-                _ => Err("a vCPU runs that can't go on".to_owned()),
-            };
         }
         if flags.contains(RunFlags::VIRQ) {
             if flags.intid() >= 1020 {

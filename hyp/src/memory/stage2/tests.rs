@@ -266,6 +266,8 @@ impl Machine for Sim {
 
     fn reset_vcpu(&self, (): &(), _: Boot) {}
 
+    fn set_stopped(&self, _: VmId, _: usize, _: bool) {}
+
     fn map(&self, tables: &mut Stage2<SimTable>, ipa: u64, page: Ready) {
         tables.map(&self.tlb(), ipa, page.pa());
     }

@@ -146,23 +146,30 @@ struct Exits<const TOUCH: u8> {
     interrupts: u64,
 }
 
+impl<const TOUCH: u8> Exits<TOUCH> {
+    #[cold]
+    fn other_hvc(x0: u64, x1: u64) -> ControlFlow<u64, Answer> {
+        match x0 {
+            BENCH_NEXT => ControlFlow::Break(x1),
+            // It is alone, and no protected guest.
+            ARGUMENT => ControlFlow::Continue([0; 4]),
+            x0 if !is_hosts(x0) => ControlFlow::Continue([NOT_SUPPORTED as u64, 0, 0, 0]),
+            other => panic!("the guest calls {other:#x} {x1:#x}"),
+        }
+    }
+}
+
 impl<const TOUCH: u8> ExitHandler for Exits<TOUCH> {
     /// The guest's ticks.
     type Stop = u64;
 
     #[inline]
     fn hvc(&mut self, x: &[u64; 6]) -> ControlFlow<u64, Answer> {
-        match x[0] {
-            BENCH => {
-                touch::<TOUCH>();
-                ControlFlow::Continue([0; 4])
-            }
-            BENCH_NEXT => ControlFlow::Break(x[1]),
-            // It is alone, and no protected guest.
-            ARGUMENT => ControlFlow::Continue([0; 4]),
-            x0 if !is_hosts(x0) => ControlFlow::Continue([NOT_SUPPORTED as u64, 0, 0, 0]),
-            other => panic!("the guest calls {other:#x} {x:x?}"),
+        if x[0] == BENCH {
+            touch::<TOUCH>();
+            return ControlFlow::Continue([0; 4]);
         }
+        Self::other_hvc(x[0], x[1])
     }
 
     #[inline]

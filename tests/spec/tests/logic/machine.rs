@@ -95,6 +95,8 @@ pub struct Target {
     pub vqs: VqSet,
     pub svqs: VqSet,
     pub forgotten: Cell<u32>,
+    /// vCPUs that run no more.
+    pub stopped: RefCell<BTreeSet<(VmId, usize)>>,
 }
 
 impl Target {
@@ -179,6 +181,15 @@ impl Machine for Target {
     fn reset_vcpu(&self, vcpu: &VcpuCell, boot: Boot) {
         assert!(boot.entry & 3 == 0 || vcpu.borrow().aarch32(), "a start that is none");
         vcpu.borrow_mut().reset(|()| ());
+    }
+
+    fn set_stopped(&self, vm: VmId, index: usize, stopped: bool) {
+        let mut all = self.stopped.borrow_mut();
+        if stopped {
+            all.insert((vm, index));
+        } else {
+            all.remove(&(vm, index));
+        }
     }
 
     fn map(&self, tables: &mut Tables, ipa: u64, page: Ready) {

@@ -79,6 +79,7 @@ impl World {
             vqs,
             svqs,
             forgotten: Cell::new(0),
+            stopped: RefCell::default(),
         };
         let mut cpus = Vec::new();
         for _ in 0..CPUS {
@@ -224,7 +225,7 @@ impl World {
             (None, Action::Answer(x0)) => plain(x0),
             (None, Action::Standby) => (Some(0), Some(Reason::Wfi), false),
             (None, Action::CpuOff) => {
-                vm.cpu_off(index);
+                vm.cpu_off(target, slot, index);
                 (Some(0), Some(Reason::CpuOff), false)
             }
             (None, Action::CpuOn { target: affinity, entry, context }) => {
@@ -242,7 +243,7 @@ impl World {
                 Err(code) => plain(error(code)),
             },
             (None, Action::System { .. }) => {
-                assert_eq!(vm.end(), protected);
+                assert_eq!(vm.end(target, slot), protected);
                 (Some(-6), Some(Reason::System), false)
             }
         };
@@ -256,8 +257,11 @@ impl World {
     fn run(&mut self, cpu: usize, hint: HostFlags, uses: &[TrapClass], svcr: Svcr) {
         let Cpu { hw, fp, loaded } = &mut self.cpus[cpu];
         let Some((slot, index, cell)) = loaded else { return };
+        let stopped = self.target.stopped.borrow().contains(&(*slot, *index));
         let vcpus = &self.spec.vms[usize::from(*slot)].vcpus;
-        if vcpus[*index].power != Power::On || vm_ended(&self.spec, *slot) {
+        let off = vcpus[*index].power != Power::On || vm_ended(&self.spec, *slot);
+        assert_eq!(stopped, off, "vCPU {index} of VM {slot}");
+        if stopped {
             return;
         }
         let spec = &self.spec.vms[usize::from(*slot)];
