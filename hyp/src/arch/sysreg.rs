@@ -107,6 +107,32 @@ gap! {
     read_mpamhcr_el2 write_mpamhcr_el2 "s3_4_c10_c4_0";
     /// MPAM2_EL2 (FEAT_MPAM).
     read_mpam2_el2 write_mpam2_el2 "s3_4_c10_c5_0";
+    /// ACTLR_EL2: IMPLEMENTATION DEFINED; on cores of Arm's own, which such registers EL1 may write.
+    _read_actlr_el2 write_actlr_el2 "s3_4_c1_c0_1";
+    /// HACR_EL2: IMPLEMENTATION DEFINED traps.
+    _read_hacr_el2 write_hacr_el2 "s3_4_c1_c1_7";
+    /// TRFCR_EL2 (FEAT_TRF): whether a trace sees EL2.
+    _read_trfcr_el2 write_trfcr_el2 "s3_4_c1_c2_1";
+    /// TRCITECR_EL2 (FEAT_ITE): whether TRCIT is traced at EL2.
+    _read_trcitecr_el2 write_trcitecr_el2 "s3_4_c1_c2_3";
+    /// BRBCR_EL2 (FEAT_BRBE): whether EL2's branches are recorded.
+    _read_brbcr_el2 write_brbcr_el2 "s2_4_c9_c0_0";
+    /// PMSCR_EL2 (FEAT_SPE): whether EL2 is sampled.
+    _read_pmscr_el2 write_pmscr_el2 "s3_4_c9_c9_0";
+    /// GCSCR_EL2 (FEAT_GCS): EL2's guarded control stack.
+    _read_gcscr_el2 write_gcscr_el2 "s3_4_c2_c5_0";
+    /// SMPRIMAP_EL2 (FEAT_SME): priorities, while HCRX_EL2.SMPME is set.
+    _read_smprimap_el2 write_smprimap_el2 "s3_4_c1_c2_5";
+    /// SCXTNUM_EL2 (FEAT_CSV2_2): EL2's software context number.
+    _read_scxtnum_el2 write_scxtnum_el2 "s3_4_c13_c0_7";
+    /// TFSR_EL2 (FEAT_MTE2): tag check faults of EL2.
+    _read_tfsr_el2 write_tfsr_el2 "s3_4_c5_c6_0";
+    /// CONTEXTIDR_EL2 (FEAT_VHE).
+    _read_contextidr_el2 write_contextidr_el2 "s3_4_c13_c0_1";
+    /// CNTHV_CTL_EL2 (FEAT_VHE): EL2's virtual timer.
+    _read_cnthv_ctl_el2 write_cnthv_ctl_el2 "s3_4_c14_c3_1";
+    /// HACDBSBR_EL2 (FEAT_HACDBS): an accelerator that writes tables.
+    _read_hacdbsbr_el2 write_hacdbsbr_el2 "s3_4_c2_c3_4";
     /// HSTR_EL2: AArch32 CP15 traps.
     read_hstr_el2 write_hstr_el2 "hstr_el2";
     /// VPIDR_EL2: what a lower EL reads as MIDR_EL1.

@@ -24,7 +24,9 @@ pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
 
 /// This CPU's ID registers.
 pub fn read_id_registers() -> IdRegisters {
-    let mut id = IdRegisters { registers: sysreg::read_id_registers(), ..IdRegisters::default() };
+    let registers = sysreg::read_id_registers();
+    let midr = sys::read_midr_el1().bits();
+    let mut id = IdRegisters { registers, midr, ..IdRegisters::default() };
     let features = Features::read(&id);
     // What tells of features that the CPU may lack is read only if it doesn't.
     if !features.has(Name::Aarch32) {

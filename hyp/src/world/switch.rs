@@ -240,6 +240,19 @@ fn write(control: Control, value: u64) {
         Control::Hdfgwtr2 => write_hdfgwtr2_el2(value),
         Control::Mpam2 => write_mpam2_el2(value),
         Control::Mpamhcr => write_mpamhcr_el2(value),
+        Control::Actlr => write_actlr_el2(value),
+        Control::Hacr => write_hacr_el2(value),
+        Control::Trfcr => write_trfcr_el2(value),
+        Control::Trcitecr => write_trcitecr_el2(value),
+        Control::Brbcr => write_brbcr_el2(value),
+        Control::Pmscr => write_pmscr_el2(value),
+        Control::Gcscr => write_gcscr_el2(value),
+        Control::Smprimap => write_smprimap_el2(value),
+        Control::Scxtnum => write_scxtnum_el2(value),
+        Control::Tfsr => write_tfsr_el2(value),
+        Control::Contextidr => write_contextidr_el2(value),
+        Control::CnthvCtl => write_cnthv_ctl_el2(value),
+        Control::Hacdbsbr => write_hacdbsbr_el2(value),
         // The vCPU's, and the FP engine's.
         Control::Hcr | Control::Cptr => {}
     }

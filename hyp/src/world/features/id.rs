@@ -72,11 +72,13 @@ pub struct IdRegisters {
     pub pmcr_n: u64,
     /// MPAMIDR_EL1, where there is MPAM.
     pub mpamidr: u64,
+    /// MIDR_EL1: which core it is.
+    pub midr: u64,
 }
 
 impl Default for IdRegisters {
     fn default() -> Self {
-        Self { registers: [0; REGISTERS], smidr: 0, pmcr_n: 0, mpamidr: 0 }
+        Self { registers: [0; REGISTERS], smidr: 0, pmcr_n: 0, mpamidr: 0, midr: 0 }
     }
 }
 

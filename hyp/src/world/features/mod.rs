@@ -26,6 +26,7 @@ mod fpmr;
 mod gcs;
 mod gic;
 mod hcx;
+mod impdef;
 mod instructions;
 mod ls64;
 mod mops;
@@ -94,10 +95,14 @@ pub enum Name {
     Nmi,
     Translation,
     Instructions,
+    ArmCore,
+    Vhe,
+    TraceIte,
+    Hacdbs,
 }
 
 /// Features.
-pub const COUNT: usize = Name::Instructions as usize + 1;
+pub const COUNT: usize = Name::Hacdbs as usize + 1;
 
 /// All of them, in the order of [`Name`].
 pub const ALL: [Feature; COUNT] = [
@@ -139,6 +144,10 @@ pub const ALL: [Feature; COUNT] = [
     nmi::FEATURE,
     translation::FEATURE,
     instructions::FEATURE,
+    impdef::FEATURE,
+    el2::VHE,
+    trace::ITE,
+    translation::HACDBS,
 ];
 
 /// What Umbra does about a feature.
@@ -313,10 +322,23 @@ pub enum Control {
     Hdfgwtr2,
     Mpam2,
     Mpamhcr,
+    Actlr,
+    Hacr,
+    Trfcr,
+    Trcitecr,
+    Brbcr,
+    Pmscr,
+    Gcscr,
+    Smprimap,
+    Scxtnum,
+    Tfsr,
+    Contextidr,
+    CnthvCtl,
+    Hacdbsbr,
 }
 
 /// Controls.
-pub const CONTROLS: usize = Control::Mpamhcr as usize + 1;
+pub const CONTROLS: usize = Control::Hacdbsbr as usize + 1;
 
 impl Control {
     /// All of them.
@@ -344,6 +366,19 @@ impl Control {
         Self::Hdfgwtr2,
         Self::Mpam2,
         Self::Mpamhcr,
+        Self::Actlr,
+        Self::Hacr,
+        Self::Trfcr,
+        Self::Trcitecr,
+        Self::Brbcr,
+        Self::Pmscr,
+        Self::Gcscr,
+        Self::Smprimap,
+        Self::Scxtnum,
+        Self::Tfsr,
+        Self::Contextidr,
+        Self::CnthvCtl,
+        Self::Hacdbsbr,
     ];
 
     /// Whether a CPU with these features has the register.

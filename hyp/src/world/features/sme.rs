@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::Control::{Hfgrtr, Hfgwtr};
+use super::Control::{Hfgrtr, Hfgwtr, Smprimap};
 use super::id::IdRegister::{Aa64Pfr1, Aa64Smfr0};
 use super::id::Shown::{WithSme, WithSveAndSme};
 use super::id::{Field, Level};
@@ -28,6 +28,7 @@ pub(super) const SME: Feature = Feature {
         Bits::both(Hfgrtr, NTPIDR2_EL0, "nTPIDR2_EL0").always(),
         Bits::both(Hfgwtr, NTPIDR2_EL0, "nTPIDR2_EL0").always(),
     ],
+    owns: &[Smprimap],
     registers: &[
         register("SVCR, ZA, ZT0, SMCR_EL1", How::SwitchedBy("the FP engine")),
         register("SME, SMCR_EL1, SVCR of guests that don't have it", How::Trapped("CPTR_EL2.TSM")),

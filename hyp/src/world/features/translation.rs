@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::Control::Hcr;
+use super::Control::{Hacdbsbr, Hcr};
 use super::id::Field;
 use super::id::IdRegister::{Aa64Mmfr0, Aa64Mmfr1, Aa64Mmfr2, Aa64Mmfr4};
 use super::id::Shown::{AsIs, AtMost, Hidden, PaRange};
@@ -55,4 +55,11 @@ pub(super) const FEATURE: Feature = Feature {
     bits: &[Bits::guest(Hcr, TLOR, "TLOR")],
     registers: &[register("LOR*_EL1", How::Trapped("HCR_EL2.TLOR"))],
     ..Feature::new(Name::Translation, "VMSAv8-64")
+};
+
+/// The accelerator for cleaning dirty state writes tables by itself: HACDBSBR_EL2.EN is off.
+pub(super) const HACDBS: Feature = Feature {
+    is_there: |id| id.field(Aa64Mmfr4, 12) != 0,
+    owns: &[Hacdbsbr],
+    ..Feature::new(Name::Hacdbs, "FEAT_HACDBS")
 };
