@@ -18,6 +18,7 @@ pub mod aarch32;
 pub mod controls;
 pub mod el1;
 pub mod el2;
+pub mod errata;
 pub mod features;
 pub mod idregs;
 #[cfg(target_os = "none")]

@@ -37,6 +37,7 @@ mod pauth;
 mod permissions;
 mod pmu;
 mod ras;
+mod shown;
 mod sme;
 mod spe;
 mod sve;
@@ -99,10 +100,14 @@ pub enum Name {
     Vhe,
     TraceIte,
     Hacdbs,
+    Shown64,
+    Shown32,
+    ShownSve,
+    ShownSme,
 }
 
 /// Features.
-pub const COUNT: usize = Name::Hacdbs as usize + 1;
+pub const COUNT: usize = Name::ShownSme as usize + 1;
 
 /// All of them, in the order of [`Name`].
 pub const ALL: [Feature; COUNT] = [
@@ -148,6 +153,10 @@ pub const ALL: [Feature; COUNT] = [
     el2::VHE,
     trace::ITE,
     translation::HACDBS,
+    shown::AARCH64,
+    shown::AARCH32,
+    shown::SVE,
+    shown::SME,
 ];
 
 /// What Umbra does about a feature.
@@ -197,6 +206,8 @@ pub enum Relied {
     ByNone,
     /// Those in AArch64.
     InAarch64,
+    /// Those with SVE.
+    WithSve,
     /// Those with SME.
     WithSme,
     /// Those in AArch32.
@@ -209,6 +220,7 @@ impl Relied {
         match self {
             Self::ByNone => None,
             Self::InAarch64 => Some("AArch64 guests"),
+            Self::WithSve => Some("guests with SVE"),
             Self::WithSme => Some("guests with SME"),
             Self::InAarch32 => Some("AArch32 guests"),
         }
@@ -260,6 +272,19 @@ impl Features {
         Self(self.0 & other.0)
     }
 
+    /// What is in either.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// What no guest runs without, of whichever kind.
+    pub const SHOWN: Self = Self::NONE
+        .with(Name::Shown64)
+        .with(Name::Shown32)
+        .with(Name::ShownSve)
+        .with(Name::ShownSme);
+
     /// What is here and not there.
     #[must_use]
     pub const fn less(self, other: Self) -> Self {
@@ -286,9 +311,11 @@ impl Features {
     /// Those of them that a vCPU counts on.
     pub const fn relied_on_by(self, vcpu: VcpuFeatures) -> Self {
         const IN_AARCH64: Features = Features::relied_on(Relied::InAarch64);
+        const WITH_SVE: Features = Features::relied_on(Relied::WithSve);
         const WITH_SME: Features = Features::relied_on(Relied::WithSme);
         const IN_AARCH32: Features = Features::relied_on(Relied::InAarch32);
         let mut set = if vcpu.aarch32 { IN_AARCH32.0 } else { IN_AARCH64.0 };
+        set |= if vcpu.vq.is_some() { WITH_SVE.0 } else { 0 };
         set |= if vcpu.svq.is_some() { WITH_SME.0 } else { 0 };
         Self(self.0 & set)
     }

@@ -19,8 +19,8 @@ pub(super) const SME: Feature = Feature {
     is_there: |id| id.field(Aa64Pfr1, 24) != 0,
     fields: &[
         Field::new(Aa64Pfr1, 24, "SME", WithSme),
-        Field::new(Aa64Smfr0, 0, "outer products and lookups", WithSme).wide(56),
-        Field::new(Aa64Smfr0, 60, "LUTv2 to FA64's neighbours", WithSme).wide(3),
+        Field::new(Aa64Smfr0, 0, "outer products and lookups", WithSme).wide(56).flags(),
+        Field::new(Aa64Smfr0, 60, "LUTv2 to FA64's neighbours", WithSme).wide(3).flags(),
     ],
     bits: &[
         Bits::host(Hfgrtr, NSMPRI_EL1, "nSMPRI_EL1").always(),
