@@ -45,13 +45,13 @@
 //! | module | blocks | other | for |
 //! |---|---|---|---|
 //! | `arch/console.rs` | 1 | 1 | the UART's registers |
-//! | `arch/exception.rs` | 2 | 2 | the vectors; entry to a host that starts |
+//! | `arch/exception.rs` | 2 | 2 | the vectors; entry to a host that starts; an SError taken at EL2 |
 //! | `arch/fatal.rs` | 2 | 2 | the stack as a list of frames, when something has gone wrong |
 //! | `arch/lock.rs` | 4 | 0 | YIELD, WFE, WFI, SEV |
 //! | `arch/log.rs` | 1 | 3 | records in a static that every CPU writes (test builds only) |
 //! | `arch/percpu.rs` | 2 | 2 | per-CPU data behind TPIDR_EL2 |
 //! | `arch/reset.rs` | 0 | 1 | an address that boot.S defines |
-//! | `arch/sysreg.rs` | 6 | 0 | MRS and MSR of registers that the sysreg crate lacks; barriers |
+//! | `arch/sysreg.rs` | 9 | 0 | MRS and MSR of registers that the sysreg crate lacks; barriers |
 //! | `boot/arrival.rs` | 4 | 1 | this CPU's data and host image, which boot made; the function that boot.S comes back to; YIELD |
 //! | `boot/bring_up.rs` | 4 | 0 | EL2's translation for the host, and entry to it |
 //! | `boot/pool.rs` | 1 | 0 | memory taken from the pool for the first time |

@@ -211,6 +211,41 @@ pub fn read_id_registers() -> [u64; 7 * 8] {
     core::array::from_fn(|n| rows[n / 8][n % 8])
 }
 
+macro_rules! zero {
+    ($($(#[$doc:meta])* $clear:ident $name:literal;)*) => {
+        $(
+            $(#[$doc])*
+            #[inline(always)]
+            pub fn $clear() {
+                // SAFETY: as those of `gap`.
+                unsafe { asm!(concat!("msr ", $name, ", xzr"), options(nostack)) };
+            }
+        )*
+    };
+}
+
+zero! {
+    /// VDISR_EL2 = 0. These are here because they are in each exit: XZR takes no instruction to make.
+    clear_vdisr_el2 "s3_4_c12_c1_1";
+    /// ICH_HCR_EL2 = 0.
+    clear_ich_hcr_el2 "s3_4_c12_c11_0";
+    /// CNTVOFF_EL2 = 0.
+    clear_cntvoff_el2 "cntvoff_el2";
+    /// CNTHP_CTL_EL2 = 0.
+    clear_cnthp_ctl_el2 "cnthp_ctl_el2";
+    /// DISR_EL1 = 0 (FEAT_RAS).
+    clear_disr_el1 "s3_0_c12_c1_1";
+}
+
+/// Error synchronisation barrier (ESB), and what it deferred: DISR_EL1. The CPU has FEAT_RAS, and SErrors are masked.
+#[inline(always)]
+pub fn deferred_serror() -> u64 {
+    let disr;
+    // SAFETY: a barrier, and a register that says what came of it. Not `nomem`: it is about accesses that came before.
+    unsafe { asm!("hint #16", "mrs {}, s3_0_c12_c1_1", out(reg) disr, options(nostack)) };
+    disr
+}
+
 /// Instruction synchronisation barrier.
 #[inline(always)]
 pub fn isb() {
@@ -223,6 +258,13 @@ pub fn isb() {
 pub fn dsb_nsh() {
     // SAFETY: a barrier.
     unsafe { asm!("dsb nsh", options(nostack, preserves_flags)) };
+}
+
+/// Data synchronisation barrier over the full system: errors of accesses that came before are known.
+#[inline(always)]
+pub fn dsb_sy() {
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
 }
 
 /// Data synchronisation barrier over the inner shareable domain.

@@ -118,10 +118,9 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
         sys::write_elr_el2(sys::ElrEl2::from_bits_retain(regs.pc));
         sys::write_spsr_el2(sys::SpsrEl2::from_bits_retain(regs.pstate));
     };
-    let info = loop {
-        let vcpu = cpu.loaded.as_mut().ok_or(Error::NotLoaded)?.vcpu();
-        set_return(&vcpu.regs);
-        let regs = &raw mut vcpu.regs;
+    set_return(&vcpu.regs);
+    let mut regs = &raw mut vcpu.regs;
+    let (vcpu, info) = loop {
         // SAFETY: everything of the guest's but its general-purpose registers is in place, and the guest
         // vectors are in force. They store to `regs`, which are the loaded vCPU's, and hand `cpu`,
         // exclusively borrowed until they return, to `umbra_guest_trap`.
@@ -139,22 +138,29 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
                 vcpu.open = Open::Hvc;
                 let [x0, x1, x2, x3, x4, x5, ..] = vcpu.regs.x;
                 set_data(frame, [x0, x1, x2, x3, x4, x5]);
-                break ExitInfo::new(Reason::Hvc, 0);
+                break (vcpu, ExitInfo::new(Reason::Hvc, 0));
             }
         }
-        if let Some(exit) = rare(cpu, left) {
+        let exit = rare(cpu, left);
+        let vcpu = cpu.loaded.as_mut().ok_or(Error::NotLoaded)?.vcpu();
+        if let Some(exit) = exit {
             set_data(frame, exit.data);
-            break exit.info;
+            break (vcpu, exit.info);
         }
+        set_return(&vcpu.regs);
+        regs = &raw mut vcpu.regs;
     };
 
-    let vcpu = cpu.loaded.as_mut().ok_or(Error::NotLoaded)?.vcpu();
     cpu.hw.set_base(0);
     let fp_flags = cpu.fp.exit(&mut cpu.hw, &mut vcpu.fp, stats);
     vcpu.flags.publish(fp_flags);
     seen.word = fp_flags.bits();
-    // Likewise the guest's.
+    // Likewise the guest's; and errors of its accesses are its own.
     dsb_nsh();
+    let info = match cpu.world.take_serror() {
+        None => info,
+        Some(disr) => late_serror(vcpu, frame, disr),
+    };
     cpu.world.leave_guest(cpu.host_vttbr);
     let in_flight = vcpu.gic.leave();
     let vtimer = interrupts::leave_timer(&mut vcpu.timer, host_timer);
@@ -251,6 +257,14 @@ fn call32(vcpu: &mut Vcpu) -> Exit {
 fn broken(vcpu: &mut Vcpu, esr: u64) -> Exit {
     vcpu.open = Open::Broken { esr };
     Exit::new(Reason::Broken, [esr, 0, 0, 0, 0, 0])
+}
+
+/// An SError that was pending when the guest had left already: it is blamed on the guest, whatever it left for.
+#[cold]
+fn late_serror(vcpu: &mut Vcpu, frame: &mut HostFrame, disr: u64) -> ExitInfo {
+    let exit = broken(vcpu, syndrome::pending_serror(disr));
+    set_data(frame, exit.data);
+    exit.info
 }
 
 /// A guest's first use of pointer authentication: from now on its keys are switched with the rest of

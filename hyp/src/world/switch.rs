@@ -10,7 +10,7 @@ use super::features::id::REGISTERS;
 use super::features::{
     CONTROLS, Control, Features, HCR_API_APK, HCR_RW, Name, OPTIONAL, OPTIONAL_OF, Optional,
 };
-use crate::arch::exception::{set_guest_vectors, set_host_vectors};
+use crate::arch::exception::{self, set_guest_vectors, set_host_vectors};
 use crate::arch::sysreg::sys::{self, HcrEl2, write_hcr_el2};
 use crate::arch::sysreg::*;
 use crate::world::interrupts::clear_virtual_interface;
@@ -122,6 +122,8 @@ pub const SCTLR_EL1_RESET: u64 = 0x30d0_0980;
 pub const PSTATE_EL1H_MASKED: u64 = 0x3c5;
 
 const HCR_TDZ: u64 = 1 << 28;
+/// ISR_EL1: a physical SError.
+const ISR_A: u64 = 1 << 8;
 
 /// Whether the EL1 of a guest with this HCR_EL2 is AArch32.
 #[inline]
@@ -184,7 +186,7 @@ impl World {
         write_controls(&self.controls.guest, self.features);
         // A guest writes it, although RAS is hidden: it carries nothing from one to another.
         if self.features.has(Name::Ras) {
-            write_vdisr_el2(0);
+            clear_vdisr_el2();
         }
         write_vmpidr_el2(vmpidr);
         write_vttbr_el2(vttbr);
@@ -196,6 +198,33 @@ impl World {
     pub fn leave_guest(&self, host_vttbr: u64) {
         self.host_controls();
         write_vttbr_el2(host_vttbr);
+    }
+
+    /// Whether an SError waits that the guest has caused: what becomes of it is its own, whoever's turn is next.
+    /// Returns DISR_EL1, or 0 in it where there is no FEAT_RAS; none waits afterwards.
+    #[inline(always)]
+    pub fn take_serror(&self) -> Option<u64> {
+        if self.features.has(Name::Ras) {
+            let disr = deferred_serror();
+            if disr == 0 {
+                return None;
+            }
+            clear_disr_el1();
+            return Some(disr);
+        }
+        Self::take_serror_without_ras()
+    }
+
+    /// Where there is no ESB: a DSB waits for the guest's accesses; what is pending then is taken at EL2.
+    #[inline(never)]
+    fn take_serror_without_ras() -> Option<u64> {
+        dsb_sy();
+        isb();
+        if read_isr_el1() & ISR_A == 0 {
+            return None;
+        }
+        exception::take_pending_serror();
+        Some(0)
     }
 
     /// HCR_EL2 of a guest that has used pointer authentication, on a CPU that has it.
