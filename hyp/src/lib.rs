@@ -58,6 +58,7 @@
 //! | `boot/start.rs` | 8 | 2 | addresses that the linker script and boot.S define; the device tree and the package where the loader put them; the jump to the final tables |
 //! | `cpu.rs` | 2 | 1 | per-CPU data, whole |
 //! | `fp/hw.rs` | 19 | 3 | the routines that move FP registers (regs.S); images in donated memory |
+//! | `guest/entropy.rs` | 1 | 0 | RNDRRS |
 //! | `guest/run.rs` | 3 | 1 | entry to a guest (enter.S); the return state of an ERET, into the guest and back to the host |
 //! | `guest/traps.rs` | 1 | 1 | the return state of a guest whose trap ends without a switch; the function that enter.S calls |
 //! | `host/traps.rs` | 3 | 1 | this CPU's data at an exception; the host's return state |

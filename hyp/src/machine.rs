@@ -32,6 +32,8 @@ pub struct Machine {
     pub id: IdRegisters,
     /// What every CPU has that was up at boot.
     pub features: Features,
+    /// Firmware has entropy (DEN0098).
+    pub firmware_trng: bool,
     /// HCR_EL2 that a guest begins with.
     pub guest_hcr: u64,
     /// Stage 2.

@@ -20,6 +20,7 @@ use crate::cpu::Cpu;
 use crate::fp::host_storage;
 use crate::fp::hw::Image;
 use crate::fp::lengths::Lengths;
+use crate::guest::entropy;
 use crate::machine::{MACHINE, Machine, SHARED, machine};
 use crate::memory::frames::linear;
 use crate::memory::tables::Stage2Shape;
@@ -168,6 +169,7 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         host_storage,
         id,
         features,
+        firmware_trng: entropy::firmware_has_it(),
         guest_hcr: Controls::new(features, 0).guest[Control::Hcr as usize],
         stage2: shape,
         host_vttbr,

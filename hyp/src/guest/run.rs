@@ -11,6 +11,7 @@ use crate::guest::access::Exit;
 use crate::guest::syndrome::{self, SysReg, ec, pstate};
 use crate::guest::traps;
 use crate::guest::traps32;
+use crate::guest::trng;
 use crate::memory::pages::VmId;
 use crate::vm::slots::{Open, Vcpu};
 use crate::world::interrupts;
@@ -133,6 +134,7 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
             // What most exits are.
             if syndrome::class(esr) == ec::HVC64
                 && GuestFunction::from_id(vcpu.regs.x[0]).is_none()
+                && !trng::is_one(vcpu.regs.x[0])
                 && !pstate::is_aarch32(vcpu.regs.pstate)
             {
                 vcpu.open = Open::Hvc;
@@ -215,6 +217,7 @@ fn rare(cpu: &mut Cpu, left: u64) -> Option<Exit> {
         ec::SME => TrapClass::Sme,
         class => {
             let exit = match class {
+                ec::HVC64 | ec::HVC32 if trng::call(vcpu, vcpu.regs.x[0]) => None,
                 ec::HVC64 => memory_call(&cpu.fp, name, vcpu, vm),
                 ec::HVC32 => match traps::called_function(vcpu) {
                     Some(_) => memory_call(&cpu.fp, name, vcpu, vm),

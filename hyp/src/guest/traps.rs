@@ -7,6 +7,7 @@ use crate::fp::TrapClass;
 use crate::guest::access::{Exit, data_abort, fault, read_register, write_register};
 use crate::guest::syndrome::{self, IdRead, SysReg, ec, pstate};
 use crate::guest::traps32;
+use crate::guest::trng;
 use crate::machine::machine;
 use crate::memory::pages::VmId;
 use crate::vm::slots::{self, Open, Vcpu};
@@ -28,7 +29,9 @@ pub fn synchronous(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
         }
         ec::SMC64 => {
             // There is no firmware for a guest. HCR_EL2.TSC traps before the instruction.
-            vcpu.regs.x[0] = u64::MAX;
+            if !trng::call(vcpu, vcpu.regs.x[0]) {
+                vcpu.regs.x[0] = u64::MAX;
+            }
             step_over(vcpu, esr);
             None
         }

@@ -6,6 +6,7 @@ use crate::arch::sysreg::*;
 use crate::guest::aarch32::{self, Access, Coprocessor, Entry, LR_ABT, LR_UND, NZCV};
 use crate::guest::access::{self, Exit};
 use crate::guest::syndrome::{self, ec};
+use crate::guest::trng;
 use crate::vm::slots::Vcpu;
 use umbra_shared::exit::Reason;
 
@@ -24,7 +25,9 @@ pub fn synchronous(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
         }
         ec::SMC32 => {
             // There is no firmware for a guest.
-            vcpu.regs.x[0] = u32::MAX.into();
+            if !trng::call(vcpu, vcpu.regs.x[0]) {
+                vcpu.regs.x[0] = u32::MAX.into();
+            }
             step_over(vcpu, esr);
             None
         }
