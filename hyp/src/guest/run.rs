@@ -133,8 +133,7 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
             let esr = sys::read_esr_el2().bits();
             // What most exits are.
             if syndrome::class(esr) == ec::HVC64
-                && GuestFunction::from_id(vcpu.regs.x[0]).is_none()
-                && !trng::is_one(vcpu.regs.x[0])
+                && !trng::may_be_hyps(vcpu.regs.x[0])
                 && !pstate::is_aarch32(vcpu.regs.pstate)
             {
                 vcpu.open = Open::Hvc;
@@ -218,10 +217,9 @@ fn rare(cpu: &mut Cpu, left: u64) -> Option<Exit> {
         class => {
             let exit = match class {
                 ec::HVC64 | ec::HVC32 if trng::call(vcpu, vcpu.regs.x[0]) => None,
-                ec::HVC64 => memory_call(&cpu.fp, name, vcpu, vm),
-                ec::HVC32 => match traps::called_function(vcpu) {
+                ec::HVC64 | ec::HVC32 => match traps::called_function(vcpu) {
                     Some(_) => memory_call(&cpu.fp, name, vcpu, vm),
-                    None => Some(call32(vcpu)),
+                    None => Some(call(vcpu)),
                 },
                 ec::PAUTH => first_pauth(&cpu.world, &mut cpu.host, vcpu),
                 ec::SYSREG if SysReg::new(esr).is_pauth_key() => {
@@ -249,9 +247,9 @@ fn rare(cpu: &mut Cpu, left: u64) -> Option<Exit> {
     None
 }
 
-/// An HVC of an AArch32 guest's for its host: r0-r5.
+/// An HVC for the host, x0-x5 or r0-r5, of which it had to be asked whether it is.
 #[cold]
-fn call32(vcpu: &mut Vcpu) -> Exit {
+fn call(vcpu: &mut Vcpu) -> Exit {
     vcpu.open = Open::Hvc;
     let [x0, x1, x2, x3, x4, x5, ..] = vcpu.regs.x;
     Exit::new(Reason::Hvc, [x0, x1, x2, x3, x4, x5].map(|x| vcpu.register_width(x)))

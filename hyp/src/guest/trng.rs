@@ -51,6 +51,16 @@ pub const fn is_one(x0: u64) -> bool {
     (x0 & 0xffff_ffff & !SVE_HINT & !SMC64).wrapping_sub(VERSION as u64) < 4
 }
 
+/// Whether an HVC's x0 may select a function that hyp answers, of TRNG's or of
+/// [`GuestFunction`](umbra_shared::guest::GuestFunction): all of those do, and so do some that are nobody's. What
+/// doesn't is its host's at once: this is in every exit, so it is one mask.
+#[inline(always)]
+pub const fn may_be_hyps(x0: u64) -> bool {
+    // 32 numbers at 0x40, of the standard and the vendor hypervisor service (bit 25), in SMC32 and SMC64 (bit 30),
+    // with or without the hint (bit 16).
+    x0 & 0xbdfe_ffe0 == 0x8400_0040
+}
+
 /// x0-x3 of the answer to a call with x0 = `function` and x1 = `x1`, from EL1 in either execution state: in AArch32
 /// there are only the 32-bit calls. `None`: it is not one of TRNG's.
 pub fn answer(
@@ -117,6 +127,21 @@ pub fn call(vcpu: &mut crate::vm::slots::Vcpu, x0: u64) -> bool {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_hyp_answers_passes_the_mask() {
+        use umbra_shared::guest::GuestFunction;
+        let ids = GuestFunction::ALL.iter().flat_map(|f| [f.id(), f.id32()]);
+        for x0 in ids.chain(CALLS.map(u64::from)) {
+            assert!(may_be_hyps(x0) && may_be_hyps(x0 | SVE_HINT), "{x0:#x}");
+            // Its upper half doesn't count.
+            assert!(may_be_hyps(x0 | 0xffff_ffff << 32), "{x0:#x}");
+        }
+        for x0 in [0, 1, 0x8400_0000, 0xc600_0000, 0x8000_0050, 0x0400_0050, 0x8600_0060, u64::MAX]
+        {
+            assert!(!may_be_hyps(x0), "{x0:#x}");
+        }
+    }
 
     /// Ones, or so many words of them.
     struct Ones(u32);
