@@ -82,7 +82,7 @@
 //! No lock is held while a guest or the host runs: VCPU_RUN takes none, a loaded vCPU being its CPU's
 //! own; a guest's call about its memory takes its VM's and lets it go before the guest goes on. What a
 //! CPU does with a lock held is bounded by [`umbra_shared::call::MAX_PAGES_PER_CALL`], and measured (`tests/bench`,
-//! `masked_*`). Locks go to whoever has waited longest ([`arch::lock`]), so that a wait is bounded, too: by the
+//! `masked_*`). Locks go to whoever has waited longest (`arch::lock`), so that a wait is bounded, too: by the
 //! other CPUs' turns.
 //!
 //! Nothing fails for want of memory once a transition has begun. A VM brings its tables: [`vm::life`] asks
