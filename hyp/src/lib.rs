@@ -33,7 +33,7 @@
 //! An unmodified Linux finds a machine without EL2: it is started at EL1, its /memory has no hyp in it,
 //! its PSCI calls are SMCs that [`power::psci`] interposes. Its page tables are below an identity map that lacks
 //! hyp's memory: an access there is a synchronous external abort. All CPU features are its own but for
-//! EL2, and its FP registers move only when a guest has displaced them ([`fp`]), or when
+//! EL2 and what implementers define beside the architecture, and its FP registers move only when a guest has displaced them ([`fp`]), or when
 //! [`boot::options`] ask for that.
 //!
 //! # Where it is unsafe

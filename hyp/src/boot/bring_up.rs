@@ -79,7 +79,11 @@ pub fn bring_up(cpu: &mut Cpu) {
     }
     let mpidr = sys::read_mpidr_el1().bits() & MPIDR_AFFINITY;
     let mut lacks = MACHINE.get().map_or(Features::NONE, |machine| id.lacks(&machine.id));
-    if workarounds.contains(Workarounds::NO_GUESTS) || !virtual_interface_fits() {
+    let fits = virtual_interface_fits();
+    if !fits {
+        ::log::warn!("CPU {}: more active priorities than hyp switches: no guests", cpu.index());
+    }
+    if workarounds.contains(Workarounds::NO_GUESTS) || !fits {
         lacks = Features::SHOWN;
     }
     cpu.shared.publish(features.less(lacks), &id, mpidr, vqs, svqs);

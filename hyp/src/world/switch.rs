@@ -159,6 +159,10 @@ impl World {
                 write(control, self.controls.host[control as usize]);
             }
         }
+        // What was there before is nobody's error, and no guest's.
+        if self.features.has(Name::Ras) {
+            clear_disr_el1();
+        }
         write_vpidr_el2(sys::read_midr_el1().bits());
         isb();
     }
