@@ -33,7 +33,7 @@
 //! An unmodified Linux finds a machine without EL2: it is started at EL1, its /memory has no hyp in it,
 //! its PSCI calls are SMCs that [`power::psci`] interposes. Its page tables are below an identity map that lacks
 //! hyp's memory: an access there is a synchronous external abort. All CPU features are its own but for
-//! EL2, and its FP registers move only when a guest has displaced them ([`fp`]), or when
+//! EL2 and what implementers define beside the architecture, and its FP registers move only when a guest has displaced them ([`fp`]), or when
 //! [`boot::options`] ask for that.
 //!
 //! # Where it is unsafe
@@ -45,19 +45,20 @@
 //! | module | blocks | other | for |
 //! |---|---|---|---|
 //! | `arch/console.rs` | 1 | 1 | the UART's registers |
-//! | `arch/exception.rs` | 2 | 2 | the vectors; entry to a host that starts |
+//! | `arch/exception.rs` | 2 | 2 | the vectors; entry to a host that starts; an SError taken at EL2 |
 //! | `arch/fatal.rs` | 2 | 2 | the stack as a list of frames, when something has gone wrong |
 //! | `arch/lock.rs` | 4 | 0 | YIELD, WFE, WFI, SEV |
 //! | `arch/log.rs` | 1 | 3 | records in a static that every CPU writes (test builds only) |
 //! | `arch/percpu.rs` | 2 | 2 | per-CPU data behind TPIDR_EL2 |
 //! | `arch/reset.rs` | 0 | 1 | an address that boot.S defines |
-//! | `arch/sysreg.rs` | 6 | 0 | MRS and MSR of registers that the sysreg crate lacks; barriers |
+//! | `arch/sysreg.rs` | 9 | 0 | MRS and MSR of registers that the sysreg crate lacks; barriers |
 //! | `boot/arrival.rs` | 4 | 1 | this CPU's data and host image, which boot made; the function that boot.S comes back to; YIELD |
 //! | `boot/bring_up.rs` | 4 | 0 | EL2's translation for the host, and entry to it |
 //! | `boot/pool.rs` | 1 | 0 | memory taken from the pool for the first time |
 //! | `boot/start.rs` | 8 | 2 | addresses that the linker script and boot.S define; the device tree and the package where the loader put them; the jump to the final tables |
 //! | `cpu.rs` | 2 | 1 | per-CPU data, whole |
 //! | `fp/hw.rs` | 20 | 3 | the routines that move FP registers (regs.S); images in donated memory |
+//! | `guest/entropy.rs` | 1 | 0 | RNDRRS |
 //! | `guest/run.rs` | 3 | 1 | entry to a guest (enter.S); the return state of an ERET, into the guest and back to the host |
 //! | `guest/traps.rs` | 1 | 1 | the return state of a guest whose trap ends without a switch; the function that enter.S calls |
 //! | `host/traps.rs` | 3 | 1 | this CPU's data at an exception; the host's return state |
@@ -80,7 +81,9 @@
 //! The console's is taken by messages alone, which are for boot, for the end, and for no transition.
 //! No lock is held while a guest or the host runs: VCPU_RUN takes none, a loaded vCPU being its CPU's
 //! own; a guest's call about its memory takes its VM's and lets it go before the guest goes on. What a
-//! CPU does with a lock held is bounded by [`umbra_shared::call::MAX_PAGES_PER_CALL`].
+//! CPU does with a lock held is bounded by [`umbra_shared::call::MAX_PAGES_PER_CALL`], and measured (`tests/bench`,
+//! `masked_*`). Locks go to whoever has waited longest (`arch::lock`), so that a wait is bounded, too: by the
+//! other CPUs' turns.
 //!
 //! Nothing fails for want of memory once a transition has begun. A VM brings its tables: [`vm::life`] asks
 //! whether the worst case is there before a page changes hands, with the slot locked from then on, so

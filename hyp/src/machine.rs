@@ -7,7 +7,7 @@ use crate::arch::stats::Stats;
 use crate::fp::lengths::Lengths;
 use crate::memory::tables::Stage2Shape;
 use crate::world::features::Features;
-use crate::world::features::id::IdRegisters;
+use crate::world::features::id::{IdRegisters, REGISTERS};
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use spin::Once;
 use umbra_shared::sme::Storage;
@@ -28,10 +28,12 @@ pub struct Machine {
     pub streaming: Lengths,
     /// What the host's registers take.
     pub host_storage: Storage,
-    /// ID registers of the boot CPU, without the features that other CPUs lack.
+    /// ID registers: what all CPUs have in common that were up at boot.
     pub id: IdRegisters,
     /// What every CPU has that was up at boot.
     pub features: Features,
+    /// Firmware has entropy (DEN0098).
+    pub firmware_trng: bool,
     /// HCR_EL2 that a guest begins with.
     pub guest_hcr: u64,
     /// Stage 2.
@@ -65,6 +67,8 @@ pub struct Shared {
     svqs: AtomicU16,
     /// [`Features`].
     features: AtomicU64,
+    /// Its ID registers.
+    id: [AtomicU64; REGISTERS],
     /// It has been up at EL2.
     online: AtomicBool,
     /// Bytes of its host image.
@@ -79,13 +83,24 @@ impl Shared {
             vqs: AtomicU16::new(0),
             svqs: AtomicU16::new(0),
             features: AtomicU64::new(0),
+            id: [const { AtomicU64::new(0) }; REGISTERS],
             online: AtomicBool::new(false),
             image_bytes: AtomicU64::new(0),
         }
     }
 
     /// What the CPU has found out about itself; it has been up at EL2.
-    pub fn publish(&self, features: Features, mpidr: u64, vqs: VqSet, svqs: VqSet) {
+    pub fn publish(
+        &self,
+        features: Features,
+        id: &IdRegisters,
+        mpidr: u64,
+        vqs: VqSet,
+        svqs: VqSet,
+    ) {
+        for (shared, &register) in self.id.iter().zip(&id.registers) {
+            shared.store(register, Ordering::Relaxed);
+        }
         self.vqs.store(vqs.bits(), Ordering::Relaxed);
         self.svqs.store(svqs.bits(), Ordering::Relaxed);
         self.features.store(features.bits(), Ordering::Relaxed);
@@ -106,6 +121,12 @@ impl Shared {
     /// What it has.
     pub fn features(&self) -> Features {
         Features::from_bits(self.features.load(Ordering::Relaxed))
+    }
+
+    /// Its ID registers; of what is beside them, nothing.
+    pub fn id(&self) -> IdRegisters {
+        let registers = core::array::from_fn(|n| self.id[n].load(Ordering::Relaxed));
+        IdRegisters { registers, ..IdRegisters::default() }
     }
 
     /// Whether it has been up at EL2.

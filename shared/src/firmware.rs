@@ -18,7 +18,7 @@ pub const FIRMWARE_CONFIG_OFFSET: usize = 64;
 pub const FIRMWARE_MAGIC: u64 = u64::from_le_bytes(*b"UMBRAEL3");
 
 /// Version of the layout below.
-pub const FIRMWARE_VERSION: u32 = 4;
+pub const FIRMWARE_VERSION: u32 = 5;
 
 /// Offset of the translation tables, bytes from the start of the file: level 1, then the level 2 table
 /// of the first GiB. Zero in a firmware that was not configured.
@@ -102,6 +102,8 @@ pub struct FirmwareConfig {
     /// Not zero: calls are refused and delayed, which ones and how follows from this number; and so does
     /// what a CPU finds in its registers when it comes up.
     pub trouble: u64,
+    /// Not zero: there is a TRNG (DEN0098). What it gives follows from this number: it is for tests.
+    pub trng: u64,
     /// MPIDR_EL1 affinity of each CPU, in the device tree's order; [`u64::MAX`] behind the last.
     pub affinities: [u64; FIRMWARE_CPUS],
     /// The most that each CPU's vector length may be, in bytes, in the device tree's order; zero: all

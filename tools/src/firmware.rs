@@ -23,6 +23,9 @@ use crate::{elf, image, workspace};
 /// Vector lengths, in bytes, that a CPU of the SVE2 era may have, and that streaming mode may.
 const ALLOWED: [u16; 5] = [16, 32, 64, 128, 256];
 
+/// What the firmware's random numbers follow from, where it has any.
+const TRNG_SEED: u64 = 0x7e57_5eed;
+
 /// How CPU_SUSPEND's power_state is laid out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum SuspendFormat {
@@ -48,6 +51,8 @@ pub struct Setup {
     trouble: u64,
     /// EL2 is given a device tree that has everything.
     odd_tree: bool,
+    /// There is a TRNG.
+    trng: bool,
 }
 
 /// The EL3 firmware of one machine.
@@ -83,6 +88,7 @@ impl Setup {
             board: Board::VIRT,
             trouble: 0,
             odd_tree: false,
+            trng: false,
         })
     }
 
@@ -96,6 +102,12 @@ impl Setup {
     #[must_use]
     pub fn with_odd_tree(self, odd: bool) -> Self {
         Self { odd_tree: odd, ..self }
+    }
+
+    /// The same with a TRNG, if `trng`.
+    #[must_use]
+    pub fn with_trng(self, trng: bool) -> Self {
+        Self { trng, ..self }
     }
 
     /// The same with these streaming vector lengths, in bytes (none: all that the CPUs have).
@@ -145,6 +157,7 @@ impl Setup {
         };
         config.tree = if self.odd_tree { TREE_ODD } else { TREE_PLAIN };
         config.trouble = self.trouble;
+        config.trng = if self.trng { TRNG_SEED } else { 0 };
         config.dtb = self.board.dtb;
         config.ram = self.board.ram;
         config.boot_address = self.board.boot_address;
@@ -210,6 +223,9 @@ impl fmt::Display for Setup {
         }
         if self.odd_tree {
             write!(f, ", a device tree that has everything")?;
+        }
+        if self.trng {
+            write!(f, ", a TRNG")?;
         }
         Ok(())
     }

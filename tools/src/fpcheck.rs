@@ -84,6 +84,13 @@ fn classify_system(instruction: u32) -> Option<Class> {
     }
 }
 
+/// Whether a word is AT: SYS with CRn 7 and CRm 8 or 9. Several cores translate by one that they only speculate on,
+/// with half of each world's registers during a world switch (hyp's `world::errata`); then none may be among hyp's
+/// instructions, nor among the constants between them, which speculation may take for some.
+pub const fn is_address_translation(word: u32) -> bool {
+    word & 0xfff8_fe00 == 0xd508_7800
+}
+
 /// A system register as it stands in bits 20:5 of MRS and MSR.
 const fn system_register(op0: u32, op1: u32, crn: u32, crm: u32, op2: u32) -> u32 {
     op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
@@ -148,6 +155,11 @@ impl Summary {
 /// Checks hyp: only the save, load and zero routines, and those must be there.
 pub fn check_hyp(path: &Path) -> Result<Summary> {
     let summary = check_file(path, HYP_ALLOWED)?.into_result()?;
+    let data = std::fs::read(path).with_context(|| format!("could not read {}", path.display()))?;
+    let at = address_translations(&data)?;
+    if !at.is_empty() {
+        bail!("{}: AT at {at:#x?}", path.display());
+    }
     if summary.allowed == 0 {
         bail!(
             "{}: no FP instruction at all, not even in {HYP_ALLOWED:?}: is this hyp?",
@@ -155,6 +167,20 @@ pub fn check_hyp(path: &Path) -> Result<Summary> {
         );
     }
     Ok(summary)
+}
+
+/// Where AT stands in what is executable.
+fn address_translations(data: &[u8]) -> Result<Vec<u64>> {
+    let file = object::File::parse(data)?;
+    let mut found = Vec::new();
+    for section in file.sections().filter(is_code) {
+        let words = section.data()?.chunks_exact(4).zip((section.address()..).step_by(4));
+        found.extend(words.filter_map(|(word, address)| {
+            let word = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+            is_address_translation(word).then_some(address)
+        }));
+    }
+    Ok(found)
 }
 
 /// Checks a library (an `rlib`): nothing at all is allowed in it.
@@ -308,6 +334,33 @@ fn check_section(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// AT of EL1&0, EL2 and EL3, PAN's included; not its neighbours.
+    #[test]
+    fn address_translations_are_recognised() {
+        for word in [
+            0xd508_7800, // at s1e1r, x0
+            0xd508_781f, // at s1e1r, xzr
+            0xd508_7823, // at s1e1w, x3
+            0xd508_7900, // at s1e1rp, x0
+            0xd50c_7880, // at s12e1r, x0
+            0xd50c_78c1, // at s12e0r, x1
+            0xd50c_7800, // at s1e2r, x0
+            0xd50e_7800, // at s1e3r, x0
+        ] {
+            assert!(is_address_translation(word), "{word:#x}");
+        }
+        for word in [
+            0xd508_7640, // dc isw, x0
+            0xd50b_7e20, // dc civac, x0
+            0xd508_751f, // ic iallu
+            0xd508_831f, // tlbi vmalle1is
+            0xd538_7400, // mrs x0, par_el1
+            0xd508_7a00,
+        ] {
+            assert!(!is_address_translation(word), "{word:#x}");
+        }
+    }
 
     #[test]
     fn every_class_is_recognised() {

@@ -65,6 +65,8 @@ pub struct Configuration {
     pub odd_tree: bool,
     /// Memory has tags.
     pub mte: bool,
+    /// The firmware has a TRNG.
+    pub trng: bool,
 }
 
 /// All of them: every VL the emulator has, none, and CPUs of several generations.
@@ -110,6 +112,8 @@ pub const CONFIGURATIONS: &[Configuration] = &[
     // Firmware as firmware may be, in two ways. With the other format of power_state, the other seed.
     troubled(configuration("trouble", "max", 4), 0x5eed),
     troubled(asymmetric("asym-trouble", &[64, 32, 128], &[], SuspendFormat::Extended), 0xbad_f00d),
+    // CPUs without a generator of their own.
+    Configuration { trng: true, ..areas(configuration("trng", "neoverse-n1", 2), "areas=trng") },
     Configuration { odd_tree: true, ..areas(configuration("odd-tree", "max", 4), ODD_AREAS) },
 ];
 
@@ -163,7 +167,7 @@ const fn configuration(name: &'static str, cpu: &'static str, smp: u32) -> Confi
     let suspend = SuspendFormat::Original;
     let (vls, svls, late) = (&[], &[], &[]);
     let (options, areas) = ("", "");
-    let (high, trouble, odd_tree, mte) = (false, 0, false, false);
+    let (high, trouble, odd_tree, mte, trng) = (false, 0, false, false, false);
     Configuration {
         name,
         cpu,
@@ -178,6 +182,7 @@ const fn configuration(name: &'static str, cpu: &'static str, smp: u32) -> Confi
         trouble,
         odd_tree,
         mte,
+        trng,
     }
 }
 
@@ -199,6 +204,7 @@ impl Configuration {
             || !self.late.is_empty()
             || self.trouble != 0
             || self.odd_tree
+            || self.trng
     }
 
     /// What the EL3 firmware is to make of the machine, if there is to be one.
@@ -209,7 +215,7 @@ impl Configuration {
         let board = if self.high { Board::VIRT_HIGH } else { Board::VIRT };
         let setup = Setup::new(self.vls, self.late, self.suspend, self.smp)?;
         let setup = setup.streaming(self.svls)?.troubled(self.trouble);
-        Ok(Some(setup.with_odd_tree(self.odd_tree).on(board)))
+        Ok(Some(setup.with_odd_tree(self.odd_tree).with_trng(self.trng).on(board)))
     }
 }
 
@@ -450,6 +456,9 @@ fn image(tests: &Path, configuration: &Configuration) -> Result<PathBuf> {
     if configuration.odd_tree {
         words += " tree=odd";
     }
+    if configuration.trng {
+        words += " trng=firmware";
+    }
     if words.trim().is_empty() {
         return Ok(tests.to_path_buf());
     }
@@ -519,7 +528,7 @@ mod tests {
     fn every_configuration_can_be_made() {
         for configuration in CONFIGURATIONS {
             let firmware = configuration.firmware().unwrap();
-            let with = ["asym", "ram", "trouble", "odd"];
+            let with = ["asym", "ram", "trouble", "odd", "trng"];
             let with = with.iter().any(|name| configuration.name.starts_with(name));
             assert_eq!(firmware.is_some(), with);
         }

@@ -11,10 +11,14 @@ use super::sysreg::sys::{VbarEl2, write_vbar_el2};
 use core::mem::offset_of;
 use static_assertions::const_assert;
 
+/// The entry in the guest's vectors of an SError from EL2 itself, with its own stack pointer.
+const SERROR_AT_EL2: u64 = 16 + 7;
+
 core::arch::global_asm!(
     include_str!("vectors.S"),
     FATAL_FRAME_BYTES = const size_of::<FatalFrame>(),
     HOST_FRAME_BYTES = const size_of::<HostFrame>(),
+    SERROR_AT_EL2 = const SERROR_AT_EL2,
     STACK_SHIFT = const layout::STACK_SHIFT,
     CPU_EMERGENCY_STACK = const offset_of!(PerCpu, emergency_stack),
 );
@@ -23,6 +27,7 @@ core::arch::global_asm!(
 unsafe extern "C" {
     static umbra_host_vectors: u8;
     static umbra_guest_vectors: u8;
+    safe fn umbra_take_serror() -> u64;
     fn umbra_enter_host_fresh(context: u64, stack_top: u64) -> !;
 }
 
@@ -58,6 +63,11 @@ pub fn set_guest_vectors() {
 fn set_vectors(vectors: *const u8) {
     // SAFETY: called with one of the two vector tables of vectors.S.
     unsafe { write_vbar_el2(VbarEl2::from_bits_retain(vectors.addr() as u64)) };
+}
+
+/// Takes an SError that is pending, here, and goes on. Returns whether there was one. For CPUs without ESB.
+pub fn take_pending_serror() -> bool {
+    umbra_take_serror() != 0
 }
 
 /// Begins the host's life on this CPU with `context` in x0: ERET.

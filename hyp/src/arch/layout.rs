@@ -56,6 +56,12 @@ pub const TCR_EL1: u64 = 1 << 23 | 16 << 16 | 2 << 30 | 3 << 12 | 1 << 10 | 1 <<
 pub const SCTLR_EL2: u64 = SCTLR_EL2_BOOT | 1 << 19;
 /// SCTLR_EL2 while the image is mapped by blocks, writable and executable at once.
 pub const SCTLR_EL2_BOOT: u64 = 0x30c5_0830 | 1 << 12 | 1 << 3 | 1 << 2 | 1;
+/// SCTLR_EL2.EIS and EOS: exceptions to EL2 and returns from it synchronise context. Where FEAT_ExS is, they can be
+/// off; a world switch counts on them being on: behind its last MSR comes an ERET and no ISB.
+pub const SCTLR_EIS_EOS: u64 = 1 << 22 | 1 << 11;
+const _: () = assert!(SCTLR_EL2 & SCTLR_EIS_EOS == SCTLR_EIS_EOS);
+const _: () = assert!(SCTLR_EL2_BOOT & SCTLR_EIS_EOS == SCTLR_EIS_EOS);
+
 /// SCTLR_EL1 for saying why hyp can't run.
 pub const SCTLR_EL1_BOOT: u64 = 0x30d0_0980 | 1 << 12 | 1 << 3 | 1 << 2 | 1;
 

@@ -2,11 +2,13 @@
 
 use core::arch::asm;
 
-/// A spin lock whose waiters say so to the machine (YIELD): under emulation that lets the holder run.
-pub type Lock<T> = spin::mutex::SpinMutex<T, Yield>;
+/// A lock that goes to whoever has waited longest: a guest that calls about its memory again and again keeps neither
+/// its host nor another guest from it for longer than the CPUs before them take. Waiters say so to the machine
+/// (YIELD): under emulation that lets the holder run.
+pub type Lock<T> = spin::mutex::TicketMutex<T, Yield>;
 
 /// What a taken [`Lock`] is held by.
-pub type LockGuard<'a, T> = spin::mutex::SpinMutexGuard<'a, T, Yield>;
+pub type LockGuard<'a, T> = spin::mutex::TicketMutexGuard<'a, T, Yield>;
 
 /// The relax strategy of [`Lock`].
 #[derive(Debug)]

@@ -18,7 +18,6 @@ pub mod console;
 pub mod exception;
 #[cfg(target_os = "none")]
 pub mod fatal;
-#[cfg(target_os = "none")]
 pub mod layout;
 #[cfg(target_os = "none")]
 pub mod lock;

@@ -107,6 +107,32 @@ gap! {
     read_mpamhcr_el2 write_mpamhcr_el2 "s3_4_c10_c4_0";
     /// MPAM2_EL2 (FEAT_MPAM).
     read_mpam2_el2 write_mpam2_el2 "s3_4_c10_c5_0";
+    /// ACTLR_EL2: IMPLEMENTATION DEFINED; on cores of Arm's own, which such registers EL1 may write.
+    _read_actlr_el2 write_actlr_el2 "s3_4_c1_c0_1";
+    /// HACR_EL2: IMPLEMENTATION DEFINED traps.
+    _read_hacr_el2 write_hacr_el2 "s3_4_c1_c1_7";
+    /// TRFCR_EL2 (FEAT_TRF): whether a trace sees EL2.
+    _read_trfcr_el2 write_trfcr_el2 "s3_4_c1_c2_1";
+    /// TRCITECR_EL2 (FEAT_ITE): whether TRCIT is traced at EL2.
+    _read_trcitecr_el2 write_trcitecr_el2 "s3_4_c1_c2_3";
+    /// BRBCR_EL2 (FEAT_BRBE): whether EL2's branches are recorded.
+    _read_brbcr_el2 write_brbcr_el2 "s2_4_c9_c0_0";
+    /// PMSCR_EL2 (FEAT_SPE): whether EL2 is sampled.
+    _read_pmscr_el2 write_pmscr_el2 "s3_4_c9_c9_0";
+    /// GCSCR_EL2 (FEAT_GCS): EL2's guarded control stack.
+    _read_gcscr_el2 write_gcscr_el2 "s3_4_c2_c5_0";
+    /// SMPRIMAP_EL2 (FEAT_SME): priorities, while HCRX_EL2.SMPME is set.
+    _read_smprimap_el2 write_smprimap_el2 "s3_4_c1_c2_5";
+    /// SCXTNUM_EL2 (FEAT_CSV2_2): EL2's software context number.
+    _read_scxtnum_el2 write_scxtnum_el2 "s3_4_c13_c0_7";
+    /// TFSR_EL2 (FEAT_MTE2): tag check faults of EL2.
+    _read_tfsr_el2 write_tfsr_el2 "s3_4_c5_c6_0";
+    /// CONTEXTIDR_EL2 (FEAT_VHE).
+    _read_contextidr_el2 write_contextidr_el2 "s3_4_c13_c0_1";
+    /// CNTHV_CTL_EL2 (FEAT_VHE): EL2's virtual timer.
+    _read_cnthv_ctl_el2 write_cnthv_ctl_el2 "s3_4_c14_c3_1";
+    /// HACDBSBR_EL2 (FEAT_HACDBS): an accelerator that writes tables.
+    _read_hacdbsbr_el2 write_hacdbsbr_el2 "s3_4_c2_c3_4";
     /// HSTR_EL2: AArch32 CP15 traps.
     read_hstr_el2 write_hstr_el2 "hstr_el2";
     /// VPIDR_EL2: what a lower EL reads as MIDR_EL1.
@@ -185,6 +211,41 @@ pub fn read_id_registers() -> [u64; 7 * 8] {
     core::array::from_fn(|n| rows[n / 8][n % 8])
 }
 
+macro_rules! zero {
+    ($($(#[$doc:meta])* $clear:ident $name:literal;)*) => {
+        $(
+            $(#[$doc])*
+            #[inline(always)]
+            pub fn $clear() {
+                // SAFETY: as those of `gap`.
+                unsafe { asm!(concat!("msr ", $name, ", xzr"), options(nostack)) };
+            }
+        )*
+    };
+}
+
+zero! {
+    /// VDISR_EL2 = 0. These are here because they are in each exit: XZR takes no instruction to make.
+    clear_vdisr_el2 "s3_4_c12_c1_1";
+    /// ICH_HCR_EL2 = 0.
+    clear_ich_hcr_el2 "s3_4_c12_c11_0";
+    /// CNTVOFF_EL2 = 0.
+    clear_cntvoff_el2 "cntvoff_el2";
+    /// CNTHP_CTL_EL2 = 0.
+    clear_cnthp_ctl_el2 "cnthp_ctl_el2";
+    /// DISR_EL1 = 0 (FEAT_RAS).
+    clear_disr_el1 "s3_0_c12_c1_1";
+}
+
+/// Error synchronisation barrier (ESB), and what it deferred: DISR_EL1. The CPU has FEAT_RAS, and SErrors are masked.
+#[inline(always)]
+pub fn deferred_serror() -> u64 {
+    let disr;
+    // SAFETY: a barrier, and a register that says what came of it. Not `nomem`: it is about accesses that came before.
+    unsafe { asm!("hint #16", "mrs {}, s3_0_c12_c1_1", out(reg) disr, options(nostack)) };
+    disr
+}
+
 /// Instruction synchronisation barrier.
 #[inline(always)]
 pub fn isb() {
@@ -197,6 +258,13 @@ pub fn isb() {
 pub fn dsb_nsh() {
     // SAFETY: a barrier.
     unsafe { asm!("dsb nsh", options(nostack, preserves_flags)) };
+}
+
+/// Data synchronisation barrier over the full system: errors of accesses that came before are known.
+#[inline(always)]
+pub fn dsb_sy() {
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
 }
 
 /// Data synchronisation barrier over the inner shareable domain.

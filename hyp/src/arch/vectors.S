@@ -124,8 +124,40 @@ umbra_enter_host_fresh:
     dsb     nsh
     isb
 
+// Takes an SError that is pending: x0 = whether there was one. In the window, and nowhere else, one at EL2 is no bug.
+.global umbra_take_serror
+umbra_take_serror:
+    mov     x0, #0
+    msr     daifclr, #4
+    // It is taken here at the earliest and behind the ISB at the latest.
+serror_window:
+    isb
+serror_window_end:
+    msr     daifset, #4
+    ret
+
 fatal_common:
     // x1 = kind, [sp + 8] = x1, everything else as it was.
+    cmp     x1, #{SERROR_AT_EL2}
+    b.ne    1f
+    stp     x2, x3, [sp, #16]
+    mrs     x1, elr_el2
+    adr     x2, serror_window
+    adr     x3, serror_window_end
+    cmp     x1, x2
+    ccmp    x1, x3, #2, hs
+    ldp     x2, x3, [sp, #16]
+    mov     x1, #{SERROR_AT_EL2}
+    b.hi    1f
+    ldr     x1, [sp, #8]
+    add     sp, sp, #{FATAL_FRAME_BYTES}
+    adr     x0, serror_window_end
+    msr     elr_el2, x0
+    mov     x0, #1
+    eret
+    dsb     nsh
+    isb
+1:
     stp     x2, x3, [sp, #16]
     stp     x4, x5, [sp, #32]
     stp     x6, x7, [sp, #48]

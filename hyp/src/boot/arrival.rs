@@ -15,10 +15,12 @@ use crate::arch::{Lock, MAX_CPUS};
 use crate::boot::bring_up::{bring_up, start_host};
 use crate::boot::options::Options;
 use crate::boot::pool::Pool;
+use crate::boot::start::{self, HostMemory};
 use crate::cpu::Cpu;
 use crate::fp::host_storage;
 use crate::fp::hw::Image;
 use crate::fp::lengths::Lengths;
+use crate::guest::entropy;
 use crate::machine::{MACHINE, Machine, SHARED, machine};
 use crate::memory::frames::linear;
 use crate::memory::tables::Stage2Shape;
@@ -29,7 +31,6 @@ use crate::power::{
 use crate::world::controls::Controls;
 use crate::world::features::id::IdRegisters;
 use crate::world::features::{self, Control, Features};
-use crate::world::interrupts::virtual_interface_fits;
 use core::cell::Cell;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
@@ -53,10 +54,8 @@ pub struct Finish {
     pub options: Options,
     /// ID registers of the boot CPU.
     pub id: IdRegisters,
-    /// Stage 2's shape.
-    pub shape: Stage2Shape,
-    /// VTTBR_EL2 of the host.
-    pub host_vttbr: u64,
+    /// What the host's stage 2 is made of, once all CPUs have said how large it may be.
+    pub host_memory: HostMemory,
     /// Memory for host images.
     pub images: Pool,
     /// The console's physical address.
@@ -124,9 +123,6 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
 
 /// On the final tables, on the boot CPU.
 fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
-    if !virtual_interface_fits() {
-        refuse(format_args!("the GIC has more active priority registers than hyp switches"));
-    }
     start_others(cpu.index(), finish.cpus);
     let online = || SHARED[..finish.cpus].iter().filter(|s| s.online());
     let sets = || online().map(|s| s.vqs());
@@ -155,8 +151,15 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         streaming_lengths.largest.map_or(0, |vq| vq.vl_bytes()),
         describe(streaming_lengths.common),
     );
-    let features = online().fold(Features::ALL, |common, s| common.and(s.features()));
-    let id = finish.id.without(Features::read(&finish.id).less(features));
+    let id = online().fold(finish.id, |common, s| common.common(&s.id()));
+    // What no CPU here runs without is a CPU's, not the machine's: one that can't is asked at VCPU_LOAD.
+    let features = online()
+        .fold(Features::ALL, |common, s| common.and(s.features()))
+        .and(Features::read(&id))
+        .or(Features::SHOWN);
+    let id = id.without(Features::read(&finish.id).less(features));
+    let shape = Stage2Shape::new(id.pa_bits());
+    let host_vttbr = start::make_host_stage2(&finish.host_memory, shape);
     MACHINE.call_once(|| Machine {
         cpus: finish.cpus,
         displace: finish.options.displace,
@@ -166,9 +169,10 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         host_storage,
         id,
         features,
+        firmware_trng: entropy::firmware_has_it(),
         guest_hcr: Controls::new(features, 0).guest[Control::Hcr as usize],
-        stage2: finish.shape,
-        host_vttbr: finish.host_vttbr,
+        stage2: shape,
+        host_vttbr,
     });
     #[cfg(feature = "transition-log")]
     log_beginning();

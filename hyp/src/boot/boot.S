@@ -37,6 +37,19 @@
     isb
 .endm
 
+// EL2's translation has nothing but what TCR_EL2 and SCTLR_EL2 say: the registers of FEAT_TCR2 and FEAT_SCTLR2, which
+// reset leaves UNKNOWN, are zero before the MMU is on. Clobbers x0.
+.macro  plain_translation
+    mrs     x0, s3_0_c0_c7_3            // ID_AA64MMFR3_EL1
+    tst     x0, #0xf                    // TCRX
+    b.eq    8f
+    msr     s3_4_c2_c0_3, xzr           // TCR2_EL2
+8:  tst     x0, #0xf0                   // SCTLRX
+    b.eq    8f
+    msr     s3_4_c1_c0_3, xzr           // SCTLR2_EL2
+8:
+.endm
+
 .section .head, "ax"
 .global umbra_image_start
 umbra_image_start:
@@ -144,6 +157,7 @@ primary_entry:
     mov     x7, #{BLOCK_FLAGS_EL2}
     cmp     x22, x7
     b.ne    4f
+    plain_translation
     msr     mair_el2, x1
     msr     tcr_el2, x3
     msr     ttbr0_el2, x4
@@ -197,6 +211,7 @@ umbra_secondary_entry:
     ldp     x3, x4, [x20, #{PARAMS_STACK}]  // stack top, CPU index
     ldr     x5, ={MAIR}
     ldr     x6, ={SCTLR_EL2}
+    plain_translation
     msr     mair_el2, x5
     msr     tcr_el2, x2
     msr     ttbr0_el2, x1

@@ -7,15 +7,20 @@ use crate::cpu::Cpu;
 use crate::fp::hw::Cpu as FpCpu;
 use crate::fp::{Access, FpHw, Svcr};
 use crate::host::calls;
-use crate::machine::machine;
+use crate::machine::{MACHINE, machine};
+use crate::memory::tables;
 use crate::power::{
     self,
     psci::{HostEntry, Power},
 };
+use crate::world::errata::{self, Erratum, SME_SYNC_FUNCTION, Workarounds, may_use_sme};
 use crate::world::features::id::{IdRegister, IdRegisters};
 use crate::world::features::{Features, Name};
+use crate::world::interrupts::virtual_interface_fits;
+use crate::world::midr::Midr;
 use crate::world::switch::{self, El1Context, PSTATE_EL1H_MASKED, World};
 use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering};
 use umbra_shared::record::Kind;
 use umbra_shared::vl::{Vq, VqSet};
 
@@ -24,7 +29,9 @@ pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
 
 /// This CPU's ID registers.
 pub fn read_id_registers() -> IdRegisters {
-    let mut id = IdRegisters { registers: sysreg::read_id_registers(), ..IdRegisters::default() };
+    let registers = sysreg::read_id_registers();
+    let midr = sys::read_midr_el1().bits();
+    let mut id = IdRegisters { registers, midr, ..IdRegisters::default() };
     let features = Features::read(&id);
     // What tells of features that the CPU may lack is read only if it doesn't.
     if !features.has(Name::Aarch32) {
@@ -57,20 +64,59 @@ pub fn bring_up(cpu: &mut Cpu) {
     if features.has(Name::Sme) {
         cpu.hw.stop(Svcr::all());
     }
+    let workarounds = known_errata(cpu.index(), Midr::new(id.midr));
+    let sme = features.has(Name::Sme) && sme_is_safe(workarounds);
     let (mut vqs, mut svqs) = (VqSet::EMPTY, VqSet::EMPTY);
     for vq in (0..16).rev().map(Vq::from_len) {
         if features.has(Name::Sve) {
             cpu.hw.set_clamp(vq);
             vqs = vqs.with(cpu.hw.vq());
         }
-        if features.has(Name::Sme) {
+        if sme {
             cpu.hw.set_streaming_clamp(vq);
             svqs = svqs.with(cpu.hw.svq());
         }
     }
     let mpidr = sys::read_mpidr_el1().bits() & MPIDR_AFFINITY;
-    cpu.shared.publish(features, mpidr, vqs, svqs);
+    let mut lacks = MACHINE.get().map_or(Features::NONE, |machine| id.lacks(&machine.id));
+    let fits = virtual_interface_fits();
+    if !fits {
+        ::log::warn!("CPU {}: more active priorities than hyp switches: no guests", cpu.index());
+    }
+    if workarounds.contains(Workarounds::NO_GUESTS) || !fits {
+        lacks = Features::SHOWN;
+    }
+    cpu.shared.publish(features.less(lacks), &id, mpidr, vqs, svqs);
     cpu.hw.set_access(Access::Closed);
+}
+
+/// What this core's errata ask for, from now on. Each erratum is told of once.
+fn known_errata(cpu: usize, midr: Midr) -> Workarounds {
+    static TOLD: AtomicU64 = AtomicU64::new(0);
+    for (n, erratum) in errata::of(midr) {
+        if TOLD.fetch_or(1 << n, Ordering::Relaxed) >> n & 1 == 0 {
+            let Erratum { core, number, workarounds, .. } = erratum;
+            ::log::info!("CPU {cpu}: {core} erratum {number}: {workarounds:?}");
+        }
+    }
+    let workarounds = errata::workarounds(midr);
+    tables::work_around(workarounds.intersection(Workarounds::REPEAT_TLBI));
+    workarounds
+}
+
+/// Whether SME's accesses end where TLB maintenance says so; by firmware's doing, if it must.
+fn sme_is_safe(workarounds: Workarounds) -> bool {
+    if !workarounds.contains(Workarounds::SME_SYNC) {
+        return true;
+    }
+    let [answer, ..] = smccc::smc32(SME_SYNC_FUNCTION, [0; 7]);
+    let safe = may_use_sme(workarounds, answer as i32);
+    if safe {
+        tables::work_around(Workarounds::SME_SYNC);
+    } else {
+        ::log::warn!("firmware doesn't work around that: nobody has SME here");
+    }
+    safe
 }
 
 /// Begins the host's life on this CPU: EL1 in its reset state.

@@ -22,7 +22,7 @@ use crate::cpu::Cpu;
 use crate::machine::SHARED;
 use crate::memory::frames::{FrameList, Tables, linear};
 use crate::memory::hw::{self, Memory, clean_invalidate_range};
-use crate::memory::pages::{Pages, State, count};
+use crate::memory::pages::{MAX_BANKS, Pages, State, count};
 use crate::memory::stage2::Stage2;
 use crate::memory::tables::{HypTables, Stage2Shape, Stage2Tables, Use};
 use crate::power::psci::HostEntry;
@@ -254,10 +254,8 @@ fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
     if let Some(word) = unknown {
         refuse(format_args!("unknown option {word}"));
     }
-    let shape = Stage2Shape::new(id.pa_bits());
     tables.mark_active();
     tables.unmap(linear(dtb_room.0), PAYLOAD_ALIGN as usize);
-    let stage2 = host_stage2(platform, &hyp_ranges, shape);
 
     // SAFETY: fresh from the pool, mapped, aligned to a page, large enough for one entry per page; zeroed
     // bytes are a valid `State` (its first variant), and `Pages::new` writes every entry.
@@ -275,14 +273,15 @@ fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
     for &(start, end) in &platform.reserved {
         owners.reserve(start, end);
     }
-    let host_vttbr = stage2.vttbr().bits();
-    hw::init(Memory { pages: owners, hyp: tables, host: stage2 });
+    // Nobody walks it before all CPUs are known.
+    let shape = Stage2Shape::new(id.pa_bits());
+    let host = Stage2Tables::new(Tables(&HOST_TABLES), shape).with_vmid(0);
+    hw::init(Memory { pages: owners, hyp: tables, host });
     arrival::finish_with(Finish {
         cpus,
         options,
         id,
-        shape,
-        host_vttbr,
+        host_memory: HostMemory { banks: platform.banks.clone(), hyp: hyp_ranges },
         images: pool,
         uart: platform.uart,
         host: HostEntry { pc: image_pa + package.host_offset, context: dtb_room.0 },
@@ -368,16 +367,31 @@ fn make_cpu(tables: &mut HypTables, pool: &mut Pool, index: usize, id: &IdRegist
     clean_invalidate_range((&raw const *params).addr(), size_of::<BootParams>());
 }
 
-fn host_stage2(platform: &Platform, hyp: &[Range], shape: Stage2Shape) -> Stage2<Stage2Tables> {
+/// What of physical memory is RAM, and what of that hyp has.
+#[derive(Clone, Debug)]
+pub struct HostMemory {
+    banks: ArrayVec<Range, MAX_BANKS>,
+    hyp: [Range; 2],
+}
+
+/// Makes the host's stage 2 of this shape, in the place of the empty one. Returns its VTTBR_EL2.
+pub fn make_host_stage2(host: &HostMemory, shape: Stage2Shape) -> u64 {
+    let stage2 = host_stage2(host, shape);
+    let vttbr = stage2.vttbr().bits();
+    hw::with(|memory| memory.host = stage2);
+    vttbr
+}
+
+fn host_stage2(host: &HostMemory, shape: Stage2Shape) -> Stage2<Stage2Tables> {
     let mut stage2 = Stage2Tables::new(Tables(&HOST_TABLES), shape);
     let limit = 1 << shape.ipa_bits;
     let mut at = 0;
-    for &(start, end) in &platform.banks {
+    for &(start, end) in &host.banks {
         if end > limit {
             refuse(format_args!("memory above {} bits of address", shape.ipa_bits));
         }
         stage2.map_identity_device(at, start);
-        let mut holes: ArrayVec<Range, 4> = hyp.iter().copied().collect();
+        let mut holes: ArrayVec<Range, 4> = host.hyp.iter().copied().collect();
         holes.sort_unstable();
         let mut from = start;
         for hole in holes {

@@ -6,6 +6,7 @@ use crate::arch::sysreg::read_sctlr_el1;
 use crate::guest::access::Exit;
 use crate::guest::syndrome::{self, ec};
 use crate::guest::traps;
+use crate::guest::trng;
 use crate::memory::pages::VmId;
 use crate::power::guest::{Action, decide, error};
 use crate::power::hw::firmware;
@@ -55,6 +56,13 @@ pub fn call(vcpu: &mut Vcpu, vm: VmId, index: usize, esr: u64) -> Outcome {
             Answered(None)
         }
         0x8000_0000..=0x8000_ffff | 0xc000_0000..=0xc000_ffff => answer(vcpu, NOT_SUPPORTED),
+        0x8400_0050..=0x8400_005f | 0xc400_0050..=0xc400_005f => {
+            if trng::call(vcpu, function.into()) {
+                Answered(None)
+            } else {
+                answer(vcpu, NOT_SUPPORTED)
+            }
+        }
         _ if is_psci(function) => psci(vcpu, vm, index, decide(function, args, vcpu.is_aarch32())),
         _ if vcpu.protected && is_vendors(function) => vendor(vcpu, vm, function, args),
         _ if smc => answer(vcpu, NOT_SUPPORTED),

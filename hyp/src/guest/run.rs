@@ -11,7 +11,7 @@ use crate::guest::calls::{self, Outcome};
 use crate::guest::syndrome::{self, SysReg, ec, pstate};
 use crate::guest::traps;
 use crate::guest::traps32;
-use crate::vm::slots::{Loaded, Open, Vcpu};
+use crate::vm::slots::{Open, Vcpu};
 use crate::world::interrupts;
 use crate::world::switch::{self, El1Context, GuestRegs, World};
 use umbra_shared::call::Counter;
@@ -123,10 +123,9 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
         sys::write_elr_el2(sys::ElrEl2::from_bits_retain(regs.pc));
         sys::write_spsr_el2(sys::SpsrEl2::from_bits_retain(regs.pstate));
     };
-    let info = loop {
-        let vcpu = cpu.loaded.as_mut().ok_or(Error::NotLoaded)?.vcpu();
-        set_return(&vcpu.regs);
-        let regs = &raw mut vcpu.regs;
+    set_return(&vcpu.regs);
+    let mut regs = &raw mut vcpu.regs;
+    let (vcpu, info) = loop {
         // SAFETY: everything of the guest's but its general-purpose registers is in place, and the guest
         // vectors are in force. They store to `regs`, which are the loaded vCPU's, and hand `cpu`,
         // exclusively borrowed until they return, to `umbra_guest_trap`.
@@ -144,26 +143,33 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
                 vcpu.open = Open::Hvc;
                 let [x0, x1, x2, x3, x4, x5, ..] = vcpu.regs.x;
                 set_data(frame, [x0, x1, x2, x3, x4, x5]);
-                break ExitInfo::new(Reason::Hvc, 0);
+                break (vcpu, ExitInfo::new(Reason::Hvc, 0));
             }
         }
         if left == LEFT_IRQ {
             set_data(frame, [0; 6]);
-            break ExitInfo::new(Reason::Irq, 0);
+            break (vcpu, ExitInfo::new(Reason::Irq, 0));
         }
-        if let Some(exit) = rare(cpu, left) {
+        let exit = rare(cpu, left);
+        let vcpu = cpu.loaded.as_mut().ok_or(Error::NotLoaded)?.vcpu();
+        if let Some(exit) = exit {
             set_data(frame, exit.data);
-            break exit.info;
+            break (vcpu, exit.info);
         }
+        set_return(&vcpu.regs);
+        regs = &raw mut vcpu.regs;
     };
 
-    let vcpu = cpu.loaded.as_mut().ok_or(Error::NotLoaded)?.vcpu();
     cpu.hw.set_base(0);
     let fp_flags = cpu.fp.exit(&mut cpu.hw, &mut vcpu.fp, stats);
     vcpu.flags.publish(fp_flags);
     seen.word = fp_flags.bits();
-    // Likewise the guest's.
+    // Likewise the guest's; and errors of its accesses are its own.
     dsb_nsh();
+    let info = match cpu.world.take_serror() {
+        None => info,
+        Some(disr) => late_serror(vcpu, frame, disr),
+    };
     cpu.world.leave_guest(cpu.host_vttbr);
     let in_flight = vcpu.gic.leave();
     let vtimer = interrupts::leave_timer(&mut vcpu.timer, host_timer);
@@ -207,7 +213,7 @@ fn rare(cpu: &mut Cpu, left: u64) -> Option<Exit> {
     // An SError while the guest ran is blamed on the guest, which can't go on. Nor can one in another
     // execution state than its EL1's: guests of AArch64 are shown no AArch32 at EL0.
     if left != LEFT_SYNCHRONOUS || pstate::is_aarch32(vcpu.regs.pstate) != vcpu.is_aarch32() {
-        return Some(broken(loaded, esr));
+        return Some(broken(vcpu, esr));
     }
     let class = match syndrome::class(esr) {
         ec::FP => TrapClass::Fpsimd,
@@ -235,7 +241,7 @@ fn rare(cpu: &mut Cpu, left: u64) -> Option<Exit> {
             };
             return match &exit {
                 Some(last) if last.info.reason() == Some(Reason::Broken) => {
-                    Some(broken(loaded, last.data[0]))
+                    Some(broken(vcpu, last.data[0]))
                 }
                 Some(_) => exit,
                 None => unless_interrupted(None),
@@ -257,13 +263,20 @@ fn hosts_call(vcpu: &mut Vcpu) -> Exit {
 }
 
 #[cold]
-fn broken(loaded: &mut Loaded, esr: u64) -> Exit {
-    loaded.stop();
-    let vcpu = loaded.vcpu();
+fn broken(vcpu: &mut Vcpu, esr: u64) -> Exit {
+    vcpu.stop();
     // What a protected guest was about to do is in the rest.
     let esr = if vcpu.protected { syndrome::class(esr) << 26 } else { esr };
     vcpu.open = Open::Broken { esr };
     Exit::new(Reason::Broken, [esr, 0, 0, 0, 0, 0])
+}
+
+/// An SError that was pending when the guest had left already: it is blamed on the guest, whatever it left for.
+#[cold]
+fn late_serror(vcpu: &mut Vcpu, frame: &mut HostFrame, disr: u64) -> ExitInfo {
+    let exit = broken(vcpu, syndrome::pending_serror(disr));
+    set_data(frame, exit.data);
+    exit.info
 }
 
 /// A guest's first use of pointer authentication: from now on its keys are switched with the rest of

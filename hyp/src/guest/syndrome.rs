@@ -42,6 +42,8 @@ pub mod ec {
     pub const INSTRUCTION_ABORT: u64 = 0x20;
     /// Data abort from a lower EL.
     pub const DATA_ABORT: u64 = 0x24;
+    /// SError.
+    pub const SERROR: u64 = 0x2f;
 }
 
 /// The exception class.
@@ -203,6 +205,12 @@ impl IdRead {
     }
 }
 
+/// The syndrome of an SError that was found pending: EC, IL and, where FEAT_RAS deferred it, DISR_EL1's IDS and
+/// syndrome (Arm ARM, "DISR_EL1": bits 24, 12:9 and 5:0 are as in ESR_ELx). Without it nothing is known.
+pub const fn pending_serror(disr: u64) -> u64 {
+    ec::SERROR << 26 | 1 << 25 | disr & (1 << 24 | 0xf << 9 | 0x3f)
+}
+
 /// ESR_EL1 for UNDEFINED: EC 0, IL.
 pub const ESR_UNDEFINED: u64 = 1 << 25;
 
@@ -294,6 +302,14 @@ pub const fn vector(vbar_el1: u64, old_pstate: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pending_serror_has_what_was_deferred_and_no_more() {
+        assert_eq!(pending_serror(0), 0xbe00_0000);
+        // A (63) says that there is one, and is no part of it.
+        assert_eq!(pending_serror(1 << 63 | 0x111), 0xbe00_0011);
+        assert_eq!(pending_serror(u64::MAX), 0xbf00_1e3f);
+    }
 
     #[test]
     fn reads_of_id_registers_are_told_from_other_accesses() {

@@ -8,6 +8,7 @@ use crate::arch::sysreg::sys;
 use crate::arch::sysreg::*;
 use crate::cpu::Cpu;
 use crate::fp::TrapClass;
+use crate::guest::aarch32;
 use crate::guest::run;
 use crate::guest::syndrome::{self, Abort, SysReg, ec, pstate};
 use crate::machine::machine;
@@ -63,7 +64,13 @@ fn rare(cpu: &mut Cpu, frame: &mut HostFrame, esr: u64) {
         ec::SYSREG if machine().displace && SysReg::new(esr).zeroes_a_block() => {
             zero_block(cpu);
         }
-        // Nothing else is trapped from the host; a CPU that traps more than hyp asked for has an
+        // IMPLEMENTATION DEFINED registers (TIDCP), where a 32-bit EL0's accesses trap, too. The CPU may trap one
+        // whose condition fails; that is a NOP.
+        ec::CP15 | ec::CP15_64 if !aarch32::condition_passes(esr, sys::read_spsr_el2().bits()) => {
+            step_over32(esr);
+        }
+        // Nothing else is trapped from the host, but for IMPLEMENTATION DEFINED registers and instructions, all
+        // of which are UNDEFINED to it; a CPU that traps more than hyp asked for has an
         // instruction that the host can't have.
         _ => inject(syndrome::ESR_UNDEFINED, None),
     }
@@ -71,11 +78,21 @@ fn rare(cpu: &mut Cpu, frame: &mut HostFrame, esr: u64) {
 
 fn step_over(esr: u64) {
     let pc = sys::read_elr_el2().bits().wrapping_add(syndrome::instruction_bytes(esr));
-    let old = sys::read_spsr_el2().bits();
-    // SAFETY: the host goes on behind the instruction that hyp executes for it.
+    go_on(pc, pstate::after_instruction(sys::read_spsr_el2().bits()));
+}
+
+/// The same behind an instruction of a 32-bit EL0's that was a NOP.
+fn step_over32(esr: u64) {
+    let (pc, old) = (sys::read_elr_el2().bits(), sys::read_spsr_el2().bits());
+    let (pc, pstate) = aarch32::after_instruction(pc, old, esr);
+    go_on(pc, pstate);
+}
+
+fn go_on(pc: u64, pstate: u64) {
+    // SAFETY: the host goes on behind the instruction that hyp executes for it, in the state that it was in.
     unsafe {
         sys::write_elr_el2(sys::ElrEl2::from_bits_retain(pc));
-        sys::write_spsr_el2(sys::SpsrEl2::from_bits_retain(pstate::after_instruction(old)));
+        sys::write_spsr_el2(sys::SpsrEl2::from_bits_retain(pstate));
     }
 }
 

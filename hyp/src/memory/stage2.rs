@@ -14,6 +14,9 @@
 //!   which hyp doesn't know, so all of stage 1 goes too (VMALLE1IS), and not before the first is
 //!   complete: else a combined entry is made again from a stage-2 entry that is still there (Arm ARM
 //!   D8.17.6.3).
+//! - On many cores a store that has used an entry may be seen after the DSB that waited for the entry's TLBI; then
+//!   both are done again. Accesses in streaming mode outlive even that on some, and EL3 must be asked to wait
+//!   ([`crate::world::errata`]).
 //! - A block that loses one page is broken before the rest is made as pages: TLBs that hold a block and
 //!   a page for the same address may answer with either, or abort. In between other CPUs fault on the
 //!   rest of it. They wait for the lock that whoever breaks the block holds, then [`host_fault`] looks
@@ -47,6 +50,11 @@ impl Vttbr {
     /// What a register holds.
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits)
+    }
+
+    /// The VMID.
+    pub const fn vmid(self) -> u8 {
+        (self.0 >> 48) as u8
     }
 
     /// The register's value.
@@ -136,6 +144,12 @@ pub trait Tlb {
 
     /// DSB NSH; ISB: on this one.
     fn dropped_here(&self);
+
+    /// Whether a store may outlive maintenance and the DSB behind it ([`crate::world::errata`]).
+    fn repeats(&self) -> bool;
+
+    /// Where accesses in streaming mode outlive both: they have been done when this returns.
+    fn streaming_done(&self);
 }
 
 /// A stage 2 and the VMID that TLBs know it by.
@@ -197,10 +211,8 @@ impl<T: Table> Stage2<T> {
     /// The end of this stage 2, which no CPU has loaded: no TLB holds anything of it.
     pub fn forget_all(&self, tlb: &impl Tlb) {
         tlb.stores_done();
-        self.loaded(tlb, || {
-            tlb.drop_both();
-            tlb.dropped();
-        });
+        self.loaded(tlb, || Self::everywhere(tlb, || tlb.drop_both()));
+        tlb.streaming_done();
     }
 
     /// Another vCPU runs on this CPU than the one that ran here last. They share the VMID, but not
@@ -218,11 +230,21 @@ impl<T: Table> Stage2<T> {
     fn forget(&self, tlb: &impl Tlb, ipa: u64) {
         tlb.stores_done();
         self.loaded(tlb, || {
-            tlb.drop_stage2(ipa);
-            tlb.dropped();
-            tlb.drop_stage1();
-            tlb.dropped();
+            Self::everywhere(tlb, || tlb.drop_stage2(ipa));
+            Self::everywhere(tlb, || tlb.drop_stage1());
         });
+        tlb.streaming_done();
+    }
+
+    /// Maintenance on all CPUs, complete: where the first DSB doesn't wait for stores that used what is dropped,
+    /// the second one does.
+    fn everywhere(tlb: &impl Tlb, maintenance: impl Fn()) {
+        maintenance();
+        tlb.dropped();
+        if tlb.repeats() {
+            maintenance();
+            tlb.dropped();
+        }
     }
 
     /// Does something with this VMID loaded.

@@ -8,12 +8,14 @@
 use crate::arch::sysreg::{dsb_ish, isb, read_vttbr_el2, write_vttbr_el2};
 use crate::memory::frames::Tables;
 use crate::memory::stage2::{Entry, Leaf, Stage2, Table, Tlb, Vttbr};
+use crate::world::errata::{SME_SYNC_FUNCTION, Workarounds};
 use aarch64_paging::Mapping;
 use aarch64_paging::descriptor::{
     El23Attributes, PhysicalAddress, Stage2Attributes, VirtualAddress,
 };
 use aarch64_paging::paging::{Constraints, MemoryRegion, TranslationRegime};
 use core::arch::asm;
+use core::sync::atomic::{AtomicU32, Ordering};
 use umbra_shared::PAGE_SIZE;
 
 /// Page and block sizes in bytes.
@@ -29,8 +31,15 @@ impl TranslationRegime for HypRegime {
     type VaRange = ();
 
     fn invalidate_va(va: VirtualAddress) {
-        // SAFETY: dropping translations is always sound.
-        unsafe { asm!("tlbi vae2is, {}", in(reg) va.0 >> 12, options(nostack)) };
+        let drop = || {
+            // SAFETY: dropping translations is always sound.
+            unsafe { asm!("tlbi vae2is, {}", in(reg) va.0 >> 12, options(nostack)) };
+        };
+        drop();
+        if Tlbs.repeats() {
+            dsb_ish();
+            drop();
+        }
     }
 
     unsafe fn activate(_: PhysicalAddress, (): (), (): ()) -> usize {
@@ -68,6 +77,14 @@ impl TranslationRegime for Stage2Regime {
 
 fn region(start: u64, end: u64) -> MemoryRegion {
     MemoryRegion::new(start as usize, end as usize)
+}
+
+/// What some CPU of the machine needs of whoever changes tables, on whichever CPU.
+static WORKAROUNDS: AtomicU32 = AtomicU32::new(0);
+
+/// A CPU that needs this is there from now on.
+pub fn work_around(workarounds: Workarounds) {
+    WORKAROUNDS.fetch_or(workarounds.bits(), Ordering::Relaxed);
 }
 
 /// The TLBs of EL1&0, as this CPU can reach them.
@@ -116,6 +133,17 @@ impl Tlb for Tlbs {
     fn dropped_here(&self) {
         // SAFETY: a barrier.
         unsafe { asm!("dsb nsh", "isb", options(nostack, preserves_flags)) };
+    }
+
+    fn repeats(&self) -> bool {
+        WORKAROUNDS.load(Ordering::Relaxed) & Workarounds::REPEAT_TLBI.bits() != 0
+    }
+
+    fn streaming_done(&self) {
+        if WORKAROUNDS.load(Ordering::Relaxed) & Workarounds::SME_SYNC.bits() != 0 {
+            // It can't fail: whether firmware knows it was asked when the CPU came up that needs it.
+            smccc::smc32(SME_SYNC_FUNCTION, [0; 7]);
+        }
     }
 }
 

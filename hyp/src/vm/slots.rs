@@ -14,7 +14,7 @@ use crate::memory::frames::{FrameList, Tables, WORST_CASE_TABLES, linear};
 use crate::memory::handover::Ready;
 use crate::memory::hw::{self, flag_page};
 use crate::memory::pages::{PageRange, Pages, VmId};
-use crate::memory::stage2::{Entry, Stage2};
+use crate::memory::stage2::{Entry, Stage2, Vttbr};
 use crate::memory::tables::{Stage2Tables, Tlbs};
 use crate::vm::features::check_features;
 use crate::vm::hardware::{self, Machine, NewVcpu, There};
@@ -178,6 +178,12 @@ impl Vcpu {
         self.hcr = if aarch32 { hcr & !HCR_RW } else { hcr };
     }
 
+    /// It runs no more. Of which VM it is its VMID says, and which of its vCPUs, Aff0.
+    pub fn stop(&self) {
+        let vm = (Vttbr::from_bits(self.vttbr).vmid() - 1) as usize;
+        STOPPED[vm][self.vmpidr as usize % MAX_VCPUS].store(true, Ordering::Relaxed);
+    }
+
     /// As much of a value as its registers hold.
     #[inline]
     pub const fn register_width(&self, value: u64) -> u64 {
@@ -214,11 +220,6 @@ impl Loaded {
     #[inline]
     pub fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
-    }
-
-    /// It runs no more.
-    pub fn stop(&self) {
-        self.stopped.store(true, Ordering::Relaxed);
     }
 
     /// Its number in the VM.

@@ -95,8 +95,26 @@ switched! {
 }
 
 /// What is written once, when a CPU comes up: the same in both worlds.
-pub const CONSTANT: [Control; 5] =
-    [Control::Hstr, Control::Vdisr, Control::Vsesr, Control::Dbgvcr32, Control::Hafgrtr];
+pub const CONSTANT: [Control; 18] = [
+    Control::Hstr,
+    Control::Vdisr,
+    Control::Vsesr,
+    Control::Dbgvcr32,
+    Control::Hafgrtr,
+    Control::Actlr,
+    Control::Hacr,
+    Control::Trfcr,
+    Control::Trcitecr,
+    Control::Brbcr,
+    Control::Pmscr,
+    Control::Gcscr,
+    Control::Smprimap,
+    Control::Scxtnum,
+    Control::Tfsr,
+    Control::Contextidr,
+    Control::CnthvCtl,
+    Control::Hacdbsbr,
+];
 
 #[cfg(test)]
 mod tests {
@@ -105,7 +123,27 @@ mod tests {
     /// Features that have a say in controls.
     fn involved() -> Vec<Name> {
         let said = ALL.iter().filter(|f| !f.bits.is_empty() || !f.owns.is_empty());
-        said.map(|f| f.name).filter(|&name| !always(name)).collect()
+        said.map(|f| f.name).filter(|&name| !always(name) && !alone(name)).collect()
+    }
+
+    /// Whether a feature brings registers only that nothing else has a say in, and that stay as they are: one
+    /// at a time is enough.
+    fn alone(name: Name) -> bool {
+        matches!(name, Name::ArmCore | Name::Vhe | Name::TraceIte | Name::Hacdbs)
+    }
+
+    #[test]
+    fn what_comes_alone_has_its_registers_and_no_others() {
+        for feature in ALL.iter().filter(|f| alone(f.name)) {
+            assert!(feature.bits.is_empty() && !feature.owns.is_empty(), "{}", feature.arm);
+            for control in CONSTANT {
+                let owns = feature.owns.contains(&control);
+                assert_eq!(control.exists(Features::NONE.with(feature.name)), owns, "{control:?}");
+                let without = Features::ALL.less(Features::NONE.with(feature.name));
+                assert_eq!(control.exists(without), !owns, "{control:?}");
+                assert!(!owns || needs(control) == [feature.name], "{control:?}");
+            }
+        }
     }
 
     /// Whether every CPU that hyp runs on has it.
@@ -155,6 +193,17 @@ mod tests {
             | Control::Hdfgwtr2 => &[Name::Fgt2],
             Control::Mpam2 => &[Name::Mpam],
             Control::Mpamhcr => &[Name::Mpam, Name::MpamHcr],
+            Control::Actlr | Control::Hacr => &[Name::ArmCore],
+            Control::Trfcr => &[Name::TraceFilter],
+            Control::Trcitecr => &[Name::TraceIte],
+            Control::Brbcr => &[Name::Brbe],
+            Control::Pmscr => &[Name::Spe],
+            Control::Gcscr => &[Name::Gcs],
+            Control::Smprimap => &[Name::Sme],
+            Control::Scxtnum => &[Name::Csv2],
+            Control::Tfsr => &[Name::Mte],
+            Control::Contextidr | Control::CnthvCtl => &[Name::Vhe],
+            Control::Hacdbsbr => &[Name::Hacdbs],
         }
     }
 
@@ -269,7 +318,8 @@ mod tests {
             let buffers = 3 << 12 | 3 << 24;
             assert_eq!((host | guest) & buffers, 0, "SPE's and TRBE's buffers are EL2's");
             let hcr = at(&values.host, Control::Hcr);
-            assert_eq!(hcr & (1 | 1 << 19 | 1 << 31), 1 | 1 << 19 | 1 << 31, "VM, TSC, RW");
+            let host = 1 | 1 << 19 | 1 << 20 | 1 << 31;
+            assert_eq!(hcr & host, host, "VM, TSC, TIDCP, RW");
             assert_eq!(
                 (hcr | at(&values.guest, Control::Hcr)) & (1 << 34 | 1 << 27),
                 0,
@@ -287,7 +337,7 @@ mod tests {
     fn values_of_a_cpu_that_has_everything() {
         let Controls { host, guest } = Controls::new(Features::ALL, 6);
         let expected = [
-            (Control::Hcr, 0x0120_8300_8008_0001, 0x0000_0018_807d_263f),
+            (Control::Hcr, 0x0120_8300_8018_0001, 0x0000_0018_807d_263f),
             (Control::Mdcr, 0x2_0006, 0xa_4e66),
             (Control::Cptr, 0, 0x4010_0000),
             (Control::Cnthctl, 3, 1),

@@ -71,11 +71,11 @@ pub fn leave_timer(guest: &mut Timer, host: [u64; 2]) -> bool {
     let ctl = read_cntv_ctl_el0();
     guest.ctl = ctl & (TIMER_ENABLE | TIMER_IMASK);
     guest.cval = read_cntv_cval_el0();
-    write_cntvoff_el2(0);
+    clear_cntvoff_el2();
     write_cntv_cval_el0(host[1]);
     write_cntv_ctl_el0(host[0] & (TIMER_ENABLE | TIMER_IMASK));
     if host[0] & (TIMER_ENABLE | TIMER_IMASK) == TIMER_ENABLE {
-        write_cnthp_ctl_el2(0);
+        clear_cnthp_ctl_el2();
     }
     ctl & (TIMER_ENABLE | TIMER_IMASK | TIMER_ISTATUS) == TIMER_ENABLE | TIMER_ISTATUS
 }
@@ -119,7 +119,7 @@ impl VirtualGic {
     #[inline]
     pub fn leave(&mut self) -> bool {
         let lr0 = read_ich_lr0_el2();
-        write_ich_hcr_el2(0);
+        clear_ich_hcr_el2();
         self.lr0 = lr0;
         lr0 != 0 && self.injected()
     }

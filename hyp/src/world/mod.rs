@@ -17,10 +17,13 @@
 pub mod aarch32;
 pub mod controls;
 pub mod el1;
+pub mod el2;
+pub mod errata;
 pub mod features;
 pub mod idregs;
 #[cfg(target_os = "none")]
 pub mod interrupts;
+pub mod midr;
 pub mod registers;
 #[cfg(target_os = "none")]
 pub mod switch;

@@ -10,7 +10,7 @@ use super::features::id::REGISTERS;
 use super::features::{
     CONTROLS, Control, Features, HCR_API_APK, HCR_RW, Name, OPTIONAL, OPTIONAL_OF, Optional,
 };
-use crate::arch::exception::{set_guest_vectors, set_host_vectors};
+use crate::arch::exception::{self, set_guest_vectors, set_host_vectors};
 use crate::arch::sysreg::sys::{self, HcrEl2, write_hcr_el2};
 use crate::arch::sysreg::*;
 use crate::world::interrupts::clear_virtual_interface;
@@ -125,6 +125,8 @@ pub const SCTLR_EE: u64 = 1 << 25;
 pub const PSTATE_EL1H_MASKED: u64 = 0x3c5;
 
 const HCR_TDZ: u64 = 1 << 28;
+/// ISR_EL1: a physical SError.
+const ISR_A: u64 = 1 << 8;
 
 /// Whether the EL1 of a guest with this HCR_EL2 is AArch32.
 #[inline]
@@ -160,6 +162,10 @@ impl World {
                 write(control, self.controls.host[control as usize]);
             }
         }
+        // What was there before is nobody's error, and no guest's.
+        if self.features.has(Name::Ras) {
+            clear_disr_el1();
+        }
         write_vpidr_el2(sys::read_midr_el1().bits());
         isb();
     }
@@ -187,7 +193,7 @@ impl World {
         write_controls(&self.controls.guest, self.features);
         // A guest writes it, although RAS is hidden: it carries nothing from one to another.
         if self.features.has(Name::Ras) {
-            write_vdisr_el2(0);
+            clear_vdisr_el2();
         }
         write_vmpidr_el2(vmpidr);
         write_vttbr_el2(vttbr);
@@ -199,6 +205,33 @@ impl World {
     pub fn leave_guest(&self, host_vttbr: u64) {
         self.host_controls();
         write_vttbr_el2(host_vttbr);
+    }
+
+    /// Whether an SError waits that the guest has caused: what becomes of it is its own, whoever's turn is next.
+    /// Returns DISR_EL1, or 0 in it where there is no FEAT_RAS; none waits afterwards.
+    #[inline(always)]
+    pub fn take_serror(&self) -> Option<u64> {
+        if self.features.has(Name::Ras) {
+            let disr = deferred_serror();
+            if disr == 0 {
+                return None;
+            }
+            clear_disr_el1();
+            return Some(disr);
+        }
+        Self::take_serror_without_ras()
+    }
+
+    /// Where there is no ESB: a DSB waits for the guest's accesses; what is pending then is taken at EL2.
+    #[inline(never)]
+    fn take_serror_without_ras() -> Option<u64> {
+        dsb_sy();
+        isb();
+        if read_isr_el1() & ISR_A == 0 {
+            return None;
+        }
+        exception::take_pending_serror();
+        Some(0)
     }
 
     /// HCR_EL2 of a guest that has used pointer authentication, on a CPU that has it.
@@ -243,6 +276,19 @@ fn write(control: Control, value: u64) {
         Control::Hdfgwtr2 => write_hdfgwtr2_el2(value),
         Control::Mpam2 => write_mpam2_el2(value),
         Control::Mpamhcr => write_mpamhcr_el2(value),
+        Control::Actlr => write_actlr_el2(value),
+        Control::Hacr => write_hacr_el2(value),
+        Control::Trfcr => write_trfcr_el2(value),
+        Control::Trcitecr => write_trcitecr_el2(value),
+        Control::Brbcr => write_brbcr_el2(value),
+        Control::Pmscr => write_pmscr_el2(value),
+        Control::Gcscr => write_gcscr_el2(value),
+        Control::Smprimap => write_smprimap_el2(value),
+        Control::Scxtnum => write_scxtnum_el2(value),
+        Control::Tfsr => write_tfsr_el2(value),
+        Control::Contextidr => write_contextidr_el2(value),
+        Control::CnthvCtl => write_cnthv_ctl_el2(value),
+        Control::Hacdbsbr => write_hacdbsbr_el2(value),
         // The vCPU's, and the FP engine's.
         Control::Hcr | Control::Cptr => {}
     }

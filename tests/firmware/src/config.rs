@@ -167,6 +167,11 @@ impl Config {
         self.raw.trouble
     }
 
+    /// What its TRNG's numbers follow from; 0: there is none.
+    pub fn trng(&self) -> u64 {
+        self.raw.trng
+    }
+
     /// How many CPU_ON calls for this CPU are denied.
     pub fn refusals(&self, cpu: usize) -> u8 {
         self.raw.refusals.get(cpu).copied().unwrap_or(0)

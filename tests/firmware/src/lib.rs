@@ -21,4 +21,5 @@ pub mod features;
 pub mod odd;
 pub mod psci;
 pub mod tree;
+pub mod trng;
 pub mod trouble;

@@ -1,9 +1,10 @@
 //! The tree that the host gets: hyp's memory taken out of it, initrd and command line put in.
 
-use super::{PlatformError, Range, named, ranges};
+use super::{PlatformError, Range, is_okay, named, ranges};
 use arrayvec::{ArrayString, ArrayVec};
-use dtoolkit::fdt::Fdt;
+use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::fdt_mut::FdtMut;
+use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
 
 /// What the host is told.
@@ -106,7 +107,60 @@ pub fn hand_over(dtb: &[u8], room: &mut [u8], boot: &HostBoot<'_>) -> Result<usi
                 .map_err(|_| PlatformError::NoRoom)?;
         }
     }
+    let mut left = MAX_OUT_OF_REACH;
+    while let Some((parent, name)) = out_of_reach(&fdt.as_read_only())? {
+        // Two nodes of one name can't be told apart.
+        left = left.checked_sub(1).ok_or(PlatformError::BadTree)?;
+        let mut root = fdt.root_mut();
+        let mut bus;
+        let node = match parent {
+            None => root.child_mut(&name),
+            Some(parent) => {
+                bus = root.child_mut(&parent).ok_or(PlatformError::BadTree)?;
+                bus.child_mut(&name)
+            }
+        };
+        let mut node = node.ok_or(PlatformError::BadTree)?;
+        node.remove_property("status");
+        node.add_property("status", "disabled").map_err(|_| PlatformError::NoRoom)?;
+    }
     Ok(fdt.as_read_only().data().len())
+}
+
+/// Devices whose drivers use IMPLEMENTATION DEFINED registers, which HCR_EL2.TIDCP keeps from the host: the event
+/// counters of a DynamIQ Shared Unit (drivers/perf/arm_dsu_pmu.c), the clocks of NVIDIA's Carmel
+/// (drivers/cpufreq/tegra194-cpufreq.c), Qualcomm's L2 window (drivers/clk/qcom/clk-cpu-8996.c). Linux finds them
+/// disabled; at EL1 it uses no such register by itself.
+pub(super) const OUT_OF_REACH: [&str; 5] = [
+    "arm,dsu-pmu",
+    "arm,dsu-110-pmu",
+    "nvidia,tegra194-ccplex",
+    "qcom,msm8996-apcc",
+    "qcom,msm8996pro-apcc",
+];
+
+/// How many such nodes a tree may have.
+const MAX_OUT_OF_REACH: usize = 64;
+
+type NodeName = ArrayString<64>;
+
+/// A node of one of those, at the root or one below, that the host could still take for there.
+fn out_of_reach(fdt: &Fdt<'_>) -> Result<Option<(Option<NodeName>, NodeName)>, PlatformError> {
+    let is_one = |node: &FdtNode<'_>| {
+        is_okay(node) && OUT_OF_REACH.iter().any(|compatible| node.is_compatible(compatible))
+    };
+    let name = |name: &str| ArrayString::from(name).map_err(|_| PlatformError::BadTree);
+    for child in fdt.root().children() {
+        if is_one(&child) {
+            return Ok(Some((None, name(child.name())?)));
+        }
+        for grandchild in child.children() {
+            if is_one(&grandchild) {
+                return Ok(Some((Some(name(child.name())?), name(grandchild.name())?)));
+            }
+        }
+    }
+    Ok(None)
 }
 
 type RegBytes = ArrayVec<u8, 512>;

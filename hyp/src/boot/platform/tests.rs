@@ -366,3 +366,31 @@ proptest! {
         }
     }
 }
+
+/// What only works with IMPLEMENTATION DEFINED registers is disabled in the host's tree, at the root and on a
+/// bus; its neighbours are not (r41).
+#[test]
+fn r41_devices_behind_implementation_defined_registers_are_disabled() {
+    let mut made = DeviceTree::from_fdt(&Fdt::new(&tree(&[])).unwrap());
+    let mut bus = node("soc", &[("compatible", string("simple-bus"))]);
+    for (n, compatible) in super::edit::OUT_OF_REACH.iter().enumerate() {
+        let properties = [("compatible", string(compatible)), ("status", string("okay"))];
+        made.root.add_child(node(&format!("a{n}"), &properties[..1 + n % 2]));
+        bus.add_child(node(&format!("b{n}"), &properties[..1 + n % 2]));
+    }
+    bus.add_child(node("other", &[("compatible", string("arm,dsu-pmu2"))]));
+    made.root.add_child(bus);
+    let dtb = made.to_dtb();
+    let mut room = vec![0; dtb.len() + 4096];
+    let host = HostBoot { hyp: &[], initrd: None, command_line: "" };
+    let length = hand_over(&dtb, &mut room, &host).unwrap();
+    let edited = Fdt::new(&room[..length]).unwrap();
+    for n in 0..super::edit::OUT_OF_REACH.len() {
+        for path in [format!("/a{n}"), format!("/soc/b{n}")] {
+            assert!(!is_okay(&edited.find_node(&path).unwrap()), "{path}");
+        }
+    }
+    for path in ["/soc/other", "/pl011@9000000", "/psci", "/soc"] {
+        assert!(is_okay(&edited.find_node(path).unwrap()), "{path}");
+    }
+}

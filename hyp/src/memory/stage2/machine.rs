@@ -8,6 +8,9 @@
 //! made out of those that are left. So what is in no set is in no TLB, whatever the timing: one run of
 //! this machine stands for all interleavings.
 //!
+//! Stores that have used an entry are seen after the DSB that waited for the entry's TLBI, until another TLBI and its
+//! DSB have been waited for; accesses in streaming mode until EL3 was asked (`crate::world::errata`).
+//!
 //! Steps are: a store to a table, a barrier, a TLBI, a write of VTTBR_EL2. At each of them a TLB with
 //! two different entries for one address is a failure (break before make), and every page that a walk
 //! of the host's may miss is noted: a CPU that uses it then faults, and waits for the lock.
@@ -67,6 +70,12 @@ type Tlbs = [BTreeSet<Held>; CPUS];
 pub(super) struct World {
     tlbs: Tlbs,
     tables: BTreeMap<u8, Entries>,
+    /// Pages that a store of this VMID's may still arrive at, its entry being gone.
+    stores: BTreeSet<(u8, u64)>,
+    /// The same for accesses in streaming mode.
+    streaming: BTreeSet<(u8, u64)>,
+    /// Broadcast TLBIs that were waited for.
+    pub(super) broadcasts: usize,
     /// TLBIs that no DSB has waited for.
     pending: Vec<(u8, Drop)>,
     pub(super) loaded: Vttbr,
@@ -133,6 +142,9 @@ impl World {
         Rc::new(RefCell::new(Self {
             tlbs: Default::default(),
             tables: BTreeMap::new(),
+            stores: BTreeSet::new(),
+            streaming: BTreeSet::new(),
+            broadcasts: 0,
             pending: Vec::new(),
             loaded: Vttbr::new(HOST, 0),
             missed: BTreeSet::new(),
@@ -177,6 +189,11 @@ impl World {
     fn complete(&mut self, which: impl Fn(Drop) -> bool) {
         let (now, later) = self.pending.drain(..).partition::<Vec<_>, _>(|&(_, drop)| which(drop));
         self.pending = later;
+        let broadcasts = now.iter().filter(|(_, drop)| *drop != Drop::OwnStage1).count();
+        if broadcasts != 0 {
+            self.broadcasts += broadcasts;
+            self.stores.clear();
+        }
         let mut left: Tlbs = Default::default();
         for order in orders(now) {
             let mut tlbs = self.tlbs.clone();
@@ -188,7 +205,15 @@ impl World {
                 left.extend(tlb);
             }
         }
-        self.tlbs = left;
+        let before = std::mem::replace(&mut self.tlbs, left);
+        for (before, now) in before.iter().zip(&self.tlbs) {
+            for held in before.difference(now) {
+                for leaf in pages(held.leaf) {
+                    self.stores.insert((held.vmid, leaf.pa));
+                    self.streaming.insert((held.vmid, leaf.pa));
+                }
+            }
+        }
     }
 
     fn stores_visible(&mut self) {
@@ -214,12 +239,15 @@ impl World {
         self.tlbs[cpu].iter().copied()
     }
 
-    /// Who can reach a page: by a walk, or by what a TLB may hold.
+    /// Who can reach a page: by a walk, by what a TLB may hold, or by an access that has not been seen yet.
     pub(super) fn reach(&self, pa: u64) -> BTreeSet<u8> {
         let there = |leaf: &Leaf| (leaf.pa..leaf.pa + leaf.bytes).contains(&pa);
         let held = self.tlbs.iter().flatten().filter(|held| there(&held.leaf)).map(|h| h.vmid);
         let walks = self.tables.iter().filter(|(_, t)| !t.idle && t.leaves.values().any(there));
-        held.chain(walks.map(|(&vmid, _)| vmid)).collect()
+        let late = self.stores.iter().chain(&self.streaming);
+        let late = late.filter(|(_, page)| (*page..*page + PAGE_BYTES).contains(&pa));
+        let late = late.map(|&(vmid, _)| vmid);
+        held.chain(walks.map(|(&vmid, _)| vmid)).chain(late).collect()
     }
 
     /// No CPU has this VM's stage 2 loaded any more.
@@ -368,6 +396,14 @@ impl Tlb for SimTlb {
 
     fn dropped(&self) {
         self.stores_done();
+    }
+
+    fn repeats(&self) -> bool {
+        true
+    }
+
+    fn streaming_done(&self) {
+        self.0.borrow_mut().streaming.clear();
     }
 
     fn dropped_here(&self) {

@@ -499,11 +499,21 @@ fn a_sibling_finds_nothing_of_the_last_vcpus() {
     assert_eq!((stage1(0), stage1(1)), (0, 1));
 }
 
+/// Stores and streaming accesses are done, and nothing else: by maintenance of a VMID that nobody has.
+fn settle(tlb: &SimTlb) {
+    let before = tlb.loaded();
+    tlb.load(Vttbr::new(VMS as u8 + 1, 0));
+    tlb.drop_both();
+    tlb.dropped();
+    tlb.load(before);
+    tlb.streaming_done();
+}
+
 /// The machine itself: each of these ways to lose a page leaves one to it.
 #[test]
 fn what_the_machine_does_not_forgive() {
     type Way = (&'static str, fn(&SimTlb, u64), bool);
-    let ways: [Way; 7] = [
+    let ways: [Way; 9] = [
         (
             "as it is done",
             |tlb, ipa| {
@@ -512,6 +522,9 @@ fn what_the_machine_does_not_forgive() {
                 tlb.dropped();
                 tlb.drop_stage1();
                 tlb.dropped();
+                tlb.drop_stage1();
+                tlb.dropped();
+                tlb.streaming_done();
             },
             false,
         ),
@@ -519,10 +532,34 @@ fn what_the_machine_does_not_forgive() {
             "all at once",
             |tlb, _| {
                 tlb.stores_done();
-                tlb.drop_both();
-                tlb.dropped();
+                for _ in 0..2 {
+                    tlb.drop_both();
+                    tlb.dropped();
+                }
+                tlb.streaming_done();
             },
             false,
+        ),
+        (
+            "once",
+            |tlb, _| {
+                tlb.stores_done();
+                tlb.drop_both();
+                tlb.dropped();
+                tlb.streaming_done();
+            },
+            true,
+        ),
+        (
+            "without EL3",
+            |tlb, _| {
+                tlb.stores_done();
+                for _ in 0..2 {
+                    tlb.drop_both();
+                    tlb.dropped();
+                }
+            },
+            true,
         ),
         (
             "before the store is complete",
@@ -530,6 +567,7 @@ fn what_the_machine_does_not_forgive() {
                 tlb.drop_stage2(ipa);
                 tlb.drop_stage1();
                 tlb.stores_done();
+                settle(tlb);
             },
             true,
         ),
@@ -539,6 +577,7 @@ fn what_the_machine_does_not_forgive() {
                 tlb.stores_done();
                 tlb.drop_stage2(ipa);
                 tlb.dropped();
+                settle(tlb);
             },
             true,
         ),
@@ -549,6 +588,7 @@ fn what_the_machine_does_not_forgive() {
                 tlb.drop_stage2(ipa);
                 tlb.drop_stage1();
                 tlb.dropped();
+                settle(tlb);
             },
             true,
         ),
@@ -559,6 +599,7 @@ fn what_the_machine_does_not_forgive() {
                 tlb.load(Vttbr::new(1, 0));
                 tlb.drop_both();
                 tlb.dropped();
+                settle(tlb);
             },
             true,
         ),
@@ -580,6 +621,19 @@ fn what_the_machine_does_not_forgive() {
         way(&SimTlb(Rc::clone(&world)), pa(3));
         assert_eq!(!world.borrow().reach(pa(3)).is_empty(), reached, "{how}");
     }
+}
+
+/// Each step of maintenance is done twice where stores outlive one, and EL3 is asked (r42, r43).
+#[test]
+fn r42_r43_stores_and_streaming_accesses_outlive_a_tlbi() {
+    let world = World::new(RAM);
+    let tlb = SimTlb(Rc::clone(&world));
+    let mut host = SimTable::host(&world);
+    host.unmap(&tlb, pa(3));
+    assert_eq!(world.borrow().broadcasts, 4, "stage 2 and stage 1, twice each");
+    assert_eq!(world.borrow().reach(pa(3)), BTreeSet::new());
+    host.forget_all(&tlb);
+    assert_eq!(world.borrow().broadcasts, 6, "all at once, twice");
 }
 
 /// Pages made of a block that TLBs still hold.

@@ -32,7 +32,9 @@ pub(super) const FEATURE: Feature = Feature {
         Bits::both(Hcr, HCR_RW | VM | TSC, "RW, VM, TSC"),
         Bits::guest(Hcr, SWIO | PTW | FB | BSU_INNER, "SWIO, PTW, FB, BSU"),
         Bits::guest(Hcr, TWI | TSW, "TWI, TSW"),
-        Bits::guest(Hcr, TID1 | TID3 | TIDCP | TACR, "TID1, TID3, TIDCP, TACR"),
+        Bits::guest(Hcr, TID1 | TID3 | TACR, "TID1, TID3, TACR"),
+        // The host's as well: what an implementer has put there may read anybody's memory.
+        Bits::both(Hcr, TIDCP, "TIDCP"),
     ],
     owns: &[Hcr, Hstr],
     registers: &[
@@ -44,7 +46,10 @@ pub(super) const FEATURE: Feature = Feature {
         register("stage 2 and VMID", How::SwitchedBy("VTTBR_EL2, the VM's")),
         register("REVIDR_EL1, AIDR_EL1", How::Trapped("HCR_EL2.TID1")),
         register("ACTLR_EL1", How::Trapped("HCR_EL2.TACR")),
-        register("IMPLEMENTATION DEFINED registers", How::Trapped("HCR_EL2.TIDCP")),
+        register(
+            "IMPLEMENTATION DEFINED registers and instructions",
+            How::Trapped("HCR_EL2.TIDCP, from the host, too"),
+        ),
         register("DC ISW, CSW, CISW", How::Trapped("HCR_EL2.TSW (ignored)")),
         register("MIDR_EL1, CTR_EL0, CLIDR_EL1, CCSIDR_EL1, DCZID_EL0, ISR_EL1", How::Constant),
         register("RNDR, RNDRRS", How::Constant),

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::Control::{Hdfgrtr, Hdfgwtr, Hfgitr};
+use super::Control::{Brbcr, Hdfgrtr, Hdfgwtr, Hfgitr};
 use super::id::Field;
 use super::id::IdRegister::Aa64Dfr0;
 use super::id::Shown::Hidden;
@@ -21,6 +21,8 @@ pub(super) const FEATURE: Feature = Feature {
         Bits::host(Hdfgrtr, NBRB, "nBRBIDR, nBRBCTL, nBRBDATA").always(),
         Bits::host(Hdfgwtr, NBRB, "nBRBCTL, nBRBDATA").always(),
     ],
+    // Zero: none of hyp's branches, and no mispredict counts.
+    owns: &[Brbcr],
     registers: &[
         // The host's; zero while a guest runs.
         register("BRBCR_EL1", How::Switched(Optional::BrbcrEl1)),

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::Control::Hcr;
+use super::Control::{Hcr, Scxtnum};
 use super::id::IdRegister::{Aa64Pfr0, Aa64Pfr1};
 use super::id::Shown::{AsIs, AtMost, Hidden};
 use super::id::{Field, Level};
@@ -20,6 +20,7 @@ pub(super) const FEATURE: Feature = Feature {
     ],
     levels: &[Level { of: Aa64Pfr0, low: 56, without: 1 }],
     bits: &[Bits::host(Hcr, ENSCXT, "EnSCXT")],
+    owns: &[Scxtnum],
     registers: &[register("SCXTNUM_EL0, SCXTNUM_EL1", How::Trapped("HCR_EL2.EnSCXT = 0"))],
     ..Feature::new(Name::Csv2, "FEAT_CSV2_2")
 };

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::Control::{CnthvCtl, Contextidr};
 use super::id::Field;
 use super::id::IdRegister::{Aa64Mmfr0, Aa64Mmfr1, Aa64Mmfr2, Aa64Mmfr4, Aa64Pfr0};
 use super::id::Shown::Hidden;
@@ -27,4 +28,12 @@ pub(super) const FEATURE: Feature = Feature {
         Field::new(Aa64Mmfr4, 36, "E3DSE", Hidden),
     ],
     ..Feature::new(Name::El2, "EL2, EL3")
+};
+
+/// What VHE brings, which hyp doesn't use: EL2's virtual timer, which would interrupt the host, and a context
+/// number.
+pub(super) const VHE: Feature = Feature {
+    is_there: |id| id.field(Aa64Mmfr1, 8) != 0,
+    owns: &[CnthvCtl, Contextidr],
+    ..Feature::new(Name::Vhe, "FEAT_VHE")
 };

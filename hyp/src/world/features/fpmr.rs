@@ -15,7 +15,7 @@ pub(super) const FEATURE: Feature = Feature {
     is_there: |id| id.field(Aa64Pfr2, 32) != 0,
     fields: &[
         Field::new(Aa64Pfr2, 32, "FPMR", AsIs),
-        Field::new(Aa64Fpfr0, 0, "FP8's instructions", AsIs).wide(64),
+        Field::new(Aa64Fpfr0, 0, "FP8's instructions", AsIs).wide(64).flags(),
     ],
     bits: &[Bits::both(Hcrx, ENFPM, "EnFPM").always()],
     registers: &[register("FPMR", How::SwitchedBy("the FP engine"))],

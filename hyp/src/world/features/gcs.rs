@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::Control::{Hcrx, Hfgitr, Hfgrtr, Hfgwtr};
+use super::Control::{Gcscr, Hcrx, Hfgitr, Hfgrtr, Hfgwtr};
 use super::id::Field;
 use super::id::IdRegister::Aa64Pfr1;
 use super::id::Shown::Hidden;
@@ -24,6 +24,8 @@ pub(super) const FEATURE: Feature = Feature {
         Bits::host(Hfgwtr, NGCS, "nGCS_EL0, nGCS_EL1").always(),
         Bits::host(Hfgitr, NGCS_INSTRUCTIONS, "nGCSPUSHM_EL1, nGCSSTR_EL1, nGCSEPP").always(),
     ],
+    // Zero: hyp's returns are not checked against a stack that it doesn't have.
+    owns: &[Gcscr],
     registers: &[register("GCSCR*, GCSPR*", How::Trapped("HCRX_EL2.GCSEn, HFGxTR_EL2.nGCS_* = 0"))],
     ..Feature::new(Name::Gcs, "FEAT_GCS")
 };

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{ALL, Features};
+use super::{ALL, Features, Name};
 
 /// ID registers: CRm 1 to 7, op2 0 to 7 of op0 3, op1 0, CRn 0; those of AArch32 (CRm 1 to 3) first. What the
 /// architecture has not allocated there reads as zero.
@@ -72,11 +72,13 @@ pub struct IdRegisters {
     pub pmcr_n: u64,
     /// MPAMIDR_EL1, where there is MPAM.
     pub mpamidr: u64,
+    /// MIDR_EL1: which core it is.
+    pub midr: u64,
 }
 
 impl Default for IdRegisters {
     fn default() -> Self {
-        Self { registers: [0; REGISTERS], smidr: 0, pmcr_n: 0, mpamidr: 0 }
+        Self { registers: [0; REGISTERS], smidr: 0, pmcr_n: 0, mpamidr: 0, midr: 0 }
     }
 }
 
@@ -103,6 +105,40 @@ impl IdRegisters {
         }
     }
 
+    /// What two CPUs have in common, field by field; of what is no field, what this one has.
+    #[must_use]
+    pub fn common(mut self, other: &Self) -> Self {
+        for field in ALL.iter().flat_map(|feature| feature.fields) {
+            let value = field.order.common(field.get(&self), field.get(other), field.width);
+            let register = &mut self.registers[field.of as usize];
+            *register = *register & !(field.mask() << field.low) | value << field.low;
+        }
+        self
+    }
+
+    /// Which guests of a machine with these ID registers find less on this CPU than they are shown.
+    pub fn lacks(&self, machine: &Self) -> Features {
+        let mut lacks = Features::NONE;
+        for field in ALL.iter().flat_map(|feature| feature.fields) {
+            let (shown, here) = (field.get(machine), field.get(self));
+            if field.order.common(shown, here, field.width) == shown {
+                continue;
+            }
+            let names: &[Name] = match field.shown {
+                Shown::Hidden | Shown::Is(_) => &[],
+                // Stage 2's size is the machine's for both.
+                Shown::PaRange => &[Name::Shown64, Name::Shown32],
+                _ if field.of.is_aarch32() => &[Name::Shown32],
+                Shown::AsIs | Shown::AtMost(_) => &[Name::Shown64],
+                Shown::WithSve => &[Name::ShownSve],
+                Shown::WithSme => &[Name::ShownSme],
+                Shown::WithSveOrSme | Shown::WithSveAndSme => &[Name::ShownSve, Name::ShownSme],
+            };
+            lacks = names.iter().fold(lacks, |lacks, &name| lacks.with(name));
+        }
+        lacks
+    }
+
     /// As of a CPU without these features, which this one has: their fields say so, but not what they share with
     /// features that are there.
     #[must_use]
@@ -122,6 +158,43 @@ impl IdRegisters {
     }
 }
 
+/// How the values of two CPUs compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Fields of four bits in which more is more.
+    Unsigned,
+    /// The same, with 0xf for "not there".
+    Signed,
+    /// Each bit is something by itself.
+    Flags,
+    /// Two that differ have nothing in common.
+    Exact,
+}
+
+impl Order {
+    /// What two CPUs have in common, of `width` bits.
+    pub const fn common(self, a: u64, b: u64, width: u32) -> u64 {
+        if matches!(self, Self::Flags) {
+            return a & b;
+        }
+        let (mut common, mut low) = (0, 0);
+        while low < width {
+            let mask = if width - low < 4 { (1 << (width - low)) - 1 } else { 0xf };
+            let (a, b) = (a >> low & mask, b >> low & mask);
+            let least = match self {
+                Self::Exact if a != b => 0,
+                // Beside "not there" no value is less.
+                Self::Signed if a == 0xf || b == 0xf => 0xf,
+                _ if a < b => a,
+                _ => b,
+            };
+            common |= least << low;
+            low += 4;
+        }
+        common
+    }
+}
+
 /// A field of an ID register, and what guests are shown of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Field {
@@ -137,6 +210,8 @@ pub struct Field {
     pub shown: Shown,
     /// It is zero on a CPU without the feature.
     pub tells: bool,
+    /// How two CPUs' values compare.
+    pub order: Order,
 }
 
 /// A field of four bits that is another feature's: above this value it tells of this one, too.
@@ -176,7 +251,22 @@ pub enum Shown {
 impl Field {
     /// Of four bits.
     pub const fn new(of: IdRegister, low: u32, name: &'static str, shown: Shown) -> Self {
-        Self { of, low, width: 4, name, shown, tells: true }
+        Self { of, low, width: 4, name, shown, tells: true, order: Order::Unsigned }
+    }
+
+    /// One in which 0xf says "not there".
+    pub const fn signed(self) -> Self {
+        Self { order: Order::Signed, ..self }
+    }
+
+    /// One in which each bit is by itself.
+    pub const fn flags(self) -> Self {
+        Self { order: Order::Flags, ..self }
+    }
+
+    /// One in which different values have nothing in common.
+    pub const fn exact(self) -> Self {
+        Self { order: Order::Exact, ..self }
     }
 
     /// Of another width.
@@ -187,6 +277,11 @@ impl Field {
     /// One that a CPU without the feature may have, too.
     pub const fn beside(self) -> Self {
         Self { tells: false, ..self }
+    }
+
+    /// Its value.
+    pub const fn get(&self, id: &IdRegisters) -> u64 {
+        id.get(self.of) >> self.low & self.mask()
     }
 
     /// As many ones as it has bits.

@@ -26,6 +26,7 @@ mod fpmr;
 mod gcs;
 mod gic;
 mod hcx;
+mod impdef;
 mod instructions;
 mod ls64;
 mod mops;
@@ -36,6 +37,7 @@ mod pauth;
 mod permissions;
 mod pmu;
 mod ras;
+mod shown;
 mod sme;
 mod spe;
 mod sve;
@@ -94,10 +96,18 @@ pub enum Name {
     Nmi,
     Translation,
     Instructions,
+    ArmCore,
+    Vhe,
+    TraceIte,
+    Hacdbs,
+    Shown64,
+    Shown32,
+    ShownSve,
+    ShownSme,
 }
 
 /// Features.
-pub const COUNT: usize = Name::Instructions as usize + 1;
+pub const COUNT: usize = Name::ShownSme as usize + 1;
 
 /// All of them, in the order of [`Name`].
 pub const ALL: [Feature; COUNT] = [
@@ -139,6 +149,14 @@ pub const ALL: [Feature; COUNT] = [
     nmi::FEATURE,
     translation::FEATURE,
     instructions::FEATURE,
+    impdef::FEATURE,
+    el2::VHE,
+    trace::ITE,
+    translation::HACDBS,
+    shown::AARCH64,
+    shown::AARCH32,
+    shown::SVE,
+    shown::SME,
 ];
 
 /// What Umbra does about a feature.
@@ -188,6 +206,8 @@ pub enum Relied {
     ByNone,
     /// Those in AArch64.
     InAarch64,
+    /// Those with SVE.
+    WithSve,
     /// Those with SME.
     WithSme,
     /// Those in AArch32.
@@ -200,6 +220,7 @@ impl Relied {
         match self {
             Self::ByNone => None,
             Self::InAarch64 => Some("AArch64 guests"),
+            Self::WithSve => Some("guests with SVE"),
             Self::WithSme => Some("guests with SME"),
             Self::InAarch32 => Some("AArch32 guests"),
         }
@@ -251,6 +272,19 @@ impl Features {
         Self(self.0 & other.0)
     }
 
+    /// What is in either.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// What no guest runs without, of whichever kind.
+    pub const SHOWN: Self = Self::NONE
+        .with(Name::Shown64)
+        .with(Name::Shown32)
+        .with(Name::ShownSve)
+        .with(Name::ShownSme);
+
     /// What is here and not there.
     #[must_use]
     pub const fn less(self, other: Self) -> Self {
@@ -277,9 +311,11 @@ impl Features {
     /// Those of them that a vCPU counts on.
     pub const fn relied_on_by(self, vcpu: VcpuFeatures) -> Self {
         const IN_AARCH64: Features = Features::relied_on(Relied::InAarch64);
+        const WITH_SVE: Features = Features::relied_on(Relied::WithSve);
         const WITH_SME: Features = Features::relied_on(Relied::WithSme);
         const IN_AARCH32: Features = Features::relied_on(Relied::InAarch32);
         let mut set = if vcpu.aarch32 { IN_AARCH32.0 } else { IN_AARCH64.0 };
+        set |= if vcpu.vq.is_some() { WITH_SVE.0 } else { 0 };
         set |= if vcpu.svq.is_some() { WITH_SME.0 } else { 0 };
         Self(self.0 & set)
     }
@@ -313,10 +349,23 @@ pub enum Control {
     Hdfgwtr2,
     Mpam2,
     Mpamhcr,
+    Actlr,
+    Hacr,
+    Trfcr,
+    Trcitecr,
+    Brbcr,
+    Pmscr,
+    Gcscr,
+    Smprimap,
+    Scxtnum,
+    Tfsr,
+    Contextidr,
+    CnthvCtl,
+    Hacdbsbr,
 }
 
 /// Controls.
-pub const CONTROLS: usize = Control::Mpamhcr as usize + 1;
+pub const CONTROLS: usize = Control::Hacdbsbr as usize + 1;
 
 impl Control {
     /// All of them.
@@ -344,6 +393,19 @@ impl Control {
         Self::Hdfgwtr2,
         Self::Mpam2,
         Self::Mpamhcr,
+        Self::Actlr,
+        Self::Hacr,
+        Self::Trfcr,
+        Self::Trcitecr,
+        Self::Brbcr,
+        Self::Pmscr,
+        Self::Gcscr,
+        Self::Smprimap,
+        Self::Scxtnum,
+        Self::Tfsr,
+        Self::Contextidr,
+        Self::CnthvCtl,
+        Self::Hacdbsbr,
     ];
 
     /// Whether a CPU with these features has the register.

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::Control::Hcr;
+use super::Control::{Hcr, Tfsr};
 use super::id::Field;
 use super::id::IdRegister::{Aa64Pfr1, Aa64Pfr2};
 use super::id::Shown::Hidden;
@@ -23,6 +23,7 @@ pub(super) const FEATURE: Feature = Feature {
         Field::new(Aa64Pfr2, 8, "MTEFAR", Hidden),
     ],
     bits: &[Bits::host(Hcr, ATA, "ATA")],
+    owns: &[Tfsr],
     registers: &[register(
         "GCR_EL1, RGSR_EL1, TFSR_EL1, TFSRE0_EL1",
         How::Trapped("HCR_EL2.ATA = 0"),

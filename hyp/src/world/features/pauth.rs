@@ -20,12 +20,12 @@ pub(super) const FEATURE: Feature = Feature {
         id.field(Aa64Isar1, 4) != 0 || id.field(Aa64Isar1, 8) != 0 || id.field(Aa64Isar2, 12) != 0
     },
     fields: &[
-        Field::new(Aa64Isar1, 4, "APA", AsIs),
-        Field::new(Aa64Isar1, 8, "API", AsIs),
-        Field::new(Aa64Isar1, 24, "GPA", AsIs),
-        Field::new(Aa64Isar1, 28, "GPI", AsIs),
-        Field::new(Aa64Isar2, 8, "GPA3", AsIs),
-        Field::new(Aa64Isar2, 12, "APA3", AsIs),
+        Field::new(Aa64Isar1, 4, "APA", AsIs).exact(),
+        Field::new(Aa64Isar1, 8, "API", AsIs).exact(),
+        Field::new(Aa64Isar1, 24, "GPA", AsIs).exact(),
+        Field::new(Aa64Isar1, 28, "GPI", AsIs).exact(),
+        Field::new(Aa64Isar2, 8, "GPA3", AsIs).exact(),
+        Field::new(Aa64Isar2, 12, "APA3", AsIs).exact(),
         Field::new(Aa64Isar2, 24, "PAC_frac", AsIs),
     ],
     bits: &[Bits::host(Hcr, HCR_API_APK, "API, APK")],

@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::Control::{Hfgrtr, Hfgwtr};
+use super::Control::{Hfgrtr, Hfgwtr, Smprimap};
 use super::id::IdRegister::{Aa64Pfr1, Aa64Smfr0};
 use super::id::Shown::{WithSme, WithSveAndSme};
 use super::id::{Field, Level};
@@ -19,8 +19,8 @@ pub(super) const SME: Feature = Feature {
     is_there: |id| id.field(Aa64Pfr1, 24) != 0,
     fields: &[
         Field::new(Aa64Pfr1, 24, "SME", WithSme),
-        Field::new(Aa64Smfr0, 0, "outer products and lookups", WithSme).wide(56),
-        Field::new(Aa64Smfr0, 60, "LUTv2 to FA64's neighbours", WithSme).wide(3),
+        Field::new(Aa64Smfr0, 0, "outer products and lookups", WithSme).wide(56).flags(),
+        Field::new(Aa64Smfr0, 60, "LUTv2 to FA64's neighbours", WithSme).wide(3).flags(),
     ],
     bits: &[
         Bits::host(Hfgrtr, NSMPRI_EL1, "nSMPRI_EL1").always(),
@@ -28,6 +28,7 @@ pub(super) const SME: Feature = Feature {
         Bits::both(Hfgrtr, NTPIDR2_EL0, "nTPIDR2_EL0").always(),
         Bits::both(Hfgwtr, NTPIDR2_EL0, "nTPIDR2_EL0").always(),
     ],
+    owns: &[Smprimap],
     registers: &[
         register("SVCR, ZA, ZT0, SMCR_EL1", How::SwitchedBy("the FP engine")),
         register("SME, SMCR_EL1, SVCR of guests that don't have it", How::Trapped("CPTR_EL2.TSM")),

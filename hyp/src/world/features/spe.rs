@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::Control::{Hdfgrtr, Hdfgwtr, Mdcr};
+use super::Control::{Hdfgrtr, Hdfgwtr, Mdcr, Pmscr};
 use super::id::Field;
 use super::id::IdRegister::Aa64Dfr0;
 use super::id::Shown::Hidden;
@@ -22,6 +22,8 @@ pub(super) const FEATURE: Feature = Feature {
         Bits::host(Hdfgrtr, NPMSNEVFR, "nPMSNEVFR_EL1").always(),
         Bits::host(Hdfgwtr, NPMSNEVFR, "nPMSNEVFR_EL1").always(),
     ],
+    // Zero: nothing of EL2 is sampled.
+    owns: &[Pmscr],
     registers: &[register("PMS*_EL1, PMB*_EL1", How::Trapped("MDCR_EL2.TPMS, E2PB = 0"))],
     ..Feature::new(Name::Spe, "FEAT_SPE")
 };

@@ -3,9 +3,9 @@
 
 #![forbid(unsafe_code)]
 
-use super::Control::{Cptr, Mdcr};
+use super::Control::{Cptr, Mdcr, Trcitecr, Trfcr};
 use super::id::Field;
-use super::id::IdRegister::Aa64Dfr0;
+use super::id::IdRegister::{Aa64Dfr0, Aa64Dfr1};
 use super::id::Shown::Hidden;
 use super::{Bits, Feature, How, Name, Optional, register};
 
@@ -34,10 +34,19 @@ pub(super) const FILTER: Feature = Feature {
     is_there: |id| id.field(Aa64Dfr0, 40) != 0,
     fields: &[Field::new(Aa64Dfr0, 40, "TraceFilt", Hidden)],
     bits: &[Bits::guest(Mdcr, TTRF, "TTRF").always()],
+    // Zero: no trace sees EL2.
+    owns: &[Trfcr],
     registers: &[
         // The host's; zero while a guest runs.
         register("TRFCR_EL1", How::Switched(Optional::TrfcrEl1)),
         register("TRFCR_EL1 of guests", How::Trapped("MDCR_EL2.TTRF")),
     ],
     ..Feature::new(Name::TraceFilter, "FEAT_TRF")
+};
+
+/// Instrumentation by instructions (TRCIT): zero, none of EL2's is in a trace.
+pub(super) const ITE: Feature = Feature {
+    is_there: |id| id.field(Aa64Dfr1, 40) != 0,
+    owns: &[Trcitecr],
+    ..Feature::new(Name::TraceIte, "FEAT_ITE")
 };

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::Control::Hcr;
+use super::Control::{Hacdbsbr, Hcr};
 use super::id::Field;
 use super::id::IdRegister::{Aa64Mmfr0, Aa64Mmfr1, Aa64Mmfr2, Aa64Mmfr4};
 use super::id::Shown::{AsIs, AtMost, Hidden, PaRange};
@@ -19,11 +19,11 @@ pub(super) const FEATURE: Feature = Feature {
         Field::new(Aa64Mmfr0, 12, "SNSMem", AsIs),
         Field::new(Aa64Mmfr0, 16, "BigEndEL0", AsIs),
         Field::new(Aa64Mmfr0, 20, "TGran16", AsIs),
-        Field::new(Aa64Mmfr0, 24, "TGran64", AsIs),
-        Field::new(Aa64Mmfr0, 28, "TGran4", AsIs),
-        Field::new(Aa64Mmfr0, 32, "TGran16_2", AsIs),
-        Field::new(Aa64Mmfr0, 36, "TGran64_2", AsIs),
-        Field::new(Aa64Mmfr0, 40, "TGran4_2", AsIs),
+        Field::new(Aa64Mmfr0, 24, "TGran64", AsIs).signed(),
+        Field::new(Aa64Mmfr0, 28, "TGran4", AsIs).signed(),
+        Field::new(Aa64Mmfr0, 32, "TGran16_2", AsIs).exact(),
+        Field::new(Aa64Mmfr0, 36, "TGran64_2", AsIs).exact(),
+        Field::new(Aa64Mmfr0, 40, "TGran4_2", AsIs).exact(),
         // Without HAFT, which needs TCR2_EL1.
         Field::new(Aa64Mmfr1, 0, "HAFDBS", AtMost(2)),
         Field::new(Aa64Mmfr1, 4, "VMIDBits", AsIs),
@@ -55,4 +55,11 @@ pub(super) const FEATURE: Feature = Feature {
     bits: &[Bits::guest(Hcr, TLOR, "TLOR")],
     registers: &[register("LOR*_EL1", How::Trapped("HCR_EL2.TLOR"))],
     ..Feature::new(Name::Translation, "VMSAv8-64")
+};
+
+/// The accelerator for cleaning dirty state writes tables by itself: HACDBSBR_EL2.EN is off.
+pub(super) const HACDBS: Feature = Feature {
+    is_there: |id| id.field(Aa64Mmfr4, 12) != 0,
+    owns: &[Hacdbsbr],
+    ..Feature::new(Name::Hacdbs, "FEAT_HACDBS")
 };

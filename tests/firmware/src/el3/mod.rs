@@ -24,6 +24,7 @@ use umbra_firmware::features::{self, IdRegisters};
 use umbra_firmware::odd::make_odd;
 use umbra_firmware::psci::{Action, Cpu, Cpus, Entry, Machine};
 use umbra_firmware::tree::{Facts, Pin, Power, hand_over};
+use umbra_firmware::trng::Trng;
 use umbra_firmware::trouble::{Counts, Kind, Trouble};
 use umbra_shared::firmware::{
     FIRMWARE_CONFIG_OFFSET, FIRMWARE_CPUS, FIRMWARE_DTB_BYTES, FIRMWARE_TABLES_BYTES,
@@ -96,6 +97,9 @@ unsafe impl Sync for HeapMemory {}
 static HEAP_MEMORY: HeapMemory = HeapMemory(UnsafeCell::new([0; HEAP_BYTES]));
 
 static CPUS: Cpus = [const { Cpu::new() }; FIRMWARE_CPUS];
+
+/// Numbers that nobody could guess who didn't know how they are made.
+static TRNG: Trng = Trng::new();
 
 /// Calls that may meet trouble.
 static CALLS: Counts = Counts::new();
@@ -296,6 +300,13 @@ extern "C" fn firmware_smc(frame: &mut [u64; 31], index: usize) {
         banks: &known.facts.banks,
         suspend: known.config.suspend,
     };
+    let seed = known.config.trng();
+    if seed != 0
+        && let Some(answer) = TRNG.call(seed, [frame[0], frame[1]])
+    {
+        frame[..4].copy_from_slice(&answer);
+        return;
+    }
     let late = match trouble(known, frame, index) {
         Trouble::None => 0,
         Trouble::Late(microseconds) => microseconds,

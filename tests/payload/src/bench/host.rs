@@ -8,7 +8,8 @@ use umbra_host::{
 };
 use umbra_shared::{
     call::{
-        Function, Start, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle,
+        Function, MAX_PAGES_PER_CALL, Start, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex,
+        VmConfig, VmHandle,
     },
     vcpu::VcpuFeatures,
     vl::Vq,
@@ -23,6 +24,7 @@ const VMS: u64 = 8;
 
 pub fn measure(plan: Plan) {
     null(plan.iterations);
+    longest();
     if plan.short {
         return;
     }
@@ -39,6 +41,29 @@ fn null(iterations: u64) {
     let call = |n| unsafe { umbra_bench_null(Function::Version.id(), n) };
     call(WARM_UP);
     emit!("@bench name=null_hypercall {}", row(iterations, || call(iterations)));
+}
+
+/// The longest that hyp works with interrupts masked: a call with as many pages as one may have, which are unmapped,
+/// wiped and cleaned one by one; and the end of a VM.
+fn longest() {
+    let first = ledger::take(2 * MAX_PAGES_PER_CALL);
+    let second = first + MAX_PAGES_PER_CALL * PAGE;
+    let mut vm = VmHandle(0);
+    let create = repeat(1, |_| {
+        let created = Hvc.vm_create(first, MAX_PAGES_PER_CALL, VmConfig::protected());
+        vm = created.expect("VM_CREATE");
+    });
+    ledger::enter(vm);
+    emit!("@bench name=masked_vm_create vm=protected {create}");
+    let topup = repeat(1, |_| Hvc.vm_topup(vm, second, MAX_PAGES_PER_CALL).expect("VM_TOPUP"));
+    emit!("@bench name=masked_vm_topup vm=protected {topup}");
+    let destroy = repeat(1, |_| Hvc.vm_destroy(vm).expect("VM_DESTROY"));
+    emit!("@bench name=masked_vm_destroy vm=protected {destroy}");
+    for page in ledger::each(first, 2 * MAX_PAGES_PER_CALL) {
+        Hvc.vm_reclaim(vm, page).expect("VM_RECLAIM");
+    }
+    ledger::destroy_all();
+    ledger::give_back(first);
 }
 
 /// Does something `iterations` times.

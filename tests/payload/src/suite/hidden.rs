@@ -12,6 +12,7 @@ use umbra_patterns::regs::sme;
 
 tests![
     hidden_registers_are_undefined,
+    r41_implementation_defined_registers_are_undefined,
     streaming_priority_is_hidden_or_zero,
     debug_registers_read_as_zero,
     what_is_nothing_to_a_guest_reads_as_nothing,
@@ -289,6 +290,67 @@ fn hidden_registers_are_undefined() -> Result<(), Skip> {
             }
         }
     }
+    Ok(())
+}
+
+/// A register or instruction that the implementer defines, and an access of the host's.
+struct ImplementationDefined {
+    name: &'static str,
+    register: SysReg,
+    read: fn(),
+}
+
+macro_rules! implementation_defined {
+    ($($name:literal $op0:literal $op1:literal $crn:literal $crm:literal $op2:literal;)*) => {
+        &[$(ImplementationDefined {
+            name: $name,
+            register: reg($op0, $op1, $crn, $crm, $op2),
+            read: || {
+                // SAFETY: a read of a register that says something of caches, if it is there.
+                unsafe {
+                    core::arch::asm!(
+                        concat!("mrs {}, s", $op0, "_", $op1, "_c", $crn, "_c", $crm, "_", $op2),
+                        out(reg) _,
+                        options(nostack)
+                    );
+                }
+            },
+        }),*]
+    };
+}
+
+/// What emulated Cortex-A57s and others have of them, and Cortex-A72's windows into its caches' RAMs.
+const IMPLEMENTATION_DEFINED: &[ImplementationDefined] = implementation_defined! {
+    "L2CTLR_EL1" 3 1 11 0 2;
+    "L2ECTLR_EL1" 3 1 11 0 3;
+    "L2ACTLR_EL1" 3 1 15 0 0;
+    "CPUACTLR_EL1" 3 1 15 2 0;
+    "CPUECTLR_EL1" 3 1 15 2 1;
+    "CPUMERRSR_EL1" 3 1 15 2 2;
+    "L2MERRSR_EL1" 3 1 15 2 3;
+    "CPUECTLR_EL1 of Neoverse N1" 3 0 15 1 4;
+    "IL1DATA0_EL1" 3 0 15 0 0;
+    "DL1DATA0_EL1" 3 0 15 1 0;
+};
+
+/// HCR_EL2.TIDCP, in both worlds: some cores read their caches' RAMs by such registers.
+fn r41_implementation_defined_registers_are_undefined() -> Result<(), Skip> {
+    let guest = guest();
+    for entry in IMPLEMENTATION_DEFINED {
+        let name = entry.name;
+        match guest.attempt(entry.register.mrs(), 0) {
+            Event::Exception(e) if e.is_undefined() => {}
+            // QEMU has the trap from 8.1 on.
+            Event::Done(_) => return Err(Skip("the emulator does not trap such registers")),
+            event => panic!("{name} of a guest: {event:x?}"),
+        }
+        assert_ne!(exception::count_undefined(entry.read), 0, "{name} is there for the host");
+    }
+    // RAMINDEX, with which such a read begins.
+    // SAFETY: it only chooses what to read.
+    let ram_index = || unsafe { core::arch::asm!("sys #0, c15, c4, #0, xzr", options(nostack)) };
+    assert_ne!(exception::count_undefined(ram_index), 0, "SYS of the host");
+    assert!(guest.undefined(reg(1, 0, 15, 4, 0).msr()).is_undefined());
     Ok(())
 }
 

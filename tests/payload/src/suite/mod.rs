@@ -28,6 +28,7 @@ mod sme_switch;
 mod spellings;
 mod storm;
 mod tasks;
+mod trng;
 mod trouble;
 mod version;
 
@@ -62,6 +63,7 @@ pub const ALL: &[Area] = &[
     ("fp_traps", fp_traps::TESTS),
     ("fp_smp", fp_smp::TESTS),
     ("host_vl", host_vl::TESTS),
+    ("trng", trng::TESTS),
     ("tasks", tasks::TESTS),
     ("power", power::TESTS),
     ("trouble", trouble::TESTS),
