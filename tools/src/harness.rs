@@ -83,7 +83,11 @@ pub const CONFIGURATIONS: &[Configuration] = &[
     plain("asym-narrow-boot", &[16, 256, 256, 128], &[], SuspendFormat::Extended),
     plain("asym-late", &[32, 64, 64, 256], &[3], SuspendFormat::Original),
     plain("asym-late-narrow", &[128, 64, 64, 16], &[3], SuspendFormat::Extended),
-    common(plain("asym-common", &[32, 256, 64, 128], &[], SuspendFormat::Extended)),
+    // The loader can have a protected guest's registers stay on the CPU.
+    Configuration {
+        options: "umbra.host-vl=common umbra.protected-fp=lazy",
+        ..plain("asym-common", &[32, 256, 64, 128], &[], SuspendFormat::Extended)
+    },
     // One late CPU lacks what the others have, the other has more.
     common(plain("asym-common-late", &[64, 256, 16, 256], &[2, 3], SuspendFormat::Original)),
     // The same binaries where all RAM is somewhere else.

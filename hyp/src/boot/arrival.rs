@@ -35,6 +35,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 use percore::{ExceptionLock, PerCore, exception_free};
 use umbra_shared::PAGE_SIZE;
+use umbra_shared::call::Policy;
 use umbra_shared::vl::{Vq, VqSet};
 
 /// How long a CPU may take to come up, in seconds of the generic timer.
@@ -155,12 +156,21 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         streaming_lengths.largest.map_or(0, |vq| vq.vl_bytes()),
         describe(streaming_lengths.common),
     );
+    match finish.options.protected_policy() {
+        Policy::Scrub => {
+            log::info!("FP registers of protected VMs: scrubbed at every exit");
+        }
+        _ => {
+            log::warn!("FP registers of protected VMs: left on the CPU (umbra.protected-fp=lazy)");
+        }
+    }
     let features = online().fold(Features::ALL, |common, s| common.and(s.features()));
     let id = finish.id.without(Features::read(&finish.id).less(features));
     MACHINE.call_once(|| Machine {
         cpus: finish.cpus,
         displace: finish.options.displace,
         stats: finish.options.stats,
+        protected_policy: finish.options.protected_policy(),
         lengths,
         streaming: streaming_lengths,
         host_storage,
@@ -240,7 +250,8 @@ fn log_beginning() {
     let (vqs, svqs) = (machine.lengths.common.bits(), machine.streaming.common.bits());
     let (vqs, svqs) = (vqs.into(), svqs.into());
     let aarch32 = machine.features.has(Name::Aarch32).into();
-    note(Kind::Machine, [machine.cpus as u64, vqs, bits, root, svqs, aarch32, 0]);
+    let policy = machine.protected_policy as u64;
+    note(Kind::Machine, [machine.cpus as u64, vqs, bits, root, svqs, aarch32, policy]);
     hw::with(|memory| {
         for (pa, count, change) in memory.pages.runs() {
             note(Kind::Pages, [count, pa, change.encode(), 0, 0, 0, 0]);

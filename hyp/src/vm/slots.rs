@@ -28,7 +28,7 @@ use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{
-    UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle,
+    Policy, UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
 use umbra_shared::flags::FlagShadowPage;
@@ -218,6 +218,10 @@ impl Machine for Target {
 
     fn aarch32(&self) -> bool {
         machine().features.has(Name::Aarch32)
+    }
+
+    fn protected_policy(&self) -> Policy {
+        machine().protected_policy
     }
 
     fn now(&self) -> u64 {

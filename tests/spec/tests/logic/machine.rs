@@ -9,6 +9,7 @@ use umbra_hyp::memory::pages::{Page, PageRange, Pages, VmId};
 use umbra_hyp::vm::hardware::{self, Machine, NewVcpu};
 use umbra_hyp::vm::life::MAX_VMS;
 use umbra_shared::PAGE_SIZE;
+use umbra_shared::call::Policy;
 use umbra_shared::vl::{Vq, VqSet};
 
 pub const PAGE: u64 = PAGE_SIZE as u64;
@@ -92,6 +93,7 @@ pub struct Target {
     pub given: RefCell<[usize; MAX_VMS]>,
     pub vqs: VqSet,
     pub svqs: VqSet,
+    pub protected_policy: Policy,
     pub forgotten: Cell<u32>,
 }
 
@@ -118,6 +120,10 @@ impl Machine for Target {
 
     fn aarch32(&self) -> bool {
         true
+    }
+
+    fn protected_policy(&self) -> Policy {
+        self.protected_policy
     }
 
     fn now(&self) -> u64 {
