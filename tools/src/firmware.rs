@@ -12,8 +12,8 @@ use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 use umbra_shared::firmware::{
     FIRMWARE_CONFIG_OFFSET, FIRMWARE_CPUS, FIRMWARE_MAGIC, FIRMWARE_TABLES_BYTES,
-    FIRMWARE_TABLES_OFFSET, FIRMWARE_VERSION, FirmwareConfig, SUSPEND_EXTENDED, SUSPEND_ORIGINAL,
-    TREE_ODD, TREE_PLAIN,
+    FIRMWARE_TABLES_OFFSET, FIRMWARE_VERSION, FirmwareConfig, FirmwareExtras, SUSPEND_EXTENDED,
+    SUSPEND_ORIGINAL, TREE_ODD, TREE_PLAIN,
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -48,6 +48,8 @@ pub struct Setup {
     trouble: u64,
     /// EL2 is given a device tree that has everything.
     odd_tree: bool,
+    /// What it does that not all firmware does.
+    extras: FirmwareExtras,
 }
 
 /// The EL3 firmware of one machine.
@@ -83,6 +85,7 @@ impl Setup {
             board: Board::VIRT,
             trouble: 0,
             odd_tree: false,
+            extras: FirmwareExtras::empty(),
         })
     }
 
@@ -90,6 +93,12 @@ impl Setup {
     #[must_use]
     pub fn troubled(self, seed: u64) -> Self {
         Self { trouble: seed, ..self }
+    }
+
+    /// The same with things that not all firmware does.
+    #[must_use]
+    pub fn with(self, extras: FirmwareExtras) -> Self {
+        Self { extras, ..self }
     }
 
     /// The same with a device tree that has everything, if `odd`.
@@ -145,6 +154,7 @@ impl Setup {
         };
         config.tree = if self.odd_tree { TREE_ODD } else { TREE_PLAIN };
         config.trouble = self.trouble;
+        config.extras = self.extras.bits();
         config.dtb = self.board.dtb;
         config.ram = self.board.ram;
         config.boot_address = self.board.boot_address;

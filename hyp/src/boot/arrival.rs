@@ -5,6 +5,7 @@
 //! lengths, sizes the host images, and enters the host; the others are held until the host turns them on.
 
 use crate::arch::console;
+use crate::arch::end;
 use crate::arch::fatal::refuse;
 use crate::arch::lock::{send_event, wait_for_event};
 use crate::arch::percpu::CoreIndex;
@@ -14,26 +15,32 @@ use crate::arch::sysreg::{isb, read_cntpct_el0};
 use crate::arch::{Lock, MAX_CPUS};
 use crate::boot::bring_up::{bring_up, start_host};
 use crate::boot::options::Options;
+use crate::boot::platform::Range;
 use crate::boot::pool::Pool;
+use crate::boot::ranges::{Chunks, Pieces};
 use crate::cpu::Cpu;
 use crate::fp::host_storage;
 use crate::fp::hw::Image;
 use crate::fp::lengths::Lengths;
 use crate::machine::{MACHINE, Machine, SHARED, machine};
 use crate::memory::frames::linear;
+use crate::memory::pages::MAX_BANKS;
 use crate::memory::tables::Stage2Shape;
 use crate::power::{
     self,
+    protect::Protection,
     psci::{HostEntry, Power},
 };
 use crate::world::controls::Controls;
 use crate::world::features::id::IdRegisters;
 use crate::world::features::{self, Control, Features};
 use crate::world::interrupts::virtual_interface_fits;
+use arrayvec::ArrayVec;
 use core::cell::Cell;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 use percore::{ExceptionLock, PerCore, exception_free};
+use spin::Once;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::Policy;
 use umbra_shared::vl::{Vq, VqSet};
@@ -58,6 +65,12 @@ pub struct Finish {
     pub shape: Stage2Shape,
     /// VTTBR_EL2 of the host.
     pub host_vttbr: u64,
+    /// RAM.
+    pub banks: ArrayVec<Range, MAX_BANKS>,
+    /// What of it holds nothing that anybody needs.
+    pub free: Pieces,
+    /// TTBR0_EL2 of a translation of all RAM.
+    pub ram_ttbr: u64,
     /// Memory for host images.
     pub images: Pool,
     /// The console's physical address.
@@ -65,6 +78,9 @@ pub struct Finish {
     /// Where the host begins.
     pub host: HostEntry,
 }
+
+/// What is wiped at boot, by all CPUs together.
+static BOOT_WIPE: Once<Chunks> = Once::new();
 
 static FINISH: Lock<Option<Finish>> = Lock::new(None);
 
@@ -80,6 +96,7 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
     let cpu = BOOT_PARAMS[index as usize].cpu.load(Ordering::Relaxed) as *mut Cpu;
     // SAFETY: made by `make_cpu` for this CPU, which has just come out of reset: nobody else holds it.
     let cpu = unsafe { &mut *cpu }.install();
+    end::arrived(index as usize);
     let first = exception_free(|token| {
         let resets = RESETS.get().borrow(token);
         resets.replace(resets.get() + 1) == 0
@@ -113,6 +130,8 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
         send_event();
     }
     loop {
+        end::stop_if_asked();
+        help_to_wipe();
         if let Some(entry) = power::hw::cell(cpu.index()).take_entry() {
             if !cpu.has_image {
                 cpu.set_image(host_image(index as usize));
@@ -128,7 +147,10 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
     if !virtual_interface_fits() {
         refuse(format_args!("the GIC has more active priority registers than hyp switches"));
     }
+    end::arm(finish.ram_ttbr);
     start_others(cpu.index(), finish.cpus);
+    let protection = power::hw::protect_memory(&finish.banks);
+    wipe(protection, core::mem::take(&mut finish.free), finish.options.boot_wipe_off);
     let online = || SHARED[..finish.cpus].iter().filter(|s| s.online());
     let sets = || online().map(|s| s.vqs());
     let streaming = || online().map(|s| s.svqs());
@@ -184,6 +206,45 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
     log_beginning();
     cpu.set_image(host_image(cpu.index()));
     start_host(cpu, finish.host)
+}
+
+/// Wipes all memory that nobody needs: a reset that hyp was not told of may have left anything there. Says what
+/// is done about memory at resets.
+fn wipe(protection: Protection, free: Pieces, off: bool) {
+    match protection {
+        Protection::On { .. } => log::info!("memory at a reset: firmware wipes it (MEM_PROTECT)"),
+        Protection::InPart => {
+            log::warn!("memory at a reset: MEM_PROTECT does not cover all of it, hyp wipes it");
+        }
+        Protection::None => log::info!("memory at a reset: hyp wipes what is not the host's"),
+    }
+    if protection == (Protection::On { before: true }) {
+        log::info!("memory at boot: firmware has wiped it");
+        return;
+    }
+    if off {
+        log::warn!("memory at boot: left as it is (umbra.boot-wipe=off)");
+        return;
+    }
+    let chunks = BOOT_WIPE.call_once(|| Chunks::new(free));
+    send_event();
+    help_to_wipe();
+    while !chunks.are_done() {
+        // SAFETY: a hint.
+        unsafe { core::arch::asm!("yield", options(nomem, nostack)) };
+    }
+    log::info!("memory at boot: {} MiB wiped", chunks.bytes() >> 20);
+}
+
+/// Wipes what is left to be wiped at boot, with others.
+fn help_to_wipe() {
+    let Some(chunks) = BOOT_WIPE.get() else { return };
+    while let Some((start, end)) = chunks.take() {
+        // SAFETY: the host doesn't run yet, and this is neither hyp's nor anything that the loader left for
+        // somebody: nobody uses it, nor has hyp mapped it.
+        unsafe { end::zero(start, end) };
+        chunks.finish();
+    }
 }
 
 /// Says so if the host can't use all of a CPU's VLs or SVLs.

@@ -14,6 +14,10 @@ pub struct Options {
     /// while that runs, instead of leaving it at every exit (`scrub`, the default). It is the machine's
     /// loader that may say so, and nobody behind it: what is closed has been read by speculation before.
     pub protected_fp_lazy: bool,
+    /// `umbra.boot-wipe=off`: hyp does not wipe memory when it boots. Then what a protected VM had in
+    /// memory when a reset came that hyp was not told of (a watchdog's, firmware's) is the next host's
+    /// to read. For machines whose firmware wipes, or that boot often and have no secrets.
+    pub boot_wipe_off: bool,
     /// `umbra.stats`: the CPUs' counters on the console when the host turns the machine off or resets
     /// it, for hosts that never ask.
     pub stats: bool,
@@ -40,6 +44,8 @@ impl Options {
                 "umbra.host-vl=full" => options.host_vl_common = false,
                 "umbra.protected-fp=lazy" => options.protected_fp_lazy = true,
                 "umbra.protected-fp=scrub" => options.protected_fp_lazy = false,
+                "umbra.boot-wipe=off" => options.boot_wipe_off = true,
+                "umbra.boot-wipe=on" => options.boot_wipe_off = false,
                 "umbra.stats" => options.stats = true,
                 "umbra.displace" => options.displace = true,
                 _ => {
@@ -76,6 +82,8 @@ mod tests {
             "umbra.host-vl=full",
             "umbra.protected-fp=lazy",
             "umbra.protected-fp=scrub",
+            "umbra.boot-wipe=off",
+            "umbra.boot-wipe=on",
             "umbra.stats",
             "umbra.displace",
         ];

@@ -4,6 +4,7 @@
 //! vCPU that is loaded belongs to its CPU: the slot only remembers where, and the run path takes no
 //! lock.
 
+use crate::arch::end;
 use crate::arch::log;
 use crate::arch::stats::Stats;
 use crate::arch::{Lock, LockGuard};
@@ -250,6 +251,7 @@ impl Machine for Target {
     }
 
     fn drop_tables(&self, vm: VmId, tables: VmTables) {
+        end::stage2_root(vm + 1, 0);
         tables.stage2.forget_all(&Tlbs);
         POOLS[usize::from(vm)].lock().clear();
     }

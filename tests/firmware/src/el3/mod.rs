@@ -26,8 +26,8 @@ use umbra_firmware::psci::{Action, Cpu, Cpus, Entry, Machine};
 use umbra_firmware::tree::{Facts, Pin, Power, hand_over};
 use umbra_firmware::trouble::{Counts, Kind, Trouble};
 use umbra_shared::firmware::{
-    FIRMWARE_CONFIG_OFFSET, FIRMWARE_CPUS, FIRMWARE_DTB_BYTES, FIRMWARE_TABLES_BYTES,
-    FirmwareConfig, ODD_RESERVED, odd_content,
+    FIRMWARE_CONFIG_OFFSET, FIRMWARE_CPUS, FIRMWARE_DTB_BYTES, FIRMWARE_NOWHERE,
+    FIRMWARE_TABLES_BYTES, FirmwareConfig, FirmwareExtras, ODD_RESERVED, odd_content,
 };
 use umbra_shared::vl::Vq;
 
@@ -96,6 +96,12 @@ unsafe impl Sync for HeapMemory {}
 static HEAP_MEMORY: HeapMemory = HeapMemory(UnsafeCell::new([0; HEAP_BYTES]));
 
 static CPUS: Cpus = [const { Cpu::new() }; FIRMWARE_CPUS];
+
+/// Memory is wiped at a reset.
+static PROTECTED: AtomicBool = AtomicBool::new(false);
+
+/// PSCI's function of that name.
+const MIGRATE_INFO_TYPE: u32 = 0x8400_0006;
 
 /// Calls that may meet trouble.
 static CALLS: Counts = Counts::new();
@@ -295,6 +301,11 @@ extern "C" fn firmware_smc(frame: &mut [u64; 31], index: usize) {
         affinities: &known.facts.affinities,
         banks: &known.facts.banks,
         suspend: known.config.suspend,
+        protected: known
+            .config
+            .extras()
+            .contains(FirmwareExtras::MEM_PROTECT)
+            .then_some(&PROTECTED),
     };
     let late = match trouble(known, frame, index) {
         Trouble::None => 0,
@@ -336,15 +347,34 @@ extern "C" fn firmware_smc(frame: &mut [u64; 31], index: usize) {
             enter(entry)
         }
         Action::SystemOff => {
+            protect_memory(&known.facts);
             power_off(&known.facts);
             hang()
         }
         Action::SystemReset => {
+            protect_memory(&known.facts);
             reset(&known.facts);
             hang()
         }
     };
+    if frame[0] as u32 == MIGRATE_INFO_TYPE
+        && known.config.extras().contains(FirmwareExtras::RETURNS_NOWHERE)
+    {
+        sysreg::write_elr_el3(FIRMWARE_NOWHERE);
+    }
     frame[0] = answer as u64;
+}
+
+/// MEM_PROTECT has been turned on: nothing is left in memory of EL2 and below.
+fn protect_memory(facts: &Facts) {
+    if !PROTECTED.load(Ordering::SeqCst) {
+        return;
+    }
+    for &(start, end) in &facts.banks {
+        // SAFETY: memory, mapped, none of EL3's. Whoever still runs there has called for the end.
+        unsafe { core::ptr::write_bytes(start as *mut u8, 0, (end - start) as usize) };
+        clean_to_poc(start as usize, (end - start) as usize);
+    }
 }
 
 /// What becomes of a call.
