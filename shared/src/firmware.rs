@@ -71,7 +71,19 @@ pub const ODD_RESERVED: [(u64, u64); 7] = [
 /// Where [`TREE_ODD`] has one /memory end and the next begin.
 pub const ODD_CUT: u64 = 0x6000_0000;
 
-/// What a word at an address of [`ODD_RESERVED`] holds.
+/// Where [`TREE_ODD`] lies itself, and an initrd that it names, filled with [`odd_content`]: at the top of what
+/// is not reserved, where somebody would take memory who looks at nothing else.
+pub const ODD_DTB: u64 = 0x5f10_0000;
+/// See [`ODD_DTB`].
+pub const ODD_INITRD: (u64, u64) = (0x5ec0_0000, 0x5ed2_3458);
+
+/// What [`TREE_ODD`] calls a CPU's external debug registers, and what lies beside them. On QEMU's board it is a
+/// clock that can be read, and a device for configuration: whoever is kept out is kept out by EL2.
+pub const ODD_DEBUG: (u64, u64) = (0x0901_0000, 0x0901_1000);
+/// See [`ODD_DEBUG`].
+pub const ODD_BESIDE_DEBUG: u64 = 0x0902_0000;
+
+/// What a word at an address of [`ODD_RESERVED`] or [`ODD_INITRD`] holds.
 pub const fn odd_content(address: u64) -> u64 {
     address.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x0dd
 }

@@ -4,6 +4,8 @@
 //! The machine's RAM is a file, of which the machine knows nothing. After its end, however that came, no
 //! word of the secret may be in it, and nothing of what hyp says is wiped at the end. To see that the
 //! search would find something, one machine is killed, and its RAM searched before the next boots on it.
+//!
+//! One of the host's CPUs says all the time that it is alive. From hyp's first last word on it must not.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -27,6 +29,8 @@ const RAM: u64 = 0x4000_0000;
 const WORDS: u64 = 256;
 /// CPUs of the machines.
 const CPUS: u32 = 4;
+/// What a CPU says all the time that has nothing else to do.
+const ALIVE: &str = "@end alive";
 /// A machine that is to be killed is when it has said nothing for so long.
 const SILENCE: Duration = Duration::from_secs(15);
 
@@ -105,7 +109,7 @@ impl Case {
         let mut said = String::new();
         match self.run(qemu, tests, firmware, &mut said) {
             Ok(()) => Outcome::Ok,
-            Err(why) => Outcome::Failed(format!("{said}{why:#}")),
+            Err(why) => Outcome::Failed(format!("{why:#}\n{said}")),
         }
     }
 
@@ -149,6 +153,9 @@ impl Case {
             ensure!(found >= 2 * WORDS, "{found} words of the secret: they should still be there");
             boot("look", options)?;
         }
+        let behind = said.lines().skip_while(|line| !line.contains("umbra: fatal: "));
+        let alive = behind.filter(|line| line.contains(ALIVE)).count();
+        ensure!(alive == 0, "the host says {alive} times that it is alive while hyp dies");
         ensure!(!wiped.is_empty(), "hyp does not say what is wiped at the end");
         let found = ram.secrets()?;
         if self.left {

@@ -23,6 +23,7 @@ core::arch::global_asm!(
 unsafe extern "C" {
     static umbra_host_vectors: u8;
     static umbra_guest_vectors: u8;
+    fn umbra_probe_dbgauthstatus() -> u64;
     fn umbra_enter_host_fresh(context: u64, stack_top: u64) -> !;
 }
 
@@ -58,6 +59,14 @@ pub fn set_guest_vectors() {
 fn set_vectors(vectors: *const u8) {
     // SAFETY: called with one of the two vector tables of vectors.S.
     unsafe { write_vbar_el2(VbarEl2::from_bits_retain(vectors.addr() as u64)) };
+}
+
+/// DBGAUTHSTATUS_EL1, if the CPU has it. For boot: what an exception leaves in ELR_EL2 and the like is lost.
+pub fn read_dbgauthstatus() -> Option<u64> {
+    // SAFETY: interrupts are masked, and nothing else between the two writes of VBAR_EL2 can cause an
+    // exception; a read of the register has no effect but to give its value.
+    let value = unsafe { umbra_probe_dbgauthstatus() };
+    (value != u64::MAX).then_some(value)
 }
 
 /// Begins the host's life on this CPU with `context` in x0: ERET.

@@ -2,7 +2,7 @@
 //!
 //! Whoever is first claims the end; nobody can take it back. A CPU that asks too, or comes by, stops
 //! and says so. The one that ends the machine waits for those that are at hyp or below it: what a CPU
-//! does at EL2 it ends with a return to EL1, where nothing is mapped any more ([`super::end`]), so it is
+//! does at EL2 it ends with a return to EL1, where nothing is mapped any more (`arch::end`), so it is
 //! back at once. It doesn't wait for ever: a CPU that sleeps at EL1 and that nothing wakes has no
 //! memory to read or to write.
 

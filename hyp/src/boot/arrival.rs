@@ -226,6 +226,7 @@ fn wipe(protection: Protection, free: Pieces, off: bool) {
         log::warn!("memory at boot: left as it is (umbra.boot-wipe=off)");
         return;
     }
+    let began = read_cntpct_el0();
     let chunks = BOOT_WIPE.call_once(|| Chunks::new(free));
     send_event();
     help_to_wipe();
@@ -233,7 +234,9 @@ fn wipe(protection: Protection, free: Pieces, off: bool) {
         // SAFETY: a hint.
         unsafe { core::arch::asm!("yield", options(nomem, nostack)) };
     }
-    log::info!("memory at boot: {} MiB wiped", chunks.bytes() >> 20);
+    let ticks = read_cntpct_el0().wrapping_sub(began);
+    let milliseconds = ticks.saturating_mul(1000) / sys::read_cntfrq_el0().bits().max(1);
+    log::info!("memory at boot: {} MiB wiped in {milliseconds} ms", chunks.bytes() >> 20);
 }
 
 /// Wipes what is left to be wiped at boot, with others.

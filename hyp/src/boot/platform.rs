@@ -4,10 +4,12 @@
 
 #![forbid(unsafe_code)]
 
+mod debug;
 mod edit;
 #[cfg(test)]
 mod tests;
 
+pub use debug::{MAX_WITHHELD, external_debug};
 pub use edit::{HostBoot, hand_over};
 
 use crate::arch::MAX_CPUS;
@@ -54,6 +56,8 @@ pub enum PlatformError {
     TooManyBanks,
     #[error("more than {MAX_RESERVED} reserved ranges")]
     TooManyReserved,
+    #[error("more than {MAX_WITHHELD} ranges of debug components")]
+    TooManyDebug,
     #[error("no room for the edited device tree")]
     NoRoom,
     #[error("the device tree has no /chosen to tell the host its initrd and command line in")]
@@ -67,6 +71,9 @@ pub struct Platform {
     pub banks: ArrayVec<Range, MAX_BANKS>,
     /// What of it is spoken for.
     pub reserved: ArrayVec<Range, MAX_RESERVED>,
+    /// Device memory that would let a host halt, change or sample a CPU at EL2: in order, apart, whole
+    /// pages.
+    pub withheld: ArrayVec<Range, MAX_WITHHELD>,
     /// MPIDR_EL1 affinities in device-tree order.
     pub cpus: ArrayVec<u64, MAX_CPUS>,
     /// The console: a PL011's address.
@@ -187,7 +194,8 @@ impl Platform {
             })
             .unwrap_or_default();
         let uart = console(fdt);
-        Ok(Self { banks, reserved, cpus, uart, initrd: initrd(fdt), command_line })
+        let withheld = debug::withheld(fdt)?;
+        Ok(Self { banks, reserved, withheld, cpus, uart, initrd: initrd(fdt), command_line })
     }
 
     /// What is in memory when hyp boots and is not to be written, beside what is reserved: the `image` with

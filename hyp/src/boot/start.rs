@@ -5,6 +5,7 @@
 
 use crate::arch::console;
 use crate::arch::end;
+use crate::arch::exception::read_dbgauthstatus;
 use crate::arch::fatal::refuse;
 use crate::arch::layout::{DTB_WINDOW_L2, IMAGE_BASE, LINEAR_BASE, STACK_BYTES, stack_top};
 use crate::arch::reset::{
@@ -16,7 +17,8 @@ use crate::boot::arrival::{self, Finish};
 use crate::boot::bring_up::{MPIDR_AFFINITY, read_id_registers};
 use crate::boot::options::Options;
 use crate::boot::platform::{
-    HostBoot, MAX_RESERVED, Platform, Range, conduit, console as find_console, hand_over,
+    HostBoot, MAX_RESERVED, Platform, Range, conduit, console as find_console, external_debug,
+    hand_over,
 };
 use crate::boot::pool::Pool;
 use crate::boot::ranges::{MAX_TAKEN, without};
@@ -186,9 +188,15 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, platform: &Platform) -> ! {
         package.package_bytes >> 10
     );
 
+    log::info!(
+        "external debug: {}, {} ranges of it withheld from the host",
+        external_debug(read_dbgauthstatus()),
+        platform.withheld.len()
+    );
     let cpus = platform.cpus.len();
     let hyp_tables = worst_case_tables(&platform.banks, 16 + cpus);
-    let host_tables = worst_case_tables(&platform.banks, 64);
+    // At each end of what is withheld, three levels are cut.
+    let host_tables = worst_case_tables(&platform.banks, 64 + 6 * platform.withheld.len());
     let ram_tables = ram_tables(platform);
     let pages = count(&platform.banks);
     let per_cpu = PAGE_SIZE.max(size_of::<Cpu>().next_multiple_of(PAGE_SIZE))
@@ -447,7 +455,7 @@ fn host_stage2(platform: &Platform, hyp: &[Range], shape: Stage2Shape) -> Stage2
         if end > limit {
             refuse(format_args!("memory above {} bits of address", shape.ipa_bits));
         }
-        stage2.map_identity_device(at, start);
+        map_devices(&mut stage2, (at, start), &platform.withheld);
         let mut holes: ArrayVec<Range, 4> = hyp.iter().copied().collect();
         holes.sort_unstable();
         let mut from = start;
@@ -460,8 +468,19 @@ fn host_stage2(platform: &Platform, hyp: &[Range], shape: Stage2Shape) -> Stage2
         stage2.map_identity_ram(from, end);
         at = end;
     }
-    stage2.map_identity_device(at, limit);
+    map_devices(&mut stage2, (at, limit), &platform.withheld);
     stage2.with_vmid(0)
+}
+
+/// What lies between banks is devices', and the host's, but for what is withheld from it.
+fn map_devices(stage2: &mut Stage2Tables, (mut from, end): Range, withheld: &[Range]) {
+    for &(start, behind) in withheld {
+        if start < end && behind > from {
+            stage2.map_identity_device(from, start.max(from));
+            from = behind.min(end);
+        }
+    }
+    stage2.map_identity_device(from, end);
 }
 
 fn switch_tables(index: usize) -> ! {

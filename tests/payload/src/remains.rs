@@ -1,12 +1,14 @@
 //! The end of a machine that guards a secret: `end=WAY` on the command line.
 //!
 //! A protected guest has pages full of [`secret`] and copies them on and on; one of its vCPUs runs on a
-//! CPU of its own. Another CPU waits for an interrupt with all of them masked, a third spins likewise.
+//! CPU of its own. Another CPU waits for an interrupt with all of them masked, a third says all the time
+//! that it is alive.
 //! Then the machine ends, in the way that was asked for, and whoever has its memory
 //! (`tools/src/remains.rs`) looks whether anything is left.
 //!
 //! ```text
 //! @end ready WAY                       the secret is there, and the end comes now
+//! @end alive                           a CPU of the host's runs
 //! ```
 
 use crate::{
@@ -106,10 +108,14 @@ fn keep_a_secret(way: &str) {
             sysreg::mask_interrupts();
             SETTLED.fetch_add(1, Ordering::SeqCst);
             loop {
-                if cpu == 2 {
+                // One that is to be killed is silent first.
+                if cpu == 2 || way == "killed" {
                     sysreg::wait_for_interrupt();
                 } else {
-                    core::hint::spin_loop();
+                    // Whoever dies wants the console for itself.
+                    let next = timer::now() + timer::frequency() / 500;
+                    timer::wait_until(60, || timer::now() > next);
+                    emit!("@end alive");
                 }
             }
         }

@@ -27,7 +27,8 @@ use umbra_firmware::tree::{Facts, Pin, Power, hand_over};
 use umbra_firmware::trouble::{Counts, Kind, Trouble};
 use umbra_shared::firmware::{
     FIRMWARE_CONFIG_OFFSET, FIRMWARE_CPUS, FIRMWARE_DTB_BYTES, FIRMWARE_NOWHERE,
-    FIRMWARE_TABLES_BYTES, FirmwareConfig, FirmwareExtras, ODD_RESERVED, odd_content,
+    FIRMWARE_TABLES_BYTES, FirmwareConfig, FirmwareExtras, ODD_DTB, ODD_INITRD, ODD_RESERVED,
+    odd_content,
 };
 use umbra_shared::vl::Vq;
 
@@ -160,13 +161,14 @@ extern "C" fn firmware_boot() -> ! {
     if edited.len() > room {
         fatal(format_args!("no room for the device tree"));
     }
-    // SAFETY: RAM below the image, by the configuration; the old tree, which may lie there, is not
+    let dtb = if config.has_odd_tree() { ODD_DTB } else { config.ram() };
+    // SAFETY: RAM, by the configuration, apart from the image; the old tree, which may lie there, is not
     // looked at any more, and nobody else runs.
-    let place = unsafe { core::slice::from_raw_parts_mut(config.ram() as *mut u8, edited.len()) };
+    let place = unsafe { core::slice::from_raw_parts_mut(dtb as *mut u8, edited.len()) };
     place.copy_from_slice(&edited);
-    clean_to_poc(config.ram() as usize, edited.len());
+    clean_to_poc(dtb as usize, edited.len());
     gic::init(&facts);
-    let (boot_address, dtb) = (config.boot_address(), config.ram());
+    let boot_address = config.boot_address();
     let counter = config.counter().map(counter::start);
     let others = facts.affinities.len();
     // SAFETY: the boot CPU, once; others look only after `set`.
@@ -211,9 +213,9 @@ fn read_tree(config: &Config) -> (Facts, Vec<u8>) {
     }
 }
 
-/// What the odd tree reserves is somebody's: it holds something.
+/// What the odd tree reserves is somebody's, and so is an initrd: it holds something.
 fn fill_reserved(facts: &Facts) {
-    for (start, end) in ODD_RESERVED {
+    for (start, end) in ODD_RESERVED.into_iter().chain([ODD_INITRD]) {
         if !facts.banks.iter().any(|bank| bank.0 <= start && end <= bank.1) {
             fatal(format_args!("no memory to reserve at {start:#x}"));
         }
