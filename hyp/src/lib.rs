@@ -77,7 +77,7 @@
 //! are woken; those in firmware come back through hyp's entry ([`arch::stop`], `arch::end`). Then a panic is
 //! told, memory that is not the host's is zeroed and cleaned to the point of coherency, and firmware is
 //! called. No lock is taken on that way, and nothing is waited for but by count. Where firmware wipes by
-//! itself (MEM_PROTECT, [`power::protect`]) the host's calls are passed on. Resets that nobody announces are
+//! itself (MEM_PROTECT, [`power::protect`]) hyp only stops the CPUs. Resets that nobody announces are
 //! dealt with at the next boot, when what is neither reserved nor the loader's is wiped ([`boot::ranges`]).
 //!
 //! # Locks

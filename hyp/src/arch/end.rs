@@ -113,8 +113,7 @@ pub fn leave_it_to_firmware() {
     FIRMWARE_WIPES.store(true, Ordering::SeqCst);
 }
 
-/// Whether firmware wipes.
-pub fn firmware_wipes() -> bool {
+fn firmware_wipes() -> bool {
     FIRMWARE_WIPES.load(Ordering::SeqCst)
 }
 

@@ -1,8 +1,8 @@
 //! The end of a machine that guards a secret: `end=WAY` on the command line.
 //!
 //! A protected guest has pages full of [`secret`] and copies them on and on; one of its vCPUs runs on a
-//! CPU of its own. Another CPU waits for an interrupt with all of them masked, a third says all the time
-//! that it is alive.
+//! CPU of its own. Another CPU waits for an interrupt with all of them masked, or is suspended in
+//! firmware, a third says all the time that it is alive.
 //! Then the machine ends, in the way that was asked for, and whoever has its memory
 //! (`tools/src/remains.rs`) looks whether anything is left.
 //!
@@ -23,7 +23,7 @@ use smccc::{Smc, psci, smc64};
 use umbra_host::{
     emit,
     hypercall::{Hvc, Hypervisor},
-    kernel::{exception, machine::Machine, mmu, power, sysreg, timer},
+    kernel::{exception, machine::Machine, mmu, power, smp, sysreg, timer},
 };
 use umbra_shared::{
     PAGE_SIZE,
@@ -108,6 +108,11 @@ fn keep_a_secret(way: &str) {
             sysreg::mask_interrupts();
             SETTLED.fetch_add(1, Ordering::SeqCst);
             loop {
+                // In firmware, without its registers: it would come back as from CPU_ON.
+                if cpu == 2 && way == "reset2" {
+                    let power_down = if power::suspend_is_extended() { 1 << 30 } else { 1 << 16 };
+                    let _ = power::cpu_suspend(power_down, smp::entry(), 2);
+                }
                 // One that is to be killed is silent first.
                 if cpu == 2 || way == "killed" {
                     sysreg::wait_for_interrupt();
