@@ -45,14 +45,15 @@
 //! | module | blocks | other | for |
 //! |---|---|---|---|
 //! | `arch/console.rs` | 1 | 1 | the UART's registers |
-//! | `arch/exception.rs` | 2 | 2 | the vectors; entry to a host that starts; an SError taken at EL2 |
+//! | `arch/end.rs` | 5 | 2 | the routines that stop CPUs and wipe memory (end.S), with another translation in force |
+//! | `arch/exception.rs` | 3 | 2 | the vectors; a register that may not be there; entry to a host that starts; an SError taken at EL2 |
 //! | `arch/fatal.rs` | 2 | 2 | the stack as a list of frames, when something has gone wrong |
 //! | `arch/lock.rs` | 4 | 0 | YIELD, WFE, WFI, SEV |
 //! | `arch/log.rs` | 1 | 3 | records in a static that every CPU writes (test builds only) |
 //! | `arch/percpu.rs` | 2 | 2 | per-CPU data behind TPIDR_EL2 |
 //! | `arch/reset.rs` | 0 | 1 | an address that boot.S defines |
 //! | `arch/sysreg.rs` | 9 | 0 | MRS and MSR of registers that the sysreg crate lacks; barriers |
-//! | `boot/arrival.rs` | 4 | 1 | this CPU's data and host image, which boot made; the function that boot.S comes back to; YIELD |
+//! | `boot/arrival.rs` | 6 | 1 | this CPU's data and host image, which boot made; the function that boot.S comes back to; YIELD |
 //! | `boot/bring_up.rs` | 4 | 0 | EL2's translation for the host, and entry to it |
 //! | `boot/pool.rs` | 1 | 0 | memory taken from the pool for the first time |
 //! | `boot/start.rs` | 8 | 2 | addresses that the linker script and boot.S define; the device tree and the package where the loader put them; the jump to the final tables |
@@ -68,6 +69,17 @@
 //! | `vm/slots.rs` | 6 | 2 | a vCPU in its donated pages, which its slot or its CPU has to itself |
 //! | `world/interrupts.rs` | 1 | 0 | list registers, by number |
 //! | `world/switch.rs` | 3 | 1 | the world switch; HCR_EL2 |
+//!
+//! # The end
+//!
+//! The machine ends when the host asks for it (SYSTEM_OFF, SYSTEM_RESET, SYSTEM_RESET2) or when something is wrong
+//! with hyp. One CPU claims the end; every stage 2 is emptied and every TLB with it, so that no CPU at EL1 or
+//! EL0 gets further than its next fetch, which is hyp's to see, whatever is masked there; those that wait
+//! are woken; those in firmware come back through hyp's entry ([`arch::stop`], `arch::end`). Then a panic is
+//! told, memory that is not the host's is zeroed and cleaned to the point of coherency, and firmware is
+//! called. No lock is taken on that way, and nothing is waited for but by count. Where firmware wipes by
+//! itself (MEM_PROTECT, [`power::protect`]) hyp only stops the CPUs. Resets that nobody announces are
+//! dealt with at the next boot, when what is neither reserved nor the loader's is wiped ([`boot::ranges`]).
 //!
 //! # Locks
 //!

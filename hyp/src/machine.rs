@@ -10,6 +10,7 @@ use crate::world::features::Features;
 use crate::world::features::id::{IdRegisters, REGISTERS};
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use spin::Once;
+use umbra_shared::call::Policy;
 use umbra_shared::sme::Storage;
 use umbra_shared::vl::VqSet;
 
@@ -22,6 +23,8 @@ pub struct Machine {
     pub displace: bool,
     /// The counters are printed when the host ends the machine (`umbra.stats`).
     pub stats: bool,
+    /// When the FP registers of protected VMs move (`umbra.protected-fp`).
+    pub protected_policy: Policy,
     /// Vector lengths.
     pub lengths: Lengths,
     /// Streaming vector lengths.

@@ -44,10 +44,13 @@ flag_set! {
         const SME2 = 1 << 5;
         /// The CPUs have FPMR, for the host and for guests.
         const FPMR = 1 << 6;
+        /// Protected VMs have the lazy FP policy (`protected-fp=lazy`), not [`Policy::Scrub`].
+        const PROTECTED_FP_LAZY = 1 << 7;
     }
 }
 
-/// When the FP registers move. Fixed per VM at creation.
+/// When the FP registers move. Fixed per VM at creation: a normal VM's by its host, a protected VM's by
+/// hyp.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u64)]
 pub enum Policy {
@@ -63,7 +66,8 @@ pub enum Policy {
 /// What VM_CREATE is told of the VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct VmConfig {
-    /// When the FP registers move.
+    /// When a normal VM's FP registers move. Of a protected VM this says nothing: whether its registers
+    /// stay on the CPU while its host runs is not its host's choice ([`Features::PROTECTED_FP_LAZY`]).
     pub policy: Policy,
     /// Guest memory is donated, not shared: the host loses access to it.
     pub protected: bool,
@@ -77,10 +81,11 @@ impl VmConfig {
         Self { policy: Policy::Lazy, protected: false }
     }
 
-    /// A protected VM, with the policy that a protected VM should have unless somebody has measured and
-    /// decided otherwise: [`Policy::Scrub`]. Under the lazy policy the guest's registers are closed to
-    /// the host but still there, and closed traps have been speculated past before (LazyFP,
-    /// CVE-2018-3665). What it costs is one save and one zeroing for each exit of a guest that used FP.
+    /// A protected VM, with the policy that hyp gives it, whatever is asked for: [`Policy::Scrub`]. Under
+    /// the lazy policy the guest's registers are closed to the host but still there, and closed traps
+    /// have been speculated past before (LazyFP, CVE-2018-3665). What it costs is one save and one
+    /// zeroing for each exit of a guest that used FP. The machine's loader can have it otherwise
+    /// (`umbra.protected-fp=lazy`).
     pub const fn protected() -> Self {
         Self { policy: Policy::Scrub, protected: true }
     }

@@ -9,6 +9,7 @@
 //! rest of the configuration, and its translation tables ([`FIRMWARE_TABLES_OFFSET`]), through which
 //! its own data is at [`FIRMWARE_DATA_ADDRESS`] wherever the board has secure RAM.
 
+use crate::flag_set;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Offset of the [`FirmwareConfig`], bytes from the start of the file.
@@ -18,7 +19,7 @@ pub const FIRMWARE_CONFIG_OFFSET: usize = 64;
 pub const FIRMWARE_MAGIC: u64 = u64::from_le_bytes(*b"UMBRAEL3");
 
 /// Version of the layout below.
-pub const FIRMWARE_VERSION: u32 = 5;
+pub const FIRMWARE_VERSION: u32 = 6;
 
 /// Offset of the translation tables, bytes from the start of the file: level 1, then the level 2 table
 /// of the first GiB. Zero in a firmware that was not configured.
@@ -70,9 +71,41 @@ pub const ODD_RESERVED: [(u64, u64); 7] = [
 /// Where [`TREE_ODD`] has one /memory end and the next begin.
 pub const ODD_CUT: u64 = 0x6000_0000;
 
-/// What a word at an address of [`ODD_RESERVED`] holds.
+/// Where [`TREE_ODD`] lies itself, and an initrd that it names, filled with [`odd_content`]: at the top of what
+/// is not reserved, where somebody would take memory who looks at nothing else.
+pub const ODD_DTB: u64 = 0x5f10_0000;
+/// See [`ODD_DTB`].
+pub const ODD_INITRD: (u64, u64) = (0x5ec0_0000, 0x5ed2_3458);
+
+/// What [`TREE_ODD`] calls a CPU's external debug registers, and what lies beside them. On QEMU's board it is a
+/// clock that can be read, and a device for configuration: whoever is kept out is kept out by EL2.
+pub const ODD_DEBUG: (u64, u64) = (0x0901_0000, 0x0901_1000);
+/// See [`ODD_DEBUG`].
+pub const ODD_BESIDE_DEBUG: u64 = 0x0902_0000;
+
+/// What a word at an address of [`ODD_RESERVED`] or [`ODD_INITRD`] holds.
 pub const fn odd_content(address: u64) -> u64 {
     address.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x0dd
+}
+
+flag_set! {
+    /// `extras`: what firmware does that not all firmware does.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct FirmwareExtras: u64 {
+        /// It has PSCI MEM_PROTECT: memory is wiped before the machine is reset or turned off.
+        const MEM_PROTECT = 1 << 0;
+        /// MIGRATE_INFO_TYPE returns to an address where nothing is mapped: whoever called is hurt. That is
+        /// how a test has a hypervisor find out that it has a defect.
+        const RETURNS_NOWHERE = 1 << 1;
+    }
+}
+
+/// Where [`FirmwareExtras::RETURNS_NOWHERE`] returns to.
+pub const FIRMWARE_NOWHERE: u64 = 0x1234_5678_9000;
+
+/// What a protected guest of the tests has in memory, word by word. Nobody else's memory holds any of it.
+pub const fn secret(n: u64) -> u64 {
+    (n + 1).wrapping_mul(0xd6e8_feb8_6659_fd93) ^ 0x5ec2_e75e_c2e7_5ec2
 }
 
 /// The machine that the firmware makes.
@@ -104,6 +137,8 @@ pub struct FirmwareConfig {
     pub trouble: u64,
     /// Not zero: there is a TRNG (DEN0098). What it gives follows from this number: it is for tests.
     pub trng: u64,
+    /// [`FirmwareExtras`].
+    pub extras: u64,
     /// MPIDR_EL1 affinity of each CPU, in the device tree's order; [`u64::MAX`] behind the last.
     pub affinities: [u64; FIRMWARE_CPUS],
     /// The most that each CPU's vector length may be, in bytes, in the device tree's order; zero: all

@@ -86,7 +86,8 @@ numbered! {
         Pages = 8,
         /// At boot: args\[0\] CPUs, args\[1\] the set of guests' vector lengths, args\[2\] bits of guest
         /// addresses, args\[3\] the level of their root table, args\[4\] the set of
-        /// guests' streaming vector lengths, args\[5\] 1 if EL1 can be AArch32.
+        /// guests' streaming vector lengths, args\[5\] 1 if EL1 can be AArch32,
+        /// args\[6\] the FP policy of protected VMs.
         Machine = 9,
     }
 }

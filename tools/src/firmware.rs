@@ -12,8 +12,8 @@ use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 use umbra_shared::firmware::{
     FIRMWARE_CONFIG_OFFSET, FIRMWARE_CPUS, FIRMWARE_MAGIC, FIRMWARE_TABLES_BYTES,
-    FIRMWARE_TABLES_OFFSET, FIRMWARE_VERSION, FirmwareConfig, SUSPEND_EXTENDED, SUSPEND_ORIGINAL,
-    TREE_ODD, TREE_PLAIN,
+    FIRMWARE_TABLES_OFFSET, FIRMWARE_VERSION, FirmwareConfig, FirmwareExtras, SUSPEND_EXTENDED,
+    SUSPEND_ORIGINAL, TREE_ODD, TREE_PLAIN,
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -53,6 +53,8 @@ pub struct Setup {
     odd_tree: bool,
     /// There is a TRNG.
     trng: bool,
+    /// What it does that not all firmware does.
+    extras: FirmwareExtras,
 }
 
 /// The EL3 firmware of one machine.
@@ -89,6 +91,7 @@ impl Setup {
             trouble: 0,
             odd_tree: false,
             trng: false,
+            extras: FirmwareExtras::empty(),
         })
     }
 
@@ -96,6 +99,12 @@ impl Setup {
     #[must_use]
     pub fn troubled(self, seed: u64) -> Self {
         Self { trouble: seed, ..self }
+    }
+
+    /// The same with things that not all firmware does.
+    #[must_use]
+    pub fn with(self, extras: FirmwareExtras) -> Self {
+        Self { extras, ..self }
     }
 
     /// The same with a device tree that has everything, if `odd`.
@@ -158,6 +167,7 @@ impl Setup {
         config.tree = if self.odd_tree { TREE_ODD } else { TREE_PLAIN };
         config.trouble = self.trouble;
         config.trng = if self.trng { TRNG_SEED } else { 0 };
+        config.extras = self.extras.bits();
         config.dtb = self.board.dtb;
         config.ram = self.board.ram;
         config.boot_address = self.board.boot_address;

@@ -7,6 +7,8 @@
 //! never ran fail, and so does `CONFIGURATION::boot`, which stands for the machine as a whole: it
 //! came up, ran what it listed, found itself well and powered off.
 //!
+//! What is left of a machine that has ended ([`crate::remains`]) is one test each: `reset::NAME`.
+//!
 //! A Linux ([`crate::linux`]) is one test: `linux::NAME`. Where its kernel can't be had, it is ignored
 //! and says why.
 
@@ -31,6 +33,7 @@ use crate::kernel::Kernel;
 use crate::linux::{self, Programs};
 use crate::process;
 use crate::qemu::{Machine, Qemu};
+use crate::remains;
 use crate::transcript::{Outcome, Transcript};
 
 /// Machines that run at the same time: each keeps several of this machine's CPUs busy.
@@ -85,7 +88,11 @@ pub const CONFIGURATIONS: &[Configuration] = &[
     plain("asym-narrow-boot", &[16, 256, 256, 128], &[], SuspendFormat::Extended),
     plain("asym-late", &[32, 64, 64, 256], &[3], SuspendFormat::Original),
     plain("asym-late-narrow", &[128, 64, 64, 16], &[3], SuspendFormat::Extended),
-    common(plain("asym-common", &[32, 256, 64, 128], &[], SuspendFormat::Extended)),
+    // The loader can have a protected guest's registers stay on the CPU.
+    Configuration {
+        options: "umbra.host-vl=common umbra.protected-fp=lazy",
+        ..plain("asym-common", &[32, 256, 64, 128], &[], SuspendFormat::Extended)
+    },
     // One late CPU lacks what the others have, the other has more.
     common(plain("asym-common-late", &[64, 256, 16, 256], &[2, 3], SuspendFormat::Original)),
     // The same binaries where all RAM is somewhere else.
@@ -116,6 +123,10 @@ pub const CONFIGURATIONS: &[Configuration] = &[
     Configuration { trng: true, ..areas(configuration("trng", "neoverse-n1", 2), "areas=trng") },
     Configuration { odd_tree: true, ..areas(configuration("odd-tree", "max", 4), ODD_AREAS) },
 ];
+
+/// Machines that wipe their memory when they boot: one as anybody's is; one where much must be left alone;
+/// one with DC ZVA of another size.
+const WIPES: &[&str] = &["max", "odd-tree", "cortex-a57"];
 
 /// What is of interest where the device tree differs.
 const ODD_AREAS: &str = "areas=version,pages,lifecycle,memory,reserved,fp_smp,storm";
@@ -332,6 +343,10 @@ fn trials(settings: &Settings, filter: Option<&str>) -> Result<Vec<Trial>> {
     let wanted = CONFIGURATIONS.iter().filter(|configuration| wants(filter, configuration.name));
     let mut queue: VecDeque<Job> = wanted.copied().map(Job::Tests).collect();
     queue.extend(linux_jobs(filter));
+    let passes =
+        |name: &str| filter.is_none_or(|filter| format!("{RESET}::{name}").contains(filter));
+    queue
+        .extend(remains::CASES.iter().filter(|case| passes(case.name)).map(|case| Job::End(*case)));
     let queue = Mutex::new(queue);
     let next = || {
         let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
@@ -347,6 +362,11 @@ fn trials(settings: &Settings, filter: Option<&str>) -> Result<Vec<Trial>> {
                             configuration.name,
                             run(&qemu, &settings.tests, &settings.firmware, &configuration),
                         ),
+                        Job::End(case) => {
+                            eprintln!("booting {RESET}::{}", case.name);
+                            let outcome = case.outcome(&qemu, &settings.tests, &settings.firmware);
+                            (RESET, vec![(case.name.to_owned(), outcome)])
+                        }
                         Job::Linux(configuration, kernel) => {
                             let outcome = run_linux(&qemu, settings, &configuration, kernel);
                             (LINUX, vec![(configuration.name.to_owned(), outcome)])
@@ -373,7 +393,12 @@ enum Job {
     Tests(Configuration),
     /// With a Linux, or why there is none.
     Linux(linux::Configuration, Result<Kernel, String>),
+    /// With a secret, to the end.
+    End(remains::Case),
 }
+
+/// What the names of the tests of a machine's end begin with.
+const RESET: &str = "reset";
 
 /// What the names of the tests of a Linux begin with.
 const LINUX: &str = "linux";
@@ -423,7 +448,7 @@ fn wants(filter: Option<&str>, name: &str) -> bool {
 /// What stands before `::` may also be a module in a test's own name. The other test binaries' boot no
 /// machine here.
 fn is_machine(text: &str) -> bool {
-    [IMAGE, LINUX, "fuzz", "bench"].contains(&text)
+    [IMAGE, LINUX, RESET, "fuzz", "bench"].contains(&text)
         || CONFIGURATIONS.iter().any(|configuration| configuration.name.ends_with(text))
 }
 
@@ -449,6 +474,10 @@ fn machine(firmware: &Path, configuration: &Configuration) -> Result<Machine> {
 /// The image that a configuration boots: the tests' own, or one with more on its command line.
 fn image(tests: &Path, configuration: &Configuration) -> Result<PathBuf> {
     let mut words = [configuration.options, configuration.areas].join(" ");
+    // Wiping takes a machine's time, and all of its memory of this one: some do it, the rest is told not to.
+    if !WIPES.contains(&configuration.name) {
+        words += " umbra.boot-wipe=off";
+    }
     // What the test kernel can't find out.
     if configuration.trouble != 0 {
         words += &format!(" trouble={:#x}", configuration.trouble);
@@ -544,6 +573,7 @@ mod tests {
         assert!(!wants(Some("image::i5"), "max"));
         assert!(!wants(Some("linux::keeps"), "max"));
         assert!(!wants(Some("fuzz::storm"), "max"));
+        assert!(!wants(Some("reset::r40"), "max"));
         assert!(!wants(Some("bench::"), "max"));
         // A module of the payload, not a machine.
         assert!(wants(Some("fp::lazy"), "max"));

@@ -34,6 +34,7 @@ pub mod packages;
 pub mod plants;
 pub mod process;
 pub mod qemu;
+pub mod remains;
 pub mod report;
 pub mod setup;
 pub mod symbols;

@@ -193,7 +193,8 @@ fn compare(qemu: &Qemu, request: &Request, programs: &Programs, kernel: &Kernel)
     let symbols = || Symbols::new([(Space::Hyp, programs.hyp.clone())]);
 
     eprintln!("{} above Umbra, one CPU, counting instructions", kernel.name);
-    let words = format!("umbra.stats {extra}");
+    // What is compared is Linux's boot, not a wipe before it.
+    let words = format!("umbra.stats umbra.boot-wipe=off {extra}");
     let image =
         programs.pack_with(kernel, &command_line(words.trim_end(), "bench"), "linux-bench")?;
     let above = watch(qemu, &image, symbols(), &machine, request)?;

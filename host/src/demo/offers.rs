@@ -18,6 +18,9 @@ pub fn show(features: Features, common: &VlInfo) {
     line("FPMR", &has(Features::FPMR));
     line("PAuth", &has(Features::PAUTH));
     line("AArch32", &has(Features::AARCH32));
+    // Whether a protected guest's registers leave the CPU before its host runs.
+    let lazy = features.contains(Features::PROTECTED_FP_LAZY);
+    line("protected-FP", if lazy { &"lazy" } else { &"scrub" });
 }
 
 /// Whether streaming mode has all of A64 (ID_AA64SMFR0_EL1.FA64).

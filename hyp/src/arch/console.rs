@@ -2,7 +2,7 @@
 
 use crate::arch::Lock;
 use crate::arch::layout::DEVICE_BASE;
-use crate::arch::sysreg::{read_cntpct_el0, sys};
+use crate::arch::patience::{self, Patience};
 use arm_pl011_uart::{PL011Registers, Uart, UniqueMmioPointer};
 use core::fmt::Write;
 use core::ptr::NonNull;
@@ -11,9 +11,7 @@ use log::{LevelFilter, Log, Metadata, Record};
 
 struct Console;
 
-/// Slower than this is not slow but stopped: a hundredth of what 9600 baud would do.
-const BYTES_PER_SECOND: u64 = 10;
-
+static STATE: patience::Uart = patience::Uart::new();
 static UART: Lock<Option<Uart<'static>>> = Lock::new(None);
 /// Where the UART is mapped now; zero: nowhere.
 static ADDRESS: AtomicUsize = AtomicUsize::new(0);
@@ -42,31 +40,30 @@ fn uart() -> Option<Uart<'static>> {
     Some(Uart::new(unsafe { UniqueMmioPointer::new(registers) }))
 }
 
-struct Lines<'a>(&'a mut Uart<'static>);
+/// A message under way. The host has the device too and may have stopped it: what doesn't fit in time is
+/// lost, with the rest of the message.
+struct Lines<'a>(&'a mut Uart<'static>, Patience<'static>);
 
 impl Write for Lines<'_> {
     fn write_str(&mut self, s: &str) -> core::fmt::Result {
         for byte in s.bytes() {
             if byte == b'\n' {
-                self.byte(b'\r');
+                self.byte(b'\r')?;
             }
-            self.byte(byte);
+            self.byte(byte)?;
         }
         Ok(())
     }
 }
 
 impl Lines<'_> {
-    /// The host has the device too and may have stopped it: what doesn't fit in time is dropped.
-    fn byte(&mut self, byte: u8) {
-        let limit = sys::read_cntfrq_el0().bits() / BYTES_PER_SECOND;
-        let since = read_cntpct_el0();
-        while self.0.is_tx_fifo_full() {
-            if read_cntpct_el0().wrapping_sub(since) > limit {
-                return;
-            }
+    fn byte(&mut self, byte: u8) -> core::fmt::Result {
+        let Self(uart, patience) = self;
+        if !patience.wait(|| uart.is_tx_fifo_full()) {
+            return Err(core::fmt::Error);
         }
-        self.0.write_word(byte);
+        uart.write_word(byte);
+        Ok(())
     }
 }
 
@@ -78,7 +75,7 @@ impl Log for Console {
     fn log(&self, record: &Record<'_>) {
         if let Some(uart) = UART.lock().as_mut() {
             // Nothing can be done about a console that fails.
-            let _ = writeln!(Lines(uart), "umbra: {}", record.args());
+            let _ = writeln!(Lines(uart, STATE.message()), "umbra: {}", record.args());
         }
     }
 
@@ -89,6 +86,6 @@ impl Log for Console {
 /// that died.
 pub fn emergency(args: core::fmt::Arguments<'_>) {
     if let Some(mut uart) = uart() {
-        let _ = Lines(&mut uart).write_fmt(args);
+        let _ = Lines(&mut uart, STATE.message()).write_fmt(args);
     }
 }

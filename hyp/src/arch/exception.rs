@@ -28,6 +28,7 @@ unsafe extern "C" {
     static umbra_host_vectors: u8;
     static umbra_guest_vectors: u8;
     safe fn umbra_take_serror() -> u64;
+    fn umbra_probe_dbgauthstatus() -> u64;
     fn umbra_enter_host_fresh(context: u64, stack_top: u64) -> !;
 }
 
@@ -68,6 +69,14 @@ fn set_vectors(vectors: *const u8) {
 /// Takes an SError that is pending, here, and goes on. Returns whether there was one. For CPUs without ESB.
 pub fn take_pending_serror() -> bool {
     umbra_take_serror() != 0
+}
+
+/// DBGAUTHSTATUS_EL1, if the CPU has it. For boot: what an exception leaves in ELR_EL2 and the like is lost.
+pub fn read_dbgauthstatus() -> Option<u64> {
+    // SAFETY: interrupts are masked, and nothing else between the two writes of VBAR_EL2 can cause an
+    // exception; a read of the register has no effect but to give its value.
+    let value = unsafe { umbra_probe_dbgauthstatus() };
+    (value != u64::MAX).then_some(value)
 }
 
 /// Begins the host's life on this CPU with `context` in x0: ERET.

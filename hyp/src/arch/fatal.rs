@@ -2,14 +2,17 @@
 //!
 //! Says what, where and on which CPU, as `@pc hyp ADDRESS` lines that `cargo xtask` turns into
 //! functions and source lines, and resets the machine: a hypervisor that has lost track must not go
-//! on guarding anything.
+//! on guarding anything. All other CPUs are stopped first, before a word is said, and nothing of what
+//! was guarded is left behind ([`super::end`]).
 
 use crate::arch::console::emergency;
+use crate::arch::end;
 use crate::arch::layout::{STACK_BYTES, STACKS_BASE};
 use crate::arch::percpu::PerCpu;
+use crate::arch::stop::Claim;
 use crate::arch::sysreg::sys::{read_elr_el2, read_esr_el2, read_far_el2, read_spsr_el2};
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 /// X0-X30 as `fatal_common` stores them.
 #[derive(Debug)]
@@ -18,19 +21,15 @@ pub struct FatalFrame {
     x: [u64; 32],
 }
 
-/// Which CPU is dying, plus two (-1 is a CPU that doesn't know its number yet); zero: none. Only the
-/// first speaks.
-static DYING: AtomicI64 = AtomicI64::new(0);
-
 fn begin() {
-    let me = cpu_index() + 2;
-    match DYING.compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed) {
-        Ok(_) => {}
+    // At EL1 there is nothing to stop and nothing to guard yet.
+    if HVC.load(Ordering::Relaxed) {
+        return;
+    }
+    match end::claim() {
+        Claim::Mine => end::stop_others(),
         // It died again over its last words: those must wait, the reset must not.
-        Err(dying) if dying == me => reset(),
-        Err(_) => loop {
-            crate::arch::lock::wait_for_event();
-        },
+        _ => reset(),
     }
 }
 
@@ -55,16 +54,18 @@ fn end() -> ! {
     reset()
 }
 
+/// SYSTEM_RESET.
+const SYSTEM_RESET: u64 = 0x8400_0009;
+
 fn reset() -> ! {
-    // Either call returns only if firmware refuses; then there is nothing left but to wait.
-    let _ = if HVC.load(Ordering::Relaxed) {
-        smccc::psci::system_reset::<smccc::Hvc>()
-    } else {
-        smccc::psci::system_reset::<smccc::Smc>()
-    };
-    loop {
-        crate::arch::lock::wait_for_event();
+    if HVC.load(Ordering::Relaxed) {
+        // It returns only if firmware refuses; then there is nothing left but to wait.
+        let _ = smccc::psci::system_reset::<smccc::Hvc>();
+        loop {
+            crate::arch::lock::wait_for_event();
+        }
     }
+    end::finish([SYSTEM_RESET, 0, 0, 0])
 }
 
 /// Return addresses by frame pointer, as far as they stay in stack memory.

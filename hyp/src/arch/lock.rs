@@ -16,6 +16,8 @@ pub struct Yield;
 
 impl spin::RelaxStrategy for Yield {
     fn relax() {
+        // Whoever holds it may have stopped with it.
+        super::end::stop_if_asked();
         // SAFETY: a hint.
         unsafe { asm!("yield", options(nomem, nostack, preserves_flags)) };
     }

@@ -8,12 +8,15 @@
 //! | `percpu` | what a CPU finds of itself |
 //! | `exception`, `vectors.S` | EL2's vectors |
 //! | `lock` | locks, and how a CPU waits |
-//! | `console`, `fatal` | messages, and the last ones |
+//! | `console`, [`patience`], `fatal` | messages, and the last ones |
+//! | [`stop`], `end` | all CPUs stopped, memory wiped, the machine reset |
 //! | `log` | transitions written down, in a test build |
 //! | [`stats`] | per-CPU counters |
 
 #[cfg(target_os = "none")]
 pub mod console;
+#[cfg(target_os = "none")]
+pub mod end;
 #[cfg(target_os = "none")]
 pub mod exception;
 #[cfg(target_os = "none")]
@@ -23,11 +26,13 @@ pub mod layout;
 pub mod lock;
 #[cfg(target_os = "none")]
 pub mod log;
+pub mod patience;
 #[cfg(target_os = "none")]
 pub mod percpu;
 #[cfg(target_os = "none")]
 pub mod reset;
 pub mod stats;
+pub mod stop;
 #[cfg(target_os = "none")]
 pub mod sysreg;
 

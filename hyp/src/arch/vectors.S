@@ -76,7 +76,32 @@ umbra_guest_vectors:
 // A slot that overflowed would have pushed us past this, which is an error.
 .org umbra_guest_vectors + 2048
 
+// For one instruction that may be UNDEFINED, at boot: behind it x0 is -1.
+.p2align 11
+umbra_probe_vectors:
+.org umbra_probe_vectors + 0x200            // from EL2 itself, synchronous
+    mrs     x1, elr_el2
+    add     x1, x1, #4
+    msr     elr_el2, x1
+    mov     x0, #-1
+    eret
+    dsb     nsh
+    isb
+.org umbra_probe_vectors + 2048
+
 .text
+
+// DBGAUTHSTATUS_EL1 in x0, or -1: every CPU with debug has it, and not every emulator.
+.global umbra_probe_dbgauthstatus
+umbra_probe_dbgauthstatus:
+    mrs     x2, vbar_el2
+    ldr     x1, =umbra_probe_vectors
+    msr     vbar_el2, x1
+    isb
+    mrs     x0, dbgauthstatus_el1
+    msr     vbar_el2, x2
+    isb
+    ret
 
 // A synchronous exception from the host: everything it does that needs hyp. x0-x18 and x30 go into
 // a HostFrame; x19-x29 are callee-saved for the handler.

@@ -5,6 +5,7 @@
 //! lengths, sizes the host images, and enters the host; the others are held until the host turns them on.
 
 use crate::arch::console;
+use crate::arch::end;
 use crate::arch::fatal::refuse;
 use crate::arch::lock::{send_event, wait_for_event};
 use crate::arch::percpu::CoreIndex;
@@ -14,7 +15,9 @@ use crate::arch::sysreg::{isb, read_cntpct_el0};
 use crate::arch::{Lock, MAX_CPUS};
 use crate::boot::bring_up::{bring_up, start_host};
 use crate::boot::options::Options;
+use crate::boot::platform::Range;
 use crate::boot::pool::Pool;
+use crate::boot::ranges::{Chunks, Pieces};
 use crate::boot::start::{self, HostMemory};
 use crate::cpu::Cpu;
 use crate::fp::host_storage;
@@ -23,19 +26,24 @@ use crate::fp::lengths::Lengths;
 use crate::guest::entropy;
 use crate::machine::{MACHINE, Machine, SHARED, machine};
 use crate::memory::frames::linear;
+use crate::memory::pages::MAX_BANKS;
 use crate::memory::tables::Stage2Shape;
 use crate::power::{
     self,
+    protect::Protection,
     psci::{HostEntry, Power},
 };
 use crate::world::controls::Controls;
 use crate::world::features::id::IdRegisters;
 use crate::world::features::{self, Control, Features};
+use arrayvec::ArrayVec;
 use core::cell::Cell;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 use percore::{ExceptionLock, PerCore, exception_free};
+use spin::Once;
 use umbra_shared::PAGE_SIZE;
+use umbra_shared::call::Policy;
 use umbra_shared::vl::{Vq, VqSet};
 
 /// How long a CPU may take to come up, in seconds of the generic timer.
@@ -56,6 +64,12 @@ pub struct Finish {
     pub id: IdRegisters,
     /// What the host's stage 2 is made of, once all CPUs have said how large it may be.
     pub host_memory: HostMemory,
+    /// RAM.
+    pub banks: ArrayVec<Range, MAX_BANKS>,
+    /// What of it holds nothing that anybody needs.
+    pub free: Pieces,
+    /// TTBR0_EL2 of a translation of all RAM.
+    pub ram_ttbr: u64,
     /// Memory for host images.
     pub images: Pool,
     /// The console's physical address.
@@ -63,6 +77,9 @@ pub struct Finish {
     /// Where the host begins.
     pub host: HostEntry,
 }
+
+/// What is wiped at boot, by all CPUs together.
+static BOOT_WIPE: Once<Chunks> = Once::new();
 
 static FINISH: Lock<Option<Finish>> = Lock::new(None);
 
@@ -78,6 +95,7 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
     let cpu = BOOT_PARAMS[index as usize].cpu.load(Ordering::Relaxed) as *mut Cpu;
     // SAFETY: made by `make_cpu` for this CPU, which has just come out of reset: nobody else holds it.
     let cpu = unsafe { &mut *cpu }.install();
+    end::arrived(index as usize);
     let first = exception_free(|token| {
         let resets = RESETS.get().borrow(token);
         resets.replace(resets.get() + 1) == 0
@@ -111,6 +129,8 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
         send_event();
     }
     loop {
+        end::stop_if_asked();
+        help_to_wipe();
         if let Some(entry) = power::hw::cell(cpu.index()).take_entry() {
             if !cpu.has_image {
                 cpu.set_image(host_image(index as usize));
@@ -123,7 +143,10 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
 
 /// On the final tables, on the boot CPU.
 fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
+    end::arm(finish.ram_ttbr);
     start_others(cpu.index(), finish.cpus);
+    let protection = power::hw::protect_memory(&finish.banks);
+    wipe(protection, core::mem::take(&mut finish.free), finish.options.boot_wipe_off);
     let online = || SHARED[..finish.cpus].iter().filter(|s| s.online());
     let sets = || online().map(|s| s.vqs());
     let streaming = || online().map(|s| s.svqs());
@@ -151,6 +174,14 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         streaming_lengths.largest.map_or(0, |vq| vq.vl_bytes()),
         describe(streaming_lengths.common),
     );
+    match finish.options.protected_policy() {
+        Policy::Scrub => {
+            log::info!("FP registers of protected VMs: scrubbed at every exit");
+        }
+        _ => {
+            log::warn!("FP registers of protected VMs: left on the CPU (umbra.protected-fp=lazy)");
+        }
+    }
     let id = online().fold(finish.id, |common, s| common.common(&s.id()));
     // What no CPU here runs without is a CPU's, not the machine's: one that can't is asked at VCPU_LOAD.
     let features = online()
@@ -164,6 +195,7 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         cpus: finish.cpus,
         displace: finish.options.displace,
         stats: finish.options.stats,
+        protected_policy: finish.options.protected_policy(),
         lengths,
         streaming: streaming_lengths,
         host_storage,
@@ -178,6 +210,48 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
     log_beginning();
     cpu.set_image(host_image(cpu.index()));
     start_host(cpu, finish.host)
+}
+
+/// Wipes all memory that nobody needs: a reset that hyp was not told of may have left anything there. Says what
+/// is done about memory at resets.
+fn wipe(protection: Protection, free: Pieces, off: bool) {
+    match protection {
+        Protection::On { .. } => log::info!("memory at a reset: firmware wipes it (MEM_PROTECT)"),
+        Protection::InPart => {
+            log::warn!("memory at a reset: MEM_PROTECT does not cover all of it, hyp wipes it");
+        }
+        Protection::None => log::info!("memory at a reset: hyp wipes what is not the host's"),
+    }
+    if protection == (Protection::On { before: true }) {
+        log::info!("memory at boot: firmware has wiped it");
+        return;
+    }
+    if off {
+        log::warn!("memory at boot: left as it is (umbra.boot-wipe=off)");
+        return;
+    }
+    let began = read_cntpct_el0();
+    let chunks = BOOT_WIPE.call_once(|| Chunks::new(free));
+    send_event();
+    help_to_wipe();
+    while !chunks.are_done() {
+        // SAFETY: a hint.
+        unsafe { core::arch::asm!("yield", options(nomem, nostack)) };
+    }
+    let ticks = read_cntpct_el0().wrapping_sub(began);
+    let milliseconds = ticks.saturating_mul(1000) / sys::read_cntfrq_el0().bits().max(1);
+    log::info!("memory at boot: {} MiB wiped in {milliseconds} ms", chunks.bytes() >> 20);
+}
+
+/// Wipes what is left to be wiped at boot, with others.
+fn help_to_wipe() {
+    let Some(chunks) = BOOT_WIPE.get() else { return };
+    while let Some((start, end)) = chunks.take() {
+        // SAFETY: the host doesn't run yet, and this is neither hyp's nor anything that the loader left for
+        // somebody: nobody uses it, nor has hyp mapped it.
+        unsafe { end::zero(start, end) };
+        chunks.finish();
+    }
 }
 
 /// Says so if the host can't use all of a CPU's VLs or SVLs.
@@ -244,7 +318,8 @@ fn log_beginning() {
     let (vqs, svqs) = (machine.lengths.common.bits(), machine.streaming.common.bits());
     let (vqs, svqs) = (vqs.into(), svqs.into());
     let aarch32 = machine.features.has(Name::Aarch32).into();
-    note(Kind::Machine, [machine.cpus as u64, vqs, bits, root, svqs, aarch32, 0]);
+    let policy = machine.protected_policy as u64;
+    note(Kind::Machine, [machine.cpus as u64, vqs, bits, root, svqs, aarch32, policy]);
     hw::with(|memory| {
         for (pa, count, change) in memory.pages.runs() {
             note(Kind::Pages, [count, pa, change.encode(), 0, 0, 0, 0]);

@@ -208,6 +208,7 @@ umbra_secondary_entry:
     isb
     mov     x20, x0
     ldp     x1, x2, [x20, #{PARAMS_TTBR}]   // TTBR0_EL2, TCR_EL2
+    cbz     x1, park                        // wiped: the machine ends
     ldp     x3, x4, [x20, #{PARAMS_STACK}]  // stack top, CPU index
     ldr     x5, ={MAIR}
     ldr     x6, ={SCTLR_EL2}

@@ -1,5 +1,5 @@
 //! Boot: what the loader and the device tree say ([`platform`], [`options`]), from the first instruction to
-//! the final page tables (`start`, `boot.S`, with memory from `pool`), and every CPU out of reset (`arrival`,
+//! the final page tables (`start`, `boot.S`, with memory from `pool` and [`ranges`]), and every CPU out of reset (`arrival`,
 //! `bring_up`).
 
 #[cfg(target_os = "none")]
@@ -10,5 +10,6 @@ pub mod options;
 pub mod platform;
 #[cfg(target_os = "none")]
 pub mod pool;
+pub mod ranges;
 #[cfg(target_os = "none")]
 pub mod start;

@@ -2,12 +2,22 @@
 
 #![forbid(unsafe_code)]
 
+use umbra_shared::call::Policy;
+
 /// What the command line asks of hyp.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// `umbra.host-vl=common`: the host is held to the vector lengths that all CPUs have, instead of
     /// all that its CPU has (`full`, the default).
     pub host_vl_common: bool,
+    /// `umbra.protected-fp=lazy`: a protected guest's FP registers stay on the CPU, closed to its host,
+    /// while that runs, instead of leaving it at every exit (`scrub`, the default). It is the machine's
+    /// loader that may say so, and nobody behind it: what is closed has been read by speculation before.
+    pub protected_fp_lazy: bool,
+    /// `umbra.boot-wipe=off`: hyp does not wipe memory when it boots. Then what a protected VM had in
+    /// memory when a reset came that hyp was not told of (a watchdog's, firmware's) is the next host's
+    /// to read. For machines whose firmware wipes, or that boot often and have no secrets.
+    pub boot_wipe_off: bool,
     /// `umbra.stats`: the CPUs' counters on the console when the host turns the machine off or resets
     /// it, for hosts that never ask.
     pub stats: bool,
@@ -18,6 +28,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// When the FP registers of protected VMs move.
+    pub const fn protected_policy(&self) -> Policy {
+        if self.protected_fp_lazy { Policy::Lazy } else { Policy::Scrub }
+    }
+
     /// Reads a command line. Returns the options and the first word that begins with `umbra.` and
     /// means nothing, so that a typing error doesn't pass for an option.
     pub fn parse(command_line: &str) -> (Self, Option<&str>) {
@@ -27,6 +42,10 @@ impl Options {
             match word {
                 "umbra.host-vl=common" => options.host_vl_common = true,
                 "umbra.host-vl=full" => options.host_vl_common = false,
+                "umbra.protected-fp=lazy" => options.protected_fp_lazy = true,
+                "umbra.protected-fp=scrub" => options.protected_fp_lazy = false,
+                "umbra.boot-wipe=off" => options.boot_wipe_off = true,
+                "umbra.boot-wipe=on" => options.boot_wipe_off = false,
                 "umbra.stats" => options.stats = true,
                 "umbra.displace" => options.displace = true,
                 _ => {
@@ -58,7 +77,16 @@ mod tests {
 
     #[test]
     fn a_word_is_its_own_and_no_neighbours() {
-        let words = ["umbra.host-vl=common", "umbra.host-vl=full", "umbra.stats", "umbra.displace"];
+        let words = [
+            "umbra.host-vl=common",
+            "umbra.host-vl=full",
+            "umbra.protected-fp=lazy",
+            "umbra.protected-fp=scrub",
+            "umbra.boot-wipe=off",
+            "umbra.boot-wipe=on",
+            "umbra.stats",
+            "umbra.displace",
+        ];
         for word in words {
             let alone = Options::parse(word);
             assert_eq!(alone.1, None, "{word}");
@@ -106,6 +134,11 @@ mod tests {
         let vl = |line| Options::parse(line).0.host_vl_common;
         assert!(!vl("umbra.host-vl=common umbra.host-vl=full"));
         assert!(vl("umbra.host-vl=full umbra.host-vl=common"));
+        let policy = |line| Options::parse(line).0.protected_policy();
+        assert_eq!(policy(""), Policy::Scrub, "without a word");
+        assert_eq!(policy("umbra.protected-fp=lazy"), Policy::Lazy);
+        assert_eq!(policy("umbra.protected-fp=lazy umbra.protected-fp=scrub"), Policy::Scrub);
+        assert_eq!(policy("umbra.protected-fp=scrub umbra.protected-fp=lazy"), Policy::Lazy);
         let (all, unknown) = Options::parse("umbra.displace umbra.host-vl=common umbra.stats");
         assert!(all.host_vl_common && all.stats && all.displace && unknown.is_none());
         // The first that means nothing is told, and what means something counts beside it.

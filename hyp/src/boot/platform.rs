@@ -4,13 +4,16 @@
 
 #![forbid(unsafe_code)]
 
+mod debug;
 mod edit;
 #[cfg(test)]
 mod tests;
 
+pub use debug::{MAX_WITHHELD, external_debug};
 pub use edit::{HostBoot, hand_over};
 
 use crate::arch::MAX_CPUS;
+use crate::boot::ranges::MAX_TAKEN;
 use crate::memory::pages::MAX_BANKS;
 use arrayvec::{ArrayString, ArrayVec};
 use dtoolkit::fdt::{Fdt, FdtNode};
@@ -21,7 +24,7 @@ use umbra_shared::PAGE_SIZE;
 use umbra_shared::package::COMMAND_LINE_BYTES;
 
 /// Ranges that a device tree may reserve.
-const MAX_RESERVED: usize = 32;
+pub const MAX_RESERVED: usize = 32;
 
 /// A range of physical addresses, start inclusive, end exclusive.
 pub type Range = (u64, u64);
@@ -53,6 +56,8 @@ pub enum PlatformError {
     TooManyBanks,
     #[error("more than {MAX_RESERVED} reserved ranges")]
     TooManyReserved,
+    #[error("more than {MAX_WITHHELD} ranges of debug components")]
+    TooManyDebug,
     #[error("no room for the edited device tree")]
     NoRoom,
     #[error("the device tree has no /chosen to tell the host its initrd and command line in")]
@@ -66,10 +71,15 @@ pub struct Platform {
     pub banks: ArrayVec<Range, MAX_BANKS>,
     /// What of it is spoken for.
     pub reserved: ArrayVec<Range, MAX_RESERVED>,
+    /// Device memory that would let a host halt, change or sample a CPU at EL2: in order, apart, whole
+    /// pages.
+    pub withheld: ArrayVec<Range, MAX_WITHHELD>,
     /// MPIDR_EL1 affinities in device-tree order.
     pub cpus: ArrayVec<u64, MAX_CPUS>,
     /// The console: a PL011's address.
     pub uart: Option<u64>,
+    /// The loader's initrd, as /chosen has it.
+    pub initrd: Option<Range>,
     /// The kernel command line in the tree.
     pub command_line: ArrayString<COMMAND_LINE_BYTES>,
 }
@@ -102,6 +112,18 @@ fn find_compatible<'a>(node: FdtNode<'a>, compatible: &str) -> Option<FdtNode<'a
         return Some(node);
     }
     node.children().find_map(|child| find_compatible(child, compatible))
+}
+
+/// Where the loader has put its initrd. The bounds have one cell or two, whatever #address-cells says
+/// (Linux, `early_init_dt_check_for_initrd`).
+fn initrd(fdt: &Fdt<'_>) -> Option<Range> {
+    let chosen = fdt.root().children().find(|node| node.name() == "chosen")?;
+    let bound = |name| match chosen.property(name)?.value() {
+        [a, b, c, d] => Some(u64::from(u32::from_be_bytes([*a, *b, *c, *d]))),
+        bytes => Some(u64::from_be_bytes(bytes.try_into().ok()?)),
+    };
+    let range = (bound("linux,initrd-start")?, bound("linux,initrd-end")?);
+    (range.0 < range.1).then_some(range)
 }
 
 fn pages_of((start, end): Range) -> Range {
@@ -171,7 +193,17 @@ impl Platform {
                 chosen.bootargs().ok().flatten().and_then(|args| ArrayString::from(args).ok())
             })
             .unwrap_or_default();
-        Ok(Self { banks, reserved, cpus, uart: console(fdt), command_line })
+        let uart = console(fdt);
+        let withheld = debug::withheld(fdt)?;
+        Ok(Self { banks, reserved, withheld, cpus, uart, initrd: initrd(fdt), command_line })
+    }
+
+    /// What is in memory when hyp boots and is not to be written, beside what is reserved: the `image` with
+    /// its package, the `dtb`, the loader's initrd. Wherever they are: a loader may put them at the top of
+    /// RAM.
+    pub fn loaded(&self, image: &[Range], dtb: Range) -> ArrayVec<Range, MAX_TAKEN> {
+        let parts = image.iter().copied().chain([dtb]).chain(self.initrd);
+        parts.take(MAX_TAKEN).collect()
     }
 
     /// A place for `bytes` in the bank that holds `near`: the highest that touches neither a reserved

@@ -17,6 +17,11 @@ impl Pool {
         Self { next: start, end }
     }
 
+    /// What has not been handed out.
+    pub const fn rest(&self) -> (u64, u64) {
+        (self.next, self.end)
+    }
+
     /// `bytes` bytes, whole pages, not initialised. Returns the physical address.
     pub fn take(&mut self, bytes: usize) -> u64 {
         let pa = self.next;

@@ -4,6 +4,8 @@
 //! page tables and the host's stage 2. What comes then, on those, is in [`crate::boot::arrival`].
 
 use crate::arch::console;
+use crate::arch::end;
+use crate::arch::exception::read_dbgauthstatus;
 use crate::arch::fatal::refuse;
 use crate::arch::layout::{DTB_WINDOW_L2, IMAGE_BASE, LINEAR_BASE, STACK_BYTES, stack_top};
 use crate::arch::reset::{
@@ -15,9 +17,11 @@ use crate::boot::arrival::{self, Finish};
 use crate::boot::bring_up::{MPIDR_AFFINITY, read_id_registers};
 use crate::boot::options::Options;
 use crate::boot::platform::{
-    HostBoot, Platform, Range, conduit, console as find_console, hand_over,
+    HostBoot, MAX_RESERVED, MAX_WITHHELD, Platform, Range, conduit, console as find_console,
+    external_debug, hand_over,
 };
 use crate::boot::pool::Pool;
+use crate::boot::ranges::{MAX_TAKEN, without};
 use crate::cpu::Cpu;
 use crate::machine::SHARED;
 use crate::memory::frames::{FrameList, Tables, linear};
@@ -30,6 +34,7 @@ use crate::world::features::id::{IdRegister, IdRegisters};
 use crate::world::features::{Features, Name};
 use arrayvec::ArrayVec;
 use core::cell::Cell;
+use core::mem::ManuallyDrop;
 use core::sync::atomic::Ordering;
 use dtoolkit::fdt::Fdt;
 use umbra_shared::PAGE_SIZE;
@@ -80,6 +85,8 @@ const CONSOLE_WINDOW_L2: usize = 260;
 /// Stacks: two per CPU, one for work and one for the message about the first.
 const STACKS_PER_CPU: usize = 2;
 
+/// Tables of the translation of all RAM, which is in force only while RAM is wiped (`arch::end`).
+static RAM_TABLES: Lock<FrameList> = Lock::new(FrameList::new());
 static HYP_TABLES: Lock<FrameList> = Lock::new(FrameList::new());
 static HOST_TABLES: Lock<FrameList> = Lock::new(FrameList::new());
 
@@ -134,7 +141,7 @@ extern "C" fn umbra_boot_main(dtb_pa: u64, image: u64, why: u64) -> ! {
         Ok(platform) => platform,
         Err(error) => refuse(format_args!("{error}")),
     };
-    boot(dtb, &platform)
+    boot(dtb, dtb_pa, &platform)
 }
 
 fn early_console(fdt: &Fdt<'_>, why: u64) {
@@ -167,7 +174,7 @@ fn worst_case_tables(banks: &[Range], fixed: usize) -> usize {
     spanned(21) + spanned(30) + spanned(39) + fixed
 }
 
-fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
+fn boot(dtb: &'static [u8], dtb_pa: u64, platform: &Platform) -> ! {
     let package = package();
     let image_pa = image_begins();
     let id = read_id_registers();
@@ -181,25 +188,36 @@ fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
         package.package_bytes >> 10
     );
 
+    log::info!(
+        "external debug: {}, {} ranges of it withheld from the host",
+        external_debug(read_dbgauthstatus()),
+        platform.withheld.len()
+    );
     let cpus = platform.cpus.len();
     let hyp_tables = worst_case_tables(&platform.banks, 16 + cpus);
-    let host_tables = worst_case_tables(&platform.banks, 64);
+    // At each end of what is withheld, three levels are cut.
+    let host_tables = worst_case_tables(&platform.banks, 64 + 6 * platform.withheld.len());
+    let ram_tables = ram_tables(platform);
     let pages = count(&platform.banks);
     let per_cpu = PAGE_SIZE.max(size_of::<Cpu>().next_multiple_of(PAGE_SIZE))
         + STACK_BYTES
         + PAGE_SIZE
         + Storage::new(Some(Vq::MAX), Some(Vq::MAX)).pages() * PAGE_SIZE;
-    let bytes = (hyp_tables + host_tables) * PAGE_SIZE
+    let bytes = (hyp_tables + host_tables + ram_tables) * PAGE_SIZE
         + (pages * size_of::<State>()).next_multiple_of(PAGE_SIZE)
         + cpus * per_cpu;
     let bytes = (bytes as u64).next_multiple_of(BLOCK);
     let dtb_room = (image_pa + package.dtb_offset, image_pa + package.dtb_offset + PAYLOAD_ALIGN);
-    let taken = [(image_pa, image_pa + package.package_bytes), dtb_room];
-    let Some(pool_range) = platform.place(image_pa, bytes, BLOCK, &taken) else {
+    let image = [(image_pa, image_pa + package.package_bytes), dtb_room];
+    let loaded = platform.loaded(&image, (dtb_pa, dtb_pa + dtb.len() as u64));
+    let Some(pool_range) = platform.place(image_pa, bytes, BLOCK, &loaded) else {
         refuse(format_args!("no {} KiB of memory for hyp beside the host", bytes >> 10))
     };
     map_pool_for_boot(pool_range);
     let mut pool = Pool::new(pool_range.0, pool_range.1);
+    // First, because they are in use while the rest of the pool is wiped.
+    pool.fill(&RAM_TABLES, ram_tables);
+    let secrets = pool.rest();
     let entries = pool.take(pages * size_of::<State>());
     pool.fill(&HYP_TABLES, hyp_tables);
     pool.fill(&HOST_TABLES, host_tables);
@@ -273,6 +291,30 @@ fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
     for &(start, end) in &platform.reserved {
         owners.reserve(start, end);
     }
+    let data = {
+        let at = |symbol: *const u8| reset::image_pa(symbol);
+        let end = at(&raw const umbra_image_end);
+        // A test build's log is read when the machine has ended.
+        let begin =
+            if cfg!(feature = "transition-log") { end } else { at(&raw const umbra_rodata_end) };
+        (begin, end)
+    };
+    end::plan(&platform.banks, owners.entries_address() - LINEAR_BASE as u64, [secrets, data]);
+    let ram_ttbr = ram_translation(platform, &hyp_ranges, image_pa);
+    let taken: ArrayVec<Range, MAX_TAKEN> =
+        loaded.iter().copied().chain([hyp_ranges[1]]).take(MAX_TAKEN).collect();
+    let everything: ArrayVec<Range, { MAX_TAKEN + MAX_RESERVED }> =
+        taken.iter().chain(&platform.reserved).copied().collect();
+    let Some(free) = without(&platform.banks, &everything) else {
+        refuse(format_args!("memory is in too many pieces"))
+    };
+    log::info!(
+        "wiped at the end: {:#x}..{:#x} and {:#x}..{:#x}",
+        secrets.0,
+        secrets.1,
+        data.0,
+        data.1
+    );
     // Nobody walks it before all CPUs are known.
     let shape = Stage2Shape::new(id.pa_bits());
     let host = Stage2Tables::new(Tables(&HOST_TABLES), shape).with_vmid(0);
@@ -281,12 +323,53 @@ fn boot(dtb: &'static [u8], platform: &Platform) -> ! {
         cpus,
         options,
         id,
-        host_memory: HostMemory { banks: platform.banks.clone(), hyp: hyp_ranges },
+        host_memory: HostMemory {
+            banks: platform.banks.clone(),
+            hyp: hyp_ranges,
+            withheld: platform.withheld.clone(),
+        },
         images: pool,
+        banks: platform.banks.clone(),
+        free,
+        ram_ttbr,
         uart: platform.uart,
         host: HostEntry { pc: image_pa + package.host_offset, context: dtb_room.0 },
     });
     switch_tables(boot_index)
+}
+
+/// Tables that the translation of all RAM takes: a level 2 for each GiB, a level 3 at each end of a piece.
+fn ram_tables(platform: &Platform) -> usize {
+    let levels = |shift: u32| -> usize {
+        platform.banks.iter().map(|(start, end)| ((end - start) >> shift) as usize + 2).sum()
+    };
+    let pieces = platform.banks.len() + platform.reserved.len() + 4;
+    levels(30) + levels(39) + 2 * pieces + 1
+}
+
+/// A translation of all RAM, one to one, but for what is reserved: firmware may have that, and it may not even
+/// be looked at by speculation. Returns its TTBR0_EL2.
+fn ram_translation(platform: &Platform, hyp: &[Range; 2], image_pa: u64) -> u64 {
+    let mut tables = HypTables::new(Tables(&RAM_TABLES));
+    let at = |symbol: *const u8| image_pa + (symbol.addr() - IMAGE_BASE) as u64;
+    let idmap = (at(&raw const umbra_idmap_begin), at(&raw const umbra_idmap_end));
+    let mut map = |(start, end): Range, how| {
+        tables.map(start as usize, start, (end - start) as usize, how);
+    };
+    // Hyp's own is mapped whether it is reserved or not.
+    let taken: ArrayVec<Range, { MAX_RESERVED + 2 }> =
+        platform.reserved.iter().chain(hyp).copied().collect();
+    let pieces = without(&platform.banks, &taken);
+    let own = without(hyp, &[idmap]);
+    let (Some(pieces), Some(own)) = (pieces, own) else {
+        refuse(format_args!("memory is in too many pieces"))
+    };
+    for piece in pieces.into_iter().chain(own) {
+        map(piece, Use::ReadWrite);
+    }
+    map(idmap, Use::Text);
+    // For good: dropped, its tables would go back to the list.
+    ManuallyDrop::new(tables).root()
 }
 
 /// The host's command line: the package's, or the device tree's.
@@ -372,6 +455,7 @@ fn make_cpu(tables: &mut HypTables, pool: &mut Pool, index: usize, id: &IdRegist
 pub struct HostMemory {
     banks: ArrayVec<Range, MAX_BANKS>,
     hyp: [Range; 2],
+    withheld: ArrayVec<Range, MAX_WITHHELD>,
 }
 
 /// Makes the host's stage 2 of this shape, in the place of the empty one. Returns its VTTBR_EL2.
@@ -390,7 +474,7 @@ fn host_stage2(host: &HostMemory, shape: Stage2Shape) -> Stage2<Stage2Tables> {
         if end > limit {
             refuse(format_args!("memory above {} bits of address", shape.ipa_bits));
         }
-        stage2.map_identity_device(at, start);
+        map_devices(&mut stage2, (at, start), &host.withheld);
         let mut holes: ArrayVec<Range, 4> = host.hyp.iter().copied().collect();
         holes.sort_unstable();
         let mut from = start;
@@ -403,8 +487,19 @@ fn host_stage2(host: &HostMemory, shape: Stage2Shape) -> Stage2<Stage2Tables> {
         stage2.map_identity_ram(from, end);
         at = end;
     }
-    stage2.map_identity_device(at, limit);
+    map_devices(&mut stage2, (at, limit), &host.withheld);
     stage2.with_vmid(0)
+}
+
+/// What lies between banks is devices', and the host's, but for what is withheld from it.
+fn map_devices(stage2: &mut Stage2Tables, (mut from, end): Range, withheld: &[Range]) {
+    for &(start, behind) in withheld {
+        if start < end && behind > from {
+            stage2.map_identity_device(from, start.max(from));
+            from = behind.min(end);
+        }
+    }
+    stage2.map_identity_device(from, end);
 }
 
 fn switch_tables(index: usize) -> ! {

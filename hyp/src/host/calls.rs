@@ -10,7 +10,7 @@ use crate::memory::hw;
 use crate::vm::slots;
 use crate::world::features::Name;
 use umbra_shared::call::{
-    Call, Features, INTERFACE_VERSION, NO_PAGE, SVE_HINT, UntrustedPa, VENDOR_UID,
+    Call, Features, INTERFACE_VERSION, NO_PAGE, Policy, SVE_HINT, UntrustedPa, VENDOR_UID,
     VENDOR_UID_FUNCTION, VM_PAGES, VcpuConfig,
 };
 use umbra_shared::error::Error;
@@ -117,6 +117,7 @@ pub fn version() -> Results {
     features.set(Features::PAUTH, machine.features.has(Name::Pauth));
     features.set(Features::AARCH32, machine.features.has(Name::Aarch32));
     features.set(Features::HOST_VL_COMMON, machine.lengths.host_common);
+    features.set(Features::PROTECTED_FP_LAZY, machine.protected_policy == Policy::Lazy);
     let mut results = one(u64::from(INTERFACE_VERSION));
     results[1] = features.bits();
     results

@@ -1,6 +1,7 @@
 //! What the host traps on.
 
 use super::{calls, report};
+use crate::arch::end;
 use crate::arch::exception::HostFrame;
 use crate::arch::lock::wait_for_interrupt;
 use crate::arch::log::{self, Transition};
@@ -141,6 +142,8 @@ fn zero_block(cpu: &mut Cpu) {
 }
 
 fn abort(cpu: &mut Cpu, esr: u64) {
+    // Where all CPUs come when nothing is mapped for them any more.
+    end::stop_if_asked();
     let far = sys::read_far_el2().bits();
     let ipa = syndrome::fault_ipa(read_hpfar_el2(), far);
     log::forget();
@@ -149,6 +152,8 @@ fn abort(cpu: &mut Cpu, esr: u64) {
     } else {
         HostFault::Abort
     };
+    // It may have been mapped again since.
+    end::stop_if_asked();
     cpu.log(|| Transition {
         result: u64::from(fault == HostFault::Retry),
         ..Transition::new(Kind::HostFault, [ipa, 0, 0, 0, 0, 0, 0])

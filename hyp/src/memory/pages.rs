@@ -88,6 +88,11 @@ impl<'a> Pages<'a> {
         }
     }
 
+    /// Where the table is: the address of the first entry.
+    pub fn entries_address(&self) -> u64 {
+        self.entries.as_ptr().addr() as u64
+    }
+
     /// The page at an address.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! each leaf. Of a stage 2 it is never told that it is live: a TLBI there is for the VMID that is loaded,
 //! and a block is not to be split under a walk. Both are decided in [`crate::memory::stage2`].
 
+use crate::arch::end;
 use crate::arch::sysreg::{dsb_ish, isb, read_vttbr_el2, write_vttbr_el2};
 use crate::memory::frames::Tables;
 use crate::memory::stage2::{Entry, Leaf, Stage2, Table, Tlb, Vttbr};
@@ -316,7 +317,9 @@ impl Stage2Tables {
 
     /// A stage 2 of these, under this VMID.
     pub fn with_vmid(self, vmid: u8) -> Stage2<Self> {
-        let vttbr = Vttbr::new(vmid, self.0.root_address().0 as u64);
+        let root = self.0.root_address().0 as u64;
+        end::stage2_root(vmid, root);
+        let vttbr = Vttbr::new(vmid, root);
         Stage2::new(self, vttbr)
     }
 

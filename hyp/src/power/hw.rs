@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::arch::MAX_CPUS;
+use crate::arch::end;
 use crate::arch::exception::HostFrame;
 use crate::arch::lock::send_event;
 use crate::arch::log::{self, Transition};
@@ -10,6 +11,7 @@ use crate::arch::reset::{boot_params_address, secondary_entry_address};
 use crate::arch::sysreg::{read_cntv_ctl_el0, read_cntv_cval_el0};
 use crate::cpu::Cpu;
 use crate::machine::{SHARED, machine};
+use crate::power::protect::{Protection, protect};
 use crate::power::psci::{
     self, Action, HostEntry, Power, PowerCell, SMCCC_ARCH_FEATURES, SMCCC_VERSION, Start,
     WORKAROUNDS, affinity_info,
@@ -69,6 +71,7 @@ fn psci_call(cpu: &mut Cpu, regs: [u64; 4]) -> i64 {
     match psci::decide(regs) {
         Action::Answer(answer) => answer,
         Action::Forward => firmware(regs),
+        Action::End(call) => end_the_machine(call),
         Action::Features { function } => match function {
             SMCCC_VERSION => 0,
             _ if psci::may_exist(function) => firmware(regs),
@@ -86,6 +89,29 @@ fn psci_call(cpu: &mut Cpu, regs: [u64; 4]) -> i64 {
             None => error(ErrorCode::InvalidParameters),
         },
     }
+}
+
+/// The machine is reset or turned off: nothing of what hyp guards is left behind. Returns only if firmware
+/// can't do it.
+fn end_the_machine(call: [u64; 4]) -> i64 {
+    let function = call[0] as u32;
+    let features = u64::from(FunctionId::PsciFeatures as u32);
+    if psci::may_lack(function) && firmware([features, u64::from(function), 0, 0]) < 0 {
+        return NOT_SUPPORTED;
+    }
+    // Even where firmware wipes: whoever still runs meanwhile would write to memory that it is past.
+    end::claim();
+    end::stop_others();
+    end::finish(call)
+}
+
+/// Has firmware wipe memory at every reset, if it can.
+pub fn protect_memory(banks: &[(u64, u64)]) -> Protection {
+    let protection = protect(firmware, banks);
+    if let Protection::On { .. } = protection {
+        end::leave_it_to_firmware();
+    }
+    protection
 }
 
 fn find(affinity: u64) -> Option<usize> {
@@ -131,7 +157,9 @@ fn implicit_put(cpu: &mut Cpu) {
 fn cpu_off(cpu: &mut Cpu) -> i64 {
     implicit_put(cpu);
     cell(cpu.index()).set(Power::Off);
+    end::leaves(cpu.index());
     let answer = firmware([u64::from(FunctionId::CpuOff as u32), 0, 0, 0]);
+    end::arrived(cpu.index());
     cell(cpu.index()).set(Power::On);
     answer
 }
@@ -150,12 +178,14 @@ fn cpu_suspend(cpu: &mut Cpu, state: u32, entry: HostEntry) -> i64 {
     // host's, and 64 bits wide even if the host called with 32.
     cell(cpu.index()).suspend(entry);
     cpu.suspended_timer = Some([read_cntv_ctl_el0(), read_cntv_cval_el0()]);
+    end::leaves(cpu.index());
     let answer = firmware([
         u64::from(FunctionId::CpuSuspend64 as u32),
         u64::from(state),
         secondary_entry_address(),
         boot_params_address(cpu.index()),
     ]);
+    end::arrived(cpu.index());
     cpu.suspended_timer = None;
     cell(cpu.index()).set(Power::On);
     answer

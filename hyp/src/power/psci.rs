@@ -158,6 +158,8 @@ pub enum Action {
     Answer(i64),
     /// Pass it to firmware as it is and answer what firmware answers.
     Forward,
+    /// SYSTEM_OFF, SYSTEM_RESET, SYSTEM_RESET2: the end of the machine, by this call of firmware.
+    End([u64; 4]),
     /// CPU_ON of the CPU with this affinity.
     CpuOn {
         /// MPIDR affinity
@@ -276,8 +278,18 @@ pub fn decide(regs: [u64; 4]) -> Action {
         }
         // PSCI 1.0 lets an implementation support level 0 only.
         Ok(Function::AffinityInfo { .. }) | Err(_) => answer(ErrorCode::InvalidParameters),
+        Ok(_) if ends_the_machine(function) => Action::End(regs),
         Ok(_) => Action::Forward,
     }
+}
+
+/// Whether firmware may lack this way to end the machine, and is asked before anything is stopped for it
+/// (PSCI 1.1: SYSTEM_RESET2 is optional).
+pub fn may_lack(function: u32) -> bool {
+    matches!(
+        FunctionId::try_from(function),
+        Ok(FunctionId::SystemReset232 | FunctionId::SystemReset264)
+    )
 }
 
 /// Whether a CPU_SUSPEND to `state` loses the CPU's context. Which bit says so depends on the format
@@ -392,7 +404,24 @@ mod tests {
             assert_eq!(decide([f, 0, 0, 0]), not_supported, "{f:#x}");
         }
         assert_eq!(decide([0x8400_0000, 0, 0, 0]), Action::Forward);
-        assert_eq!(decide([0x8400_0008, 0, 0, 0]), Action::Forward);
+        let off = [0x8400_0008, 0, 0, 0];
+        assert_eq!(decide(off), Action::End(off));
+        let reset = [0x8400_0009, 0, 0, 0];
+        assert_eq!(decide(reset), Action::End(reset));
+        assert!(!may_lack(0x8400_0008) && !may_lack(0x8400_0009));
+        for function in [0x8400_0012, 0xc400_0012] {
+            // SYSTEM_WARM_RESET, and one of a vendor's with a cookie.
+            for kind in [0, 1 << 31] {
+                let reset2 = [function, kind, 7, 0];
+                assert_eq!(decide(reset2), Action::End(reset2));
+            }
+            assert!(may_lack(function as u32));
+        }
+        // What firmware does about memory at a reset is not the host's to change.
+        for function in [0x8400_0013, 0x8400_0014, 0xc400_0014] {
+            assert_eq!(decide([function, 0, 0, 0]), not_supported);
+            assert!(!may_exist(function as u32));
+        }
         assert!(ends_the_machine(0x8400_0008) && ends_the_machine(0x8400_0009));
         assert!(!ends_the_machine(0x8400_0002) && !ends_the_machine(0x8400_0000));
         assert_eq!(decide([0x8400_0002, 0, 0, 0]), Action::CpuOff);

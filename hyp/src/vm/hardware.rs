@@ -51,6 +51,9 @@ pub trait Machine {
     /// Whether EL1 can be AArch32.
     fn aarch32(&self) -> bool;
 
+    /// When the FP registers of protected VMs move.
+    fn protected_policy(&self) -> Policy;
+
     /// The physical counter.
     fn now(&self) -> u64;
 

@@ -174,6 +174,10 @@ impl<T, V> Vm<T, V> {
         self.closing = false;
         self.generation += 1;
         self.config = config;
+        // What is left of a protected guest on a CPU that its host runs on is not the host's to choose.
+        if config.protected {
+            self.config.policy = m.protected_policy();
+        }
         self.sealed = false;
         self.ended = false;
         self.pages_out = pages.count;

@@ -4,6 +4,7 @@
 //! vCPU that is loaded belongs to its CPU: the slot only remembers where, and the run path takes no
 //! lock.
 
+use crate::arch::end;
 use crate::arch::log;
 use crate::arch::stats::Stats;
 use crate::arch::{Lock, LockGuard};
@@ -31,7 +32,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{
-    Start, UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle,
+    Policy, Start, UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig,
+    VmHandle,
 };
 use umbra_shared::error::Error;
 use umbra_shared::flags::FlagShadowPage;
@@ -295,6 +297,10 @@ impl Machine for Target {
         machine().features.has(Name::Aarch32)
     }
 
+    fn protected_policy(&self) -> Policy {
+        machine().protected_policy
+    }
+
     fn now(&self) -> u64 {
         crate::arch::sysreg::read_cntpct_el0()
     }
@@ -321,6 +327,7 @@ impl Machine for Target {
     }
 
     fn drop_tables(&self, vm: VmId, tables: VmTables) {
+        end::stage2_root(vm + 1, 0);
         tables.stage2.forget_all(&Tlbs);
         POOLS[usize::from(vm)].lock().clear();
     }

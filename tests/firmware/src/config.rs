@@ -3,8 +3,8 @@
 use thiserror::Error;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::firmware::{
-    FIRMWARE_CPUS, FIRMWARE_MAGIC, FIRMWARE_VERSION, FirmwareConfig, SUSPEND_EXTENDED,
-    SUSPEND_ORIGINAL, TREE_ODD, TREE_PLAIN,
+    FIRMWARE_CPUS, FIRMWARE_MAGIC, FIRMWARE_VERSION, FirmwareConfig, FirmwareExtras,
+    SUSPEND_EXTENDED, SUSPEND_ORIGINAL, TREE_ODD, TREE_PLAIN,
 };
 use umbra_shared::package::PAYLOAD_ALIGN;
 use umbra_shared::vl::Vq;
@@ -162,6 +162,11 @@ impl Config {
         self.raw.tree == TREE_ODD
     }
 
+    /// What it does that not all firmware does.
+    pub fn extras(&self) -> FirmwareExtras {
+        FirmwareExtras::from_bits_truncate(self.raw.extras)
+    }
+
     /// What [`crate::trouble`] comes from; zero: there is none.
     pub fn trouble(&self) -> u64 {
         self.raw.trouble
@@ -198,6 +203,7 @@ mod tests {
         raw.refusals[1] = 1;
         raw.tree = TREE_ODD;
         raw.trouble = 7;
+        raw.extras = FirmwareExtras::MEM_PROTECT.bits();
         raw.dtb = 0x4000_0000;
         raw.ram = 0x8000_0000;
         raw.boot_address = 0x8020_0000;
@@ -220,6 +226,7 @@ mod tests {
         assert_eq!(config.affinities(), [0, 0x100]);
         assert_eq!(config.counter(), None);
         assert_eq!((config.has_odd_tree(), config.trouble()), (true, 7));
+        assert_eq!(config.extras(), FirmwareExtras::MEM_PROTECT);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use dtoolkit::fdt::Fdt;
 use dtoolkit::memreserve::MemoryReservation;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use dtoolkit::{Node, Property};
-use umbra_shared::firmware::{ODD_CUT, ODD_RESERVED};
+use umbra_shared::firmware::{ODD_CUT, ODD_DEBUG, ODD_INITRD, ODD_RESERVED};
 
 fn property(name: &str, value: &[u8]) -> DeviceTreeProperty {
     DeviceTreeProperty::new_unchecked(name, value)
@@ -62,6 +62,21 @@ fn reserved_memory() -> DeviceTreeNode {
     node
 }
 
+/// A bus with what can halt a CPU on it.
+fn bus_with_debug() -> DeviceTreeNode {
+    let mut bus = DeviceTreeNode::new_unchecked("soc");
+    bus.add_property(property("compatible", b"simple-bus\0"));
+    bus.add_property(property("#address-cells", &cells(&[2])));
+    bus.add_property(property("#size-cells", &cells(&[1])));
+    bus.add_property(property("ranges", &[]));
+    let mut debug = DeviceTreeNode::new_unchecked(format!("debug@{:x}", ODD_DEBUG.0));
+    let compatible = b"arm,coresight-cpu-debug\0arm,primecell\0";
+    debug.add_property(property("compatible", compatible));
+    debug.add_property(property("reg", &reg(&[ODD_DEBUG])));
+    bus.add_child(debug);
+    bus
+}
+
 /// The ranges of a `reg` whose addresses and sizes have two cells each; what of them is too large for a
 /// size of one cell is left out.
 fn ranges(value: &[u8]) -> Vec<(u64, u64)> {
@@ -106,6 +121,12 @@ pub fn make_odd(dtb: &[u8]) -> Vec<u8> {
     for (start, end) in [ODD_RESERVED[4], ODD_RESERVED[6]] {
         tree.memory_reservations.push(MemoryReservation::new(start, end - start));
     }
+    if let Some(chosen) = tree.root.child_mut("chosen") {
+        let (start, end) = ODD_INITRD;
+        chosen.add_property(property("linux,initrd-start", &cells(&[start as u32])));
+        chosen.add_property(property("linux,initrd-end", &end.to_be_bytes()));
+    }
+    tree.root.add_child(bus_with_debug());
     if let Some(cpus) = tree.root.child_mut("cpus") {
         cpus.add_property(property("#address-cells", &cells(&[2])));
         let mut first = true;

@@ -9,8 +9,8 @@
 
 use crate::config::SuspendFormat;
 use crate::tree::Range;
-use arm_psci::{ErrorCode, Function, FunctionId, MigrateInfoType};
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use arm_psci::{ErrorCode, Function, FunctionId, MigrateInfoType, ResetType};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use umbra_shared::firmware::FIRMWARE_CPUS;
 
 /// PSCI 1.1.
@@ -21,6 +21,10 @@ const SMCCC_1_2: i64 = 0x1_0002;
 const SMCCC_ARCH_FEATURES: u32 = 0x8000_0001;
 /// PSCI_FEATURES of CPU_SUSPEND: the extended StateID format is used.
 const FEATURE_EXTENDED: i64 = 1 << 1;
+
+const MEM_PROTECT: u32 = 0x8400_0013;
+const CHECK_RANGE_32: u32 = 0x8400_0014;
+const CHECK_RANGE_64: u32 = 0xc400_0014;
 
 const OFF: u8 = 0;
 const CLAIMED: u8 = 1;
@@ -136,6 +140,8 @@ pub struct Machine<'a> {
     pub banks: &'a [Range],
     /// How CPU_SUSPEND's power_state is laid out.
     pub suspend: SuspendFormat,
+    /// Whether memory is wiped at a reset (MEM_PROTECT); `None`: the function isn't there.
+    pub protected: Option<&'a AtomicBool>,
 }
 
 /// What a call asks for.
@@ -173,6 +179,7 @@ impl Machine<'_> {
                     _ => error(ErrorCode::NotSupported),
                 };
             }
+            MEM_PROTECT | CHECK_RANGE_32 | CHECK_RANGE_64 => return self.protect(regs),
             _ => {}
         }
         let Some(id) = implemented(function) else { return error(ErrorCode::NotSupported) };
@@ -207,6 +214,10 @@ impl Machine<'_> {
             }
             Ok(Function::SystemOff) => Action::SystemOff,
             Ok(Function::SystemReset) => Action::SystemReset,
+            // SYSTEM_WARM_RESET; a vendor's own there are none.
+            Ok(Function::SystemReset2 { reset_type: ResetType::Architectural(_), .. }) => {
+                Action::SystemReset
+            }
             // AFFINITY_INFO above level 0 may be left out since PSCI 1.0.
             Ok(_) | Err(_) => error(ErrorCode::InvalidParameters),
         }
@@ -241,7 +252,29 @@ impl Machine<'_> {
         }
     }
 
+    /// MEM_PROTECT and MEM_PROTECT_CHECK_RANGE: all memory of EL2 and below is covered.
+    fn protect(&self, regs: [u64; 4]) -> Action {
+        let Some(protected) = self.protected else { return error(ErrorCode::NotSupported) };
+        let (function, argument) = (regs[0] as u32, regs[1]);
+        if function == MEM_PROTECT {
+            return Action::Answer(protected.swap(argument as u32 != 0, Ordering::SeqCst).into());
+        }
+        let small = function == CHECK_RANGE_32;
+        let number = |n: u64| if small { u64::from(n as u32) } else { n };
+        let (start, length) = (number(argument), number(regs[2]));
+        let inside = start.checked_add(length).is_some_and(|end| {
+            self.banks.iter().any(|bank| bank.0 <= start && start < end && end <= bank.1)
+        });
+        if inside { Action::Answer(0) } else { error(ErrorCode::Denied) }
+    }
+
     fn features(&self, function: u32) -> Action {
+        if [MEM_PROTECT, CHECK_RANGE_32, CHECK_RANGE_64].contains(&function) {
+            return match self.protected {
+                Some(_) => Action::Answer(0),
+                None => error(ErrorCode::NotSupported),
+            };
+        }
         if function == SMCCC_VERSION {
             return Action::Answer(0);
         }
@@ -273,6 +306,8 @@ fn implemented(function: u32) -> Option<FunctionId> {
             | FunctionId::MigrateInfoType
             | FunctionId::SystemOff
             | FunctionId::SystemReset
+            | FunctionId::SystemReset232
+            | FunctionId::SystemReset264
             | FunctionId::PsciFeatures
     )
     .then_some(id)
@@ -304,7 +339,8 @@ mod tests {
         let cpus = [Cpu::new(), Cpu::new()];
         cpus[0].set_on();
         let banks = [(0x4000_0000, 0x8000_0000)];
-        test(Machine { cpus: &cpus, affinities: &[0, 0x100], banks: &banks, suspend })
+        let affinities = &[0, 0x100];
+        test(Machine { cpus: &cpus, affinities, banks: &banks, suspend, protected: None })
     }
 
     #[test]
@@ -412,9 +448,36 @@ mod tests {
             assert_eq!(call(0x8000_0001, 0x8000_0000), Action::Answer(0));
             assert_eq!(call(0x8400_000a, 0x8000_0000), Action::Answer(0));
             assert_eq!(call(0x8400_000a, 0xc400_0003), Action::Answer(0));
-            for missing in [0x8400_000e, 0xc400_0012, 0x8400_0005, 0x8000_8000, 0x8600_ff01] {
+            for reset in [0x8400_0012, 0xc400_0012] {
+                assert_eq!(call(reset, 0), Action::SystemReset);
+                assert_eq!(call(reset, 1 << 31), INVALID_PARAMETERS);
+                assert_eq!(call(0x8400_000a, reset), Action::Answer(0));
+            }
+            let none = [0x8400_000e, 0x8400_0005, 0x8000_8000, 0x8600_ff01, 0x8400_0013];
+            for missing in none.into_iter().chain([0x8400_0014, 0xc400_0014]) {
                 assert_eq!(call(missing, 0), Action::Answer(-1), "{missing:#x}");
                 assert_eq!(call(0x8400_000a, missing), Action::Answer(-1), "{missing:#x}");
+            }
+        });
+    }
+
+    #[test]
+    fn memory_is_protected_from_the_next_who_has_it() {
+        with(SuspendFormat::Original, |machine| {
+            let protected = AtomicBool::new(false);
+            let machine = Machine { protected: Some(&protected), ..machine };
+            let call = |function: u64, a: u64, b: u64| machine.call([function, a, b, 0]);
+            for function in [0x8400_0013, 0x8400_0014, 0xc400_0014] {
+                assert_eq!(call(0x8400_000a, function, 0), Action::Answer(0));
+            }
+            assert_eq!(call(0x8400_0013, 1, 0), Action::Answer(0));
+            assert!(protected.load(Ordering::Relaxed));
+            assert_eq!(call(0x8400_0013, 0, 0), Action::Answer(1));
+            assert!(!protected.load(Ordering::Relaxed));
+            assert_eq!(call(0xc400_0014, 0x4000_0000, 0x4000_0000), Action::Answer(0));
+            assert_eq!(call(0x8400_0014, 0x4000_0000, 0x1000), Action::Answer(0));
+            for (start, length) in [(0x3fff_f000, 0x2000), (0x7fff_f000, 0x2000), (1, u64::MAX)] {
+                assert_eq!(call(0xc400_0014, start, length), DENIED);
             }
         });
     }

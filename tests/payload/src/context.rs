@@ -8,7 +8,7 @@ use umbra_host::{
 };
 use umbra_patterns::regs::{self, sme};
 use umbra_shared::{
-    call::{Counter, Features, INTERFACE_VERSION},
+    call::{Counter, Features, INTERFACE_VERSION, Policy},
     sme::Storage,
     vcpu::VcpuFeatures,
     vl::{Vq, VqSet},
@@ -101,6 +101,14 @@ fn vl_info(number: u64) -> VlInfo {
 }
 
 impl Context {
+    /// The FP policy of protected VMs, as the loader's words have it.
+    pub fn protected_policy(&self) -> Policy {
+        match self.machine.argument("umbra.protected-fp") {
+            Some("lazy") => Policy::Lazy,
+            _ => Policy::Scrub,
+        }
+    }
+
     /// What the host can use of a CPU's vector lengths: no more than its image holds, or with
     /// `umbra.host-vl=common` than all CPUs have.
     pub fn host_vqs(&self, cpu: usize) -> VqSet {

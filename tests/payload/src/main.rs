@@ -6,6 +6,7 @@
 //! books of [`ledger`] are settled: every vCPU put, every VM destroyed, every page back with the host
 //! and readable. A test that leaves something behind at hyp has failed.
 //!
+//! With `end=WAY` on its command line it keeps a secret and ends the machine ([`remains`]).
 //! With `fuzz` on its command line it carries out random programs instead ([`fuzz`]), with `bench` it
 //! measures ([`bench`]).
 //!
@@ -30,6 +31,7 @@ mod junk;
 mod ledger;
 mod puppet;
 mod puppet32;
+mod remains;
 mod runner;
 mod streaming;
 mod suite;
@@ -46,6 +48,9 @@ fn main(machine: &'static Machine) -> ! {
     }
     if machine.has_argument("fuzz") {
         fuzz::main(machine);
+    }
+    if let Some(way) = machine.argument("end") {
+        remains::main(machine, way);
     }
     runner::main(machine, suite::ALL)
 }

@@ -308,6 +308,19 @@ impl Machine {
         machine
     }
 
+    /// The same, with more in the page of its code by `f`, which is told where that is.
+    pub fn with_code_and(config: VmConfig, code: &[u8], f: impl FnOnce(u64)) -> Self {
+        let machine = Self::prepare(config, code, Tag::default(), MEMORY_PAGES);
+        f(machine.memory);
+        machine.map();
+        machine
+    }
+
+    /// The physical address of one of its guest's.
+    pub const fn page(&self, ipa: u64) -> u64 {
+        ipa - BASE + self.memory
+    }
+
     /// A VM, and its memory with the code in it, which is not the guest's yet.
     fn prepare(config: VmConfig, code: &[u8], tag: Tag, count: u64) -> Self {
         assert!(code.len() <= CODE_PAGES as usize * PAGE_SIZE);

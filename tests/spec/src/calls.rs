@@ -123,6 +123,8 @@ impl Spec {
                 // Which slot it is, and so whose the pages are, is hyp's choice.
                 let slot = vm::slot(umbra_shared::call::VmHandle(choice.x1)).unwrap_or(0);
                 let changes = self.donate(pages, slot)?;
+                let policy =
+                    if config.protected { self.platform.protected_policy } else { config.policy };
                 let vm = &mut self.vms[usize::from(slot)];
                 if vm.life != Life::Free {
                     // A handle of a VM that is there already: no answer can be right.
@@ -132,7 +134,7 @@ impl Spec {
                     life: Life::Alive,
                     generation: vm.generation + 1,
                     protected: config.protected,
-                    policy: config.policy,
+                    policy,
                     table_pages: pages.count,
                     pages_out: pages.count,
                     ..vm::Vm::default()

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use thiserror::Error as ThisError;
-use umbra_shared::call::{Call, Function};
+use umbra_shared::call::{Call, Function, Policy};
 use umbra_shared::error::{Error, SUCCESS, check};
 use umbra_shared::exit::{ExitInfo, Reason, RunFlags};
 use umbra_shared::flags::HostFlags;
@@ -63,7 +63,7 @@ pub fn judge(mut records: Vec<Record>) -> Result<Report, Difference> {
                 }
             }
             Some(Kind::Machine) => {
-                let [cpus, vqs, bits, root, svqs, aarch32, _] = record.args;
+                let [cpus, vqs, bits, root, svqs, aarch32, policy] = record.args;
                 platform = Some(Platform {
                     cpus: cpus as usize,
                     guest_vqs: VqSet::from_bits(vqs as u16),
@@ -71,6 +71,11 @@ pub fn judge(mut records: Vec<Record>) -> Result<Report, Difference> {
                     root_level: root as u32,
                     guest_svqs: VqSet::from_bits(svqs as u16),
                     aarch32: aarch32 != 0,
+                    protected_policy: if policy == Policy::Lazy as u64 {
+                        Policy::Lazy
+                    } else {
+                        Policy::Scrub
+                    },
                 });
             }
             _ => {}

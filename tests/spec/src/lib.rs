@@ -27,6 +27,7 @@ pub mod judge;
 pub mod memory;
 pub mod vm;
 
+use umbra_shared::call::Policy;
 use umbra_shared::vl::VqSet;
 
 /// What does not change while the machine runs.
@@ -40,6 +41,8 @@ pub struct Platform {
     pub guest_svqs: VqSet,
     /// EL1 can be AArch32.
     pub aarch32: bool,
+    /// When the FP registers of protected VMs move, whatever their host asks for.
+    pub protected_policy: Policy,
     /// Bits of a guest's address space.
     pub ipa_bits: u32,
     /// Level of a guest's root table: 0 or 1.

@@ -152,7 +152,8 @@ fn machine(cpu: &str, smp: u32) -> Machine {
 /// The test image with other words on its command line.
 fn with_words(tests: &Built, words: &str, name: &str) -> Result<PathBuf> {
     let path = tests.image.with_file_name(format!("{name}.img"));
-    image::add_to_command_line(&tests.image, words, &path)?;
+    // What is counted comes later; a wipe is a wait.
+    image::add_to_command_line(&tests.image, &format!("{words} umbra.boot-wipe=off"), &path)?;
     Ok(path)
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use umbra_fuzz::program::Mode;
 
-use super::patch::{Plant, Test, find_configuration, find_linux};
+use super::patch::{Plant, Test, find_configuration, find_linux, find_reset};
 use super::verdict::{Verdict, libtest_verdict, tail, target_verdict};
 use crate::bounds::wait_bounded;
 use crate::build::{self, Binary, Built};
@@ -189,6 +189,18 @@ impl Copy {
         })
     }
 
+    /// A machine to its end.
+    pub(super) fn run_reset(&self, name: &str) -> Result<Verdict> {
+        let (built, firmware) = (self.image(&[])?, self.binary(build::FIRMWARE)?);
+        Ok(match find_reset(name)?.outcome(&self.qemu, &built, &firmware) {
+            Outcome::Ok => Verdict::Passed,
+            Outcome::Skipped(why) => Verdict::Nothing(why),
+            Outcome::Failed(why) => {
+                Verdict::Failed(why.lines().next().unwrap_or_default().to_owned())
+            }
+        })
+    }
+
     /// Random programs on this hyp.
     pub(super) fn run_fuzz(&self, hyp: Binary, mode: Mode) -> Result<Verdict> {
         let built = Built {
@@ -213,6 +225,7 @@ impl Copy {
                 self.run_targets(configuration, &[name]).and_then(one)
             }
             Test::Linux { name } => self.run_linux(name),
+            Test::Reset { name } => self.run_reset(name),
             Test::Fuzz(mode) => self.run_fuzz(build::HYP, *mode),
             Test::Judged(mode) => self.run_fuzz(build::HYP_LOG, *mode),
             Test::I5 => {
@@ -246,9 +259,11 @@ impl Copy {
                     let names = targets.entry(configuration.as_str()).or_insert_with(Vec::new);
                     names.push(name.as_str());
                 }
-                Test::Linux { .. } | Test::Fuzz(_) | Test::Judged(_) | Test::I5 => {
-                    judge(test.to_string(), self.run(test)?)
-                }
+                Test::Linux { .. }
+                | Test::Reset { .. }
+                | Test::Fuzz(_)
+                | Test::Judged(_)
+                | Test::I5 => judge(test.to_string(), self.run(test)?),
             }
         }
         for (package, names) in &units {

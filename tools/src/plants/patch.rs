@@ -9,6 +9,7 @@ use umbra_fuzz::program::Mode;
 
 use crate::harness::{CONFIGURATIONS, Configuration};
 use crate::linux;
+use crate::remains;
 use crate::workspace;
 
 /// Where the patches are, in the checkout.
@@ -23,6 +24,8 @@ pub(super) enum Test {
     Target { configuration: String, name: String },
     /// A Linux above hyp.
     Linux { name: String },
+    /// What is left when a machine has ended.
+    Reset { name: String },
     /// Random programs in this mode.
     Fuzz(Mode),
     /// The same, of hypercalls above all, each judged by the executable specification.
@@ -37,6 +40,7 @@ impl fmt::Display for Test {
             Self::Unit { package, name } => write!(f, "unit {package} {name}"),
             Self::Target { configuration, name } => write!(f, "target {configuration}::{name}"),
             Self::Linux { name } => write!(f, "linux {name}"),
+            Self::Reset { name } => write!(f, "reset {name}"),
             Self::Fuzz(mode) => write!(f, "fuzz {mode}"),
             Self::Judged(mode) => write!(f, "judged {mode}"),
             Self::I5 => write!(f, "i5"),
@@ -60,6 +64,10 @@ impl Test {
                 find_linux(name)?;
                 Ok(Self::Linux { name: name.to_owned() })
             }
+            ["reset", name] => {
+                find_reset(name)?;
+                Ok(Self::Reset { name: name.to_owned() })
+            }
             ["fuzz", "replay"] => Ok(Self::Fuzz(Mode::Replay)),
             ["fuzz", "storm"] => Ok(Self::Fuzz(Mode::Storm)),
             ["judged", "replay"] => Ok(Self::Judged(Mode::Replay)),
@@ -67,7 +75,7 @@ impl Test {
             ["i5"] => Ok(Self::I5),
             _ => bail!(
                 "`Test: {text}`: neither `unit PACKAGE NAME` nor `target MACHINE::NAME` nor \
-                 `fuzz replay|storm` nor `judged replay|storm` nor `linux NAME` nor `i5`"
+                 `fuzz replay|storm` nor `judged replay|storm` nor `linux NAME` nor `reset NAME` nor `i5`"
             ),
         }
     }
@@ -81,6 +89,11 @@ pub(super) fn find_configuration(name: &str) -> Result<&'static Configuration> {
 pub(super) fn find_linux(name: &str) -> Result<&'static linux::Configuration> {
     let found = linux::CONFIGURATIONS.iter().find(|configuration| configuration.name == name);
     found.with_context(|| format!("no Linux is called {name}"))
+}
+
+pub(super) fn find_reset(name: &str) -> Result<&'static remains::Case> {
+    let found = remains::CASES.iter().find(|case| case.name == name);
+    found.with_context(|| format!("no end of a machine is called {name}"))
 }
 
 /// A defect.

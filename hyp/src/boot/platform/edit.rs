@@ -1,6 +1,6 @@
 //! The tree that the host gets: hyp's memory taken out of it, initrd and command line put in.
 
-use super::{PlatformError, Range, is_okay, named, ranges};
+use super::{PlatformError, Range, debug, is_okay, named, ranges};
 use arrayvec::{ArrayString, ArrayVec};
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::fdt_mut::FdtMut;
@@ -88,6 +88,7 @@ pub fn hand_over(dtb: &[u8], room: &mut [u8], boot: &HostBoot<'_>) -> Result<usi
         let mut reg = node.property_mut("reg").ok_or(PlatformError::BadTree)?;
         reg.set_value(value.as_slice()).map_err(|_| PlatformError::NoRoom)?;
     }
+    debug::disable(&mut fdt)?;
     if boot.initrd.is_some() || !boot.command_line.is_empty() {
         if named(&fdt.as_read_only(), "chosen") > 1 {
             return Err(PlatformError::BadTree);

@@ -394,3 +394,167 @@ fn r41_devices_behind_implementation_defined_registers_are_disabled() {
         assert!(is_okay(&edited.find_node(path).unwrap()), "{path}");
     }
 }
+
+/// One of a CPU's debug components at this address.
+fn component(name: &str, compatible: &str, reg: &[u32]) -> DeviceTreeNode {
+    node(name, &[("compatible", string(compatible)), ("reg", cells(reg))])
+}
+
+#[test]
+fn debug_components_are_withheld_and_disabled() {
+    let mut tree = DeviceTree::from_fdt(&Fdt::new(&tree(&[])).unwrap());
+    let words = [("#address-cells", cells(&[2])), ("#size-cells", cells(&[1]))];
+    let mut bus = node("soc", &words);
+    let mut two = component("debug@21000000", "x", &[0, 0x2100_0000, 0x1000]);
+    let both = b"arm,coresight-cpu-debug\0arm,primecell\0";
+    two.add_property(DeviceTreeProperty::new("compatible", both.as_slice()).unwrap());
+    let mut idle = component("etm@23000000", "arm,coresight-etm4x", &[0, 0x2300_0800, 0x10]);
+    idle.add_property(DeviceTreeProperty::new("status", b"okay\0".as_slice()).unwrap());
+    // One behind the other, in no order; one with two ranges; somebody else's name for it.
+    bus.add_child(component("cti@21001000", "arm,coresight-cti", &[0, 0x2100_1000, 0x1000]));
+    bus.add_child(two);
+    bus.add_child(idle);
+    bus.add_child(component("tpdm@24000000", "qcom,coresight-tpdm", &[1, 0, 1, 1, 0x8000_0000, 1]));
+    // What only sounds like it.
+    bus.add_child(component("cs@25000000", "arm,coresighted", &[0, 0x2500_0000, 0x1000]));
+    tree.root.add_child(bus);
+    let dtb = tree.to_dtb();
+    let fdt = Fdt::new(&dtb).unwrap();
+    let platform = Platform::read(&fdt).unwrap();
+    let withheld = [
+        (0x2100_0000, 0x2100_2000),
+        (0x2300_0000, 0x2300_1000),
+        (0x1_0000_0000, 0x1_0000_1000),
+        (0x1_8000_0000, 0x1_8000_1000),
+    ];
+    assert_eq!(platform.withheld[..], withheld);
+    let mut room = vec![0; dtb.len() + 4096];
+    let boot = HostBoot { hyp: &[], initrd: None, command_line: "" };
+    let bytes = hand_over(&dtb, &mut room, &boot).unwrap();
+    let fdt = Fdt::new(&room[..bytes]).unwrap();
+    // Nothing of the rest has changed, and the host that looks itself withholds the same.
+    assert_eq!(Platform::read(&fdt).unwrap().withheld[..], withheld);
+    let bus = fdt.find_node("/soc").unwrap();
+    for child in bus.children() {
+        let status = child.property("status").map(|status| status.value().to_vec());
+        let kept = child.name().starts_with("cs@");
+        assert_eq!(
+            status,
+            if kept { None } else { Some(b"disabled\0".to_vec()) },
+            "{}",
+            child.name()
+        );
+    }
+    // A tree that has no room for it is refused, not handed on as it is.
+    let boot = HostBoot { hyp: &[], initrd: None, command_line: "" };
+    let mut room = vec![0; dtb.len()];
+    assert_eq!(hand_over(&dtb, &mut room, &boot), Err(PlatformError::NoRoom));
+}
+
+#[test]
+fn what_a_debugger_may_do() {
+    for status in [0, 0b1010, 0b10, 0b1000, 0b1010_1010] {
+        assert_eq!(external_debug(Some(status)), "closed", "{status:#b}");
+    }
+    for status in [0b11, 0b1111, 0b1011] {
+        assert!(external_debug(Some(status)).contains("halt CPUs ("), "{status:#b}");
+    }
+    assert!(external_debug(Some(0b1110)).contains("sample"));
+    assert_eq!(external_debug(None), "unknown");
+}
+
+#[test]
+fn of_two_debug_components_of_one_name_none_is_missed() {
+    let mut tree = DeviceTree::from_fdt(&Fdt::new(&tree(&[])).unwrap());
+    for n in 0..2 {
+        let mut bus = node(&format!("bus@{n}"), &[]);
+        bus.add_child(component("debug", "arm,coresight-cpu-debug", &[]));
+        tree.root.add_child(bus);
+    }
+    let mut nested = component("debug@1", "arm,coresight-funnel", &[]);
+    nested.add_child(component("port", "arm,coresight-stm", &[]));
+    tree.root.add_child(nested);
+    let dtb = tree.to_dtb();
+    let mut room = vec![0; dtb.len() + 4096];
+    let boot = HostBoot { hyp: &[], initrd: None, command_line: "" };
+    let bytes = hand_over(&dtb, &mut room, &boot).unwrap();
+    let fdt = Fdt::new(&room[..bytes]).unwrap();
+    for path in ["/bus@0/debug", "/bus@1/debug", "/debug@1", "/debug@1/port"] {
+        let status = fdt.find_node(path).unwrap().property("status").unwrap();
+        assert_eq!(status.value(), b"disabled\0", "{path}");
+    }
+}
+
+#[test]
+fn the_loaders_initrd_is_where_chosen_says() {
+    let with = |start: Vec<u8>, end: Vec<u8>| {
+        let dtb = changed("/chosen", |chosen| {
+            for (name, value) in [("linux,initrd-start", &start), ("linux,initrd-end", &end)] {
+                let property = DeviceTreeProperty::new(name, value.as_slice()).unwrap();
+                chosen.add_property(property);
+            }
+        });
+        platform(&dtb).unwrap().initrd
+    };
+    let wide = |n: u64| n.to_be_bytes().to_vec();
+    let place = Some((0x4f00_0000, 0x4f00_1234));
+    assert_eq!(with(cells(&[0x4f00_0000]), cells(&[0x4f00_1234])), place);
+    assert_eq!(with(wide(0x4f00_0000), wide(0x4f00_1234)), place);
+    assert_eq!(with(cells(&[0x4f00_0000]), wide(0x4f00_1234)), place);
+    assert_eq!(with(cells(&[5]), cells(&[5])), None);
+    assert_eq!(with(cells(&[6]), cells(&[5])), None);
+    assert_eq!(with(vec![1, 2, 3], cells(&[5])), None);
+    assert_eq!(read(&[]).unwrap().initrd, None);
+}
+
+proptest! {
+    /// Wherever the loader has put its tree and its initrd, and whatever is reserved: hyp's memory lies
+    /// over none of it, and where there is room it finds some.
+    #[test]
+    fn r45_the_pool_lies_over_nothing(
+        dtb in 0u64..0x1_0000,
+        initrd in 0u64..0x1_0000,
+        initrd_bytes in 1u64..0x200_0000,
+        at_the_top in 0u8..4,
+        reserved in prop::collection::vec((0u64..0x1_0000, 1u64..0x40_0000), 0..6),
+        megabytes in 1u64..24,
+    ) {
+        let (start, end) = (0x4000_0000u64, 0x5000_0000u64);
+        let place = |page: u64, bytes: u64, top: bool| {
+            let at = if top { end - bytes } else { start + page * 0x1000 };
+            (at, (at + bytes).min(end))
+        };
+        let mut platform = read(&[]).unwrap();
+        for (page, bytes) in reserved {
+            platform.reserved.push(place(page, bytes, false));
+        }
+        let dtb = place(dtb, 0x1_2345, at_the_top & 1 != 0);
+        platform.initrd = Some(place(initrd, initrd_bytes, at_the_top & 2 != 0));
+        let image = [(0x4020_0000, 0x4080_0000), (0x4080_0000, 0x40a0_0000)];
+        let loaded = platform.loaded(&image, dtb);
+        let there: Vec<Range> = image.into_iter().chain([dtb]).chain(platform.initrd).collect();
+        let taken: Vec<Range> = there.into_iter().chain(platform.reserved.clone()).collect();
+        let bytes = megabytes << 20;
+        match platform.place(image[0].0, bytes, 2 << 20, &loaded) {
+            Some(pool) => {
+                prop_assert_eq!(pool.1 - pool.0, bytes);
+                prop_assert!(pool.0 >= start && pool.1 <= end);
+                for other in &taken {
+                    prop_assert!(!overlaps(pool, *other), "{:x?} {:x?}", pool, other);
+                }
+            }
+            None => {
+                // Then there is none.
+                let free = (start..=end - bytes).step_by(2 << 20).any(|at| {
+                    taken.iter().all(|other| !overlaps((at, at + bytes), *other))
+                });
+                prop_assert!(!free);
+            }
+        }
+        // And what is wiped at boot is none of it, either.
+        let free = crate::boot::ranges::without(&[(start, end)], &taken).unwrap();
+        for piece in free {
+            prop_assert!(taken.iter().all(|other| !overlaps(piece, *other)));
+        }
+    }
+}

@@ -222,6 +222,10 @@ impl Machine for Sim {
         false
     }
 
+    fn protected_policy(&self) -> Policy {
+        Policy::Scrub
+    }
+
     fn now(&self) -> u64 {
         0
     }

@@ -27,8 +27,9 @@ use umbra_firmware::tree::{Facts, Pin, Power, hand_over};
 use umbra_firmware::trng::Trng;
 use umbra_firmware::trouble::{Counts, Kind, Trouble};
 use umbra_shared::firmware::{
-    FIRMWARE_CONFIG_OFFSET, FIRMWARE_CPUS, FIRMWARE_DTB_BYTES, FIRMWARE_TABLES_BYTES,
-    FirmwareConfig, ODD_RESERVED, odd_content,
+    FIRMWARE_CONFIG_OFFSET, FIRMWARE_CPUS, FIRMWARE_DTB_BYTES, FIRMWARE_NOWHERE,
+    FIRMWARE_TABLES_BYTES, FirmwareConfig, FirmwareExtras, ODD_DTB, ODD_INITRD, ODD_RESERVED,
+    odd_content,
 };
 use umbra_shared::vl::Vq;
 
@@ -101,6 +102,12 @@ static CPUS: Cpus = [const { Cpu::new() }; FIRMWARE_CPUS];
 /// Numbers that nobody could guess who didn't know how they are made.
 static TRNG: Trng = Trng::new();
 
+/// Memory is wiped at a reset.
+static PROTECTED: AtomicBool = AtomicBool::new(false);
+
+/// PSCI's function of that name.
+const MIGRATE_INFO_TYPE: u32 = 0x8400_0006;
+
 /// Calls that may meet trouble.
 static CALLS: Counts = Counts::new();
 /// How much later a CPU that is turned on comes, in microseconds.
@@ -158,13 +165,14 @@ extern "C" fn firmware_boot() -> ! {
     if edited.len() > room {
         fatal(format_args!("no room for the device tree"));
     }
-    // SAFETY: RAM below the image, by the configuration; the old tree, which may lie there, is not
+    let dtb = if config.has_odd_tree() { ODD_DTB } else { config.ram() };
+    // SAFETY: RAM, by the configuration, apart from the image; the old tree, which may lie there, is not
     // looked at any more, and nobody else runs.
-    let place = unsafe { core::slice::from_raw_parts_mut(config.ram() as *mut u8, edited.len()) };
+    let place = unsafe { core::slice::from_raw_parts_mut(dtb as *mut u8, edited.len()) };
     place.copy_from_slice(&edited);
-    clean_to_poc(config.ram() as usize, edited.len());
+    clean_to_poc(dtb as usize, edited.len());
     gic::init(&facts);
-    let (boot_address, dtb) = (config.boot_address(), config.ram());
+    let boot_address = config.boot_address();
     let counter = config.counter().map(counter::start);
     let others = facts.affinities.len();
     // SAFETY: the boot CPU, once; others look only after `set`.
@@ -209,9 +217,9 @@ fn read_tree(config: &Config) -> (Facts, Vec<u8>) {
     }
 }
 
-/// What the odd tree reserves is somebody's: it holds something.
+/// What the odd tree reserves is somebody's, and so is an initrd: it holds something.
 fn fill_reserved(facts: &Facts) {
-    for (start, end) in ODD_RESERVED {
+    for (start, end) in ODD_RESERVED.into_iter().chain([ODD_INITRD]) {
         if !facts.banks.iter().any(|bank| bank.0 <= start && end <= bank.1) {
             fatal(format_args!("no memory to reserve at {start:#x}"));
         }
@@ -299,6 +307,11 @@ extern "C" fn firmware_smc(frame: &mut [u64; 31], index: usize) {
         affinities: &known.facts.affinities,
         banks: &known.facts.banks,
         suspend: known.config.suspend,
+        protected: known
+            .config
+            .extras()
+            .contains(FirmwareExtras::MEM_PROTECT)
+            .then_some(&PROTECTED),
     };
     let seed = known.config.trng();
     if seed != 0
@@ -347,15 +360,34 @@ extern "C" fn firmware_smc(frame: &mut [u64; 31], index: usize) {
             enter(entry)
         }
         Action::SystemOff => {
+            protect_memory(&known.facts);
             power_off(&known.facts);
             hang()
         }
         Action::SystemReset => {
+            protect_memory(&known.facts);
             reset(&known.facts);
             hang()
         }
     };
+    if frame[0] as u32 == MIGRATE_INFO_TYPE
+        && known.config.extras().contains(FirmwareExtras::RETURNS_NOWHERE)
+    {
+        sysreg::write_elr_el3(FIRMWARE_NOWHERE);
+    }
     frame[0] = answer as u64;
+}
+
+/// MEM_PROTECT has been turned on: nothing is left in memory of EL2 and below.
+fn protect_memory(facts: &Facts) {
+    if !PROTECTED.load(Ordering::SeqCst) {
+        return;
+    }
+    for &(start, end) in &facts.banks {
+        // SAFETY: memory, mapped, none of EL3's. Whoever still runs there has called for the end.
+        unsafe { core::ptr::write_bytes(start as *mut u8, 0, (end - start) as usize) };
+        clean_to_poc(start as usize, (end - start) as usize);
+    }
 }
 
 /// What becomes of a call.

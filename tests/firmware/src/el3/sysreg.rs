@@ -57,6 +57,8 @@ readable! {
 writable! {
     /// CNTFRQ_EL0: hertz of the system counter.
     write_cntfrq_el0 "cntfrq_el0";
+    /// ELR_EL3: where whoever called goes on.
+    write_elr_el3 "elr_el3";
     /// SCR_EL3.
     write_scr_el3 "scr_el3";
     /// CPTR_EL3.

@@ -295,9 +295,12 @@ struct Kind {
     config: VmConfig,
 }
 
+/// The policy of a protected VM is hyp's.
 fn kinds() -> impl Iterator<Item = Kind> {
-    [("normal", false), ("protected", true)].into_iter().flat_map(|(vm, protected)| {
-        POLICIES.into_iter().map(move |(policy, value)| Kind {
+    let protected_policy = context().protected_policy();
+    [("normal", false), ("protected", true)].into_iter().flat_map(move |(vm, protected)| {
+        let there = move |&(_, policy): &(&str, Policy)| !protected || policy == protected_policy;
+        POLICIES.into_iter().filter(there).map(move |(policy, value)| Kind {
             policy,
             vm,
             config: VmConfig { policy: value, protected },

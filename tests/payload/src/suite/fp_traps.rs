@@ -10,7 +10,7 @@ use crate::{
 };
 use umbra_patterns::{pattern::Kept, regs};
 use umbra_shared::{
-    call::{Counter, Policy},
+    call::{Counter, Policy, VmConfig},
     exit::RunFlags,
     flags::{FlagShadowPage, HostFlags, HypFlags},
     vl::Vq,
@@ -21,6 +21,7 @@ tests![
     r10_lazy_moves_once_in_each_direction,
     r10_eager_brings_the_host_back_at_exit,
     r10_scrub_takes_the_guest_out_at_exit,
+    r12_attack_a_policy_for_somebody_elses_registers,
     r17_hints_do_not_make_a_vcpu_what_it_is_not,
     foreign_avoids_the_save,
     discarded_saves_fpsimd_and_zeroes_the_rest,
@@ -125,6 +126,31 @@ fn r10_scrub_takes_the_guest_out_at_exit() -> Result<(), Skip> {
     host::make_live();
     assert_eq!(start.deltas(MOVES), [2, 1, 2, 2, 1]);
     guest.put();
+    Ok(())
+}
+
+/// What once worked: the host asked for a protected VM whose registers stay on the CPU while it runs
+/// itself, closed to it, but not to speculation.
+fn r12_attack_a_policy_for_somebody_elses_registers() -> Result<(), Skip> {
+    let expected = match context().protected_policy() {
+        // The first use costs a trap and a load, and the registers stay.
+        Policy::Lazy => ([1, 0, 1, 0, 0], [1, 0, 1, 0, 0]),
+        _ => ([1, 0, 1, 1, 0], [2, 0, 2, 2, 0]),
+    };
+    for policy in POLICIES {
+        let machine = Machine::new(VmConfig { policy, protected: true });
+        let guest = machine.started(context().largest());
+        guest.hint(HostFlags::empty());
+        host::make_live();
+        let start = Counters::now();
+        guest.exec(insn::FP, 0);
+        assert_eq!(start.deltas(MOVES), expected.0, "{policy:?} asked for");
+        let stays = guest.flags.sync().contains(HypFlags::GUEST_FP_LOADED);
+        assert_eq!(stays, context().protected_policy() == Policy::Lazy, "{policy:?} asked for");
+        guest.exec(insn::FP, 0);
+        assert_eq!(start.deltas(MOVES), expected.1, "{policy:?} asked for");
+        guest.put();
+    }
     Ok(())
 }
 

@@ -6,7 +6,7 @@
 
 use super::pages::hyp_page;
 use crate::{
-    context::context,
+    context::{Counters, context},
     ledger::{self, PAGE, each},
     puppet::BASE,
     runner::Skip,
@@ -14,9 +14,11 @@ use crate::{
 };
 use umbra_host::hypercall::{Hvc, Hypervisor};
 use umbra_shared::{
-    call::{Policy, Start, UntrustedPa, UntrustedPages, VM_PAGES, VcpuConfig, VmConfig},
+    call::{Counter, Policy, Start, UntrustedPa, UntrustedPages, VM_PAGES, VcpuConfig, VmConfig},
     error::Error,
-    firmware::{ODD_CUT, ODD_RESERVED, odd_content},
+    firmware::{
+        ODD_BESIDE_DEBUG, ODD_CUT, ODD_DEBUG, ODD_DTB, ODD_INITRD, ODD_RESERVED, odd_content,
+    },
     vcpu::VcpuFeatures,
 };
 
@@ -26,6 +28,8 @@ tests![
     what_lies_beside_it_is_the_hosts,
     hyp_takes_no_reserved_memory,
     reserved_memory_keeps_its_content,
+    r45_hyp_lies_over_nothing_that_the_loader_left,
+    attack_a_cpu_halted_through_its_debug_registers,
     all_cpus_and_both_memories_are_there,
 ];
 
@@ -132,6 +136,38 @@ fn reserved_memory_keeps_its_content() -> Result<(), Skip> {
             }
         }
     });
+    Ok(())
+}
+
+/// The loader's tree and initrd lie at the top of free memory, where hyp takes its own from, and hyp wipes
+/// memory when it boots: both are as they were. (This kernel was given another initrd, and has used the
+/// memory of neither by the time that this runs: it allocates from the other end.)
+fn r45_hyp_lies_over_nothing_that_the_loader_left() -> Result<(), Skip> {
+    need_odd_tree()?;
+    const FDT_MAGIC: u64 = 0xedfe_0dd0;
+    window::open(|window| {
+        let (start, end) = ODD_INITRD;
+        for address in (start..end).step_by(8) {
+            assert_eq!(window.read(address), Ok(odd_content(address)), "initrd, {address:#x}");
+        }
+        let magic = window.read(ODD_DTB).map(|word| word & 0xffff_ffff);
+        assert_eq!(magic, Ok(FDT_MAGIC), "the tree");
+    });
+    Ok(())
+}
+
+/// A CPU's external debug registers are in the memory map: whoever writes them halts the CPU at EL2, and
+/// executes there what they like.
+fn attack_a_cpu_halted_through_its_debug_registers() -> Result<(), Skip> {
+    need_odd_tree()?;
+    let before = Counters::now();
+    window::open(|window| {
+        for address in [ODD_DEBUG.0, ODD_DEBUG.0 + 0x88, ODD_DEBUG.1 - 8] {
+            assert!(window.read(address).is_err(), "{address:#x}");
+        }
+        assert!(window.read(ODD_BESIDE_DEBUG).is_ok(), "what lies beside them is the host's");
+    });
+    assert_eq!(before.since(Counter::HostAborts), 3, "it is hyp that keeps the host out");
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use umbra_host::{
 };
 use umbra_patterns::regs;
 use umbra_shared::{
-    call::{Counter, Features, Function, INTERFACE_VERSION},
+    call::{Counter, Features, Function, INTERFACE_VERSION, Policy},
     error::Error,
     sve::{FPSIMD_BYTES, Layout},
     vl::{Vq, VqSet},
@@ -63,6 +63,8 @@ fn version_and_features() -> Result<(), Skip> {
     assert_eq!(has(Features::PAUTH), pauth != 0, "PAuth");
     assert_eq!(has(Features::AARCH32), id_register(id!("id_aa64pfr0_el1"), 4) == 2, "AArch32");
     assert_eq!(has(Features::HOST_VL_COMMON), context().host_vl_common(), "umbra.host-vl");
+    let lazy = context().protected_policy() == Policy::Lazy;
+    assert_eq!(has(Features::PROTECTED_FP_LAZY), lazy, "umbra.protected-fp");
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use umbra_hyp::vm::hardware::{self, Machine, NewVcpu, There};
 use umbra_hyp::vm::life::MAX_VMS;
 use umbra_hyp::vm::power::Boot;
 use umbra_shared::PAGE_SIZE;
+use umbra_shared::call::Policy;
 use umbra_shared::vl::{Vq, VqSet};
 
 pub const PAGE: u64 = PAGE_SIZE as u64;
@@ -94,6 +95,7 @@ pub struct Target {
     pub given: RefCell<[usize; MAX_VMS]>,
     pub vqs: VqSet,
     pub svqs: VqSet,
+    pub protected_policy: Policy,
     pub forgotten: Cell<u32>,
     /// vCPUs that run no more.
     pub stopped: RefCell<BTreeSet<(VmId, usize)>>,
@@ -132,6 +134,10 @@ impl Machine for Target {
 
     fn aarch32(&self) -> bool {
         true
+    }
+
+    fn protected_policy(&self) -> Policy {
+        self.protected_policy
     }
 
     fn now(&self) -> u64 {

@@ -58,7 +58,7 @@ fn vq(n: u64) -> Vq {
 }
 
 impl World {
-    fn new() -> Self {
+    fn new(protected_policy: Policy) -> Self {
         let banks = [(BASE, BASE + PAGES * PAGE)];
         let entries = Box::leak(vec![State::Host; PAGES as usize].into_boxed_slice());
         let mut pages = Pages::new(&banks, entries);
@@ -78,6 +78,7 @@ impl World {
             given: RefCell::new([0; MAX_VMS]),
             vqs,
             svqs,
+            protected_policy,
             forgotten: Cell::new(0),
             stopped: RefCell::default(),
         };
@@ -96,6 +97,7 @@ impl World {
             guest_vqs: vqs,
             guest_svqs: svqs,
             aarch32: true,
+            protected_policy,
             ipa_bits: 40,
             root_level: 0,
         };
@@ -528,8 +530,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn hyp_decides_as_specified(dice in proptest::collection::vec(any::<Dice>(), 0..220)) {
-        let mut world = World::new();
+    fn hyp_decides_as_specified(
+            lazy in any::<bool>(),
+            dice in proptest::collection::vec(any::<Dice>(), 0..220),
+        ) {
+        let mut world = World::new(if lazy { Policy::Lazy } else { Policy::Scrub });
         for dice in dice {
             world.step(dice);
         }
@@ -539,7 +544,7 @@ proptest! {
 /// The whole life of a protected VM, for a reader; and that the random one above gets as deep.
 #[test]
 fn a_protected_vms_life() {
-    let mut world = World::new();
+    let mut world = World::new(Policy::Scrub);
     let page = |n: u64| UntrustedPa(BASE + n * PAGE);
     let config = VmConfig { policy: Policy::Lazy, protected: true };
     let pages = |first: u64, count: u64| UntrustedPages { start: page(first), count };
@@ -572,7 +577,8 @@ fn a_protected_vms_life() {
     world.host_fp(0, TrapClass::Sve, Svcr::empty());
     world.run(0, HostFlags::empty(), &[TrapClass::Fpsimd], Svcr::empty());
     world.check();
-    assert_eq!(world.cpus[0].fp.live(), Live::Guest);
+    // The lazy policy is what the host has asked for.
+    assert_eq!(world.cpus[0].fp.live(), Live::Nobody);
     world.guest_call(0, GuestFunction::MemShare as u32, [0x8000_0000, 0, 0]);
     world.check();
     world.call(0, Call::VmDestroy { vm });
