@@ -171,7 +171,11 @@ impl Pending {
 enum Open {
     Nothing,
     Hvc,
-    Mmio { write: bool },
+    Mmio {
+        write: bool,
+    },
+    /// An access to nothing, or a call that takes more tables.
+    Supply,
 }
 
 /// A vCPU that is loaded nowhere.
@@ -330,6 +334,7 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
             vcpu.open = match exit.info.reason() {
                 Some(Reason::Hvc) => Open::Hvc,
                 Some(Reason::Mmio) => Open::Mmio { write: exit.info.mmio_access().write },
+                Some(Reason::Fault | Reason::Tables) => Open::Supply,
                 _ => Open::Nothing,
             };
         }
@@ -425,6 +430,13 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
     pub fn answer_mmio(&mut self, answer: MmioAnswer) {
         if let Open::Mmio { write } = self.vcpu.open {
             self.finish_mmio(ExitInfo::mmio(0, write, 0), answer);
+        }
+    }
+
+    /// Answers the fault, or the call for tables, at which the handler broke off; without, it is tried again.
+    pub fn answer_supply(&mut self, supplied: Supplied) {
+        if self.vcpu.open == Open::Supply && supplied == Supplied::Abort {
+            self.vcpu.flags |= RunFlags::ABORT;
         }
     }
 

@@ -91,8 +91,9 @@
 //!    nothing is done but to take a page or to put one.
 //!
 //! The console's is taken by messages alone, which are for boot, for the end, and for no transition.
-//! No lock is held while a guest or the host runs: VCPU_RUN takes none, a loaded vCPU being its CPU's
-//! own; a guest's call about its memory takes its VM's and lets it go before the guest goes on. What a
+//! No lock is held while a guest or the host runs: an entry and an exit take none, a loaded vCPU being its CPU's
+//! own; a guest's call about its memory or its vCPUs, and a protected guest's first access to a device, take its
+//! VM's and let it go before anybody goes on. What a
 //! CPU does with a lock held is bounded by [`umbra_shared::call::MAX_PAGES_PER_CALL`], and measured (`tests/bench`,
 //! `masked_*`). Locks go to whoever has waited longest (`arch::lock`), so that a wait is bounded, too: by the
 //! other CPUs' turns.

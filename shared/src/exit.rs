@@ -5,7 +5,8 @@
 //! After any other exit they are ignored. Hyp remembers what is open; the host can't write a register
 //! that the last exit did not hand to it.
 //!
-//! **Out.** x0 = 0 or an error (then nothing ran); x1 = [`ExitInfo`]; x2-x7 by reason:
+//! **Out.** x0 = 0 or an error (then nothing ran; BUSY also if an SError of the host's waits that it has masked, or
+//! DISR_EL1 holds one that it has deferred); x1 = [`ExitInfo`]; x2-x7 by reason:
 //!
 //! | reason | x2 | x3.. |
 //! |---|---|---|

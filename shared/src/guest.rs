@@ -1,4 +1,4 @@
-//! Calls that a guest makes to hyp itself, by HVC or SMC #0 with SMCCC 1.2's register arguments.
+//! Calls that a guest makes to hyp itself, by HVC or SMC, whatever its immediate, with SMCCC 1.2's register arguments.
 //!
 //! | service range | who answers |
 //! |---|---|
@@ -95,7 +95,7 @@ functions! {
     /// x1 guest-physical address of a page where there is no memory: accesses leave as
     /// [`Reason::Mmio`](crate::exit::Reason::Mmio), with their data, and no memory comes there any more.
     MmioGuard = 0xc600_0007;
-    /// x1 guest-physical address of a page: it leaves the guest and is the host's, wiped. The host learns of it
+    /// x1 guest-physical address of a page: it leaves the guest and is the host's, wiped if it was not shared. The host learns of it
     /// by [`Reason::Relinquished`](crate::exit::Reason::Relinquished).
     MemRelinquish = 0xc600_0009;
 }

@@ -357,3 +357,28 @@ impl Hypervisor for Refusing {
         unreachable!()
     }
 }
+
+#[test]
+fn a_fault_can_be_answered_from_outside() {
+    let page: &'static FlagShadowPage = Box::leak(Box::new(FlagShadowPage::new()));
+    let exits = [exit(Reason::Fault, 0, [9, 0]), exit(Reason::Fault, 0, [9, 0]), done()];
+    let hyp = Script {
+        page,
+        exits: RefCell::new(exits.into_iter().collect()),
+        word: OURS,
+        entries: RefCell::default(),
+        loaded: RefCell::default(),
+    };
+    let fp = VcpuFp::vcpu_run_map_fp(&hyp, page, 0x1000).unwrap();
+    let mut vcpu = Vcpu::new(VmHandle(1), VcpuIndex(0), fp, VcpuFeatures::FPSIMD);
+    let (mut host, mut vmm) = (Host::default(), Vmm::default());
+    let mut loaded = vcpu.load(&hyp, &mut host).unwrap();
+    loaded.answer_supply(Supplied::Abort);
+    assert_eq!(loaded.run(&mut host, &mut vmm), Ok(9));
+    assert_eq!(loaded.run(&mut host, &mut vmm), Ok(9));
+    loaded.answer_supply(Supplied::Abort);
+    assert_eq!(loaded.run(&mut host, &mut vmm), Ok(99));
+    loaded.put(&mut host).unwrap();
+    let flags: Vec<_> = hyp.entries.take().iter().map(|entry| entry.flags).collect();
+    assert_eq!(flags, [RunFlags::empty(), RunFlags::empty(), RunFlags::ABORT]);
+}

@@ -69,6 +69,9 @@ umbra_end_close:
     b.lo    8b
 9:  cmp     x2, x3
     b.lo    7b
+    // Twice: on some cores stores outlive the first (world/errata.rs).
+    dsb     ish
+    tlbi    alle1is
     dsb     ish
     tlbi    alle1is
     dsb     ish
@@ -86,7 +89,7 @@ umbra_end_zero:
     ret
 
 // x0 = Plan, physical; x1 = TTBR0_EL2 of the translation of all RAM; x2-x5 = the call of firmware that ends the
-// machine. Zeroes all that is not the host's: pages by owner first, then hyp's own, the plan and the
+// machine; x6 = where it is written whose the end is, physical. Zeroes all that is not the host's: pages by owner first, then hyp's own, the plan and the
 // owners among it. Nothing is read there but what is in registers by then.
 .global umbra_end_wipe
 umbra_end_wipe:
@@ -94,6 +97,7 @@ umbra_end_wipe:
     mov     x21, x3
     mov     x22, x4
     mov     x23, x5
+    mov     x28, x6
     end_translate x1
     end_sizes
     ldp     x24, x25, [x0, #{PLAN_HYP}]
@@ -117,6 +121,10 @@ umbra_end_wipe:
     b.ne    7b
     end_zero_pages x24, x25
     end_zero_pages x26, x27
+    // It stays nobody's: a CPU that comes back from firmware only now, with a stack of zeroes, faults and stops.
+    mov     x12, #-1
+    str     x12, [x28]
+    dc      civac, x28
     dsb     sy
     mov     x0, x20
     mov     x1, x21

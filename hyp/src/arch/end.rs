@@ -15,7 +15,7 @@ use super::lock::send_event;
 use super::percpu::PerCpu;
 use super::reset::image_pa;
 use super::stop::{Claim, Stopping, Who};
-use super::sysreg::{isb, write_icc_sgi1r_el1};
+use super::sysreg::{dsb_sy, isb, write_icc_sgi1r_el1};
 use core::arch::asm;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -33,6 +33,8 @@ pub const WIPED_STATES: u64 = 1 << 4 | 1 << 5 | 1 << 7;
 /// How often the CPU that ends the machine looks whether the others have stopped. A number and no time:
 /// a timer may be what is broken. A look is some ten instructions.
 const LOOKS: u32 = 1 << 24;
+/// After how many of them everything is emptied again.
+const LOOKS_BETWEEN: u32 = 1 << 14;
 
 core::arch::global_asm!(
     include_str!("end.S"),
@@ -149,13 +151,8 @@ pub fn claim() -> Claim {
     claim
 }
 
-/// Stops all other CPUs, for the one that has [claimed](claim) the end. None of them writes to memory
-/// any more; one that doesn't answer has nothing to write to.
-pub fn stop_others() {
-    let ttbr = RAM_TTBR.load(Ordering::SeqCst);
-    if ttbr == 0 {
-        return;
-    }
+/// Every stage 2 is emptied, and no TLB holds anything of one. `ttbr` translates all of RAM.
+fn close(ttbr: u64) {
     // SAFETY: interrupts are masked. The routine is mapped there by hyp's tables and by `ttbr`'s, it brings
     // hyp's back, and in between uses no stack. What it writes are roots of stage 2, which nobody else
     // uses for anything; a walk that is under way there ends in a fault.
@@ -168,6 +165,16 @@ pub fn stop_others() {
             clobber_abi("C"),
         );
     }
+}
+
+/// Stops all other CPUs, for the one that has [claimed](claim) the end. None of them writes to memory
+/// any more; one that doesn't answer has nothing to write to.
+pub fn stop_others() {
+    let ttbr = RAM_TTBR.load(Ordering::SeqCst);
+    if ttbr == 0 {
+        return;
+    }
+    close(ttbr);
     // Those that wait fetch again, whether they wait for an event or an interrupt, masked or not. Which
     // SGIs the host has enabled is its own affair: one of them will be.
     const ALL_BUT_ME: u64 = 1 << 40;
@@ -176,13 +183,19 @@ pub fn stop_others() {
     }
     isb();
     send_event();
-    for _ in 0..LOOKS {
+    for look in 1..=LOOKS {
         if STOPPING.awaited(me()) == 0 {
-            return;
+            break;
+        }
+        // A CPU that was in the middle of a hypercall may have mapped something since, for itself or for others; it
+        // stops at the hypercall's end.
+        if look % LOOKS_BETWEEN == 0 {
+            close(ttbr);
         }
         // SAFETY: a hint.
         unsafe { asm!("yield", options(nomem, nostack, preserves_flags)) };
     }
+    close(ttbr);
 }
 
 /// Wipes what is not the host's, then calls firmware with x0-x3. For the CPU that has stopped all others,
@@ -207,6 +220,7 @@ pub fn finish(call: [u64; 4]) -> ! {
             in("x3") call[1],
             in("x4") call[2],
             in("x5") call[3],
+            in("x6") image_pa(STOPPING.place().cast::<u8>()),
             options(noreturn)
         );
     }
@@ -234,12 +248,13 @@ pub unsafe fn zero(start: u64, end: u64) {
 
 /// Stops this CPU for good.
 fn park() -> ! {
+    // What it has written is in memory before anybody hears that it has stopped.
+    dsb_sy();
     STOPPING.stop(me());
     // SAFETY: the code there is mapped one to one by all of hyp's tables, needs no memory, and doesn't
     // come back.
     unsafe {
         asm!(
-            "dsb sy",
             "br {park}",
             park = in(reg) image_pa(&raw const umbra_end_park),
             options(noreturn)

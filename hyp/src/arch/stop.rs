@@ -58,6 +58,12 @@ impl Stopping {
         Self { who: AtomicU64::new(0), here: AtomicU64::new(0), stopped: AtomicU64::new(0) }
     }
 
+    /// Where it is written who has claimed the end, for the last routine: it leaves something there that is no CPU's
+    /// name, so that one which comes back from firmware when all else is wiped stops, too.
+    pub const fn place(&self) -> *const AtomicU64 {
+        &raw const self.who
+    }
+
     /// Claims the end.
     pub fn claim(&self, me: Who) -> Claim {
         match self.who.compare_exchange(0, me.0, Ordering::SeqCst, Ordering::SeqCst) {

@@ -10,7 +10,9 @@ use crate::guest::trng;
 use crate::memory::pages::VmId;
 use crate::power::guest::{Action, decide, error};
 use crate::power::hw::firmware;
-use crate::power::psci::{SMCCC_ARCH_FEATURES, SMCCC_VERSION, WORKAROUNDS, is_psci};
+use crate::power::psci::{
+    SMCCC_ARCH_FEATURES, SMCCC_VERSION, WORKAROUND_1, WORKAROUND_2, WORKAROUND_3, is_psci,
+};
 use crate::vm::power::Boot;
 use crate::vm::slots::{self, Open, Vcpu};
 use crate::world::switch::SCTLR_EE;
@@ -21,6 +23,8 @@ use umbra_shared::error::Error;
 use umbra_shared::exit::Reason;
 use umbra_shared::guest::{GuestFunction, INVALID_PARAMETER, NOT_SUPPORTED, UID, function_id};
 
+/// ARCH_FEATURES of SMCCC_ARCH_WORKAROUND_2: there is nothing to turn on or off (SMCCC 1.1 §7.6).
+const NOT_REQUIRED: i64 = 1;
 /// SMCCC 1.2.
 const SMCCC_1_2: i64 = 0x1_0002;
 
@@ -50,8 +54,8 @@ pub fn call(vcpu: &mut Vcpu, vm: VmId, index: usize, esr: u64) -> Outcome {
     let (function, args) = request(vcpu);
     let outcome = match function {
         SMCCC_VERSION | SMCCC_ARCH_FEATURES => answer(vcpu, architecture(function, args)),
-        _ if WORKAROUNDS.contains(&function) => {
-            // It has no result.
+        WORKAROUND_1 | WORKAROUND_3 => {
+            // It has no result, and leaves nothing behind.
             firmware([function.into(), 0, 0, 0]);
             Answered(None)
         }
@@ -105,7 +109,12 @@ fn architecture(function: u32, [x1, ..]: [u64; 3]) -> i64 {
     }
     match x1 as u32 {
         SMCCC_VERSION | SMCCC_ARCH_FEATURES => 0,
-        asked if WORKAROUNDS.contains(&asked) => firmware([function.into(), asked.into(), 0, 0]),
+        asked @ (WORKAROUND_1 | WORKAROUND_3) => firmware([function.into(), asked.into(), 0, 0]),
+        // A state of the CPU's, which the host would be left with: where there is one it is firmware's default.
+        asked @ WORKAROUND_2 => match firmware([function.into(), asked.into(), 0, 0]) {
+            0.. => NOT_REQUIRED,
+            _ => NOT_SUPPORTED,
+        },
         _ => NOT_SUPPORTED,
     }
 }

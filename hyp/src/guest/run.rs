@@ -1,4 +1,4 @@
-//! VCPU_RUN: from the host into a guest and back. No lock, no allocation, no formatting.
+//! VCPU_RUN: from the host into a guest and back. No allocation, no formatting, and no lock but for a guest's calls.
 
 use crate::arch::exception::HostFrame;
 use crate::arch::log::{self, Transition};
@@ -86,6 +86,10 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
             return Err(Error::Busy);
         }
     }
+    // An error that the host has deferred, or masked, is not the guest's to answer for, nor hyp's to take away.
+    if cpu.world.host_error_waits() {
+        return Err(Error::Busy);
+    }
     let hint = vcpu.flags.snapshot_hint().decode();
     seen.hint = hint.bits();
     cpu.hw.set_base(cpu.world.cptr_guest());
@@ -166,10 +170,10 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
     seen.word = fp_flags.bits();
     // Likewise the guest's; and errors of its accesses are its own.
     dsb_nsh();
-    let info = match cpu.world.take_serror() {
-        None => info,
-        Some(disr) => late_serror(vcpu, frame, disr),
-    };
+    if let Some(disr) = cpu.world.take_serror() {
+        // What it left for is told all the same: the next run answers that it can't go on.
+        broken(vcpu, syndrome::pending_serror(disr));
+    }
     cpu.world.leave_guest(cpu.host_vttbr);
     let in_flight = vcpu.gic.leave();
     let vtimer = interrupts::leave_timer(&mut vcpu.timer, host_timer);
@@ -271,14 +275,6 @@ fn broken(vcpu: &mut Vcpu, esr: u64) -> Exit {
     Exit::new(Reason::Broken, [esr, 0, 0, 0, 0, 0])
 }
 
-/// An SError that was pending when the guest had left already: it is blamed on the guest, whatever it left for.
-#[cold]
-fn late_serror(vcpu: &mut Vcpu, frame: &mut HostFrame, disr: u64) -> ExitInfo {
-    let exit = broken(vcpu, syndrome::pending_serror(disr));
-    set_data(frame, exit.data);
-    exit.info
-}
-
 /// A guest's first use of pointer authentication: from now on its keys are switched with the rest of
 /// EL1, and it executes the instruction again. UNDEFINED if there is none, or none that was trapped.
 #[cold]
@@ -308,6 +304,10 @@ fn call(cpu: &mut Cpu, esr: u64) -> Option<Exit> {
     let fp = &cpu.fp;
     let loaded = cpu.loaded.as_mut()?;
     let (vm, index, name) = (loaded.vm(), loaded.index(), loaded.name());
+    if loaded.is_stopped() {
+        // Its VM has ended meanwhile: it comes out, and goes in no more.
+        return Some(Exit::new(Reason::Irq, [0; 6]));
+    }
     let vcpu = loaded.vcpu();
     log::forget();
     let (function, [x1, x2, x3]) = calls::request(vcpu);

@@ -40,9 +40,12 @@ extern "C" fn umbra_host_sync(frame: &mut HostFrame) {
             [frame.x[5], frame.x[6], frame.x[7], frame.x[8]] = [x5, x6, x7, x8];
         } else {
             calls::handle(cpu, frame);
+            // It may have mapped something that the end of the machine has just emptied.
+            end::stop_if_asked();
         }
     } else {
         rare(cpu, frame, esr);
+        end::stop_if_asked();
     }
 }
 

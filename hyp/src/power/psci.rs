@@ -310,8 +310,14 @@ pub fn may_exist(function: u32) -> bool {
 pub const SMCCC_VERSION: u32 = 0x8000_0000;
 /// SMCCC_ARCH_FEATURES.
 pub const SMCCC_ARCH_FEATURES: u32 = 0x8000_0001;
-/// SMCCC_ARCH_WORKAROUND_1, 2, 3: firmware's mitigations, for hosts and guests to call.
-pub const WORKAROUNDS: [u32; 3] = [0x8000_8000, 0x8000_7fff, 0x8000_3fff];
+/// SMCCC_ARCH_WORKAROUND_1: firmware's mitigation of CVE-2017-5715.
+pub const WORKAROUND_1: u32 = 0x8000_8000;
+/// SMCCC_ARCH_WORKAROUND_2, of CVE-2018-3639, which is on or off on a CPU.
+pub const WORKAROUND_2: u32 = 0x8000_7fff;
+/// SMCCC_ARCH_WORKAROUND_3, of CVE-2022-23960.
+pub const WORKAROUND_3: u32 = 0x8000_3fff;
+/// All of them, which are the host's to call.
+pub const WORKAROUNDS: [u32; 3] = [WORKAROUND_1, WORKAROUND_2, WORKAROUND_3];
 
 /// AFFINITY_INFO's answer for a CPU in this state.
 pub const fn affinity_info(power: Power) -> i64 {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   VCPU_CREATE ----> On --CPU_OFF--> Off --CPU_ON by another--> Pending --VCPU_LOAD, in its reset state--> On
+//!   VCPU_RESET, of a normal VM: from anywhere to On, in its reset state, or to Off
 //!          \---------------------------^
 //! ```
 //!
@@ -25,7 +26,8 @@ pub struct Boot {
     pub entry: u64,
     /// x0, r0.
     pub argument: u64,
-    /// SCTLR_EL1.EE as whoever turned it on had it (as Linux's `kvm_psci_vcpu_on`).
+    /// SCTLR_EL1.EE as whoever turned it on had it, and PSTATE.E of an AArch32 vCPU with it. (Linux's
+    /// `kvm_psci_vcpu_on` takes an AArch32 caller's CPSR.E and sets that alone.)
     pub big_endian: bool,
 }
 

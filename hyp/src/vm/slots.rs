@@ -158,7 +158,7 @@ impl Vcpu {
             (El1Context::reset(), PSTATE_EL1H_MASKED)
         };
         self.regs.x = [0; 31];
-        self.regs.x[0] = boot.argument;
+        self.regs.x[0] = if aarch32 { boot.argument & 0xffff_ffff } else { boot.argument };
         self.regs.pc = boot.entry;
         self.regs.pstate = pstate;
         self.el1 = el1;

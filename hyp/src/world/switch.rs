@@ -207,6 +207,13 @@ impl World {
         write_vttbr_el2(host_vttbr);
     }
 
+    /// Whether an error of the host's waits: an SError that it has masked, or one that it has deferred (DISR_EL1)
+    /// and not looked at yet.
+    #[inline(always)]
+    pub fn host_error_waits(&self) -> bool {
+        read_isr_el1() & ISR_A != 0 || self.features.has(Name::Ras) && read_disr_el1() != 0
+    }
+
     /// Whether an SError waits that the guest has caused: what becomes of it is its own, whoever's turn is next.
     /// Returns DISR_EL1, or 0 in it where there is no FEAT_RAS; none waits afterwards.
     #[inline(always)]

@@ -47,16 +47,34 @@ fn check(x0: u64, args: &Args) {
             if function == Some(Function::VmCreate) {
                 assert!(good_config(args[2]), "reserved bits of {:#x} were let in", args[2]);
             }
+            if function == Some(Function::VcpuReset) {
+                assert_eq!(args[2] & !OFF, 0, "reserved bits were let in");
+            }
         }
         Err(Error::NotSupported) => {
             assert!(matches!(function, None | Some(Function::VcpuRun)), "{function:?} is ours");
         }
         Err(error) => {
             assert_eq!(error, Error::InvalidArgument);
-            assert_eq!(function, Some(Function::VmCreate), "no other has something to refuse");
-            assert!(!good_config(args[2]), "{:#x} is a configuration", args[2]);
+            let bad = match function {
+                Some(Function::VmCreate) => !good_config(args[2]),
+                Some(Function::VcpuCreate) => !good_start(args[4], args[5], args[6]),
+                Some(Function::VcpuReset) => {
+                    args[2] & !OFF != 0 || !good_start(args[2], args[3], args[4])
+                }
+                _ => false,
+            };
+            assert!(bad, "{function:?} of {args:x?} is refused");
         }
     }
+}
+
+/// Off.
+const OFF: u64 = 1 << 33;
+
+/// A vCPU that is off has no entry.
+fn good_start(flags: u64, entry: u64, argument: u64) -> bool {
+    flags & OFF == 0 || entry == 0 && argument == 0
 }
 
 fn good_config(raw: u64) -> bool {

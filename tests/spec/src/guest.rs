@@ -78,7 +78,7 @@ impl Spec {
                 0x8000_8000 | 0x8000_7fff | 0x8000_3fff => Answer::default(),
                 _ => Answer::x0(NOT_SUPPORTED),
             },
-            0x8000_8000 | 0x8000_7fff | 0x8000_3fff => Answer::default(),
+            0x8000_8000 | 0x8000_3fff => Answer::default(),
             0x8400_0000..=0x8400_001f => self.psci(slot, index, call),
             0xc400_0000..=0xc400_001f if aarch32 => Answer::x0(NOT_SUPPORTED),
             0xc400_0000..=0xc400_001f => self.psci(slot, index, call),
@@ -113,6 +113,7 @@ impl Spec {
             (1, _) => Answer::told(SUCCESS, Reason::Wfi),
             (2, false) => {
                 vm.vcpus[caller].power = Power::Off;
+                vm.vcpus[caller].leaves = true;
                 Answer::told(SUCCESS, Reason::CpuOff)
             }
             (3, _) => {
@@ -170,7 +171,7 @@ impl Spec {
             vm.ended = true;
             // Whoever is inside the guest now comes out of it once more.
             for (n, vcpu) in vm.vcpus.iter_mut().enumerate() {
-                vcpu.last_run = n == caller || vcpu.loaded_on.is_some();
+                vcpu.last_runs = if n == caller || vcpu.loaded_on.is_some() { 2 } else { 0 };
             }
         }
         Answer::told(INTERNAL_FAILURE, Reason::System)

@@ -7,7 +7,7 @@ use umbra_shared::call::{Call, Function, Policy};
 use umbra_shared::error::{Error, SUCCESS, check};
 use umbra_shared::exit::{ExitInfo, Reason, RunFlags};
 use umbra_shared::flags::HostFlags;
-use umbra_shared::guest::GuestFunction;
+use umbra_shared::guest::{GuestFunction, function_id};
 use umbra_shared::record::{Change, FpState, Kind, Record, TOUCHED};
 use umbra_shared::vl::VqSet;
 
@@ -268,8 +268,13 @@ impl Spec {
         if (again != 0) != expected.again {
             return Err(format!("is made again: {}, should: {}", again != 0, expected.again));
         }
+        // r0 has 32 bits, and what is in it may be a number without a sign.
+        let narrow = self.cpus[cpu]
+            .loaded
+            .is_some_and(|(slot, index)| self.vms[usize::from(slot)].vcpus[index].features.aarch32);
+        let width = |x: i64| if narrow { i64::from(x as i32) } else { x };
         let x0 = record.result as i64;
-        if let Some(should) = expected.x0.filter(|&should| should != x0) {
+        if let Some(should) = expected.x0.filter(|&should| width(should) != width(x0)) {
             return Err(format!("answers {x0:#x}, should answer {should:#x}"));
         }
         if let Some(words) = expected.words.filter(|&words| words != record.results) {
@@ -286,7 +291,8 @@ impl Spec {
         let [flags, hint, opened, word, ..] = record.args;
         let refused = |error| Ok(Outcome { result: Err(error), ..nothing() });
         let Some((slot, index)) = self.cpus[cpu].loaded else { return refused(Error::NotLoaded) };
-        let vm::Vm { policy, ended, .. } = self.vms[usize::from(slot)];
+        let vm::Vm { policy, ended, protected, .. } = self.vms[usize::from(slot)];
+        let enrolled = self.vms[usize::from(slot)].enrolled.clone();
         let Some(vcpu) = self.vms[usize::from(slot)].vcpus.get_mut(index) else {
             return Err("a vCPU runs that does not exist".to_owned());
         };
@@ -301,10 +307,11 @@ impl Spec {
             };
         }
         // One that is off has turned itself off in the run before, whose end is still to be judged.
-        let may_end =
-            core::mem::take(&mut vcpu.last_run) && record.result != Error::PoweredOff.code() as u64;
-        let over =
-            vcpu.power == Power::Off && info.reason() != Some(Reason::CpuOff) || ended && !may_end;
+        let leaves = core::mem::take(&mut vcpu.leaves);
+        let stopped = record.result == Error::PoweredOff.code() as u64;
+        let may_end = vcpu.last_runs != 0 && !stopped;
+        vcpu.last_runs = if stopped { 0 } else { vcpu.last_runs.saturating_sub(1) };
+        let over = vcpu.power == Power::Off && !leaves || ended && !may_end;
         if over {
             return refused(Error::PoweredOff);
         }
@@ -315,6 +322,23 @@ impl Spec {
             if vcpu.in_flight {
                 return refused(Error::Busy);
             }
+        }
+        let aarch32 = vcpu.features.aarch32;
+        let x2 = record.results[1];
+        match info.reason().filter(|_| record.result == SUCCESS as u64) {
+            Some(Reason::Hvc) if is_hyps(x2, protected, aarch32) => {
+                return Err(format!("the host is asked for {x2:#x}, which is hyp's to answer"));
+            }
+            Some(Reason::Mmio) if protected && !enrolled.contains(&(x2 / 4096 * 4096)) => {
+                return Err(format!("data of an access to {x2:#x}, which is no device"));
+            }
+            Some(Reason::Fault) if protected && !x2.is_multiple_of(4096) => {
+                return Err(format!("a fault tells that it was at {x2:#x}"));
+            }
+            Some(Reason::CpuOff) if !leaves => {
+                return Err("the host is told that a vCPU is off which is not".to_owned());
+            }
+            _ => {}
         }
         let Some(fp) = self.cpus[cpu].fp else { return Ok(nothing()) };
         vcpu.in_flight = info.virq_in_flight();
@@ -340,6 +364,18 @@ impl Spec {
             (false, true) => Err(format!("no abort for a page that it has not: {owner:?}")),
             _ => Ok(()),
         }
+    }
+}
+
+/// Whether a guest's call is never its host's.
+fn is_hyps(x0: u64, protected: bool, aarch32: bool) -> bool {
+    match function_id(x0) {
+        0x8000_0000..=0x8000_ffff | 0xc000_0000..=0xc000_ffff => true,
+        0x8400_0000..=0x8400_001f | 0x8400_0050..=0x8400_005f => true,
+        0xc400_0000..=0xc400_001f | 0xc400_0050..=0xc400_005f => true,
+        0x8600_0000..=0x86ff_ffff => protected,
+        0xc600_0000..=0xc6ff_ffff => protected && !aarch32,
+        _ => false,
     }
 }
 

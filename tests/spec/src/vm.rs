@@ -48,8 +48,11 @@ pub struct Vcpu {
     pub loaded_on: Option<usize>,
     /// Whether it is on.
     pub power: Power,
-    /// It may have been running when its VM ended, so that one more run ends as any does.
-    pub last_run: bool,
+    /// It has turned itself off in a run whose end is still to be judged.
+    pub leaves: bool,
+    /// Runs that may end as any does although its VM has ended: the one that it was in, and one that had begun
+    /// before all CPUs could see it.
+    pub last_runs: u8,
     /// It can't go on.
     pub broken: bool,
     /// An interrupt that was injected has not been completed.

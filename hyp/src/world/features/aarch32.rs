@@ -69,9 +69,11 @@ pub(super) const FEATURE: Feature = Feature {
         Field::new(Mmfr2, 20, "MemBarr", AsIs),
         Field::new(Mmfr2, 24, "WFIStall", AsIs),
         Field::new(Mmfr2, 28, "HWAccFlg", Hidden),
-        // Cache and branch predictor maintenance, PAN, CohWalk, CMemSz, Supersec.
-        Field::new(Mmfr3, 0, "CMaintVA to Supersec", AsIs).wide(32),
-        Field::new(Mmfr4, 0, "SpecSEI", AsIs),
+        // Cache and branch predictor maintenance, PAN, CohWalk, CMemSz.
+        Field::new(Mmfr3, 0, "CMaintVA to CMemSz", AsIs).wide(28),
+        // 0: there are supersections.
+        Field::new(Mmfr3, 28, "Supersec", AsIs).inverse(),
+        Field::new(Mmfr4, 0, "SpecSEI", AsIs).inverse(),
         Field::new(Mmfr4, 4, "AC2", Hidden),
         Field::new(Mmfr4, 8, "XNX", AsIs),
         Field::new(Mmfr4, 12, "CnP", AsIs),

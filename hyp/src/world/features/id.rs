@@ -165,6 +165,8 @@ pub enum Order {
     Unsigned,
     /// The same, with 0xf for "not there".
     Signed,
+    /// Fields of four bits in which less is more.
+    Inverse,
     /// Each bit is something by itself.
     Flags,
     /// Two that differ have nothing in common.
@@ -185,6 +187,8 @@ impl Order {
                 Self::Exact if a != b => 0,
                 // Beside "not there" no value is less.
                 Self::Signed if a == 0xf || b == 0xf => 0xf,
+                Self::Inverse if a < b => b,
+                Self::Inverse => a,
                 _ if a < b => a,
                 _ => b,
             };
@@ -257,6 +261,11 @@ impl Field {
     /// One in which 0xf says "not there".
     pub const fn signed(self) -> Self {
         Self { order: Order::Signed, ..self }
+    }
+
+    /// One in which less is more.
+    pub const fn inverse(self) -> Self {
+        Self { order: Order::Inverse, ..self }
     }
 
     /// One in which each bit is by itself.

@@ -1,4 +1,4 @@
-use super::id::{IdRegister, IdRegisters, REGISTERS, Shown};
+use super::id::{IdRegister, IdRegisters, Order, REGISTERS, Shown};
 use super::*;
 use std::collections::BTreeMap;
 
@@ -377,5 +377,22 @@ proptest::proptest! {
         }) {
             proptest::prop_assert!(!after.has(feature.name), "{}", feature.arm);
         }
+    }
+}
+
+/// Of fields in which less is more, the greater value is what two CPUs have in common.
+#[test]
+fn what_less_is_more_of() {
+    assert_eq!(Order::Inverse.common(0, 1, 4), 1);
+    assert_eq!(Order::Inverse.common(0xf, 0, 4), 0xf);
+    assert_eq!(Order::Unsigned.common(0xf, 0, 4), 0);
+    let inverse = |of, low| {
+        let fields = ALL.iter().flat_map(|feature| feature.fields);
+        let field = fields.clone().find(|field| field.of == of && field.low == low);
+        field.is_some_and(|field| field.order == Order::Inverse)
+    };
+    for (of, low) in [(IdRegister::Aa64Mmfr1, 24), (IdRegister::Mmfr3, 28), (IdRegister::Mmfr4, 0)]
+    {
+        assert!(inverse(of, low), "{of:?} {low}");
     }
 }

@@ -30,7 +30,8 @@ pub(super) const FEATURE: Feature = Feature {
         Field::new(Aa64Mmfr1, 12, "HPDS", AsIs),
         Field::new(Aa64Mmfr1, 16, "LO", Hidden),
         Field::new(Aa64Mmfr1, 20, "PAN", AsIs),
-        Field::new(Aa64Mmfr1, 24, "SpecSEI", AsIs),
+        // 0: never an SError by speculation.
+        Field::new(Aa64Mmfr1, 24, "SpecSEI", AsIs).inverse(),
         Field::new(Aa64Mmfr1, 28, "XNX", AsIs),
         Field::new(Aa64Mmfr1, 36, "ETS", AsIs),
         Field::new(Aa64Mmfr1, 44, "AFP", AsIs),

@@ -8,19 +8,20 @@
 
 use crate::{
     context::context,
-    instruction::{SysReg, reg},
+    instruction::{self as insn, SysReg, reg},
     puppet::{Event, Machine, Puppet},
     runner::Skip,
     tests,
 };
 use umbra_host::kernel::sysreg;
 use umbra_patterns::{pattern::FPMR_BITS, regs::sme};
-use umbra_shared::call::Features;
+use umbra_shared::{call::Features, error::Error, exit::RunFlags};
 
 tests![
     every_register_is_switched,
     every_register_starts_in_its_reset_state,
     disr_carries_nothing_from_guest_to_guest,
+    a_deferred_error_of_the_hosts_is_the_hosts,
 ];
 
 /// What the host does with a register.
@@ -312,6 +313,47 @@ fn every_register_starts_in_its_reset_state() -> Result<(), Skip> {
         }
         assert_eq!(crate::ledger::destroy(machine.vm), 0);
     }
+    Ok(())
+}
+
+/// The host's DISR_EL1.
+fn host_disr() -> u64 {
+    let value;
+    // SAFETY: the caller knows that the register is there.
+    unsafe { core::arch::asm!("mrs {}, s3_0_c12_c1_1", out(reg) value, options(nostack)) };
+    value
+}
+
+fn set_host_disr(value: u64) {
+    // SAFETY: as above; what it says nobody believes here.
+    unsafe { core::arch::asm!("msr s3_0_c12_c1_1, {}", "isb", in(reg) value, options(nostack)) };
+}
+
+/// An error that the host has deferred is neither the guest's to answer for nor hyp's to take away: the guest
+/// doesn't run until the host has looked at it.
+fn a_deferred_error_of_the_hosts_is_the_hosts() -> Result<(), Skip> {
+    let guest = Machine::normal().started(None);
+    let there = guest.attempt(DISR.mrs(), 0);
+    if !matches!(there, Event::Done(_)) {
+        return Err(Skip("no RAS extension"));
+    }
+    let daif = sysreg::mask_interrupts();
+    set_host_disr(1 << 31 | 0x11);
+    let kept = host_disr();
+    let refused = guest.try_enter(RunFlags::empty(), [0; 4]).err();
+    let after = host_disr();
+    set_host_disr(0);
+    sysreg::restore_interrupts(daif);
+    // Under firmware that has SErrors for itself the register is not the host's to write.
+    if kept == 0 {
+        guest.put();
+        return Err(Skip("DISR_EL1 is firmware's"));
+    }
+    assert_eq!(refused, Some(Error::Busy));
+    assert_eq!(after, kept, "DISR_EL1 of the host");
+    guest.start();
+    assert_eq!(guest.exec(insn::NOP, 5), 5, "the guest goes on");
+    guest.put();
     Ok(())
 }
 
