@@ -487,6 +487,8 @@ fn load(cpu: usize, n: usize, name: VcpuName, at: &mut Option<usize>) {
                 Error::Busy => order::is_storm(),
                 Error::Dying | Error::BadVm => vms::is_dying(name),
                 Error::PoweredOff => !on,
+                // It was made after it had been looked for, to seal its VM.
+                Error::NotSealed => order::is_storm(),
                 _ => false,
             };
             assert!(expected, "VCPU_LOAD: {error}");
