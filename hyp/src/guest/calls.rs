@@ -8,10 +8,11 @@ use crate::guest::syndrome::{self, ec};
 use crate::guest::traps;
 use crate::guest::trng;
 use crate::memory::pages::VmId;
-use crate::power::guest::{Action, decide, error};
+use crate::power::guest::{Action, decide};
 use crate::power::hw::firmware;
 use crate::power::psci::{
-    SMCCC_ARCH_FEATURES, SMCCC_VERSION, WORKAROUND_1, WORKAROUND_2, WORKAROUND_3, is_psci,
+    SMCCC_1_2, SMCCC_ARCH_FEATURES, SMCCC_VERSION, WORKAROUND_1, WORKAROUND_2, WORKAROUND_3, error,
+    is_psci,
 };
 use crate::vm::power::Boot;
 use crate::vm::slots::{self, Open, Vcpu};
@@ -25,8 +26,6 @@ use umbra_shared::guest::{GuestFunction, INVALID_PARAMETER, NOT_SUPPORTED, UID, 
 
 /// ARCH_FEATURES of SMCCC_ARCH_WORKAROUND_2: there is nothing to turn on or off (SMCCC 1.1 §7.6).
 const NOT_REQUIRED: i64 = 1;
-/// SMCCC 1.2.
-const SMCCC_1_2: i64 = 0x1_0002;
 
 /// What comes of a call.
 #[derive(Clone, Copy, Debug)]

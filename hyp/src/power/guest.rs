@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::psci::{SMCCC_VERSION, error};
 use arm_psci::{ErrorCode, FunctionId};
 use umbra_shared::exit::SystemEvent;
 
@@ -16,8 +17,6 @@ use umbra_shared::exit::SystemEvent;
 const VERSION: i64 = 1 << 16 | 1;
 /// MIGRATE_INFO_TYPE: there is no Trusted OS to migrate.
 const NO_TRUSTED_OS: i64 = 2;
-/// SMCCC_VERSION, which is asked about through PSCI_FEATURES (SMCCC 1.1 §7.2).
-const SMCCC_VERSION: u32 = 0x8000_0000;
 /// Bits of a power state in the original format that are zero (PSCI 1.1 §5.4.2).
 const POWER_STATE_RESERVED: u64 = 0xfcfe_0000;
 /// SYSTEM_RESET2's types from here on are a vendor's (PSCI 1.1 §5.12).
@@ -55,12 +54,6 @@ pub enum Action {
         /// its cookie
         cookie: u64,
     },
-}
-
-/// x0 for an error.
-#[must_use]
-pub const fn error(code: ErrorCode) -> i64 {
-    code as i32 as i64
 }
 
 const fn refuse(code: ErrorCode) -> Action {

@@ -13,8 +13,8 @@ use crate::cpu::Cpu;
 use crate::machine::{SHARED, machine};
 use crate::power::protect::{Protection, protect};
 use crate::power::psci::{
-    self, Action, HostEntry, Power, PowerCell, SMCCC_ARCH_FEATURES, SMCCC_VERSION, Start,
-    WORKAROUNDS, affinity_info,
+    self, Action, HostEntry, Power, PowerCell, SMCCC_1_2, SMCCC_ARCH_FEATURES, SMCCC_VERSION,
+    Start, WORKAROUNDS, affinity_info, error,
 };
 use arm_psci::{ErrorCode, FunctionId};
 use core::sync::atomic::Ordering;
@@ -22,8 +22,6 @@ use smccc::smc64;
 use umbra_shared::record::Kind;
 
 const NOT_SUPPORTED: i64 = -1;
-/// SMCCC 1.2.
-const SMCCC_1_2: i64 = 0x1_0002;
 
 /// Each CPU's power state, by number.
 static CELLS: [PowerCell; MAX_CPUS] = [const { PowerCell::new(Power::Off) }; MAX_CPUS];
@@ -61,10 +59,6 @@ pub fn firmware(regs: [u64; 4]) -> i64 {
     args[..3].copy_from_slice(&regs[1..]);
     let answer = smc64(regs[0] as u32, args)[0];
     i64::from(answer as i32)
-}
-
-const fn error(code: ErrorCode) -> i64 {
-    code as i32 as i64
 }
 
 fn psci_call(cpu: &mut Cpu, regs: [u64; 4]) -> i64 {

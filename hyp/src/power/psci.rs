@@ -188,8 +188,13 @@ pub enum Action {
     },
 }
 
+/// x0 for an error.
+pub const fn error(code: ErrorCode) -> i64 {
+    code as i32 as i64
+}
+
 const fn answer(code: ErrorCode) -> Action {
-    Action::Answer(code as i32 as i64)
+    Action::Answer(error(code))
 }
 
 /// x0-x3 of an SMC of the host's as they count: neither the upper half of x0 nor SMCCC 1.3's hint select a
@@ -306,8 +311,10 @@ pub fn may_exist(function: u32) -> bool {
     function == SMCCC_VERSION || FunctionId::try_from(function).is_ok_and(allowed)
 }
 
-/// SMCCC_VERSION.
+/// SMCCC_VERSION, which is asked about through PSCI_FEATURES, too (SMCCC 1.1 §7.2).
 pub const SMCCC_VERSION: u32 = 0x8000_0000;
+/// What it answers hosts and guests: 1.2.
+pub const SMCCC_1_2: i64 = 0x1_0002;
 /// SMCCC_ARCH_FEATURES.
 pub const SMCCC_ARCH_FEATURES: u32 = 0x8000_0001;
 /// SMCCC_ARCH_WORKAROUND_1: firmware's mitigation of CVE-2017-5715.

@@ -236,6 +236,18 @@ pub fn flag_page() -> (u64, &'static FlagShadowPage) {
     (pa, unsafe { &*mmu::linear::<FlagShadowPage>(pa) })
 }
 
+/// What VCPU_CREATE takes for a vCPU of no puppet's, with pages of the test's.
+pub fn vcpu_config(vm: VmHandle, features: VcpuFeatures, start: Start) -> VcpuConfig {
+    let pages = ledger::take(features.pages());
+    VcpuConfig {
+        vm,
+        pages: UntrustedPages { start: UntrustedPa(pages), count: features.pages() },
+        flag_page: UntrustedPa(flag_page().0),
+        features: features.into(),
+        start,
+    }
+}
+
 /// The bytes of pages that the host can reach.
 fn bytes(pa: u64, count: usize) -> &'static mut [u8] {
     // SAFETY: pages of this test's; the test is over before they are anybody else's, and no guest

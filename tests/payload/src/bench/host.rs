@@ -2,15 +2,13 @@
 
 use super::{Measured, Plan, WARM_UP, row, timed, umbra_bench_null};
 use crate::ledger::{self, PAGE, POOL_PAGES};
+use crate::puppet::vcpu_config;
 use umbra_host::{
     emit,
     hypercall::{Hvc, Hypervisor},
 };
 use umbra_shared::{
-    call::{
-        Function, MAX_PAGES_PER_CALL, Start, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex,
-        VmConfig, VmHandle,
-    },
+    call::{Function, MAX_PAGES_PER_CALL, Start, VcpuConfig, VcpuIndex, VmConfig, VmHandle},
     vcpu::VcpuFeatures,
     vl::Vq,
 };
@@ -161,12 +159,5 @@ fn vcpus(iterations: u64) {
 
 /// A vCPU that never runs.
 fn vcpu(vm: VmHandle, vq: Option<Vq>) -> VcpuConfig {
-    let count = VcpuFeatures::sve(vq).pages();
-    VcpuConfig {
-        vm,
-        pages: UntrustedPages { start: UntrustedPa(ledger::take(count)), count },
-        flag_page: UntrustedPa(crate::puppet::flag_page().0),
-        features: VcpuFeatures::sve(vq).into(),
-        start: Start::At { entry: 0, argument: 0 },
-    }
+    vcpu_config(vm, VcpuFeatures::sve(vq), Start::At { entry: 0, argument: 0 })
 }

@@ -3,13 +3,13 @@
 use crate::{
     context::{context, need_cpus},
     instruction as insn, ledger,
-    puppet::{BASE, Event, Machine, NOWHERE, Puppet, Routine, flag_page},
+    puppet::{BASE, Event, Machine, NOWHERE, Puppet, Routine, vcpu_config},
     runner::Skip,
     tests, workers,
 };
 use umbra_host::hypercall::{Hvc, Hypervisor};
 use umbra_shared::{
-    call::{Start, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle},
+    call::{Start, VcpuConfig, VcpuIndex, VmConfig, VmHandle},
     error::Error,
     exit::{Reason, RunFlags, SystemEvent},
     vcpu::VcpuFeatures,
@@ -87,15 +87,7 @@ fn turn_off(guest: &Puppet) {
 
 /// A vCPU of no puppet's.
 fn config(vm: VmHandle, start: Start) -> VcpuConfig {
-    let features = VcpuFeatures::FPSIMD;
-    let pages = ledger::take(features.pages());
-    VcpuConfig {
-        vm,
-        pages: UntrustedPages { start: UntrustedPa(pages), count: features.pages() },
-        flag_page: UntrustedPa(flag_page().0),
-        features: features.into(),
-        start,
-    }
+    vcpu_config(vm, VcpuFeatures::FPSIMD, start)
 }
 
 /// While a protected VM is built its host chooses one entry; the others are the guest's, and until it has chosen

@@ -4,7 +4,7 @@ use crate::{
     context::context,
     instruction as insn,
     ledger::{self, PAGE, each},
-    puppet::{BASE, Machine, NOWHERE, flag_page},
+    puppet::{BASE, Machine, NOWHERE, vcpu_config},
     runner::Skip,
     tests,
 };
@@ -14,7 +14,7 @@ use umbra_host::{
 };
 use umbra_shared::{
     PAGE_SIZE,
-    call::{Start, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle},
+    call::{Start, VcpuIndex, VmConfig, VmHandle},
     error::Error,
     vcpu::VcpuFeatures,
 };
@@ -41,18 +41,6 @@ fn hosts_page(words: u32) -> u64 {
     page
 }
 
-fn vcpu(vm: VmHandle, entry: u64, argument: u64) -> VcpuConfig {
-    let features = VcpuFeatures::FPSIMD;
-    let pages = ledger::take(features.pages());
-    VcpuConfig {
-        vm,
-        pages: UntrustedPages { start: UntrustedPa(pages), count: features.pages() },
-        flag_page: UntrustedPa(flag_page().0),
-        features: features.into(),
-        start: Start::At { entry, argument },
-    }
-}
-
 /// What once worked: code of the host's at a free address of a VM that had run, which a vCPU then executed.
 fn r36_attack_code_mapped_into_a_sealed_vm() -> Result<(), Skip> {
     let machine = Machine::new(VmConfig::protected());
@@ -76,7 +64,8 @@ fn r36_attack_a_vcpu_made_in_a_sealed_vm() -> Result<(), Skip> {
     let guest = machine.started(context().largest());
     guest.at(guest.scratch()).exec(insn::STR64, SECRET);
     for entry in [BASE, guest.scratch(), NOWHERE] {
-        let config = vcpu(machine.vm, entry, guest.scratch());
+        let start = Start::At { entry, argument: guest.scratch() };
+        let config = vcpu_config(machine.vm, VcpuFeatures::FPSIMD, start);
         assert_eq!(Hvc.vcpu_create(config), Err(Error::Sealed));
         // It is refused before anything changes hands.
         assert!(probe_read(config.pages.start.0).is_ok());
