@@ -14,7 +14,7 @@ use crate::power::psci::{
     SMCCC_1_2, SMCCC_ARCH_FEATURES, SMCCC_VERSION, WORKAROUND_1, WORKAROUND_2, WORKAROUND_3, error,
     is_psci,
 };
-use crate::vm::power::Boot;
+use crate::vm::hardware::Boot;
 use crate::vm::slots::{self, Open, Vcpu};
 use crate::world::switch::SCTLR_EE;
 use arm_psci::ErrorCode;

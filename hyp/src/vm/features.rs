@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::hardware::Machine;
+use umbra_shared::call::Start;
 use umbra_shared::error::Error;
 use umbra_shared::vcpu::{UntrustedFeatures, VcpuFeatures};
 use umbra_shared::vl::{Vq, VqSet};
@@ -27,6 +28,19 @@ pub fn check_features<M: Machine>(m: &M, asked: UntrustedFeatures) -> Result<Vcp
         return Err(Error::NoAarch32);
     }
     Ok(VcpuFeatures { vq, svq, aarch32 })
+}
+
+/// Whether a vCPU with these features can start there.
+///
+/// # Errors
+///
+/// INVALID_ARGUMENT for an entry that is no multiple of 4, or for an entry or an argument that an AArch32 vCPU's
+/// registers can't hold.
+pub fn check_start(features: VcpuFeatures, start: Start) -> Result<(), Error> {
+    let Start::At { entry, argument } = start else { return Ok(()) };
+    // In AArch32 neither PC nor r0 holds more than 32 bits.
+    let fits = !features.aarch32 || (entry | argument) >> 32 == 0;
+    if entry.is_multiple_of(4) && fits { Ok(()) } else { Err(Error::InvalidArgument) }
 }
 
 /// The clamp for a guest that asks for a VL or SVL of so many bytes.

@@ -5,7 +5,6 @@
 
 use crate::memory::handover::{Hands, Ready};
 use crate::memory::pages::{Page, PageRange, Pages, VmId};
-use crate::vm::power::Boot;
 use umbra_shared::call::{Policy, Start};
 use umbra_shared::vcpu::VcpuFeatures;
 use umbra_shared::vl::VqSet;
@@ -121,4 +120,16 @@ pub struct NewVcpu {
     pub start: Start,
     /// CNTVOFF_EL2.
     pub clock: u64,
+}
+
+/// How a vCPU begins anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Boot {
+    /// PC: with bit 0 set an AArch32 vCPU begins in T32.
+    pub entry: u64,
+    /// x0, r0.
+    pub argument: u64,
+    /// SCTLR_EL1.EE as whoever turned it on had it, and PSTATE.E of an AArch32 vCPU with it. (Linux's
+    /// `kvm_psci_vcpu_on` takes an AArch32 caller's CPSR.E and sets that alone.)
+    pub big_endian: bool,
 }

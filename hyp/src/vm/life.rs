@@ -25,9 +25,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::features::check_features;
-use super::hardware::{Machine, Memory as _, NewVcpu, There};
-use super::power::{self, Power};
+use super::features::{check_features, check_start};
+use super::hardware::{Boot, Machine, Memory as _, NewVcpu, There};
 use crate::arch::MAX_CPUS;
 use crate::memory::handover::{self, Arrival};
 use crate::memory::pages::{Page, VmId};
@@ -46,6 +45,27 @@ pub const MAX_VMS: usize = 64;
 pub const MAX_VCPUS: usize = 16;
 /// Bits of a handle that are the slot's number; the rest counts how often the slot was used.
 const SLOT_BITS: u32 = 8;
+
+/// A vCPU's power state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Power {
+    /// It may run.
+    On,
+    /// It has been turned on and begins anew when it is loaded.
+    Pending(Boot),
+    /// It may not.
+    Off,
+}
+
+impl Power {
+    /// That of a new one.
+    pub(super) const fn of(start: Start) -> Self {
+        match start {
+            Start::At { .. } => Self::On,
+            Start::Off => Self::Off,
+        }
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct VcpuSlot<V> {
@@ -357,7 +377,7 @@ impl<T, V> Vm<T, V> {
     ///
     /// # Errors
     ///
-    /// BAD_VM, DYING, SEALED, LIMIT, TOO_FEW_PAGES, those of [`check_features`] and of [`power::check_start`],
+    /// BAD_VM, DYING, SEALED, LIMIT, TOO_FEW_PAGES, those of [`check_features`] and of [`check_start`],
     /// INVALID_ARGUMENT for a protected VM's vCPU 0 that is off or another that is on, BUSY or NOT_SHARED for
     /// the flag-shadow page, and what is wrong with the pages.
     pub fn create_vcpu<M: Machine<Tables = T, Vcpu = V>>(
@@ -382,7 +402,7 @@ impl<T, V> Vm<T, V> {
         if config.pages.count < needed {
             return Err(Error::TooFewPages);
         }
-        power::check_start(features, config.start)?;
+        check_start(features, config.start)?;
         // Of a protected VM one entry is the host's choice, as a boot loader's is; all others are the guest's.
         let chosen = !protected || (config.start == Start::Off) == (index != 0);
         if config.pages.count != needed || !chosen {

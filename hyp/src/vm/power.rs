@@ -11,46 +11,13 @@
 
 #![forbid(unsafe_code)]
 
-use super::hardware::Machine;
-use super::life::{Vm, slot};
+use super::features::check_start;
+use super::hardware::{Boot, Machine};
+use super::life::{Power, Vm, slot};
 use crate::memory::pages::VmId;
 use arm_psci::ErrorCode;
 use umbra_shared::call::{Start, VcpuIndex, VmHandle};
 use umbra_shared::error::Error;
-use umbra_shared::vcpu::VcpuFeatures;
-
-/// How a vCPU begins anew.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Boot {
-    /// PC: with bit 0 set an AArch32 vCPU begins in T32.
-    pub entry: u64,
-    /// x0, r0.
-    pub argument: u64,
-    /// SCTLR_EL1.EE as whoever turned it on had it, and PSTATE.E of an AArch32 vCPU with it. (Linux's
-    /// `kvm_psci_vcpu_on` takes an AArch32 caller's CPSR.E and sets that alone.)
-    pub big_endian: bool,
-}
-
-/// A vCPU's power state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Power {
-    /// It may run.
-    On,
-    /// It has been turned on and begins anew when it is loaded.
-    Pending(Boot),
-    /// It may not.
-    Off,
-}
-
-impl Power {
-    /// That of a new one.
-    pub(super) const fn of(start: Start) -> Self {
-        match start {
-            Start::At { .. } => Self::On,
-            Start::Off => Self::Off,
-        }
-    }
-}
 
 /// AFFINITY_INFO's answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,19 +29,6 @@ pub enum Affinity {
     Off = 1,
     /// ON_PENDING.
     OnPending = 2,
-}
-
-/// Whether a vCPU with these features can start there.
-///
-/// # Errors
-///
-/// INVALID_ARGUMENT for an entry that is no multiple of 4, or for an entry or an argument that an AArch32 vCPU's
-/// registers can't hold.
-pub fn check_start(features: VcpuFeatures, start: Start) -> Result<(), Error> {
-    let Start::At { entry, argument } = start else { return Ok(()) };
-    // In AArch32 neither PC nor r0 holds more than 32 bits.
-    let fits = !features.aarch32 || (entry | argument) >> 32 == 0;
-    if entry.is_multiple_of(4) && fits { Ok(()) } else { Err(Error::InvalidArgument) }
 }
 
 impl<T, V> Vm<T, V> {

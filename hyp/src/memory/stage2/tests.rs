@@ -5,9 +5,8 @@ use super::machine::{BLOCK_BYTES, CPUS, HOST, Kind, SimTable, SimTlb, World, vmi
 use super::*;
 use crate::memory::handover::{Hands, Ready};
 use crate::memory::pages::{Page, PageRange, State, VmId, count};
-use crate::vm::hardware::{self, Machine, NewVcpu, There};
+use crate::vm::hardware::{self, Boot, Machine, NewVcpu, There};
 use crate::vm::life::Vm;
-use crate::vm::power::Boot;
 use proptest::prelude::*;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;

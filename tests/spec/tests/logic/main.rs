@@ -14,9 +14,8 @@ use umbra_hyp::fp::{CpuFp, GuestTrap, HostImage, Live, Svcr, TrapClass};
 use umbra_hyp::memory::pages::{Pages, State, VmId};
 use umbra_hyp::power::guest::{Action, decide};
 use umbra_hyp::power::psci::error;
-use umbra_hyp::vm::hardware::Machine;
+use umbra_hyp::vm::hardware::{Boot, Machine};
 use umbra_hyp::vm::life::{self, MAX_VMS, Vm};
-use umbra_hyp::vm::power::Boot;
 use umbra_shared::call::{
     Call, Policy, Start, UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex,
     VmConfig, VmHandle,
