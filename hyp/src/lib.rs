@@ -109,6 +109,7 @@ pub mod arch;
 pub mod boot;
 #[cfg(target_os = "none")]
 pub mod cpu;
+pub mod dma;
 pub mod fp;
 pub mod guest;
 #[cfg(target_os = "none")]
