@@ -201,7 +201,7 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
     let id = id.without(Features::read(&finish.id).less(features));
     let shape = Stage2Shape::new(id.pa_bits());
     let host_vttbr = start::make_host_stage2(&finish.host_memory, shape);
-    start_devices(&finish.host_memory, id.pa_bits());
+    devices::start(&finish.host_memory, id.pa_bits());
     MACHINE.call_once(|| Machine {
         cpus: finish.cpus,
         protects: finish.protects,
@@ -222,13 +222,6 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
     log_beginning();
     cpu.set_image(host_image(cpu.index()));
     start_host(cpu, finish.host)
-}
-
-/// Devices reach what the host may have from here on, as far as an SMMU holds them.
-fn start_devices(host: &HostMemory, pa_bits: u32) {
-    if let Some(devices) = devices::start(&host.banks, &host.hyp, pa_bits) {
-        hw::with(|memory| memory.devices = Some(devices));
-    }
 }
 
 /// Wipes all memory that nobody needs: a reset that hyp was not told of may have left anything there. Says what

@@ -10,7 +10,7 @@ use crate::boot::platform::masters::{DeviceRanges, Line, host_devices, survey};
 use crate::boot::platform::smmus::{MAX_SMMUS, SmmuNodes};
 use crate::boot::platform::{Platform, Range};
 use crate::boot::pool::Pool;
-use crate::boot::start::{device_window, worst_case_tables};
+use crate::boot::start::{HostMemory, device_window, worst_case_tables};
 use crate::dma::block::Block;
 use crate::dma::examine::{Facts, Id, Refusal};
 use crate::dma::hw::{self, All, Frame};
@@ -19,6 +19,7 @@ use crate::dma::smmu::Smmu;
 use crate::dma::streams::{LEVEL2_BYTES, StreamStage2, Streams, level1_bytes};
 use crate::memory::devices::Devices;
 use crate::memory::frames::{FrameList, Tables, linear};
+use crate::memory::hw as memory;
 use crate::memory::tables::{HypTables, Stage2Shape, Stage2Tables, Use};
 use arrayvec::ArrayVec;
 use dtoolkit::fdt::Fdt;
@@ -191,16 +192,17 @@ pub fn hyp_tables(smmus: &SmmuNodes) -> usize {
     if owned(smmus).is_empty() { 0 } else { 4 }
 }
 
-/// On the final tables: the devices' stage 2 of all of RAM but hyp's, with `doorbells` beside it, and the SMMUs on.
-/// `None` without one.
-pub fn start(banks: &[Range], hyp: &[Range], pa_bits: u32) -> Option<Devices<Stage2Tables, All>> {
-    let Ready { owned, level1, level2, queues } = READY.lock().take()?;
+/// On the final tables: the devices' stage 2 of all of RAM but hyp's, and the SMMUs on.
+#[inline(never)]
+pub fn start(host: &HostMemory, pa_bits: u32) {
+    let ready = READY.lock();
+    let Some(Ready { owned, level1, level2, queues }) = &*ready else { return };
     let output_bits = owned.iter().map(|(_, facts)| facts.output_bits).min().unwrap_or(pa_bits);
     let shape = Stage2Shape::new(pa_bits.min(output_bits));
     let mut stage2 = Stage2Tables::new(Tables(&DEVICE_TABLES), shape);
-    for &(start, end) in banks {
+    for &(start, end) in &host.banks {
         let mut from = start;
-        let mut holes: ArrayVec<Range, 4> = hyp.iter().copied().collect();
+        let mut holes: ArrayVec<Range, 4> = host.hyp.iter().copied().collect();
         holes.sort_unstable();
         for hole in holes {
             if hole.0 < end && hole.1 > from {
@@ -216,16 +218,19 @@ pub fn start(banks: &[Range], hyp: &[Range], pa_bits: u32) -> Option<Devices<Sta
     };
     let walk = StreamStage2 { vmid: DEVICES_VMID.into(), root: stage2.root(), vtcr: shape.vtcr };
     let streams =
-        Streams::new(block(level1, level1_bytes_of(&owned)), block(level2, LEVEL2_BYTES), walk);
-    let mut all = All::new(streams, DEVICES_VMID.into());
-    for (n, (base, facts)) in owned.into_iter().enumerate() {
-        // SAFETY: mapped there by `prepare`, for good; nobody else drives it.
-        let frame = unsafe { Frame::new(smmu_address(n)) };
-        let queue = |m: usize| block(queues + ((2 * n + m) * QUEUE_BYTES) as u64, QUEUE_BYTES);
-        let smmu = Smmu::new(frame, facts, queue(0), queue(1));
-        if let Err((base, trouble)) = all.start(base, smmu) {
-            refuse(format_args!("SMMU at {base:#x}: {trouble}"));
+        Streams::new(block(*level1, level1_bytes_of(owned)), block(*level2, LEVEL2_BYTES), walk);
+    memory::with(|memory| {
+        // In its place: a CPU's stack is small.
+        let devices =
+            memory.devices.insert(Devices::new(stage2, All::new(streams, DEVICES_VMID.into())));
+        for (n, &(base, facts)) in owned.iter().enumerate() {
+            // SAFETY: mapped there by `prepare`, for good; nobody else drives it.
+            let frame = unsafe { Frame::new(smmu_address(n)) };
+            let queue = |m: usize| block(queues + ((2 * n + m) * QUEUE_BYTES) as u64, QUEUE_BYTES);
+            let smmu = Smmu::new(frame, facts, queue(0), queue(1));
+            if let Err((base, trouble)) = devices.smmus().start(base, smmu) {
+                refuse(format_args!("SMMU at {base:#x}: {trouble}"));
+            }
         }
-    }
-    Some(Devices::new(stage2, all))
+    });
 }
