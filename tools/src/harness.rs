@@ -33,7 +33,7 @@ use crate::image;
 use crate::kernel::Kernel;
 use crate::linux::{self, Programs};
 use crate::process;
-use crate::qemu::{Device, Machine, Release, Smmu};
+use crate::qemu::{Device, Machine, NEWER, Release, Smmu};
 use crate::remains;
 use crate::transcript::{self, Outcome, Transcript};
 
@@ -131,7 +131,31 @@ pub const CONFIGURATIONS: &[Configuration] = &[
     // CPUs without a generator of their own.
     Configuration { trng: true, ..areas(configuration("trng", "neoverse-n1", 2), "areas=trng") },
     Configuration { odd_tree: true, ..areas(configuration("odd-tree", "max", 4), ODD_AREAS) },
+    // PCIe behind an SMMU that has a stage 2; one that isn't there, whatever the tree says; none.
+    with_devices(configuration("dma", "max", 4), Smmu::V3, "areas=dma"),
+    with_devices(configuration("dma-bypass", "max", 2), Smmu::Bypassed, "areas=dma_open"),
+    Configuration {
+        needs: None,
+        ..with_devices(configuration("dma-withheld", "max", 2), Smmu::None, WITHHELD)
+    },
 ];
+
+/// What is of interest where devices are withheld.
+const WITHHELD: &str = "areas=dma_withheld";
+
+/// Devices that read and write memory as their driver tells them: one whose StreamID is the emulator's, one
+/// whose StreamID is the driver's.
+const MASTERS: &[Device] = &[Device::Edu, Device::EduBehindPort];
+
+/// There are devices that reach memory.
+const fn with_devices(
+    configuration: Configuration,
+    smmu: Smmu,
+    words: &'static str,
+) -> Configuration {
+    let needs = Some(NEWER);
+    Configuration { smmu, devices: MASTERS, needs, areas: words, ..configuration }
+}
 
 /// Machines that wipe their memory when they boot: one as anybody's is; one where much must be left alone;
 /// one with DC ZVA of another size.
