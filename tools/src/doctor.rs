@@ -56,6 +56,19 @@ pub fn report() -> Result<bool> {
         let version = process::stdout(cargo().args([verb, "--version"])).ok();
         optional(name, version.map(|text| text.trim().to_owned()), advice);
     }
+    let usual = Qemu::find(None).ok().flatten();
+    optional(
+        "newer qemu",
+        Qemu::find_newer(usual.as_ref())
+            .map_err(|error| eprintln!("{error:#}"))
+            .ok()
+            .flatten()
+            .map(|qemu| format!("{}.{} ({})", qemu.version.0, qemu.version.1, qemu.path.display())),
+        &format!(
+            "fetched on Debian by `xtask test` and `xtask setup`; {}",
+            Qemu::advice_on_newer()
+        ),
+    );
     optional(
         "dtc",
         dtc::find().map(|path| path.display().to_string()),

@@ -12,15 +12,16 @@
 //! A Linux ([`crate::linux`]) is one test: `linux::NAME`. Where its kernel can't be had, it is ignored
 //! and says why.
 
+mod settings;
+
 use std::collections::VecDeque;
-use std::env;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::board::Board;
@@ -32,9 +33,11 @@ use crate::image;
 use crate::kernel::Kernel;
 use crate::linux::{self, Programs};
 use crate::process;
-use crate::qemu::{Machine, Qemu};
+use crate::qemu::{Device, Machine, NEWER, Release, Smmu};
 use crate::remains;
-use crate::transcript::{Outcome, Transcript};
+use crate::transcript::{self, Outcome, Transcript};
+
+pub use settings::{Emulators, Settings};
 
 /// Machines that run at the same time: each keeps several of this machine's CPUs busy.
 const MACHINES_AT_ONCE: usize = 2;
@@ -70,6 +73,12 @@ pub struct Configuration {
     pub mte: bool,
     /// The firmware has a TRNG.
     pub trng: bool,
+    /// The oldest QEMU that it runs on, if the usual one need not do.
+    pub needs: Option<Release>,
+    /// The SMMU in front of PCIe.
+    pub smmu: Smmu,
+    /// Devices on PCIe.
+    pub devices: &'static [Device],
 }
 
 /// All of them: every VL the emulator has, none, and CPUs of several generations.
@@ -122,7 +131,31 @@ pub const CONFIGURATIONS: &[Configuration] = &[
     // CPUs without a generator of their own.
     Configuration { trng: true, ..areas(configuration("trng", "neoverse-n1", 2), "areas=trng") },
     Configuration { odd_tree: true, ..areas(configuration("odd-tree", "max", 4), ODD_AREAS) },
+    // PCIe behind an SMMU that has a stage 2; one that isn't there, whatever the tree says; none.
+    with_devices(configuration("dma", "max", 4), Smmu::V3, "areas=dma"),
+    with_devices(configuration("dma-bypass", "max", 2), Smmu::Bypassed, "areas=dma_open"),
+    Configuration {
+        needs: None,
+        ..with_devices(configuration("dma-withheld", "max", 2), Smmu::None, WITHHELD)
+    },
 ];
+
+/// What is of interest where devices are withheld.
+const WITHHELD: &str = "areas=dma_withheld";
+
+/// Devices that read and write memory as their driver tells them: one whose StreamID is the emulator's, one
+/// whose StreamID is the driver's.
+const MASTERS: &[Device] = &[Device::Edu, Device::EduBehindPort];
+
+/// There are devices that reach memory.
+const fn with_devices(
+    configuration: Configuration,
+    smmu: Smmu,
+    words: &'static str,
+) -> Configuration {
+    let needs = Some(NEWER);
+    Configuration { smmu, devices: MASTERS, needs, areas: words, ..configuration }
+}
 
 /// Machines that wipe their memory when they boot: one as anybody's is; one where much must be left alone;
 /// one with DC ZVA of another size.
@@ -194,6 +227,9 @@ const fn configuration(name: &'static str, cpu: &'static str, smp: u32) -> Confi
         odd_tree,
         mte,
         trng,
+        needs: None,
+        smmu: Smmu::None,
+        devices: &[],
     }
 }
 
@@ -230,83 +266,6 @@ impl Configuration {
     }
 }
 
-/// What `xtask test` hands to the harness, through the environment: cargo stands between them.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The test image and its programs.
-    pub tests: Built,
-    /// The hyp that writes its transitions down.
-    pub hyp_log: PathBuf,
-    /// The host library, for I5.
-    pub host_library: PathBuf,
-    /// The EL3 firmware.
-    pub firmware: PathBuf,
-    /// The first program of a Linux.
-    pub linux: PathBuf,
-    /// The QEMU to use.
-    pub qemu: PathBuf,
-    /// The compiler that built it all, for counts that depend on it.
-    pub compiler: String,
-}
-
-const PACKAGE: &str = "UMBRA_TARGET_PACKAGE";
-const HYP: &str = "UMBRA_TARGET_HYP";
-const HOST: &str = "UMBRA_TARGET_HOST";
-const GUEST: &str = "UMBRA_TARGET_GUEST";
-const GUEST32: &str = "UMBRA_TARGET_GUEST32";
-const HYP_LOG: &str = "UMBRA_TARGET_HYP_LOG";
-const HOST_LIBRARY: &str = "UMBRA_TARGET_HOST_LIBRARY";
-const FIRMWARE: &str = "UMBRA_TARGET_FIRMWARE";
-const COMPILER: &str = "UMBRA_TARGET_COMPILER";
-const LINUX_INIT: &str = "UMBRA_TARGET_LINUX";
-const QEMU: &str = "UMBRA_QEMU";
-
-impl Settings {
-    /// Puts the settings into the environment of `command`.
-    pub fn export(&self, command: &mut Command) {
-        command
-            .env(PACKAGE, &self.tests.image)
-            .env(HYP, &self.tests.hyp)
-            .env(HOST, &self.tests.host)
-            .env(GUEST, &self.tests.guest)
-            .env(HYP_LOG, &self.hyp_log)
-            .env(HOST_LIBRARY, &self.host_library)
-            .env(FIRMWARE, &self.firmware)
-            .env(COMPILER, &self.compiler)
-            .env(LINUX_INIT, &self.linux)
-            .env(QEMU, &self.qemu);
-        if let Some(guest) = &self.tests.guest32 {
-            command.env(GUEST32, guest);
-        }
-    }
-
-    /// Settings from the environment; `None` if this is a plain `cargo test`.
-    pub fn from_environment() -> Result<Option<Self>> {
-        if env::var_os(PACKAGE).is_none() {
-            return Ok(None);
-        }
-        let get = |name: &str| {
-            let value = env::var_os(name).with_context(|| format!("{name} is not set"))?;
-            anyhow::Ok(PathBuf::from(value))
-        };
-        Ok(Some(Self {
-            tests: Built {
-                image: get(PACKAGE)?,
-                hyp: get(HYP)?,
-                host: get(HOST)?,
-                guest: get(GUEST)?,
-                guest32: env::var_os(GUEST32).map(PathBuf::from),
-            },
-            hyp_log: get(HYP_LOG)?,
-            host_library: get(HOST_LIBRARY)?,
-            firmware: get(FIRMWARE)?,
-            linux: get(LINUX_INIT)?,
-            qemu: get(QEMU)?,
-            compiler: env::var(COMPILER).context(COMPILER)?,
-        }))
-    }
-}
-
 /// The whole of a test binary's `main`: the tests that `trials` makes of what `xtask test` has built and of
 /// the filter. A plain `cargo test` has built nothing; then `what` needs a machine.
 pub fn run_trials(
@@ -339,7 +298,7 @@ pub fn main() -> ExitCode {
 
 /// Boots the machines, and turns what they said into tests.
 fn trials(settings: &Settings, filter: Option<&str>) -> Result<Vec<Trial>> {
-    let qemu = Qemu::find(Some(&settings.qemu))?.context("no QEMU")?;
+    let emulators = Emulators::of(settings)?;
     let wanted = CONFIGURATIONS.iter().filter(|configuration| wants(filter, configuration.name));
     let mut queue: VecDeque<Job> = wanted.copied().map(Job::Tests).collect();
     queue.extend(linux_jobs(filter));
@@ -360,15 +319,16 @@ fn trials(settings: &Settings, filter: Option<&str>) -> Result<Vec<Trial>> {
                     let found = match job {
                         Job::Tests(configuration) => (
                             configuration.name,
-                            run(&qemu, &settings.tests, &settings.firmware, &configuration),
+                            run(&emulators, &settings.tests, &settings.firmware, &configuration),
                         ),
                         Job::End(case) => {
                             eprintln!("booting {RESET}::{}", case.name);
-                            let outcome = case.outcome(&qemu, &settings.tests, &settings.firmware);
+                            let qemu = &emulators.usual;
+                            let outcome = case.outcome(qemu, &settings.tests, &settings.firmware);
                             (RESET, vec![(case.name.to_owned(), outcome)])
                         }
                         Job::Linux(configuration, kernel) => {
-                            let outcome = run_linux(&qemu, settings, &configuration, kernel);
+                            let outcome = run_linux(&emulators, settings, &configuration, kernel);
                             (LINUX, vec![(configuration.name.to_owned(), outcome)])
                         }
                     };
@@ -420,13 +380,17 @@ fn linux_jobs(filter: Option<&str>) -> Vec<Job> {
 
 /// Boots a Linux to its end.
 fn run_linux(
-    qemu: &Qemu,
+    emulators: &Emulators,
     settings: &Settings,
     configuration: &linux::Configuration,
     kernel: Result<Kernel, String>,
 ) -> Outcome {
     let kernel = match kernel {
         Ok(kernel) => kernel,
+        Err(why) => return Outcome::Skipped(why),
+    };
+    let qemu = match emulators.for_release(configuration.needs()) {
+        Ok(qemu) => qemu,
         Err(why) => return Outcome::Skipped(why),
     };
     let start = Instant::now();
@@ -467,6 +431,8 @@ fn machine(firmware: &Path, configuration: &Configuration) -> Result<Machine> {
         firmware,
         memory: if configuration.high { 3 } else { 1 },
         mte: configuration.mte,
+        smmu: configuration.smmu,
+        devices: configuration.devices.to_vec(),
         ..Machine::default()
     })
 }
@@ -499,11 +465,19 @@ fn image(tests: &Path, configuration: &Configuration) -> Result<PathBuf> {
 /// Boots one machine to its end: its tests, the boot among them, and how they ended. `elf` is the
 /// EL3 firmware, for those that have it.
 pub fn run(
-    qemu: &Qemu,
+    emulators: &Emulators,
     tests: &Built,
     elf: &Path,
     configuration: &Configuration,
 ) -> Vec<(String, Outcome)> {
+    let qemu = match emulators.for_release(configuration.needs) {
+        Ok(qemu) => qemu,
+        // What its tests are called nobody knows but the machine: it is told by the one that stands for it.
+        Err(why) => {
+            eprintln!("skipping {}: {why}", configuration.name);
+            return vec![(transcript::BOOT.to_owned(), Outcome::Skipped(why))];
+        }
+    };
     let start = Instant::now();
     eprintln!("booting {} ({})", configuration.name, configuration.cpu);
     let mut symbols = tests.symbols();

@@ -1,7 +1,10 @@
 //! A Linux to boot: Debian's arm64 kernel of the release at hand, or a file of the user's.
 //!
 //! The system's package manager gets it, but nothing is installed and no foreign architecture is added:
-//! apt works on package lists and a cache of its own below `target/linux`. Only the Image is kept.
+//! apt works on package lists and a cache of its own below `target/linux`. Only the Image and the drivers
+//! of [`modules`] are kept.
+
+mod modules;
 
 use std::fs;
 use std::io::Read;
@@ -10,14 +13,13 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::packages::SetupLock;
-use crate::process::Running;
-use crate::{image, process, workspace};
+use crate::packages::{For, PrivateApt, SetupLock, debian_release};
+use crate::{image, workspace};
+
+pub use modules::Modules;
 
 /// The package that depends on the release's kernel.
 const META_PACKAGE: &str = "linux-image-arm64";
-/// What Debian signs with.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// No kernel is larger, unpacked.
 const LARGEST: u64 = 256 << 20;
 
@@ -28,6 +30,8 @@ pub struct Kernel {
     pub image: PathBuf,
     /// What it is: its package, or the file it came from.
     pub name: String,
+    /// Its drivers, if it came with any.
+    pub modules: Option<Modules>,
 }
 
 impl Kernel {
@@ -38,188 +42,87 @@ impl Kernel {
         let unpacked = unpack(data).with_context(complain)?;
         let image = workspace::image_dir().join("linux-kernel.image");
         image::write_whole(&image, &unpacked)?;
-        Ok(Self { image, name: file.display().to_string() })
+        Ok(Self { image, name: file.display().to_string(), modules: None })
     }
 
     /// Debian's kernel for the release at hand, fetched unless an earlier run has done so.
     pub fn debian() -> Result<Self> {
         let _lock = SetupLock::take()?;
-        let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
-        let Some(suite) = debian_suite(&text) else {
-            bail!("this is no Debian: give a kernel (an arm64 Image) with --kernel");
-        };
-        let folder = workspace::kernel_dir().join(&suite);
+        let release = debian_release()
+            .context("there is only Debian's to fetch: give one (an arm64 Image) with --kernel")?;
+        let folder = workspace::kernel_dir().join(&release);
         let (image, name) = (folder.join("Image"), folder.join("package"));
+        let modules = Modules::in_folder(&folder.join("modules"));
         // The name is written last: with it, all is there.
-        if let (true, Ok(name)) = (image.exists(), fs::read_to_string(&name)) {
-            return Ok(Self { image, name });
+        if let (true, true, Ok(name)) = (image.exists(), modules.exist(), fs::read_to_string(&name))
+        {
+            return Ok(Self { image, name, modules: Some(modules) });
         }
-        for tool in ["apt-get", "apt-cache", "dpkg-deb", "tar"] {
-            ensure!(process::find_on_path(tool).is_some(), "no {tool} to fetch a kernel with");
+        eprintln!("fetching Debian's arm64 kernel into {}", folder.display());
+        let apt = PrivateApt::new(&folder.join("apt"), &release, &[], For::Empty("arm64"))?;
+        let package = kernel_package(&apt)?;
+        // Newer releases have each in a package of its own.
+        let parts = [Some(package.clone())].into_iter().chain(
+            ["linux-binary-", "linux-modules-"]
+                .map(|prefix| apt.dependency(&package, prefix).ok()?),
+        );
+        let (mut found, mut has_modules) = (None, false);
+        for part in parts.flatten() {
+            let deb = apt.download(&part)?;
+            let taken = take_from(&deb, &mut found, &mut has_modules, &modules);
+            fs::remove_file(&deb)?;
+            taken.context(part)?;
         }
-        let apt = PrivateApt::new(&folder.join("apt"), &suite)?;
-        let package = apt.kernel_package()?;
-        let found = match apt.kernel_in(&package)? {
-            Some(found) => found,
-            // Newer releases have the file in a package of its own.
-            None => {
-                let binary = apt.dependency(&package, "linux-binary-")?;
-                let binary = binary.with_context(|| format!("{package} has no vmlinuz"))?;
-                apt.kernel_in(&binary)?.with_context(|| format!("{binary} has no vmlinuz"))?
-            }
-        };
+        let found = found.with_context(|| format!("{package} has no vmlinuz"))?;
+        ensure!(has_modules, "{package} has no modules");
         image::write_whole(&image, &unpack(found).context(package.clone())?)?;
         image::write_whole(&name, package.as_bytes())?;
-        Ok(Self { image, name: package })
+        Ok(Self { image, name: package, modules: Some(modules) })
     }
 }
 
-/// The code name of a Debian release, from os-release.
-fn debian_suite(os_release: &str) -> Option<String> {
-    let value = |key: &str| {
-        let line = os_release.lines().find_map(|line| line.strip_prefix(key))?;
-        Some(line.strip_prefix('=')?.trim_matches('"').to_owned())
-    };
-    let plain = |name: &String| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
-    (value("ID")? == "debian").then(|| value("VERSION_CODENAME").filter(plain))?
+/// Takes of a package what is still missing.
+fn take_from(
+    deb: &Path,
+    image: &mut Option<Vec<u8>>,
+    has_modules: &mut bool,
+    modules: &Modules,
+) -> Result<()> {
+    if image.is_none() {
+        let found = archive(deb, &["-xO", "--wildcards", "*/vmlinuz*"])?;
+        *image = (!found.is_empty()).then_some(found);
+    }
+    if !*has_modules {
+        *has_modules = modules.take_from(deb)?;
+    }
+    Ok(())
 }
 
-/// apt for arm64, beside the system's: with lists and a cache of its own.
-struct PrivateApt {
-    folder: PathBuf,
+/// What tar says to the content of a package with these arguments. A pattern that matches nothing is an
+/// error to tar, and no file to us.
+pub(crate) fn archive(deb: &Path, arguments: &[&str]) -> Result<Vec<u8>> {
+    let mut archive = Command::new("dpkg-deb")
+        .arg("--fsys-tarfile")
+        .arg(deb)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let content = archive.stdout.take().context("dpkg-deb has no output")?;
+    let output = Command::new("tar").args(arguments).stdin(content).stderr(Stdio::null()).output();
+    let unpacked = archive.wait()?;
+    let output = output?;
+    ensure!(unpacked.success(), "{} can't be unpacked", deb.display());
+    Ok(output.stdout)
 }
 
-impl PrivateApt {
-    fn new(folder: &Path, suite: &str) -> Result<Self> {
-        for part in ["lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(folder.join(part))?;
-        }
-        let apt = Self { folder: folder.to_path_buf() };
-        // The system's own mirrors, which this machine is known to reach.
-        let configured = process::stdout(Command::new("apt-get").args([
-            "indextargets",
-            "--format",
-            "$(REPO_URI) $(RELEASE) $(COMPONENT)",
-            "Identifier: Packages",
-        ]));
-        fs::write(apt.sources(), sources(&configured.unwrap_or_default(), suite))?;
-        Ok(apt)
+/// The package of the release's current kernel.
+fn kernel_package(apt: &PrivateApt) -> Result<String> {
+    let updated = apt.update();
+    match (apt.dependency(META_PACKAGE, "linux-image-")?, updated) {
+        (Some(package), _) => Ok(package),
+        (None, Err(error)) => Err(error),
+        (None, Ok(())) => bail!("the package lists have no {META_PACKAGE}"),
     }
-
-    fn sources(&self) -> PathBuf {
-        self.folder.join("sources.list")
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive");
-        let mut option = |name: &str, value: &str| {
-            command.arg("-o").arg(format!("{name}={value}"));
-        };
-        let path = |part: &str| self.folder.join(part).display().to_string();
-        option("Dir::State", &path(""));
-        option("Dir::State::Lists", &path("lists"));
-        option("Dir::State::Status", "/dev/null");
-        option("Dir::Cache", &path("cache"));
-        option("Dir::Etc::SourceList", &self.sources().display().to_string());
-        option("Dir::Etc::SourceParts", "/dev/null");
-        option("APT::Architecture", "arm64");
-        option("APT::Architectures", "arm64");
-        // All of it belongs to this user.
-        option("APT::Sandbox::User", "root");
-        option("Debug::NoLocking", "1");
-        option("Acquire::Languages", "none");
-        for kind in ["DEP-11", "DEP-11-icons-small", "DEP-11-icons", "Contents-deb", "CNF"] {
-            option(&format!("Acquire::IndexTargets::deb::{kind}::DefaultEnabled"), "false");
-        }
-        command
-    }
-
-    /// Runs apt-get, with what it says among our own messages.
-    fn get(&self, arguments: &[&str]) -> Result<()> {
-        let mut command = self.command("apt-get");
-        command.arg("-q").args(arguments).current_dir(&self.folder).stdout(std::io::stderr());
-        // Not with its whole command line, of which the options above are the larger part.
-        let status = Running::start(&mut command)?.child().wait()?;
-        ensure!(status.success(), "apt-get {} failed ({status})", arguments.join(" "));
-        Ok(())
-    }
-
-    /// The package of the release's current kernel.
-    fn kernel_package(&self) -> Result<String> {
-        eprintln!("fetching Debian's arm64 kernel into {}", self.folder.display());
-        // A source that fails need not be the one that matters.
-        let updated = self.get(&["update"]);
-        match (self.dependency(META_PACKAGE, "linux-image-")?, updated) {
-            (Some(package), _) => Ok(package),
-            (None, Err(error)) => Err(error),
-            (None, Ok(())) => bail!("the package lists have no {META_PACKAGE}"),
-        }
-    }
-
-    /// The dependency of a package whose name begins so.
-    fn dependency(&self, package: &str, prefix: &str) -> Result<Option<String>> {
-        let depends = self.command("apt-cache").args(["depends", package]).output()?;
-        Ok(parse_dependency(&String::from_utf8_lossy(&depends.stdout), prefix))
-    }
-
-    /// The vmlinuz of a package, if it has one.
-    fn kernel_in(&self, package: &str) -> Result<Option<Vec<u8>>> {
-        self.get(&["download", package])?;
-        let deb = fs::read_dir(&self.folder)?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .context("apt downloaded no package")?;
-        let mut archive = Command::new("dpkg-deb")
-            .arg("--fsys-tarfile")
-            .arg(&deb)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let content = archive.stdout.take().context("dpkg-deb has no output")?;
-        // A pattern that matches nothing is an error to tar, and no file to us.
-        let output = Command::new("tar")
-            .args(["-xO", "--wildcards", "*/vmlinuz*"])
-            .stdin(content)
-            .stderr(Stdio::null())
-            .output();
-        let unpacked = archive.wait()?;
-        let output = output?;
-        fs::remove_file(&deb)?;
-        ensure!(unpacked.success(), "{} can't be unpacked", deb.display());
-        Ok((!output.stdout.is_empty()).then_some(output.stdout))
-    }
-}
-
-/// A sources.list for a Debian release: `configured` has the system's own, one archive per line.
-fn sources(configured: &str, suite: &str) -> String {
-    let wanted = [suite.to_owned(), format!("{suite}-updates"), format!("{suite}-security")];
-    let mut found: Vec<(String, String)> = configured
-        .lines()
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            let (uri, release, component) = (words.next()?, words.next()?, words.next()?);
-            let ours = component == "main" && wanted.iter().any(|suite| suite == release);
-            ours.then(|| (uri.to_owned(), release.to_owned()))
-        })
-        .collect();
-    if found.is_empty() {
-        found.push(("http://deb.debian.org/debian".to_owned(), suite.to_owned()));
-    }
-    found.sort();
-    found.dedup();
-    found
-        .iter()
-        .map(|(uri, release)| format!("deb [signed-by={KEYRING}] {uri} {release} main\n"))
-        .collect()
-}
-
-/// The package with this prefix among what `apt-cache depends` lists.
-fn parse_dependency(text: &str, prefix: &str) -> Option<String> {
-    text.lines()
-        .filter_map(|line| line.trim().strip_prefix("Depends: "))
-        .find(|package| package.starts_with(prefix))
-        .map(str::to_owned)
 }
 
 /// An arm64 `Image` out of what distributions call vmlinuz.
@@ -311,34 +214,5 @@ mod tests {
         beyond[12] = 200;
         assert!(error(beyond).contains("beyond the file"));
         assert!(error(zboot(b"gzip", b"x")[..20].to_vec()).contains("zboot"));
-    }
-
-    #[test]
-    fn the_release_at_hand() {
-        let text = "PRETTY_NAME=\"Debian\"\nVERSION_CODENAME=bookworm\nID=debian\n";
-        assert_eq!(debian_suite(text), Some("bookworm".to_owned()));
-        assert_eq!(debian_suite("ID=ubuntu\nVERSION_CODENAME=noble\n"), None);
-        assert_eq!(debian_suite("ID=debian\nVERSION_CODENAME=\"a b\"\n"), None);
-        assert_eq!(debian_suite(""), None);
-    }
-
-    #[test]
-    fn only_the_releases_own_archives_are_asked() {
-        let configured = "http://m/debian/ bookworm main\nhttp://m/debian/ bookworm main\n\
-            http://s/debian-security/ bookworm-security main\nhttp://other/ nodistro main\n\
-            http://m/debian/ bookworm contrib\n";
-        let list = sources(configured, "bookworm");
-        assert_eq!(list.lines().count(), 2, "{list}");
-        assert!(list.contains("http://s/debian-security/ bookworm-security main"));
-        assert!(sources("", "trixie").contains("deb.debian.org/debian trixie main"));
-    }
-
-    #[test]
-    fn the_kernels_package_is_found() {
-        let text = "linux-image-arm64\n  Depends: linux-base-arm64\n  \
-            Depends: linux-image-6.1.0-9-arm64\n";
-        let found = parse_dependency(text, "linux-image-");
-        assert_eq!(found, Some("linux-image-6.1.0-9-arm64".to_owned()));
-        assert_eq!(parse_dependency("linux-image-arm64\n", "linux-image-"), None);
     }
 }

@@ -14,7 +14,7 @@ use crate::console::{Fields, Space, Table, parse};
 use crate::firmware::{self, Setup, SuspendFormat};
 use crate::image::{self, Parts};
 use crate::kernel::Kernel;
-use crate::qemu::{Direct, Machine, Qemu};
+use crate::qemu::{Direct, Machine, Qemu, Release};
 use crate::report::{Columns, Report, table, value};
 use crate::symbols::Symbols;
 use crate::transcript::Outcome;
@@ -311,6 +311,11 @@ impl Configuration {
             console.push(symbols.show(line));
         })?;
         Ok(report.failure(&end).or_else(|| verify(&report, TEST_CPUS, true).err()))
+    }
+
+    /// The oldest QEMU that it runs on, if the usual one need not do.
+    pub fn needs(&self) -> Option<Release> {
+        None
     }
 
     /// Whether it has EL3 firmware.

@@ -33,6 +33,9 @@ struct Cli {
 enum Verb {
     /// Report which tools are there, which are missing and what to install. Changes nothing.
     Doctor,
+    /// Install or fetch everything that the other verbs would when they need it first: tools, a newer QEMU
+    /// beside the distribution's, Debian's Linux. The exit status is 0 only if all is there.
+    Setup,
     /// Boot the demonstration on QEMU and show its table. Installs what is missing.
     ///
     /// The exit status is 0 only if the machine verified everything and powered off by itself.
@@ -456,6 +459,7 @@ fn main() -> ExitCode {
 fn run(verb: Verb) -> Result<bool> {
     match verb {
         Verb::Doctor => doctor::report(),
+        Verb::Setup => setup::everything().map(|()| true),
         Verb::Boot(args) => boot::boot(
             &args.host()?,
             &watch::Request {

@@ -5,6 +5,8 @@
 //! we need into a folder of our own instead, leaving the system as it is. The same serves a user
 //! who may not install anything.
 
+mod private;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,6 +14,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::{process, workspace};
+
+pub use private::{For, PrivateApt, debian_release};
 
 /// Seconds to wait for another apt to finish.
 const LOCK_TIMEOUT: &str = "DPkg::Lock::Timeout=300";
@@ -126,28 +130,38 @@ impl Apt {
         finish: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<()> {
         let partial = folder.with_extension("partial");
-        remove(&partial)?;
-        let (debs, root) = (partial.join("debs"), partial.join("root"));
-        fs::create_dir_all(&debs)?;
-        fs::create_dir_all(&root)?;
-        if let Err(error) = download(packages, &debs) {
+        extract(&partial, |debs| {
+            let Err(error) = download(packages, debs) else { return Ok(()) };
             if !self.may_install() {
                 return Err(error);
             }
             eprintln!("{error:#}; trying again with fresh package lists");
             self.update()?;
-            download(packages, &debs)?;
-        }
-        for deb in fs::read_dir(&debs)? {
-            let mut extract = Command::new("dpkg-deb");
-            process::run(extract.arg("-x").arg(deb?.path()).arg(&root))?;
-        }
-        remove(&debs)?;
+            download(packages, debs)
+        })?;
         finish(&partial)?;
-        remove(folder)?;
-        fs::rename(&partial, folder)
-            .with_context(|| format!("could not create {}", folder.display()))
+        put_in_place(&partial, folder)
     }
+}
+
+/// Unpacks what `download` puts into the folder that it gets into `partial`/root, and nothing else.
+pub fn extract(partial: &Path, download: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    remove(partial)?;
+    let (debs, root) = (partial.join("debs"), partial.join("root"));
+    fs::create_dir_all(&debs)?;
+    fs::create_dir_all(&root)?;
+    download(&debs)?;
+    for deb in fs::read_dir(&debs)? {
+        let mut extract = Command::new("dpkg-deb");
+        process::run(extract.arg("-x").arg(deb?.path()).arg(&root))?;
+    }
+    remove(&debs)
+}
+
+/// A complete folder gets its name.
+pub fn put_in_place(partial: &Path, folder: &Path) -> Result<()> {
+    remove(folder)?;
+    fs::rename(partial, folder).with_context(|| format!("could not create {}", folder.display()))
 }
 
 /// Fetches the archives of `packages`, and of what they need beyond what is installed.

@@ -12,10 +12,19 @@ use crate::process;
 use crate::workspace;
 use anyhow::{Context, Result, bail};
 
+mod devices;
+mod newer;
+
+pub use devices::{Attached, Device, Disk, Smmu};
+pub use newer::{NEWER, Newer};
+
+/// Major and minor.
+pub type Release = (u32, u32);
+
 const PROGRAM: &str = "qemu-system-aarch64";
 const PACKAGE: &str = "qemu-system-arm";
 /// The oldest release that has what we need of `-cpu max` and of the virt board.
-const MINIMUM: (u32, u32) = (7, 2);
+const MINIMUM: Release = (7, 2);
 /// Overrides the search.
 const VARIABLE: &str = "UMBRA_QEMU";
 
@@ -39,6 +48,12 @@ pub struct Machine {
     pub memory_file: Option<PathBuf>,
     /// Memory has tags (MTE).
     pub mte: bool,
+    /// The board as it was in this release; `None`: as it is in the emulator's own.
+    pub board: Option<Release>,
+    /// The SMMU in front of PCIe.
+    pub smmu: Smmu,
+    /// Devices beside the board's own.
+    pub devices: Vec<Device>,
     /// No EL2: QEMU starts a kernel at EL1, for comparison.
     pub direct: Option<Direct>,
 }
@@ -64,6 +79,9 @@ impl Default for Machine {
             memory: 1,
             memory_file: None,
             mte: false,
+            board: None,
+            smmu: Smmu::None,
+            devices: Vec::new(),
         }
     }
 }
@@ -74,7 +92,7 @@ pub struct Qemu {
     /// The program.
     pub path: PathBuf,
     /// Its release, major and minor.
-    pub version: (u32, u32),
+    pub version: Release,
 }
 
 impl Qemu {
@@ -155,8 +173,12 @@ impl Qemu {
         let ram = if machine.memory_file.is_some() { ",memory-backend=ram" } else { "" };
         let mte = if machine.mte { ",mte=on" } else { "" };
         let el2 = if machine.direct.is_some() { "off" } else { "on" };
-        let board =
-            format!("virt,virtualization={el2},gic-version=3,dtb-randomness=off{secure}{mte}{ram}");
+        let release = machine.board.map(|(major, minor)| format!("-{major}.{minor}"));
+        let release = release.unwrap_or_default();
+        let smmu = machine.smmu.options();
+        let board = format!(
+            "virt{release},virtualization={el2},gic-version=3,dtb-randomness=off{secure}{mte}{ram}{smmu}"
+        );
         command
             .args(["-M", &board])
             .args(["-cpu", &machine.cpu])
@@ -164,8 +186,9 @@ impl Qemu {
             .args(["-m", &format!("{}G", machine.memory)])
             .args(["-display", "none", "-monitor", "none"])
             .args(["-serial", "stdio", "-net", "none", "-no-reboot"]);
+        devices::add(&mut command, &machine.devices);
         if let Some(file) = &machine.memory_file {
-            let file = file.display().to_string().replace(',', ",,");
+            let file = doubled_commas(file);
             let size = machine.memory;
             command.arg("-object");
             command
@@ -187,8 +210,7 @@ impl Qemu {
                 command.arg("-kernel").arg(image);
             }
             Some(firmware) => {
-                // A comma in an option's value is doubled.
-                let file = image.display().to_string().replace(',', ",,");
+                let file = doubled_commas(image);
                 let address = firmware.boot_address;
                 command.arg("-bios").arg(&firmware.file).arg("-device");
                 command.arg(format!("loader,file={file},addr={address:#x},force-raw=on"));
@@ -209,6 +231,11 @@ impl Qemu {
     }
 }
 
+/// A path as an option's value.
+fn doubled_commas(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
 fn unpacked_folder() -> PathBuf {
     workspace::tools_dir().join("qemu")
 }
@@ -220,14 +247,20 @@ fn unpacked_program() -> PathBuf {
 /// A program beside the unpacked files that runs their QEMU with their libraries and firmware.
 fn write_launcher(folder: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    let libraries: Vec<String> = packages::library_folders(&folder.join("root"))
+    let root = folder.join("root");
+    let libraries: Vec<String> = packages::library_folders(&root)
         .iter()
         .map(|folder| format!("$root/{}", folder.display()))
         .collect();
+    // An installed QEMU of another release has modules where this one was built to look for them, and
+    // would end at the first. With this folder beside the program that place is below it, where there
+    // are none (QEMU's `get_relocated_path`).
+    fs::create_dir_all(root.join("usr/bin/qemu-bundle"))?;
     let script = format!(
         "#!/bin/sh\n\
          root=$(dirname \"$(readlink -f \"$0\")\")/root\n\
          export LD_LIBRARY_PATH=\"{}\"\n\
+         export QEMU_MODULE_DIR=\"$root/usr/bin/qemu-bundle\"\n\
          exec \"$root/usr/bin/{PROGRAM}\" -L \"$root/usr/share/qemu\" \"$@\"\n",
         libraries.join(":")
     );
@@ -239,13 +272,13 @@ fn write_launcher(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn version(path: &Path) -> Result<(u32, u32)> {
+fn version(path: &Path) -> Result<Release> {
     let text = process::stdout(Command::new(path).arg("--version"))?;
     parse_version(&text)
         .with_context(|| format!("{} does not give a QEMU version: {text}", path.display()))
 }
 
-fn parse_version(text: &str) -> Option<(u32, u32)> {
+fn parse_version(text: &str) -> Option<Release> {
     let rest = text.trim_start().strip_prefix("QEMU emulator version ")?;
     let mut numbers = rest.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))

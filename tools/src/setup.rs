@@ -5,8 +5,9 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::dtc;
+use crate::kernel::Kernel;
 use crate::packages::{Apt, SetupLock};
-use crate::qemu::Qemu;
+use crate::qemu::{Newer, Qemu};
 use crate::toolchain::{self, Toolchain};
 
 /// What building for the target needs.
@@ -19,6 +20,27 @@ pub fn toolchain() -> Result<Toolchain> {
 pub fn qemu(chosen: Option<&Path>) -> Result<Qemu> {
     let _lock = SetupLock::take()?;
     Qemu::set_up(chosen)
+}
+
+/// A QEMU for the machines that `usual` is too old for, or why there is none.
+pub fn newer_qemu(usual: &Qemu) -> Newer {
+    let fetched = SetupLock::take().and_then(|_lock| Qemu::set_up_newer(Some(usual)));
+    fetched.map_err(|error| format!("{error:#}"))
+}
+
+/// All that any of this needs, and what is only fetched when it is needed first.
+///
+/// # Errors
+///
+/// What can't be had here.
+pub fn everything() -> Result<()> {
+    toolchain()?;
+    components()?;
+    device_tree_compiler()?;
+    let usual = qemu(None)?;
+    newer_qemu(&usual).map_err(anyhow::Error::msg)?;
+    Kernel::debian()?;
+    Ok(())
 }
 
 /// What the tests look at device trees with. Without it they leave that out, and say so.

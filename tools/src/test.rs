@@ -13,6 +13,10 @@ use crate::toolchain::cargo;
 /// Sets up, builds the on-target tests, and runs `cargo test` with `arguments`; whether all passed.
 pub fn test(qemu: Option<&Path>, arguments: &[String]) -> Result<bool> {
     let qemu = setup::qemu(qemu)?;
+    let newer = setup::newer_qemu(&qemu);
+    if let Err(why) = &newer {
+        eprintln!("machines that need a newer QEMU are left out: {why}");
+    }
     setup::device_tree_compiler()?;
     let toolchain = setup::toolchain()?;
     let settings = Settings {
@@ -22,6 +26,7 @@ pub fn test(qemu: Option<&Path>, arguments: &[String]) -> Result<bool> {
         firmware: build::binary(&toolchain, build::FIRMWARE)?,
         linux: build::binary(&toolchain, build::LINUX)?,
         qemu: qemu.path,
+        newer_qemu: newer.map(|qemu| qemu.path),
         compiler: toolchain.rustc.release()?,
     };
     let mut command = cargo();

@@ -7,6 +7,12 @@ use core::ptr::NonNull;
 pub const LINEAR: usize = 0xffff_ff80_0000_0000;
 /// Where devices are: this + physical address.
 pub const DEVICES: usize = 0xffff_ffc0_0000_0000;
+/// A PCIe host bridge's configuration space, its first [`ECAM_BYTES`]: it may be anywhere.
+pub const ECAM: usize = 0xffff_ffff_4000_0000;
+/// Configuration space that is mapped: of 16 buses.
+pub const ECAM_BYTES: u64 = 16 << 20;
+/// Bytes of the window for BARs that are mapped.
+pub const WINDOW_OF_BARS: u64 = 32 << 20;
 /// The boot window: two 2 MiB blocks of device tree, then one of the early console.
 pub const WINDOW: usize = 0xffff_ffff_8000_0000;
 /// Where the image is linked.

@@ -1,5 +1,7 @@
 //! What the device tree says of the machine.
 
+mod masters;
+
 use super::{MAX_CPUS, layout, sysreg};
 use arrayvec::ArrayVec;
 use core::ops::Range;
@@ -9,6 +11,8 @@ use dtoolkit::{
     standard::NodeStandard,
 };
 use thiserror::Error;
+
+pub use masters::{BUS_BYTES, Masters, Pcie, Registers};
 
 /// A range of physical addresses.
 pub type PhysicalRange = Range<u64>;
@@ -72,6 +76,8 @@ pub struct Machine {
     pub initrd: Option<PhysicalRange>,
     /// The power_state of each idle state that CPU_SUSPEND takes.
     pub idle_states: ArrayVec<u32, MAX_IDLE_STATES>,
+    /// What reads and writes memory by itself.
+    pub masters: Masters,
     /// The kernel command line.
     pub bootargs: &'static str,
 }
@@ -216,13 +222,15 @@ impl Machine {
             conduit,
             initrd,
             idle_states: idle_states(tree),
+            masters: Masters::of(tree),
             bootargs,
         })
     }
 
     /// The registers that drivers use.
     pub fn devices(&self) -> impl Iterator<Item = PhysicalRange> + '_ {
-        self.uart.iter().cloned().chain([self.gicd.clone(), self.gicr.clone()])
+        let own = self.uart.iter().cloned().chain([self.gicd.clone(), self.gicr.clone()]);
+        own.chain(self.masters.devices())
     }
 
     /// Whether the command line has this word.

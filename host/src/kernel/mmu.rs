@@ -7,7 +7,7 @@
 
 use super::{
     MAX_CPUS,
-    layout::{DEVICES, KERNEL, LINEAR, STACK_SLOT, WINDOW},
+    layout::{DEVICES, ECAM, KERNEL, LINEAR, STACK_SLOT, WINDOW},
     machine::Machine,
     sysreg,
     sysreg::msr,
@@ -188,6 +188,11 @@ pub(super) fn init(machine: &Machine) {
         let (start, end) = (registers.start & !(page - 1), registers.end.next_multiple_of(page));
         let va = DEVICES + start as usize..DEVICES + end as usize;
         map(&mut root, va, start, DEVICE);
+    }
+    if let Some(pcie) = &machine.masters.pcie {
+        let range = &pcie.ecam.range;
+        let va = ECAM..ECAM + (range.end - range.start) as usize;
+        map(&mut root, va, range.start, DEVICE);
     }
     let pa = root.to_physical().0 as u64;
     // The tables live as long as the kernel.

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `0xffff_ff80_0000_0000` | all RAM, linear: address + physical address |
 //! | `0xffff_ffc0_0000_0000` | devices, the same way, as far as drivers asked for them |
+//! | `0xffff_ffff_4000_0000` | a PCIe host bridge's configuration space, if there is one |
 //! | `0xffff_ffff_8000_0000` | the boot window: device tree, early console |
 //! | `0xffff_ffff_c000_0000` | the image |
 //!

@@ -22,6 +22,7 @@
 
 mod bench;
 mod context;
+mod dma;
 mod excursion;
 mod fuzz;
 mod host;

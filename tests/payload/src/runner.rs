@@ -4,7 +4,7 @@
 //! forgotten and no destructor runs. What a test holds is therefore never held by its frames but by
 //! the [`ledger`].
 
-use crate::{context, host, ledger, workers};
+use crate::{context, host, ledger, suite::NAMED_ONLY, workers};
 use arrayvec::ArrayString;
 use core::{
     arch::global_asm,
@@ -175,8 +175,10 @@ pub fn main(machine: &'static Machine, suites: &[Area]) -> ! {
     let listed = |word, name: &str| {
         machine.argument(word).map(|list| list.split(',').any(|one| one == name))
     };
-    let wanted =
-        |area| listed("areas", area) != Some(false) && listed("without", area) != Some(true);
+    let wanted = |area| {
+        let named = listed("areas", area).unwrap_or(!NAMED_ONLY.contains(&area));
+        named && listed("without", area) != Some(true)
+    };
     let suites = || suites.iter().filter(|(area, _)| wanted(area));
     let all = || {
         let all = suites().flat_map(|(_, tests)| *tests);

@@ -17,12 +17,11 @@ use crate::build::{self, Binary, Built};
 use crate::fpcheck;
 use crate::fuzz::batch::Lab;
 use crate::fuzz::sample;
-use crate::harness;
+use crate::harness::{self, Emulators};
 use crate::image::write_whole;
 use crate::kernel::Kernel;
 use crate::linux::Programs;
 use crate::process::{self, Running};
-use crate::qemu::Qemu;
 use crate::setup;
 use crate::toolchain::{Toolchain, cargo};
 use crate::transcript::Outcome;
@@ -40,16 +39,18 @@ pub(super) struct Copy {
     tree: PathBuf,
     target: PathBuf,
     toolchain: Toolchain,
-    qemu: Qemu,
+    qemu: Emulators,
 }
 
 impl Copy {
     pub(super) fn set_up(qemu: Option<&Path>) -> Result<Self> {
         let folder = workspace::target_dir().join("plants");
+        let usual = setup::qemu(qemu)?;
+        let newer = setup::newer_qemu(&usual);
         Ok(Self {
             tree: folder.join("tree"),
             target: folder.join("target"),
-            qemu: setup::qemu(qemu)?,
+            qemu: Emulators { usual, newer },
             toolchain: setup::toolchain()?,
         })
     }
@@ -176,11 +177,15 @@ impl Copy {
         };
         let programs = Programs { hyp: self.binary(build::HYP)?, init: self.binary(build::LINUX)? };
         let configuration = find_linux(name)?;
+        let qemu = match self.qemu.for_release(configuration.needs()) {
+            Ok(qemu) => qemu,
+            Err(why) => return Ok(Verdict::Nothing(why)),
+        };
         let firmware = match configuration.has_firmware() {
             true => self.binary(build::FIRMWARE)?,
             false => PathBuf::new(),
         };
-        Ok(match configuration.outcome(&self.qemu, &programs, &firmware, &kernel) {
+        Ok(match configuration.outcome(qemu, &programs, &firmware, &kernel) {
             Outcome::Ok => Verdict::Passed,
             Outcome::Skipped(why) => Verdict::Nothing(why),
             Outcome::Failed(why) => {
@@ -192,7 +197,7 @@ impl Copy {
     /// A machine to its end.
     pub(super) fn run_reset(&self, name: &str) -> Result<Verdict> {
         let (built, firmware) = (self.image(&[])?, self.binary(build::FIRMWARE)?);
-        Ok(match find_reset(name)?.outcome(&self.qemu, &built, &firmware) {
+        Ok(match find_reset(name)?.outcome(&self.qemu.usual, &built, &firmware) {
             Outcome::Ok => Verdict::Passed,
             Outcome::Skipped(why) => Verdict::Nothing(why),
             Outcome::Failed(why) => {
@@ -210,7 +215,7 @@ impl Copy {
             guest: self.binary(build::GUEST)?,
             guest32: Some(self.binary(build::GUEST32)?),
         };
-        let lab = Lab::on_qemu(self.qemu.clone(), built, self.binary(build::FIRMWARE)?)?;
+        let lab = Lab::on_qemu(self.qemu.usual.clone(), built, self.binary(build::FIRMWARE)?)?;
         Ok(match sample::sample(&lab, mode, sample::SEED, FUZZ_BOOTS, "fuzz-plant")? {
             None => Verdict::Passed,
             Some(why) => Verdict::Failed(why.lines().next().unwrap_or_default().to_owned()),

@@ -4,6 +4,9 @@ mod aarch32;
 mod aarch32_fp;
 mod aarch32_traps;
 mod aborts;
+mod dma;
+mod dma_open;
+mod dma_withheld;
 mod exits;
 mod fp_smp;
 mod fp_switch;
@@ -38,6 +41,9 @@ use umbra_shared::call::Policy;
 /// All of them.
 const POLICIES: [Policy; 3] = [Policy::Lazy, Policy::Eager, Policy::Scrub];
 
+/// Areas that are for machines of their own, which name them (`areas=AREA,AREA`).
+pub const NAMED_ONLY: &[&str] = &["dma", "dma_open", "dma_withheld"];
+
 /// All of them, in the order in which they run.
 pub const ALL: &[Area] = &[
     ("version", version::TESTS),
@@ -71,4 +77,7 @@ pub const ALL: &[Area] = &[
     ("sme_guest", sme_guest::TESTS),
     ("sme_switch", sme_switch::TESTS),
     ("storm", storm::TESTS),
+    ("dma", dma::TESTS),
+    ("dma_open", dma_open::TESTS),
+    ("dma_withheld", dma_withheld::TESTS),
 ];
