@@ -87,7 +87,7 @@ numbered! {
         /// At boot: args\[0\] CPUs, args\[1\] the set of guests' vector lengths, args\[2\] bits of guest
         /// addresses, args\[3\] the level of their root table, args\[4\] the set of
         /// guests' streaming vector lengths, args\[5\] 1 if EL1 can be AArch32,
-        /// args\[6\] the FP policy of protected VMs.
+        /// args\[6\] the FP policy of protected VMs, and 1 in bit 8 if there can be any.
         Machine = 9,
     }
 }
@@ -127,22 +127,25 @@ pub struct Change {
     pub state: PageState,
     /// Of which VM, if the state has one.
     pub vm: u8,
+    /// Devices reach all of them; else none.
+    pub devices: bool,
 }
 
 impl Change {
-    /// The register form: 40 bits of page, 8 each of count, state and VM.
+    /// The register form: 40 bits of page, 8 of count, 7 of state, 1 of devices, 8 of VM.
     pub const fn encode(self) -> u64 {
         self.page & ((1 << 40) - 1)
             | (self.count as u64) << 40
             | (self.state as u64) << 48
+            | (self.devices as u64) << 55
             | (self.vm as u64) << 56
     }
 
     /// Reads it.
     pub const fn decode(word: u64) -> Option<Self> {
-        let Some(state) = PageState::from_number((word >> 48) as u8) else { return None };
+        let Some(state) = PageState::from_number((word >> 48) as u8 & 0x7f) else { return None };
         let (page, count) = (word & ((1 << 40) - 1), (word >> 40) as u8);
-        Some(Self { page, count, state, vm: (word >> 56) as u8 })
+        Some(Self { page, count, state, vm: (word >> 56) as u8, devices: word >> 55 & 1 != 0 })
     }
 }
 
@@ -185,7 +188,7 @@ mod tests {
             if let Some(change) = Change::decode(word) {
                 prop_assert_eq!(change.encode(), word);
             } else {
-                prop_assert!(word >> 48 & 0xff > 8);
+                prop_assert!(word >> 48 & 0x7f > 8);
             }
         }
     }

@@ -333,6 +333,7 @@ fn log_beginning() {
     note(Kind::Machine, [machine.cpus as u64, vqs, bits, root, svqs, aarch32, policy]);
     hw::with(|memory| {
         for (pa, count, change) in memory.pages.runs() {
+            let change = hw::with_devices(memory.devices.as_ref(), change);
             note(Kind::Pages, [count, pa, change.encode(), 0, 0, 0, 0]);
         }
     });

@@ -150,6 +150,11 @@ fn owned(smmus: &SmmuNodes) -> Owned {
     smmus.iter().filter_map(|smmu| Some((smmu.base, smmu.facts.ok()?))).collect()
 }
 
+/// Whether there is no need of a stage 2 for devices: nobody walks it, and no log has what is in it.
+fn is_without(owned: &Owned) -> bool {
+    owned.is_empty() && !cfg!(feature = "transition-log")
+}
+
 fn level1_bytes_of(owned: &Owned) -> usize {
     let bits = owned.iter().map(|(_, facts)| facts.stream_bits).max().unwrap_or(0);
     level1_bytes(bits).max(PAGE_SIZE)
@@ -158,7 +163,7 @@ fn level1_bytes_of(owned: &Owned) -> usize {
 /// Bytes of hyp's pool that all this takes.
 pub fn pool_bytes(banks: &[Range], smmus: &SmmuNodes) -> usize {
     let owned = owned(smmus);
-    if owned.is_empty() {
+    if is_without(&owned) {
         return 0;
     }
     let tables = worst_case_tables(banks, 8) * PAGE_SIZE;
@@ -169,7 +174,7 @@ pub fn pool_bytes(banks: &[Range], smmus: &SmmuNodes) -> usize {
 /// Takes that memory, and maps the SMMUs in the final tables.
 pub fn prepare(tables: &mut HypTables, pool: &mut Pool, banks: &[Range], smmus: &SmmuNodes) {
     let owned = owned(smmus);
-    if owned.is_empty() {
+    if is_without(&owned) {
         return;
     }
     pool.fill(&DEVICE_TABLES, worst_case_tables(banks, 8));
@@ -189,7 +194,7 @@ const fn smmu_address(n: usize) -> usize {
 
 /// Tables that hyp's stage 1 takes for that.
 pub fn hyp_tables(smmus: &SmmuNodes) -> usize {
-    if owned(smmus).is_empty() { 0 } else { 4 }
+    if is_without(&owned(smmus)) { 0 } else { 4 }
 }
 
 /// On the final tables: the devices' stage 2 of all of RAM but hyp's, and the SMMUs on.

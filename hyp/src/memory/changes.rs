@@ -34,7 +34,7 @@ impl Changes {
     }
 }
 
-/// A page in this state.
+/// A page in this state. Whether devices reach it is not asked here.
 pub fn change(pa: u64, state: State) -> Change {
     let (state, vm) = match state {
         State::Host => (PageState::Host, 0),
@@ -47,5 +47,5 @@ pub fn change(pa: u64, state: State) -> Change {
         State::SharedWithGuest(vm) => (PageState::SharedWithGuest, vm),
         State::SharedByGuest(vm) => (PageState::SharedByGuest, vm),
     };
-    Change { page: pa / PAGE_SIZE as u64, count: 1, state, vm }
+    Change { page: pa / PAGE_SIZE as u64, count: 1, state, vm, devices: false }
 }

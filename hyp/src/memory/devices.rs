@@ -39,6 +39,11 @@ impl<T: Table, S: Smmus> Devices<T, S> {
         &mut self.smmus
     }
 
+    /// Whether a device reaches a page.
+    pub fn reach(&self, pa: u64) -> bool {
+        self.table.leaf(pa).is_some()
+    }
+
     /// A page is taken away: begun, and done at [`Self::settle`].
     pub fn take(&mut self, pa: u64) {
         if let Some(leaf) = self.table.leaf(pa) {

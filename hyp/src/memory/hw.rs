@@ -82,8 +82,27 @@ pub fn with<R>(f: impl FnOnce(&mut Memory) -> R) -> R {
     log::locked();
     let result = f(&mut memory);
     #[cfg(feature = "transition-log")]
-    log::touched(memory.pages.take_changes());
+    {
+        let Memory { pages, devices, .. } = &mut *memory;
+        log::touched(pages.take_changes().map(|change| with_devices(devices.as_ref(), change)));
+    }
     result
+}
+
+/// A change of pages, and whether devices reach them, in the stage 2 that SMMUs walk.
+///
+/// # Panics
+///
+/// If they reach some of them: their owner is one.
+#[cfg(feature = "transition-log")]
+pub fn with_devices(
+    devices: Option<&Devices<Stage2Tables, All>>,
+    change: umbra_shared::record::Change,
+) -> umbra_shared::record::Change {
+    let reach = |n: u64| devices.is_some_and(|it| it.reach((change.page + n) * PAGE_SIZE as u64));
+    let count = (0..u64::from(change.count)).filter(|&n| reach(n)).count();
+    assert!(count == 0 || count == usize::from(change.count), "devices reach some of {change:?}");
+    umbra_shared::record::Change { devices: count != 0, ..change }
 }
 
 impl Memory {

@@ -59,7 +59,18 @@ pub fn judge(mut records: Vec<Record>) -> Result<Report, Difference> {
             Some(Kind::Pages) => {
                 let [count, pa, state, ..] = record.args;
                 if let Some(change) = Change::decode(state) {
-                    memory.add(pa / 4096, count, Owner::of(change.state, change.vm));
+                    let owner = Owner::of(change.state, change.vm);
+                    if change.devices != owner.host_has_access() {
+                        return Err(Difference {
+                            number: 0,
+                            cpu: 0,
+                            what: "boot".to_owned(),
+                            difference: format!(
+                                "devices do not reach what the host does: {change:?}"
+                            ),
+                        });
+                    }
+                    memory.add(pa / 4096, count, owner);
                 }
             }
             Some(Kind::Machine) => {
@@ -390,6 +401,11 @@ fn compare_changes(record: &Record, expected: &Changes) -> Result<(), String> {
     let words = &record.touched[..TOUCHED.min(record.changes as usize)];
     for &word in words {
         let Some(change) = Change::decode(word) else { return Err(format!("change {word:#x}")) };
+        // Devices reach what the host does, and nothing else.
+        let owner = Owner::of(change.state, change.vm);
+        if change.devices != owner.host_has_access() {
+            return Err(format!("page {:#x} becomes {owner:?}, devices: {change:?}", change.page));
+        }
         for n in 0..u64::from(change.count) {
             found.insert(change.page + n, Owner::of(change.state, change.vm));
         }
