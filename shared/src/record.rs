@@ -149,6 +149,49 @@ impl Change {
     }
 }
 
+/// What the test kernel has to say of an access of a device's: in the arguments of VERSION, which uses none, so that a
+/// log has it in its place among hyp's transitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceNote {
+    /// One begins, in the page at this address, on this CPU's behalf.
+    Begins {
+        /// where
+        pa: u64,
+    },
+    /// It has read or written there.
+    Reached,
+    /// It has not.
+    Refused,
+    /// It can't be told.
+    Unknown,
+}
+
+impl DeviceNote {
+    /// x1 of such a note.
+    const MARK: u64 = 0x6465_7669_6365_0a0d;
+
+    /// x1-x3.
+    pub const fn encode(self) -> [u64; 3] {
+        match self {
+            Self::Begins { pa } => [Self::MARK, 0, pa],
+            Self::Reached => [Self::MARK, 1, 0],
+            Self::Refused => [Self::MARK, 2, 0],
+            Self::Unknown => [Self::MARK, 3, 0],
+        }
+    }
+
+    /// Reads them, if they are one.
+    pub const fn decode(args: [u64; 3]) -> Option<Self> {
+        match args {
+            [Self::MARK, 0, pa] => Some(Self::Begins { pa }),
+            [Self::MARK, 1, _] => Some(Self::Reached),
+            [Self::MARK, 2, _] => Some(Self::Refused),
+            [Self::MARK, 3, _] => Some(Self::Unknown),
+            _ => None,
+        }
+    }
+}
+
 /// Whose registers are live on a CPU, and what of the host is in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FpState {

@@ -80,6 +80,8 @@ kinds! {
     Enter = "enter",
     /// [`Event::Write`]
     Write = "write",
+    /// [`Event::Device`]
+    Device = "device",
     /// [`Event::Run`] of a guest that leaves FP alone: nop, spin, WFI, MMIO, timer.
     RunPlain = "run",
     /// ... that fills its registers.
@@ -143,6 +145,7 @@ impl Kind {
             Event::Call(_) => Self::Call,
             Event::Enter(_) => Self::Enter,
             Event::Write(_) => Self::Write,
+            Event::Device { .. } => Self::Device,
             Event::Run(run) => match run.command {
                 Command::Fill(_) => Self::RunFill,
                 Command::FillFpsimd => Self::RunFpsimd,

@@ -109,6 +109,13 @@ pub enum Event {
     Enter([Arg; 4]),
     /// The host writes into a page whatever it writes, if it has it; what it finds there is checked.
     Write(u8),
+    /// A device reads a page, or writes it if that is this CPU's to have written.
+    Device {
+        /// the page
+        page: u8,
+        /// writes, not reads
+        write: bool,
+    },
 }
 
 /// Pages that a program's calls can name.
@@ -355,6 +362,14 @@ fn event(words: Words<'_, '_>) -> Result<Event, ParseError> {
             (_, true) => return Err(ParseError::Word),
         },
         Some("write") => Event::Write(below(words.next(), PAGES)?),
+        Some("device") => {
+            let page = below(words.next(), PAGES)?;
+            match words.next() {
+                Some("reads") => Event::Device { page, write: false },
+                Some("writes") => Event::Device { page, write: true },
+                _ => return Err(ParseError::Word),
+            }
+        }
         _ => return Err(ParseError::Word),
     };
     if words.next().is_some() { Err(ParseError::Rest) } else { Ok(event) }
@@ -504,6 +519,8 @@ impl fmt::Display for Event {
                 display_arguments(f, args)
             }
             Self::Write(page) => write!(f, "write {page}"),
+            Self::Device { page, write: false } => write!(f, "device {page} reads"),
+            Self::Device { page, write: true } => write!(f, "device {page} writes"),
         }
     }
 }
@@ -553,6 +570,7 @@ mod tests {
                 Event::Call(Call { function, args, keep }),
                 Event::Enter([args[0], args[1], args[2], args[3]]),
                 Event::Write(kinds[0] % PAGES as u8),
+                Event::Device { page: kinds[0] % PAGES as u8, write: kinds[1] & 1 != 0 },
             ] {
                 let step = Step { cpu: 1, event };
                 let text = step.to_string();

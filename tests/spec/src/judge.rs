@@ -8,7 +8,7 @@ use umbra_shared::error::{Error, SUCCESS, check};
 use umbra_shared::exit::{ExitInfo, Reason, RunFlags};
 use umbra_shared::flags::HostFlags;
 use umbra_shared::guest::{GuestFunction, function_id};
-use umbra_shared::record::{Change, FpState, Kind, Record, TOUCHED};
+use umbra_shared::record::{Change, DeviceNote, FpState, Kind, Record, TOUCHED};
 use umbra_shared::vl::VqSet;
 
 use crate::calls::{Choice, Outcome};
@@ -147,6 +147,13 @@ fn guests(function: u32) -> String {
         .map_or_else(|| format!("{function:#x}"), |function| format!("{function:?}"))
 }
 
+/// What the test kernel says by a call of VERSION.
+fn device_note(record: &Record) -> Option<DeviceNote> {
+    let is_version = kind(record) == Some(Kind::Call) && Function::Version.is_in(record.function);
+    let [x1, x2, x3, ..] = record.args;
+    DeviceNote::decode([x1, x2, x3]).filter(|_| is_version)
+}
+
 fn answer(result: u64) -> String {
     match check(result) {
         Ok(()) => "ok".to_owned(),
@@ -173,6 +180,14 @@ impl Spec {
             return Err(differ("there is no such CPU".to_owned()));
         }
         report.transitions += 1;
+        self.time_passes();
+        if let Some(note) = device_note(record) {
+            if matches!(note, DeviceNote::Reached | DeviceNote::Refused) {
+                let told = format!("{note:?}").to_lowercase();
+                *report.answers.entry(("device".to_owned(), told)).or_default() += 1;
+            }
+            self.device_note(cpu, note).map_err(differ)?;
+        }
         let outcome = match kind(record) {
             None => return Err(differ("unknown kind".to_owned())),
             Some(Kind::Machine | Kind::Pages) => return Ok(()),

@@ -11,6 +11,7 @@
 //! - [`memory`]: pages and their owners;
 //! - [`vm`]: VMs and vCPUs;
 //! - [`fp`]: a CPU's registers, and what hints do;
+//! - [`dma`]: accesses of devices;
 //! - [`calls`]: every hypercall of the host's;
 //! - [`guest`]: every call of a guest's;
 //! - [`judge`]: records against all of that.
@@ -21,11 +22,14 @@
 #![forbid(unsafe_code)]
 
 pub mod calls;
+pub mod dma;
 pub mod fp;
 pub mod guest;
 pub mod judge;
 pub mod memory;
 pub mod vm;
+
+use std::collections::BTreeMap;
 
 use umbra_shared::call::Policy;
 use umbra_shared::vl::VqSet;
@@ -77,6 +81,8 @@ pub struct Spec {
     pub vms: Vec<vm::Vm>,
     /// CPUs, by hyp's number.
     pub cpus: Vec<Cpu>,
+    /// Accesses of devices that are under way, by the CPU that has told them to.
+    accesses: BTreeMap<usize, dma::Access>,
 }
 
 /// VMs at a time.
@@ -88,6 +94,7 @@ impl Spec {
     /// A machine on which nothing has happened yet.
     pub fn new(platform: Platform, memory: memory::Memory) -> Self {
         let cpus = vec![Cpu::default(); platform.cpus];
-        Self { platform, memory, vms: vec![vm::Vm::default(); VMS], cpus }
+        let vms = vec![vm::Vm::default(); VMS];
+        Self { platform, memory, vms, cpus, accesses: BTreeMap::new() }
     }
 }

@@ -14,7 +14,7 @@ use crate::bounds::Bounds;
 use crate::build::{Built, TestParts};
 use crate::console::{Line, parse};
 use crate::firmware;
-use crate::qemu::{Machine, Qemu};
+use crate::qemu::{Device, Machine, NEWER, Qemu, Smmu};
 use crate::workspace;
 
 /// Lines of the console that are kept for a failure.
@@ -94,6 +94,13 @@ pub struct OnQemu {
     pub firmware: PathBuf,
 }
 
+impl OnQemu {
+    /// Whether the machines have a device that reads and writes memory: this QEMU's SMMU has a stage 2.
+    fn has_devices(&self) -> bool {
+        self.qemu.version >= NEWER
+    }
+}
+
 impl Runner for OnQemu {
     fn boot(
         &self,
@@ -108,7 +115,14 @@ impl Runner for OnQemu {
             Some(setup) => Some(firmware::configure(&self.firmware, &setup, name)?),
             None => None,
         };
+        // A device to read and write memory, where there is an SMMU to hold it.
+        let (smmu, devices) = match self.has_devices() {
+            true => (Smmu::V3, vec![Device::Edu]),
+            false => (Smmu::None, Vec::new()),
+        };
         let machine = Machine {
+            smmu,
+            devices,
             cpu: spec.cpu.clone(),
             smp: spec.smp,
             // What makes a run repeat: one thread, and time that is instructions.

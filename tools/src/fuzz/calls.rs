@@ -36,6 +36,9 @@ const VCPU_CREATE: u8 = 32;
 const VM_MAP: u8 = 40;
 const VCPU_LOAD: u8 = 59;
 
+/// Of so many steps one is a device's, which takes 200 ms of the machine's time.
+const DEVICE_STEPS: u8 = 80;
+
 /// A generator of calls.
 struct Guide {
     rng: Rng,
@@ -116,6 +119,9 @@ impl Guide {
     fn step(&mut self) -> Step {
         let cpu = self.rng.u8(..self.cpus);
         self.home = (self.rng.u8(..6) != 0).then_some(cpu);
+        if self.rng.u8(..DEVICE_STEPS) == 0 {
+            return self.device();
+        }
         for _ in 0..20 {
             if let Some(step) = self.attempt(cpu) {
                 return step;
@@ -139,6 +145,16 @@ impl Guide {
             }
         };
         Some(Step { cpu, event })
+    }
+
+    /// A device's access takes its time: there are few, mostly of pages that have been written or given away.
+    fn device(&mut self) -> Step {
+        let write = self.rng.bool();
+        let page = self.page(|this, page| {
+            this.written[usize::from(page)] || !this.state(page).host_has_access()
+        });
+        let page = page.unwrap_or_else(|| self.rng.u8(..PAGES as u8));
+        Step { cpu: self.cpu_of(page), event: Event::Device { page, write } }
     }
 
     /// A page's content is one CPU's to write.

@@ -86,7 +86,12 @@ pub struct Request {
 
 /// Runs the fuzzer; whether nothing failed.
 pub fn fuzz(request: &Request) -> Result<bool> {
-    let qemu = setup::qemu(request.qemu.as_deref())?;
+    let usual = setup::qemu(request.qemu.as_deref())?;
+    // Of calls, those where devices take part say more.
+    let qemu = match request.qemu {
+        None if request.calls => setup::newer_qemu(&usual).unwrap_or(usual),
+        _ => usual,
+    };
     let toolchain = setup::toolchain()?;
     let built =
         if request.calls { build::logged_tests(&toolchain)? } else { build::tests(&toolchain)? };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use fastrand::Rng;
-use libtest_mimic::{Failed, Trial};
+use libtest_mimic::{Completion, Failed, Trial};
 use umbra_fuzz::program::Mode;
 
 use super::batch::{Lab, OnQemu, Runner, Verdict};
@@ -82,7 +82,14 @@ pub fn main() -> ExitCode {
 
 fn trials(settings: Settings) -> Result<Vec<Trial>> {
     let qemu = Qemu::find(Some(&settings.qemu))?.context("no QEMU")?;
+    let newer = settings.newer()?;
     let logged = Built { hyp: settings.hyp_log, ..settings.tests.clone() };
+    let devices = match &newer {
+        Ok(newer) => {
+            Some(Arc::new(Lab::on_qemu(newer.clone(), logged.clone(), settings.firmware.clone())?))
+        }
+        Err(_) => None,
+    };
     let judged = Arc::new(Lab::on_qemu(qemu.clone(), logged, settings.firmware.clone())?);
     let unjudged = Lab::on_qemu(qemu.clone(), settings.tests.clone(), settings.firmware.clone())?;
     let unjudged = Arc::new(Lab { calls: true, ..unjudged });
@@ -101,7 +108,16 @@ fn trials(settings: Settings) -> Result<Vec<Trial>> {
         let lab = Arc::clone(&lab);
         Trial::test("fuzz::a_replay_repeats_exactly", move || repeats(&lab).map_err(failed))
     };
+    let devices = match devices {
+        Some(devices) => run(&devices, "judged_devices", Mode::Storm, 8),
+        None => {
+            let why = newer.err().unwrap_or_default();
+            let skipped = move || Ok(Completion::ignored_with(why));
+            Trial::ignorable_test("fuzz::judged_devices", skipped)
+        }
+    };
     Ok(vec![
+        devices,
         run(&lab, "replay", Mode::Replay, 24),
         run(&lab, "storm", Mode::Storm, 24),
         run(&unjudged, "calls", Mode::Storm, 8),

@@ -67,6 +67,14 @@ impl Settings {
         }
     }
 
+    /// The QEMU for machines that the usual one is too old for, or why there is none.
+    pub fn newer(&self) -> Result<Newer> {
+        Ok(match &self.newer_qemu {
+            Ok(path) => Ok(Qemu::find(Some(path))?.context("no newer QEMU")?),
+            Err(why) => Err(why.clone()),
+        })
+    }
+
     /// Settings from the environment; `None` if this is a plain `cargo test`.
     pub fn from_environment() -> Result<Option<Self>> {
         if env::var_os(PACKAGE).is_none() {
@@ -110,11 +118,7 @@ pub struct Emulators {
 impl Emulators {
     pub(super) fn of(settings: &Settings) -> Result<Self> {
         let usual = Qemu::find(Some(&settings.qemu))?.context("no QEMU")?;
-        let newer = match &settings.newer_qemu {
-            Ok(path) => Ok(Qemu::find(Some(path))?.context("no newer QEMU")?),
-            Err(why) => Err(why.clone()),
-        };
-        Ok(Self { usual, newer })
+        Ok(Self { usual, newer: settings.newer()? })
     }
 
     /// One that is of release `needs` at least.

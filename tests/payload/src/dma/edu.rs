@@ -147,21 +147,29 @@ impl Edu {
         (0..PAGE / 8).map(move |n| probe_read(scratch + 8 * n).expect("a page of the test's"))
     }
 
-    /// What it finds at an address.
-    pub fn read(&self, pa: u64) -> u64 {
+    /// This word is in its buffer.
+    pub fn hold(&self, value: u64) {
         // SAFETY: a page of the test's.
-        unsafe { probe_write(self.scratch, CANARY) }.expect("a page of the test's");
+        unsafe { probe_write(self.scratch, value) }.expect("a page of the test's");
         self.fetch(self.scratch, 0, 8);
-        self.fetch(pa, 0, 8);
+    }
+
+    /// The word in its buffer.
+    pub fn held(&self) -> u64 {
         self.deliver(self.scratch, 0, 8);
         probe_read(self.scratch).expect("a page of the test's")
     }
 
+    /// What it finds at an address.
+    pub fn read(&self, pa: u64) -> u64 {
+        self.hold(CANARY);
+        self.fetch(pa, 0, 8);
+        self.held()
+    }
+
     /// Writes to an address, if it can.
     pub fn write(&self, pa: u64, value: u64) {
-        // SAFETY: a page of the test's.
-        unsafe { probe_write(self.scratch, value) }.expect("a page of the test's");
-        self.fetch(self.scratch, 0, 8);
+        self.hold(value);
         self.deliver(pa, 0, 8);
     }
 }

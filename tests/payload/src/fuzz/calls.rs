@@ -36,7 +36,7 @@ use umbra_shared::{
 /// Where a guest's agent stores what it is told to.
 const STORED: u64 = 0x900;
 /// Where the host's tags are.
-const TAGS: u64 = 0x800;
+pub const TAGS: u64 = 0x800;
 /// How many there are.
 const WORDS: u64 = 8;
 /// Owners of the pages' tags: + number of the page.
@@ -65,7 +65,8 @@ pub fn begin(region: u64) {
     KEPT.iter().for_each(|handle| handle.store(0, Ordering::SeqCst));
 }
 
-fn page(n: u8) -> u64 {
+/// A page's address.
+pub fn page(n: u8) -> u64 {
     REGION.load(Ordering::SeqCst) + u64::from(n) * PAGE
 }
 
@@ -80,7 +81,7 @@ fn resolve(arg: Arg) -> u64 {
 }
 
 /// Whether a page's content is this CPU's business.
-fn is_mine(cpu: usize, n: u8) -> bool {
+pub fn is_mine(cpu: usize, n: u8) -> bool {
     cpu_of_page(n, context().cpus) == cpu
 }
 

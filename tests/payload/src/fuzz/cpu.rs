@@ -1,6 +1,6 @@
 //! What one CPU does: its steps, with and without a vCPU loaded.
 
-use super::{calls, cover, kernel_fp, order, ticks, vms};
+use super::{calls, cover, device, kernel_fp, order, ticks, vms};
 use crate::{
     context::{context, effective_streaming},
     host,
@@ -391,6 +391,7 @@ fn other(cpu: usize, step: Step, loaded: Option<&FlagShadowPage>) -> u64 {
         Event::Call(call) => return calls::call(cpu, &call),
         Event::Enter(args) => return calls::enter(&args),
         Event::Write(page) => return calls::write(cpu, page),
+        Event::Device { page, write } => return device::access(cpu, page, write),
         // Of the boot CPU, which stays on; and what the callers carry out.
         Event::Off
         | Event::Suspend { power_down: true }

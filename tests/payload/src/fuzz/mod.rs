@@ -19,6 +19,7 @@
 
 mod calls;
 mod cpu;
+mod device;
 mod guest32;
 mod kernel_fp;
 mod order;
@@ -107,6 +108,7 @@ fn one(seed: u64, guest: &'static [u8]) -> Result<(), &'static str> {
     emit!("@fuzz begin {seed:#x}");
     let free = pages::free_count();
     let result = catch(|| {
+        device::begin();
         let junk = ledger::take(JUNK_PAGES);
         vms::begin(guest);
         calls::begin(junk);
