@@ -7,6 +7,7 @@ use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
 use umbra_firmware::config::SuspendFormat;
 use umbra_firmware::tree::{Facts, Power, hand_over};
+use umbra_hyp::boot::platform::smmus::SmmuNodes;
 use umbra_hyp::boot::platform::{self, Conduit, HostBoot, Platform};
 use umbra_tools::board::Board;
 use umbra_tools::dtc;
@@ -68,7 +69,9 @@ fn the_host_is_told_what_is_left() {
     let mut room = vec![0; dtb.len() + 4096];
     let hyp = [(0x8020_0000, 0x8060_0000), (0xff00_0000, RAM.1)];
     let initrd = Some((0x8400_0000, 0x8400_1000));
-    let boot = HostBoot { hyp: &hyp, initrd, command_line: "console=ttyAMA0" };
+    let smmus = &SmmuNodes::new();
+    let command_line = "console=ttyAMA0";
+    let boot = HostBoot { hyp: &hyp, initrd, command_line, smmus, isolate: true };
     let bytes = platform::hand_over(&dtb, &mut room, &boot).unwrap();
     let fdt = Fdt::new(&room[..bytes]).unwrap();
     let platform = Platform::read(&fdt).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! The system's package manager gets it, but nothing is installed and no foreign architecture is added:
 //! apt works on package lists and a cache of its own below `target/linux`. Only the Image and the drivers
-//! of [`modules`] are kept.
+//! of `modules` are kept.
 
 mod modules;
 

@@ -2,6 +2,8 @@
 //! to forget them, has transactions under way that end when it likes but for a `CMD_SYNC`, takes commands when
 //! it pleases, and stops at one that it doesn't know.
 
+#![forbid(unsafe_code)]
+
 use super::block::Block;
 use super::commands::Command;
 use super::registers::*;

@@ -1,5 +1,7 @@
 //! One SMMU as hyp drives it, against [`super::sim`].
 
+#![forbid(unsafe_code)]
+
 use super::block::Block;
 use super::examine::Facts;
 use super::registers::*;

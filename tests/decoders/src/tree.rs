@@ -6,7 +6,10 @@
 use dtoolkit::fdt::Fdt;
 use dtoolkit::{Node, Property};
 use umbra_hyp::arch::MAX_CPUS;
+use umbra_hyp::boot::platform::masters::{DeviceRanges, host_devices, survey};
+use umbra_hyp::boot::platform::smmus::SmmuNodes;
 use umbra_hyp::boot::platform::{self, HostBoot, Platform, PlatformError, Range};
+use umbra_hyp::dma::examine::Facts;
 use umbra_shared::PAGE_SIZE;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -36,6 +39,7 @@ pub fn tree(data: &[u8]) {
     assert_eq!(platform.uart, console);
     check(&platform);
     places(&platform);
+    devices(data, &platform);
     // The host keeps everything, or loses hyp's: a hole at the front, one in the middle, a whole bank.
     let (start, end) = platform.banks[0];
     let middle = (start + (end - start) / 2) / PAGE * PAGE;
@@ -90,9 +94,51 @@ fn without(banks: &[Range], holes: &[Range]) -> Vec<Range> {
     rest
 }
 
+/// The tree's SMMUs, each as good as any.
+fn smmus(platform: &Platform) -> SmmuNodes {
+    let mut smmus = platform.smmus.clone();
+    for smmu in &mut smmus {
+        smmu.facts = smmu.facts.map(|_| Facts {
+            stream_bits: 16,
+            output_bits: 44,
+            commands: 8,
+            events: 8,
+            ats: false,
+        });
+    }
+    smmus
+}
+
+/// What the host has beside RAM is whole pages and no RAM; what is left of it in a tree that it gets is
+/// covered, or counted as reaching everything.
+fn devices(data: &[u8], platform: &Platform) {
+    let fdt = Fdt::new(data).expect("read before");
+    let smmus = smmus(platform);
+    let Ok(masters) = survey(&fdt, &smmus) else { return };
+    assert!(masters.kinds.iter().all(|kind| kind.count > 0));
+    for isolate in [false, true] {
+        let mut ranges = Box::new(DeviceRanges::new());
+        if host_devices(&fdt, &smmus, isolate, &platform.banks, &mut ranges).is_err() {
+            continue;
+        }
+        for &range in ranges.pieces() {
+            assert!(range.0 < range.1 && range.0.is_multiple_of(PAGE));
+            assert!(range.1.is_multiple_of(PAGE), "{range:x?}");
+            assert!(!platform.banks.iter().any(|&bank| overlap(bank, range)), "{range:x?}");
+        }
+        let boot = HostBoot { hyp: &[], initrd: None, command_line: "", smmus: &smmus, isolate };
+        let mut room = vec![0; data.len() + ROOM];
+        let Ok(bytes) = platform::hand_over(data, &mut room, &boot) else { continue };
+        let edited = Fdt::new(&room[..bytes]).expect("a tree");
+        let left = survey(&edited, &smmus).expect("it was read before");
+        assert_eq!(left.uncovered, if isolate { 0 } else { masters.uncovered });
+    }
+}
+
 fn edit(data: &[u8], platform: &Platform, hyp: &[Range]) {
     let initrd = Some((0x1234_5000, 0x1234_6789));
-    let boot = HostBoot { hyp, initrd, command_line: COMMAND_LINE };
+    let smmus = &smmus(platform);
+    let boot = HostBoot { hyp, initrd, command_line: COMMAND_LINE, smmus, isolate: false };
     let mut room = vec![0xa5; data.len() + ROOM];
     let edited = platform::hand_over(data, &mut room, &boot);
     let mut second = vec![0x5a; data.len() + ROOM];
