@@ -115,8 +115,9 @@ impl Runner for OnQemu {
             Some(setup) => Some(firmware::configure(&self.firmware, &setup, name)?),
             None => None,
         };
-        // A device to read and write memory, where there is an SMMU to hold it.
-        let (smmu, devices) = match self.has_devices() {
+        // A device to read and write memory, where there is an SMMU to hold it. It takes 100 ms for a copy,
+        // which are 100 million instructions where time is counted in those.
+        let (smmu, devices) = match self.has_devices() && mode == Mode::Storm {
             true => (Smmu::V3, vec![Device::Edu]),
             false => (Smmu::None, Vec::new()),
         };
