@@ -9,7 +9,7 @@ use thiserror::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum Refusal {
-    #[error("its registers are not at a whole 64 KiB, or overlap memory or another SMMU's")]
+    #[error("its registers are not at a whole 64 KiB, or overlap memory or another device's")]
     Place,
     #[error("nothing answers at its address")]
     Nobody,

@@ -6,7 +6,7 @@
 //! `umbra.dma` decides ([`super::super::options::Dma`]).
 
 use super::bus::{Device, Path, each_device};
-use super::smmus::{self, SmmuNodes};
+use super::smmus::{self, COUNTERS, SmmuNodes};
 use super::{MAX_WITHHELD, PlatformError, Range, debug};
 use crate::boot::range_set::RangeSet;
 use arrayvec::ArrayVec;
@@ -48,10 +48,6 @@ const NO_MASTERS: &[&str] = &[
     "snps,dw-apb-uart",
     "snps,dw-wdt",
 ];
-
-/// Event counters of an SMMU: they send message-signalled interrupts to an address of their programmer's choice
-/// (`SMMU_PMCG_IRQ_CFG0`, IHI 0070 10.4).
-const COUNTERS: &str = "arm,smmu-v3-pmcg";
 
 /// Why nothing covers a master.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

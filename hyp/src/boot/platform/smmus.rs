@@ -15,6 +15,10 @@ pub const MAX_SMMUS: usize = 16;
 /// The binding's name (Linux, bindings/iommu/arm,smmu-v3.yaml).
 pub const COMPATIBLE: &str = "arm,smmu-v3";
 
+/// Event counters of an SMMU: they send message-signalled interrupts to an address of their programmer's choice
+/// (`SMMU_PMCG_IRQ_CFG0`, IHI 0070 10.4).
+pub const COUNTERS: &str = "arm,smmu-v3-pmcg";
+
 /// An SMMU as the tree has it.
 #[derive(Clone, Debug)]
 pub struct SmmuNode {
@@ -69,6 +73,21 @@ pub fn read(fdt: &Fdt<'_>, banks: &[Range]) -> Result<SmmuNodes, PlatformError> 
         let base = frame.map_or(0, |frame| frame.0);
         let smmu = SmmuNode { path: *device.path, phandle, base, facts };
         all.try_push(smmu).map_err(|_| PlatformError::TooManySmmus)
+    })?;
+    // Nor is it something else's. (Event counters lie among an SMMU's registers.)
+    each_device(fdt, &mut |device| {
+        let node = device.node;
+        if !device.is_there || [COMPATIBLE, COUNTERS].iter().any(|it| node.is_compatible(it)) {
+            return Ok(());
+        }
+        device.each_range(|range| {
+            for smmu in all.iter_mut().filter(|smmu| smmu.facts.is_ok()) {
+                if super::overlaps(range, (smmu.base, smmu.base + FRAME_BYTES)) {
+                    smmu.facts = Err(Refusal::Place);
+                }
+            }
+            Ok(())
+        })
     })?;
     // One frame can't be two, and one name can't be two's.
     for n in 0..all.len() {

@@ -213,6 +213,14 @@ fn an_smmu_that_can_not_be_used_covers_nothing() {
             vec![odd("smmu@b000000", 0xb00_0000, &[("clocks", cells(&[1, 2]))])],
             Some(Refusal::Power),
         ),
+        (
+            "over another device",
+            vec![
+                odd("smmu@b000000", 0xb00_0000, &[]),
+                device("x@b01f000", "x", &[0, 0xb01_f000, 0, 0x1000], &[]),
+            ],
+            Some(Refusal::Place),
+        ),
         ("off", vec![off], None),
         ("none", vec![], None),
     ];
