@@ -21,7 +21,7 @@ const NAPS: u32 = 1000;
 const NAP_MICROS: u64 = 10_000;
 
 /// A row.
-fn row(what: &str, is: &str) {
+pub fn row(what: &str, is: &str) {
     say::line(format_args!("@seen what={what} is={is}"));
 }
 
@@ -52,7 +52,7 @@ fn expect(what: &str, path: &CStr, wanted: &str) -> Result<(), Text> {
 }
 
 /// Calls `f` with what `read` puts into a large buffer.
-fn with_text<T>(
+pub fn with_text<T>(
     read: impl for<'a> FnOnce(&'a mut [u8]) -> &'a [u8],
     f: impl FnOnce(&str) -> Result<T, Text>,
 ) -> Result<T, Text> {
