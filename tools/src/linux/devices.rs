@@ -177,10 +177,10 @@ mod tests {
     #[test]
     fn every_row_is_asked_for() {
         assert_eq!(check(&LINES), Ok(()));
-        for left_out in 0..LINES.len() {
+        for (at, left_out) in LINES.iter().enumerate() {
             let mut lines = LINES.to_vec();
-            lines.remove(left_out);
-            assert!(check(&lines).is_err(), "without {}", LINES[left_out]);
+            lines.remove(at);
+            assert!(check(&lines).is_err(), "without {left_out}");
         }
     }
 

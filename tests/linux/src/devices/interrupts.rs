@@ -6,14 +6,17 @@ use crate::say::{self, Text};
 use crate::seen::{row, with_text};
 use crate::sys::File;
 
+/// Whether a name is a device's.
+type IsIts = fn(&str) -> bool;
+
 /// Rows, and what of `/proc/interrupts` is theirs: by messages each queue has a name of its own.
-const DEVICES: [(&str, fn(&str) -> bool); 3] = [
+const DEVICES: [(&str, IsIts); 3] = [
     ("interrupts-of-vda", |name| name.contains("-req.")),
     ("interrupts-of-nvme0n1", |name| name.starts_with("nvme0q") && !name.ends_with("q0")),
     ("interrupts-of-network", |name| name.contains("-input.") || name.contains("-output.")),
 ];
 /// The same without messages: the line is the device's.
-const LINES: [fn(&str) -> bool; 3] = [
+const LINES: [IsIts; 3] = [
     |name| name.starts_with("virtio"),
     |name| name.starts_with("nvme0q"),
     |name| name.starts_with("virtio"),
@@ -26,7 +29,7 @@ struct Counts {
 }
 
 /// What `/proc/interrupts` has for names that `is_its` knows; only messages, or only lines.
-fn counts(text: &str, cpus: u32, messages: bool, is_its: fn(&str) -> bool) -> Option<Counts> {
+fn counts(text: &str, cpus: u32, messages: bool, is_its: IsIts) -> Option<Counts> {
     let mut per_cpu = [0; MAX_CPUS];
     let mut found = false;
     for line in text.lines().filter(|line| line.contains("MSI") == messages) {
