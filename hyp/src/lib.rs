@@ -16,7 +16,8 @@
 //! - [`vm`]: the life of VMs and vCPUs;
 //! - `machine`: facts of the machine, and what CPUs show each other;
 //! - [`fp`]: the FP/SVE/SME engine;
-//! - [`memory`]: owners, hand-over, stage 2;
+//! - [`memory`]: owners, hand-over, stage 2, devices' too;
+//! - [`dma`]: the SMMUs that devices' accesses go through;
 //! - [`world`]: what EL1 and EL2 hold per world, feature by feature, and the switch;
 //! - [`arch`]: the ground: system registers, console, layout, vectors, the fatal end.
 //!
@@ -31,8 +32,9 @@
 //! # What the host sees
 //!
 //! An unmodified Linux finds a machine without EL2: it is started at EL1, its /memory has no hyp in it,
-//! its PSCI calls are SMCs that [`power::psci`] interposes. Its page tables are below an identity map that lacks
-//! hyp's memory: an access there is a synchronous external abort. All CPU features are its own but for
+//! its PSCI calls are SMCs that [`power::psci`] interposes. Its page tables are below an identity map of RAM
+//! without hyp's memory and of the devices in its tree: an access elsewhere is a synchronous external abort. SMMUs
+//! are hyp's, and disabled in its tree; devices behind one reach the RAM that the host does ([`dma`]). All CPU features are its own but for
 //! EL2 and what implementers define beside the architecture, and its FP registers move only when a guest has displaced them ([`fp`]), or when
 //! [`boot::options`] ask for that.
 //!
@@ -55,9 +57,11 @@
 //! | `arch/sysreg.rs` | 9 | 0 | MRS and MSR of registers that the sysreg crate lacks; barriers |
 //! | `boot/arrival.rs` | 6 | 1 | this CPU's data and host image, which boot made; the function that boot.S comes back to; YIELD |
 //! | `boot/bring_up.rs` | 4 | 0 | EL2's translation for the host, and entry to it |
+//! | `boot/devices.rs` | 4 | 0 | registers of SMMUs; memory from the pool for their tables and queues |
 //! | `boot/pool.rs` | 1 | 0 | memory taken from the pool for the first time |
 //! | `boot/start.rs` | 8 | 2 | addresses that the linker script and boot.S define; the device tree and the package where the loader put them; the jump to the final tables |
 //! | `cpu.rs` | 2 | 1 | per-CPU data, whole |
+//! | `dma/hw.rs` | 4 | 2 | registers of an SMMU; tables and queues that it reads and writes, as atomics |
 //! | `fp/hw.rs` | 20 | 3 | the routines that move FP registers (regs.S); images in donated memory |
 //! | `guest/entropy.rs` | 1 | 0 | RNDRRS |
 //! | `guest/run.rs` | 3 | 1 | entry to a guest (enter.S); the return state of an ERET, into the guest and back to the host |
@@ -86,7 +90,7 @@
 //! A CPU takes them in this order and holds at most one of each kind:
 //!
 //! 1. a VM's slot (`vm::slots`), which guards the VM, its vCPUs' places and its stage 2;
-//! 2. memory (`memory::hw`): owners, hyp's stage 1, the host's stage 2;
+//! 2. memory (`memory::hw`): owners, hyp's stage 1, the host's stage 2 and the devices', the SMMUs;
 //! 3. a list of pages for tables (`memory::frames`): hyp's, the host's or a VM's. With one of these held
 //!    nothing is done but to take a page or to put one.
 //!
@@ -109,6 +113,7 @@ pub mod arch;
 pub mod boot;
 #[cfg(target_os = "none")]
 pub mod cpu;
+pub mod dma;
 pub mod fp;
 pub mod guest;
 #[cfg(target_os = "none")]

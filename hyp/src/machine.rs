@@ -19,6 +19,9 @@ use umbra_shared::vl::VqSet;
 pub struct Machine {
     /// CPUs.
     pub cpus: usize,
+    /// Protected VMs can be made: no device reaches what its host doesn't, or the loader has said to do without
+    /// (`umbra.dma=unsafe`).
+    pub protects: bool,
     /// The host's registers go to memory at every WFI and DC ZVA (`umbra.displace`).
     pub displace: bool,
     /// The counters are printed when the host ends the machine (`umbra.stats`).

@@ -46,6 +46,9 @@ flag_set! {
         const FPMR = 1 << 6;
         /// Protected VMs have the lazy FP policy (`protected-fp=lazy`), not [`Policy::Scrub`].
         const PROTECTED_FP_LAZY = 1 << 7;
+        /// Protected VMs can be made: no device of the host's reaches them. Without it
+        /// [`Error::NotIsolated`](crate::error::Error::NotIsolated) says so.
+        const PROTECTED_VMS = 1 << 8;
     }
 }
 

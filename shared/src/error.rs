@@ -92,6 +92,9 @@ errors! {
     PoweredOff = -44, "the vCPU is off";
     /// The VM is a protected one, whose vCPUs its host doesn't reset.
     Protected = -45, "the VM is protected";
+    /// A device of the host's reaches all of memory, so that there can be no protected VM on this machine
+    /// (`umbra.dma`).
+    NotIsolated = -46, "a device reaches all of memory";
 }
 
 impl Error {

@@ -138,6 +138,9 @@ pub const CONFIGURATIONS: &[Configuration] = &[
         needs: None,
         ..with_devices(configuration("dma-withheld", "max", 2), Smmu::None, WITHHELD)
     },
+    // The same, which the host keeps.
+    open("dma-auto", "umbra.dma=auto"),
+    open("dma-unsafe", "umbra.dma=unsafe"),
 ];
 
 /// What is of interest where devices are withheld.
@@ -146,6 +149,16 @@ const WITHHELD: &str = "areas=dma_withheld";
 /// Devices that read and write memory as their driver tells them: one whose StreamID is the emulator's, one
 /// whose StreamID is the driver's.
 const MASTERS: &[Device] = &[Device::Edu, Device::EduBehindPort];
+
+/// Devices reach memory, and nothing is done about it.
+const fn open(name: &'static str, options: &'static str) -> Configuration {
+    let configuration = configuration(name, "max", 2);
+    Configuration {
+        needs: None,
+        options,
+        ..with_devices(configuration, Smmu::None, "areas=dma_policy")
+    }
+}
 
 /// There are devices that reach memory.
 const fn with_devices(

@@ -240,7 +240,13 @@ impl Machine {
 
     /// The value of `name=value` on the command line.
     pub fn argument(&self, name: &str) -> Option<&'static str> {
-        self.bootargs.split_ascii_whitespace().find_map(|w| w.strip_prefix(name)?.strip_prefix('='))
+        self.arguments(name).next()
+    }
+
+    /// Its values, if it is there more than once.
+    pub fn arguments(&self, name: &str) -> impl Iterator<Item = &'static str> {
+        let words = self.bootargs.split_ascii_whitespace();
+        words.filter_map(move |word| word.strip_prefix(name)?.strip_prefix('='))
     }
 }
 

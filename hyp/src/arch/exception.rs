@@ -29,6 +29,7 @@ unsafe extern "C" {
     static umbra_guest_vectors: u8;
     safe fn umbra_take_serror() -> u64;
     fn umbra_probe_dbgauthstatus() -> u64;
+    fn umbra_probe_device(va: usize) -> u64;
     fn umbra_enter_host_fresh(context: u64, stack_top: u64) -> !;
 }
 
@@ -77,6 +78,19 @@ pub fn read_dbgauthstatus() -> Option<u64> {
     // exception; a read of the register has no effect but to give its value.
     let value = unsafe { umbra_probe_dbgauthstatus() };
     (value != u64::MAX).then_some(value)
+}
+
+/// 32 bits of a device; `None` if nothing answers there, or if they are all ones. For boot: what an exception leaves
+/// in ELR_EL2 and the like is lost.
+///
+/// # Safety
+///
+/// `va` is mapped as Device memory, aligned to 4 bytes, and a read there changes nothing.
+pub unsafe fn probe_device(va: usize) -> Option<u32> {
+    // SAFETY: interrupts are masked, and nothing but the read can cause an exception between the two
+    // writes of VBAR_EL2; the read is harmless, as the caller promises.
+    let value = unsafe { umbra_probe_device(va) };
+    u32::try_from(value).ok().filter(|&value| value != u32::MAX)
 }
 
 /// Begins the host's life on this CPU with `context` in x0: ERET.

@@ -7,7 +7,7 @@
 //! | the boot code's physical address | identity map of `.idmap`, one page or two |
 //! | [`IMAGE_BASE`] | the image, by section permissions |
 //! | [`STACKS_BASE`] | stacks, each below a hole of its own size |
-//! | [`DEVICE_BASE`] | the console |
+//! | [`DEVICE_BASE`] | the console; SMMUs, from [`SMMU_BASE`] |
 //! | [`LINEAR_BASE`] | physical memory at its address plus this: hyp's own, donated and shared pages; a guest's page for as long as it is wiped or cleaned; nothing else |
 
 #![forbid(unsafe_code)]
@@ -18,6 +18,8 @@ pub const IMAGE_BASE: usize = 0x4000_0000_0000;
 pub const STACKS_BASE: usize = 0x4100_0000_0000;
 /// Device registers that hyp uses itself.
 pub const DEVICE_BASE: usize = 0x4200_0000_0000;
+/// Registers of SMMUs, one behind the other.
+pub const SMMU_BASE: usize = DEVICE_BASE + 0x1_0000_0000;
 /// Physical memory, page by page as it becomes hyp's.
 pub const LINEAR_BASE: usize = 0x8000_0000_0000;
 

@@ -103,6 +103,19 @@ umbra_probe_dbgauthstatus:
     isb
     ret
 
+// The 32 bits at x0 in x0, or -1 if nothing answers there.
+.global umbra_probe_device
+umbra_probe_device:
+    mrs     x2, vbar_el2
+    ldr     x1, =umbra_probe_vectors
+    msr     vbar_el2, x1
+    isb
+    ldr     w0, [x0]
+    dsb     sy
+    msr     vbar_el2, x2
+    isb
+    ret
+
 // A synchronous exception from the host: everything it does that needs hyp. x0-x18 and x30 go into
 // a HostFrame; x19-x29 are callee-saved for the handler.
 host_sync:

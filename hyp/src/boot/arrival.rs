@@ -14,6 +14,7 @@ use crate::arch::sysreg::sys;
 use crate::arch::sysreg::{isb, read_cntpct_el0};
 use crate::arch::{Lock, MAX_CPUS};
 use crate::boot::bring_up::{bring_up, start_host};
+use crate::boot::devices;
 use crate::boot::options::Options;
 use crate::boot::platform::Range;
 use crate::boot::pool::Pool;
@@ -26,6 +27,7 @@ use crate::fp::lengths::Lengths;
 use crate::guest::entropy;
 use crate::machine::{MACHINE, Machine, SHARED, machine};
 use crate::memory::frames::linear;
+use crate::memory::hw;
 use crate::memory::pages::MAX_BANKS;
 use crate::memory::tables::Stage2Shape;
 use crate::power::{
@@ -60,6 +62,8 @@ pub struct Finish {
     pub cpus: usize,
     /// The command line's options.
     pub options: Options,
+    /// Protected VMs can be made: nothing reaches them but CPUs.
+    pub protects: bool,
     /// ID registers of the boot CPU.
     pub id: IdRegisters,
     /// What the host's stage 2 is made of, once all CPUs have said how large it may be.
@@ -109,6 +113,12 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
     bring_up(cpu);
     if let Some(finish) = finish {
         finish_boot(cpu, finish);
+    }
+    if MACHINE.is_completed() {
+        let asleep = hw::with(|memory| memory.wake_smmus());
+        if asleep != 0 {
+            log::warn!("CPU {index}: {asleep} SMMUs were off and are on again");
+        }
     }
     if first && MACHINE.is_completed() {
         log::info!("CPU {index} comes late");
@@ -191,8 +201,10 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
     let id = id.without(Features::read(&finish.id).less(features));
     let shape = Stage2Shape::new(id.pa_bits());
     let host_vttbr = start::make_host_stage2(&finish.host_memory, shape);
+    devices::start(&finish.host_memory, id.pa_bits());
     MACHINE.call_once(|| Machine {
         cpus: finish.cpus,
+        protects: finish.protects,
         displace: finish.options.displace,
         stats: finish.options.stats,
         protected_policy: finish.options.protected_policy(),
@@ -309,7 +321,6 @@ fn start_others(this: usize, cpus: usize) {
 #[cfg(feature = "transition-log")]
 fn log_beginning() {
     use crate::arch::log::{forget, note};
-    use crate::memory::hw;
     use crate::world::features::Name;
     use umbra_shared::record::Kind;
     let machine = machine();
@@ -318,7 +329,7 @@ fn log_beginning() {
     let (vqs, svqs) = (machine.lengths.common.bits(), machine.streaming.common.bits());
     let (vqs, svqs) = (vqs.into(), svqs.into());
     let aarch32 = machine.features.has(Name::Aarch32).into();
-    let policy = machine.protected_policy as u64;
+    let policy = machine.protected_policy as u64 | u64::from(machine.protects) << 8;
     note(Kind::Machine, [machine.cpus as u64, vqs, bits, root, svqs, aarch32, policy]);
     hw::with(|memory| {
         for (pa, count, change) in memory.pages.runs() {

@@ -250,5 +250,5 @@ umbra_switch_tables:
 umbra_boot_tables:
     .skip   {BOOT_TABLES} * 4096
 umbra_boot_stack:
-    .skip   32768
+    .skip   131072
 umbra_boot_stack_end:

@@ -6,10 +6,13 @@
 pub mod arrival;
 #[cfg(target_os = "none")]
 pub mod bring_up;
+#[cfg(target_os = "none")]
+pub mod devices;
 pub mod options;
 pub mod platform;
 #[cfg(target_os = "none")]
 pub mod pool;
+pub mod range_set;
 pub mod ranges;
 #[cfg(target_os = "none")]
 pub mod start;

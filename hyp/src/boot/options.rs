@@ -4,6 +4,20 @@
 
 use umbra_shared::call::Policy;
 
+/// What becomes of masters that no SMMU of hyp's covers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dma {
+    /// `umbra.dma=auto`: the host keeps them, and if there is one, no protected VM is made: a machine whose disk is
+    /// behind no SMMU can still boot.
+    #[default]
+    Auto,
+    /// `umbra.dma=isolate`: they are withheld from the host.
+    Isolate,
+    /// `umbra.dma=unsafe`: the host keeps them, and protected VMs are made all the same: whoever can program
+    /// one of them reads and writes all of memory.
+    Unsafe,
+}
+
 /// What the command line asks of hyp.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
@@ -18,6 +32,8 @@ pub struct Options {
     /// memory when a reset came that hyp was not told of (a watchdog's, firmware's) is the next host's
     /// to read. For machines whose firmware wipes, or that boot often and have no secrets.
     pub boot_wipe_off: bool,
+    /// `umbra.dma`: what becomes of masters that no SMMU covers.
+    pub dma: Dma,
     /// `umbra.stats`: the CPUs' counters on the console when the host turns the machine off or resets
     /// it, for hosts that never ask.
     pub stats: bool,
@@ -46,6 +62,9 @@ impl Options {
                 "umbra.protected-fp=scrub" => options.protected_fp_lazy = false,
                 "umbra.boot-wipe=off" => options.boot_wipe_off = true,
                 "umbra.boot-wipe=on" => options.boot_wipe_off = false,
+                "umbra.dma=auto" => options.dma = Dma::Auto,
+                "umbra.dma=isolate" => options.dma = Dma::Isolate,
+                "umbra.dma=unsafe" => options.dma = Dma::Unsafe,
                 "umbra.stats" => options.stats = true,
                 "umbra.displace" => options.displace = true,
                 _ => {
@@ -84,6 +103,9 @@ mod tests {
             "umbra.protected-fp=scrub",
             "umbra.boot-wipe=off",
             "umbra.boot-wipe=on",
+            "umbra.dma=auto",
+            "umbra.dma=isolate",
+            "umbra.dma=unsafe",
             "umbra.stats",
             "umbra.displace",
         ];
@@ -139,6 +161,11 @@ mod tests {
         assert_eq!(policy("umbra.protected-fp=lazy"), Policy::Lazy);
         assert_eq!(policy("umbra.protected-fp=lazy umbra.protected-fp=scrub"), Policy::Scrub);
         assert_eq!(policy("umbra.protected-fp=scrub umbra.protected-fp=lazy"), Policy::Lazy);
+        let dma = |line| Options::parse(line).0.dma;
+        assert_eq!(dma(""), Dma::Auto, "without a word");
+        assert_eq!(dma("umbra.dma=isolate"), Dma::Isolate);
+        assert_eq!(dma("umbra.dma=isolate umbra.dma=unsafe"), Dma::Unsafe);
+        assert_eq!(dma("umbra.dma=unsafe umbra.dma=auto"), Dma::Auto);
         let (all, unknown) = Options::parse("umbra.displace umbra.host-vl=common umbra.stats");
         assert!(all.host_vl_common && all.stats && all.displace && unknown.is_none());
         // The first that means nothing is told, and what means something counts beside it.

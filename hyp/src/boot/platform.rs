@@ -4,12 +4,15 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bus;
 mod debug;
 mod edit;
+pub mod masters;
+pub mod smmus;
 #[cfg(test)]
 mod tests;
 
-pub use debug::{MAX_WITHHELD, external_debug};
+pub use debug::external_debug;
 pub use edit::{HostBoot, hand_over};
 
 use crate::arch::MAX_CPUS;
@@ -23,6 +26,8 @@ use thiserror::Error;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::package::COMMAND_LINE_BYTES;
 
+/// Pieces of device memory that are withheld from the host, those that touch taken for one.
+pub const MAX_WITHHELD: usize = 256;
 /// Ranges that a device tree may reserve.
 pub const MAX_RESERVED: usize = 32;
 
@@ -56,8 +61,12 @@ pub enum PlatformError {
     TooManyBanks,
     #[error("more than {MAX_RESERVED} reserved ranges")]
     TooManyReserved,
-    #[error("more than {MAX_WITHHELD} ranges of debug components")]
-    TooManyDebug,
+    #[error("more than {MAX_WITHHELD} ranges of devices that the host can't have")]
+    TooManyWithheld,
+    #[error("more than {} ranges of devices", masters::MAX_DEVICE_RANGES)]
+    TooManyDevices,
+    #[error("more than {} SMMUs", smmus::MAX_SMMUS)]
+    TooManySmmus,
     #[error("no room for the edited device tree")]
     NoRoom,
     #[error("the device tree has no /chosen to tell the host its initrd and command line in")]
@@ -71,9 +80,8 @@ pub struct Platform {
     pub banks: ArrayVec<Range, MAX_BANKS>,
     /// What of it is spoken for.
     pub reserved: ArrayVec<Range, MAX_RESERVED>,
-    /// Device memory that would let a host halt, change or sample a CPU at EL2: in order, apart, whole
-    /// pages.
-    pub withheld: ArrayVec<Range, MAX_WITHHELD>,
+    /// SMMUv3s.
+    pub smmus: smmus::SmmuNodes,
     /// MPIDR_EL1 affinities in device-tree order.
     pub cpus: ArrayVec<u64, MAX_CPUS>,
     /// The console: a PL011's address.
@@ -194,8 +202,8 @@ impl Platform {
             })
             .unwrap_or_default();
         let uart = console(fdt);
-        let withheld = debug::withheld(fdt)?;
-        Ok(Self { banks, reserved, withheld, cpus, uart, initrd: initrd(fdt), command_line })
+        let smmus = smmus::read(fdt, &banks)?;
+        Ok(Self { banks, reserved, smmus, cpus, uart, initrd: initrd(fdt), command_line })
     }
 
     /// What is in memory when hyp boots and is not to be written, beside what is reserved: the `image` with

@@ -30,6 +30,12 @@ impl Pool {
         pa
     }
 
+    /// The same, aligned to `align`, a power of two.
+    pub fn take_aligned(&mut self, bytes: usize, align: usize) -> u64 {
+        self.next = self.next.next_multiple_of(align as u64);
+        self.take(bytes)
+    }
+
     /// Puts `pages` pages on a list.
     pub fn fill(&mut self, list: &Lock<FrameList>, pages: usize) {
         let mut list = list.lock();

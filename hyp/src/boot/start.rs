@@ -15,10 +15,12 @@ use crate::arch::sysreg::sys;
 use crate::arch::{Lock, layout};
 use crate::boot::arrival::{self, Finish};
 use crate::boot::bring_up::{MPIDR_AFFINITY, read_id_registers};
+use crate::boot::devices::{self, HOST_DEVICES};
 use crate::boot::options::Options;
+use crate::boot::platform::smmus::MAX_SMMUS;
 use crate::boot::platform::{
-    HostBoot, MAX_RESERVED, MAX_WITHHELD, Platform, Range, conduit, console as find_console,
-    external_debug, hand_over,
+    HostBoot, MAX_RESERVED, Platform, Range, conduit, console as find_console, external_debug,
+    hand_over,
 };
 use crate::boot::pool::Pool;
 use crate::boot::ranges::{MAX_TAKEN, without};
@@ -82,6 +84,8 @@ unsafe extern "C" {
 const BLOCK: u64 = 2 << 20;
 /// The console's window in the boot tables: one 2 MiB block at this level-2 index.
 const CONSOLE_WINDOW_L2: usize = 260;
+/// And those of SMMUs: as many as a tree may have.
+const SMMU_WINDOWS_L2: usize = 264;
 /// Stacks: two per CPU, one for work and one for the message about the first.
 const STACKS_PER_CPU: usize = 2;
 
@@ -141,17 +145,28 @@ extern "C" fn umbra_boot_main(dtb_pa: u64, image: u64, why: u64) -> ! {
         Ok(platform) => platform,
         Err(error) => refuse(format_args!("{error}")),
     };
-    boot(dtb, dtb_pa, &platform)
+    boot(dtb, dtb_pa, &fdt, &platform)
 }
 
 fn early_console(fdt: &Fdt<'_>, why: u64) {
     let Some(uart) = find_console(fdt) else { return };
-    // Device-nGnRE, never executable, and AP[1] as the translation regime wants it.
-    let attributes = 3 << 53 | 1 << 10 | 1 << 2 | 1 | if why == 0 { 1 << 6 } else { 0 };
-    set_boot_descriptor(2, CONSOLE_WINDOW_L2, (uart / BLOCK * BLOCK) | attributes);
-    let address = IMAGE_BASE + CONSOLE_WINDOW_L2 * WINDOW_BYTES + (uart % BLOCK) as usize;
+    let address = map_device_for_boot(CONSOLE_WINDOW_L2, uart, why == 0);
     // SAFETY: just mapped, as Device.
     unsafe { console::init(address) };
+}
+
+/// Maps the block around `pa` at a level-2 index below [`IMAGE_BASE`], where nothing is. Returns the address of `pa`.
+fn map_device_for_boot(index: usize, pa: u64, el2: bool) -> usize {
+    // Device-nGnRE, never executable, and AP[1] as the translation regime wants it.
+    let attributes = 3 << 53 | 1 << 10 | 1 << 2 | 1 | if el2 { 1 << 6 } else { 0 };
+    set_boot_descriptor(2, index, (pa / BLOCK * BLOCK) | attributes);
+    IMAGE_BASE + index * WINDOW_BYTES + (pa % BLOCK) as usize
+}
+
+/// A window on a device in the boot tables, for the `n`th that asks: 16 at the most, each once.
+pub fn device_window(n: usize, pa: u64) -> usize {
+    assert!(n < MAX_SMMUS);
+    map_device_for_boot(SMMU_WINDOWS_L2 + n, pa, true)
 }
 
 fn package() -> PackageHeader {
@@ -167,14 +182,14 @@ fn package() -> PackageHeader {
 }
 
 /// Tables that a page-by-page mapping of all banks can take, with `fixed` for what is beside RAM.
-fn worst_case_tables(banks: &[Range], fixed: usize) -> usize {
+pub fn worst_case_tables(banks: &[Range], fixed: usize) -> usize {
     let spanned = |shift: u32| -> usize {
         banks.iter().map(|(start, end)| ((end - start) >> shift) as usize + 2).sum()
     };
     spanned(21) + spanned(30) + spanned(39) + fixed
 }
 
-fn boot(dtb: &'static [u8], dtb_pa: u64, platform: &Platform) -> ! {
+fn boot(dtb: &'static [u8], dtb_pa: u64, fdt: &Fdt<'_>, platform: &Platform) -> ! {
     let package = package();
     let image_pa = image_begins();
     let id = read_id_registers();
@@ -188,15 +203,17 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, platform: &Platform) -> ! {
         package.package_bytes >> 10
     );
 
-    log::info!(
-        "external debug: {}, {} ranges of it withheld from the host",
-        external_debug(read_dbgauthstatus()),
-        platform.withheld.len()
-    );
+    log::info!("external debug: {}", external_debug(read_dbgauthstatus()));
+    let command_line = command_line(&package, platform);
+    let (options, unknown) = Options::parse(command_line);
+    if let Some(word) = unknown {
+        refuse(format_args!("unknown option {word}"));
+    }
+    let smmus = devices::examine(platform, id.pa_bits());
+    let isolation = devices::decide(fdt, platform, &smmus, options.dma);
     let cpus = platform.cpus.len();
-    let hyp_tables = worst_case_tables(&platform.banks, 16 + cpus);
-    // At each end of what is withheld, three levels are cut.
-    let host_tables = worst_case_tables(&platform.banks, 64 + 6 * platform.withheld.len());
+    let hyp_tables = worst_case_tables(&platform.banks, 16 + cpus + devices::hyp_tables(&smmus));
+    let host_tables = worst_case_tables(&platform.banks, 4 + devices::host_tables());
     let ram_tables = ram_tables(platform);
     let pages = count(&platform.banks);
     let per_cpu = PAGE_SIZE.max(size_of::<Cpu>().next_multiple_of(PAGE_SIZE))
@@ -205,7 +222,8 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, platform: &Platform) -> ! {
         + Storage::new(Some(Vq::MAX), Some(Vq::MAX)).pages() * PAGE_SIZE;
     let bytes = (hyp_tables + host_tables + ram_tables) * PAGE_SIZE
         + (pages * size_of::<State>()).next_multiple_of(PAGE_SIZE)
-        + cpus * per_cpu;
+        + cpus * per_cpu
+        + devices::pool_bytes(&platform.banks, &smmus);
     let bytes = (bytes as u64).next_multiple_of(BLOCK);
     let dtb_room = (image_pa + package.dtb_offset, image_pa + package.dtb_offset + PAYLOAD_ALIGN);
     let image = [(image_pa, image_pa + package.package_bytes), dtb_room];
@@ -224,6 +242,7 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, platform: &Platform) -> ! {
 
     let mut tables = HypTables::new(Tables(&HYP_TABLES));
     map_image(&mut tables, image_pa);
+    devices::prepare(&mut tables, &mut pool, &platform.banks, &smmus);
     tables.map(
         linear(pool_range.0),
         pool_range.0,
@@ -256,22 +275,23 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, platform: &Platform) -> ! {
     };
     map_block_for_boot(dtb_room.0);
     let hyp_ranges = [(image_pa, image_pa + package.hyp_bytes), pool_range];
-    let command_line = command_line(&package, platform);
     let initrd = (package.initrd_bytes != 0).then(|| {
         let start = image_pa + package.initrd_offset;
         (start, start + package.initrd_bytes)
     });
-    let host_boot = HostBoot { hyp: &hyp_ranges, initrd, command_line };
+    let host_boot = HostBoot {
+        hyp: &hyp_ranges,
+        initrd,
+        command_line,
+        smmus: &smmus,
+        isolate: isolation.isolate,
+    };
     let dtb_bytes = match hand_over(dtb, room, &host_boot) {
         Ok(bytes) => bytes,
         Err(error) => refuse(format_args!("{error}")),
     };
     clean_invalidate_range(linear(dtb_room.0), dtb_bytes);
 
-    let (options, unknown) = Options::parse(command_line);
-    if let Some(word) = unknown {
-        refuse(format_args!("unknown option {word}"));
-    }
     tables.mark_active();
     tables.unmap(linear(dtb_room.0), PAYLOAD_ALIGN as usize);
 
@@ -318,16 +338,13 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, platform: &Platform) -> ! {
     // Nobody walks it before all CPUs are known.
     let shape = Stage2Shape::new(id.pa_bits());
     let host = Stage2Tables::new(Tables(&HOST_TABLES), shape).with_vmid(0);
-    hw::init(Memory { pages: owners, hyp: tables, host });
+    hw::init(Memory { pages: owners, hyp: tables, host, devices: None });
     arrival::finish_with(Finish {
         cpus,
         options,
+        protects: isolation.protects,
         id,
-        host_memory: HostMemory {
-            banks: platform.banks.clone(),
-            hyp: hyp_ranges,
-            withheld: platform.withheld.clone(),
-        },
+        host_memory: HostMemory { banks: platform.banks.clone(), hyp: hyp_ranges },
         images: pool,
         banks: platform.banks.clone(),
         free,
@@ -453,9 +470,10 @@ fn make_cpu(tables: &mut HypTables, pool: &mut Pool, index: usize, id: &IdRegist
 /// What of physical memory is RAM, and what of that hyp has.
 #[derive(Clone, Debug)]
 pub struct HostMemory {
-    banks: ArrayVec<Range, MAX_BANKS>,
-    hyp: [Range; 2],
-    withheld: ArrayVec<Range, MAX_WITHHELD>,
+    /// RAM.
+    pub banks: ArrayVec<Range, MAX_BANKS>,
+    /// Hyp's.
+    pub hyp: [Range; 2],
 }
 
 /// Makes the host's stage 2 of this shape, in the place of the empty one. Returns its VTTBR_EL2.
@@ -469,12 +487,10 @@ pub fn make_host_stage2(host: &HostMemory, shape: Stage2Shape) -> u64 {
 fn host_stage2(host: &HostMemory, shape: Stage2Shape) -> Stage2<Stage2Tables> {
     let mut stage2 = Stage2Tables::new(Tables(&HOST_TABLES), shape);
     let limit = 1 << shape.ipa_bits;
-    let mut at = 0;
     for &(start, end) in &host.banks {
         if end > limit {
             refuse(format_args!("memory above {} bits of address", shape.ipa_bits));
         }
-        map_devices(&mut stage2, (at, start), &host.withheld);
         let mut holes: ArrayVec<Range, 4> = host.hyp.iter().copied().collect();
         holes.sort_unstable();
         let mut from = start;
@@ -485,21 +501,12 @@ fn host_stage2(host: &HostMemory, shape: Stage2Shape) -> Stage2<Stage2Tables> {
             }
         }
         stage2.map_identity_ram(from, end);
-        at = end;
     }
-    map_devices(&mut stage2, (at, limit), &host.withheld);
+    // What the host's addresses don't reach it does without.
+    for &(start, end) in HOST_DEVICES.lock().pieces() {
+        stage2.map_identity_device(start.min(limit), end.min(limit));
+    }
     stage2.with_vmid(0)
-}
-
-/// What lies between banks is devices', and the host's, but for what is withheld from it.
-fn map_devices(stage2: &mut Stage2Tables, (mut from, end): Range, withheld: &[Range]) {
-    for &(start, behind) in withheld {
-        if start < end && behind > from {
-            stage2.map_identity_device(from, start.max(from));
-            from = behind.min(end);
-        }
-    }
-    stage2.map_identity_device(from, end);
 }
 
 fn switch_tables(index: usize) -> ! {

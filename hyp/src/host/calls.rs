@@ -118,6 +118,7 @@ pub fn version() -> Results {
     features.set(Features::AARCH32, machine.features.has(Name::Aarch32));
     features.set(Features::HOST_VL_COMMON, machine.lengths.host_common);
     features.set(Features::PROTECTED_FP_LAZY, machine.protected_policy == Policy::Lazy);
+    features.set(Features::PROTECTED_VMS, machine.protects);
     let mut results = one(u64::from(INTERFACE_VERSION));
     results[1] = features.bits();
     results

@@ -1,9 +1,11 @@
-//! `umbra.stats`: the counters of all CPUs as `@cpu` lines, for hosts that never ask for them.
+//! `umbra.stats`: the counters of all CPUs as `@cpu` lines, for hosts that never ask for them; and what the SMMUs have
+//! aborted.
 
 #![forbid(unsafe_code)]
 
 use crate::arch::console::emergency;
 use crate::machine::{SHARED, Shared, machine};
+use crate::memory::hw;
 use core::fmt;
 use core::sync::atomic::Ordering;
 use umbra_shared::call::Counter;
@@ -28,6 +30,10 @@ impl fmt::Display for Vls {
 pub fn counters() {
     for (n, shared) in SHARED[..machine().cpus].iter().enumerate() {
         row(n, shared);
+    }
+    let aborts = hw::with(|memory| memory.devices.as_mut().map(|devices| devices.smmus().events()));
+    if let Some(aborts) = aborts {
+        emergency(format_args!("@seen what=SMMU-aborts is={aborts}\n"));
     }
 }
 

@@ -1,9 +1,9 @@
 //! The order in which a page changes hands.
 //!
 //! [`super::pages`] decides who may have a page; here is what then happens to it, step by step. The
-//! steps are always in this order: the old owner loses the mapping, and the TLBs are known to have
-//! lost it; the page is wiped or cleaned; the new owner gets it. Any other order shows somebody what
-//! is not theirs: a page wiped while its old owner can still write it is not wiped, and one that is
+//! steps are always in this order: the old owner loses the mapping, on its CPUs and for its devices, and the TLBs
+//! of both are known to have lost it; the page is wiped or cleaned; the new owner gets it. Any other order shows
+//! somebody what is not theirs: a page wiped while its old owner can still write it is not wiped, and one that is
 //! mapped for a guest before it is clean to the point of coherency shows that guest, whose caches are
 //! off at first, what memory held before (regressions r31).
 //!
@@ -12,14 +12,18 @@
 
 #![forbid(unsafe_code)]
 
-use super::pages::{Page, State};
+use super::pages::{Page, PageRange, State};
 
 /// What is done to a page while it changes hands.
 pub trait Hands {
-    /// The host loses it: unmapped, complete with TLB maintenance.
+    /// The host loses it: unmapped, complete with TLB maintenance of CPUs. Of what its devices may still do there
+    /// nothing is known before [`Self::devices_are_done`].
     fn take_from_host(&mut self, page: Page);
 
-    /// The host can use it.
+    /// The host's devices have lost what was taken from it: nothing that they began there is under way.
+    fn devices_are_done(&mut self);
+
+    /// The host can use it, and its devices.
     fn give_to_host(&mut self, page: Page);
 
     /// Hyp can use it.
@@ -49,11 +53,14 @@ impl Ready {
     }
 }
 
-/// A page becomes hyp's for a VM: it is mapped for hyp, and holds zeroes.
-pub fn donate(hands: &mut impl Hands, page: Page) {
-    hands.take_from_host(page);
-    hands.map_for_hyp(page);
-    hands.wipe(page);
+/// Pages become hyp's for a VM: they are mapped for hyp, and hold zeroes. Devices are waited for once.
+pub fn donate(hands: &mut impl Hands, pages: PageRange) {
+    pages.pages().for_each(|page| hands.take_from_host(page));
+    hands.devices_are_done();
+    for page in pages.pages() {
+        hands.map_for_hyp(page);
+        hands.wipe(page);
+    }
 }
 
 /// What a guest finds in a page that it gets.
@@ -72,6 +79,7 @@ pub enum Arrival {
 pub fn prepare_for_guest(hands: &mut impl Hands, page: Page, arrival: Arrival) -> Ready {
     if arrival != Arrival::Shared {
         hands.take_from_host(page);
+        hands.devices_are_done();
     }
     hands.map_for_hyp(page);
     // Not before the host has lost it, who would write it again.
@@ -97,6 +105,7 @@ pub fn share_with_host(hands: &mut impl Hands, page: Page) {
 /// It is the guest's alone again, with what is in it.
 pub fn unshare_with_host(hands: &mut impl Hands, page: Page) {
     hands.take_from_host(page);
+    hands.devices_are_done();
     hands.map_for_hyp(page);
     hands.clean(page);
     hands.unmap_for_hyp(page);
@@ -133,6 +142,8 @@ mod tests {
     #[derive(Debug)]
     struct Memory {
         host: bool,
+        /// Something that a device of the host's has begun may still arrive.
+        devices: bool,
         hyp: bool,
         guest: bool,
         /// What the caches hold.
@@ -147,6 +158,7 @@ mod tests {
         const fn hosts() -> Self {
             Self {
                 host: true,
+                devices: true,
                 hyp: false,
                 guest: false,
                 cached: Content::Hosts,
@@ -159,6 +171,7 @@ mod tests {
             assert_eq!(ready.pa(), PAGE);
             assert_eq!(self.memory, self.cached, "mapped for a guest before it is clean to PoC");
             assert!(!self.stale_instructions, "an instruction cache holds what was here before");
+            assert_eq!(self.devices, self.host, "a device has not lost what its host has lost");
             self.guest = true;
         }
     }
@@ -169,11 +182,15 @@ mod tests {
             self.host = false;
         }
 
+        fn devices_are_done(&mut self) {
+            self.devices = self.host;
+        }
+
         fn give_to_host(&mut self, _: Page) {
             assert!(!self.hyp && !self.guest, "the host gets what somebody else can still use");
             assert_ne!(self.cached, Content::Secret, "the host gets what is not its own");
             assert_eq!(self.memory, self.cached, "the wipe has not reached memory");
-            self.host = true;
+            (self.host, self.devices) = (true, true);
         }
 
         fn map_for_hyp(&mut self, _: Page) {
@@ -189,6 +206,7 @@ mod tests {
         fn wipe(&mut self, _: Page) {
             assert!(self.hyp);
             assert!(!self.host && !self.guest, "wiped while somebody can write it");
+            assert!(!self.devices, "wiped while a device can write it");
             self.cached = Content::Zero;
         }
 
@@ -204,9 +222,13 @@ mod tests {
 
     const PAGE: u64 = 0x4000_1000;
 
-    fn page() -> Page {
+    fn pages() -> PageRange {
         let mut entries = [State::Host; 4];
-        Pages::new(&[(0x4000_0000, 0x4000_4000)], &mut entries).lookup(PAGE).unwrap()
+        Pages::new(&[(0x4000_0000, 0x4000_4000)], &mut entries).lookup_range(PAGE, 1).unwrap()
+    }
+
+    fn page() -> Page {
+        pages().first()
     }
 
     #[test]
@@ -225,7 +247,7 @@ mod tests {
     #[test]
     fn donated_pages_are_wiped_when_the_host_has_lost_them() {
         let mut memory = Memory::hosts();
-        donate(&mut memory, page());
+        donate(&mut memory, pages());
         assert_eq!((memory.host, memory.hyp, memory.cached), (false, true, Content::Zero));
     }
 
@@ -234,7 +256,7 @@ mod tests {
         for was in [State::Vm(1), State::Guest(1), State::SharedWithGuest(1)] {
             let mut memory = Memory::hosts();
             if let State::Vm(_) = was {
-                donate(&mut memory, page());
+                donate(&mut memory, pages());
             } else {
                 let ready = prepare_for_guest(
                     &mut memory,

@@ -8,7 +8,10 @@
 use crate::arch::Lock;
 use crate::arch::layout::LINEAR_BASE;
 use crate::arch::log;
-use crate::arch::sysreg::sys;
+use crate::arch::sysreg::{dsb_sy, sys};
+use crate::dma::hw::All;
+use crate::dma::smmu::Trouble;
+use crate::memory::devices::{Devices, Smmus};
 use crate::memory::frames::linear;
 use crate::memory::handover::Hands;
 use crate::memory::pages::{Page, Pages};
@@ -34,6 +37,29 @@ pub struct Memory {
     pub hyp: HypTables,
     /// The host's stage 2.
     pub host: Stage2<Stage2Tables>,
+    /// That of devices, if there is an SMMU to walk it.
+    pub devices: Option<Devices<Stage2Tables, All>>,
+}
+
+/// What an SMMU keeps can't be told any more: no page may change hands again.
+fn done(result: Result<(), (u64, Trouble)>) {
+    if let Err((base, trouble)) = result {
+        panic!("SMMU at {base:#x}: {trouble}");
+    }
+}
+
+impl Smmus for All {
+    fn stores_done(&self) {
+        dsb_sy();
+    }
+
+    fn forget_page(&mut self, ipa: u64) {
+        done(Self::forget_page(self, ipa));
+    }
+
+    fn settle(&mut self) {
+        done(Self::settle(self));
+    }
 }
 
 // SAFETY: the raw table pointers inside lead to hyp's pool, which every CPU has mapped alike.
@@ -102,6 +128,14 @@ impl Memory {
         (None, self.pages.next_from(from).map(Page::pa))
     }
 
+    /// A CPU is back that may have slept with the rest of the machine: SMMUs that have lost their state are brought up
+    /// again, before the host runs there. Returns how many had.
+    pub fn wake_smmus(&mut self) -> usize {
+        let Some(devices) = &mut self.devices else { return 0 };
+        let woken = devices.smmus().wake();
+        woken.unwrap_or_else(|(base, trouble)| panic!("SMMU at {base:#x}: {trouble}"))
+    }
+
     /// The host took a stage-2 translation fault at `pa`.
     pub fn host_fault(&mut self, pa: u64) -> HostFault {
         stage2::host_fault(&self.pages, &mut self.host, &Tlbs, pa)
@@ -118,10 +152,22 @@ pub fn flag_page(page: Page) -> &'static FlagShadowPage {
 impl Hands for Memory {
     fn take_from_host(&mut self, page: Page) {
         self.host.unmap(&Tlbs, page.pa());
+        if let Some(devices) = &mut self.devices {
+            devices.take(page.pa());
+        }
+    }
+
+    fn devices_are_done(&mut self) {
+        if let Some(devices) = &mut self.devices {
+            devices.settle();
+        }
     }
 
     fn give_to_host(&mut self, page: Page) {
         self.host.map(&Tlbs, page.pa(), page.pa());
+        if let Some(devices) = &mut self.devices {
+            devices.give(page.pa());
+        }
     }
 
     fn map_for_hyp(&mut self, page: Page) {

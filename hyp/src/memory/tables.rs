@@ -338,6 +338,22 @@ impl Stage2Tables {
         }
     }
 
+    /// Maps a range of RAM one to one for devices, in single pages.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::map_identity_ram`].
+    pub fn map_identity_pages(&mut self, start: u64, end: u64) {
+        if start < end {
+            self.fill(start, start, end - start);
+        }
+    }
+
+    /// The root's physical address, for those who are no CPUs.
+    pub fn root(&self) -> u64 {
+        self.0.root_address().0 as u64
+    }
+
     /// Maps a range of anything but RAM one to one for the host.
     ///
     /// # Panics

@@ -50,6 +50,9 @@ pub trait Machine {
     /// Whether EL1 can be AArch32.
     fn aarch32(&self) -> bool;
 
+    /// Whether protected VMs can be made.
+    fn protects(&self) -> bool;
+
     /// When the FP registers of protected VMs move.
     fn protected_policy(&self) -> Policy;
 

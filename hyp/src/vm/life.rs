@@ -123,7 +123,7 @@ fn donate_tables<M: Machine>(m: &M, vm: VmId, pages: UntrustedPages) -> Result<(
     let range = m.memory(|memory| {
         let range = memory.pages().lookup_range(pages.start.0, pages.count)?;
         memory.pages().donate_to_vm(range, vm)?;
-        range.pages().for_each(|page| handover::donate(memory, page));
+        handover::donate(memory, range);
         Ok(range)
     })?;
     m.add_tables(vm, range);
@@ -178,7 +178,7 @@ impl<T, V> Vm<T, V> {
     ///
     /// # Errors
     ///
-    /// TOO_FEW_PAGES, and what is wrong with the pages.
+    /// NOT_ISOLATED, TOO_FEW_PAGES, and what is wrong with the pages.
     pub fn create<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
         m: &M,
@@ -186,6 +186,9 @@ impl<T, V> Vm<T, V> {
         pages: UntrustedPages,
         config: VmConfig,
     ) -> Result<VmHandle, Error> {
+        if config.protected && !m.protects() {
+            return Err(Error::NotIsolated);
+        }
         if pages.count < VM_PAGES {
             return Err(Error::TooFewPages);
         }
@@ -416,7 +419,7 @@ impl<T, V> Vm<T, V> {
             owners.check_donation(range)?;
             owners.pin_flag_page(flag_page)?;
             owners.donate_to_vm(range, vm)?;
-            range.pages().for_each(|page| handover::donate(memory, page));
+            handover::donate(memory, range);
             Ok((range, flag_page))
         })?;
         let start = config.start;

@@ -297,6 +297,10 @@ impl Machine for Target {
         machine().features.has(Name::Aarch32)
     }
 
+    fn protects(&self) -> bool {
+        machine().protects
+    }
+
     fn protected_policy(&self) -> Policy {
         machine().protected_policy
     }

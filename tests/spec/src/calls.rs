@@ -117,6 +117,9 @@ impl Spec {
                 if free == 0 || (choice.no_slot && free <= self.platform.cpus) {
                     return Err(Error::Limit);
                 }
+                if config.protected && !self.platform.protects {
+                    return Err(Error::NotIsolated);
+                }
                 if pages.count < VM_PAGES {
                     return Err(Error::TooFewPages);
                 }

@@ -63,7 +63,8 @@ pub fn judge(mut records: Vec<Record>) -> Result<Report, Difference> {
                 }
             }
             Some(Kind::Machine) => {
-                let [cpus, vqs, bits, root, svqs, aarch32, policy] = record.args;
+                let [cpus, vqs, bits, root, svqs, aarch32, protection] = record.args;
+                let policy = protection & 0xff;
                 platform = Some(Platform {
                     cpus: cpus as usize,
                     guest_vqs: VqSet::from_bits(vqs as u16),
@@ -71,6 +72,7 @@ pub fn judge(mut records: Vec<Record>) -> Result<Report, Difference> {
                     root_level: root as u32,
                     guest_svqs: VqSet::from_bits(svqs as u16),
                     aarch32: aarch32 != 0,
+                    protects: protection >> 8 & 1 != 0,
                     protected_policy: if policy == Policy::Lazy as u64 {
                         Policy::Lazy
                     } else {

@@ -43,6 +43,8 @@ pub struct Platform {
     pub aarch32: bool,
     /// When the FP registers of protected VMs move, whatever their host asks for.
     pub protected_policy: Policy,
+    /// Protected VMs can be made.
+    pub protects: bool,
     /// Bits of a guest's address space.
     pub ipa_bits: u32,
     /// Level of a guest's root table: 0 or 1.

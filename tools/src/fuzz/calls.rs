@@ -71,6 +71,7 @@ fn guided(seed: u64, vls: &[u16], svls: &[u16]) -> (Vec<Step>, usize) {
         guest_svqs: VqSet::common(svls.iter().map(|&svl| set(svl))),
         // The machines are of a kind that has it.
         aarch32: true,
+        protects: true,
         protected_policy: Policy::Scrub,
         ipa_bits: 40,
         root_level: 0,

@@ -1,9 +1,12 @@
 //! The tree that the host gets: hyp's memory taken out of it, initrd and command line put in.
 
-use super::{PlatformError, Range, debug, is_okay, named, ranges};
+use super::bus::{Device, Path, each_device};
+use super::masters::{is_withheld, judge};
+use super::smmus::SmmuNodes;
+use super::{PlatformError, Range, is_okay, named, ranges};
 use arrayvec::{ArrayString, ArrayVec};
-use dtoolkit::fdt::{Fdt, FdtNode};
-use dtoolkit::fdt_mut::FdtMut;
+use dtoolkit::fdt::Fdt;
+use dtoolkit::fdt_mut::{FdtMut, SliceBuffer};
 use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
 
@@ -16,6 +19,10 @@ pub struct HostBoot<'a> {
     pub initrd: Option<Range>,
     /// The command line; empty: the one in the tree stays.
     pub command_line: &'a str,
+    /// The tree's SMMUs: those of hyp's are not the host's.
+    pub smmus: &'a SmmuNodes,
+    /// Masters that no SMMU covers are not the host's.
+    pub isolate: bool,
 }
 
 /// The big-endian word at `at`.
@@ -88,7 +95,11 @@ pub fn hand_over(dtb: &[u8], room: &mut [u8], boot: &HostBoot<'_>) -> Result<usi
         let mut reg = node.property_mut("reg").ok_or(PlatformError::BadTree)?;
         reg.set_value(value.as_slice()).map_err(|_| PlatformError::NoRoom)?;
     }
-    debug::disable(&mut fdt)?;
+    disable(&mut fdt, &mut |device| {
+        let out_of_reach = is_okay(&device.node)
+            && OUT_OF_REACH.iter().any(|compatible| device.node.is_compatible(compatible));
+        Ok(out_of_reach || is_withheld(judge(device, boot.smmus)?, boot.isolate))
+    })?;
     if boot.initrd.is_some() || !boot.command_line.is_empty() {
         if named(&fdt.as_read_only(), "chosen") > 1 {
             return Err(PlatformError::BadTree);
@@ -108,23 +119,6 @@ pub fn hand_over(dtb: &[u8], room: &mut [u8], boot: &HostBoot<'_>) -> Result<usi
                 .map_err(|_| PlatformError::NoRoom)?;
         }
     }
-    let mut left = MAX_OUT_OF_REACH;
-    while let Some((parent, name)) = out_of_reach(&fdt.as_read_only())? {
-        // Two nodes of one name can't be told apart.
-        left = left.checked_sub(1).ok_or(PlatformError::BadTree)?;
-        let mut root = fdt.root_mut();
-        let mut bus;
-        let node = match parent {
-            None => root.child_mut(&name),
-            Some(parent) => {
-                bus = root.child_mut(&parent).ok_or(PlatformError::BadTree)?;
-                bus.child_mut(&name)
-            }
-        };
-        let mut node = node.ok_or(PlatformError::BadTree)?;
-        node.remove_property("status");
-        node.add_property("status", "disabled").map_err(|_| PlatformError::NoRoom)?;
-    }
     Ok(fdt.as_read_only().data().len())
 }
 
@@ -140,28 +134,32 @@ pub(super) const OUT_OF_REACH: [&str; 5] = [
     "qcom,msm8996pro-apcc",
 ];
 
-/// How many such nodes a tree may have.
-const MAX_OUT_OF_REACH: usize = 64;
-
-type NodeName = ArrayString<64>;
-
-/// A node of one of those, at the root or one below, that the host could still take for there.
-fn out_of_reach(fdt: &Fdt<'_>) -> Result<Option<(Option<NodeName>, NodeName)>, PlatformError> {
-    let is_one = |node: &FdtNode<'_>| {
-        is_okay(node) && OUT_OF_REACH.iter().any(|compatible| node.is_compatible(compatible))
-    };
-    let name = |name: &str| ArrayString::from(name).map_err(|_| PlatformError::BadTree);
-    for child in fdt.root().children() {
-        if is_one(&child) {
-            return Ok(Some((None, name(child.name())?)));
-        }
-        for grandchild in child.children() {
-            if is_one(&grandchild) {
-                return Ok(Some((Some(name(child.name())?), name(grandchild.name())?)));
+/// In the tree that the host gets, what is `wanted` is not there to be used.
+fn disable(
+    fdt: &mut FdtMut<SliceBuffer<'_>>,
+    wanted: &mut impl FnMut(&Device<'_, '_>) -> Result<bool, PlatformError>,
+) -> Result<(), PlatformError> {
+    let mut last = None;
+    loop {
+        let mut found: Option<Path> = None;
+        each_device(&fdt.as_read_only(), &mut |device| {
+            let disabled =
+                device.node.property("status").is_some_and(|s| s.value() == b"disabled\0");
+            if found.is_none() && !disabled && wanted(device)? {
+                found = Some(*device.path);
             }
+            Ok(())
+        })?;
+        let Some(path) = found else { return Ok(()) };
+        // Of two that one name finds the second would stay as it is.
+        if last == Some(path) {
+            return Err(PlatformError::BadTree);
         }
+        let mut node = fdt.find_node_mut(&path).ok_or(PlatformError::BadTree)?;
+        node.remove_property("status");
+        node.add_property("status", "disabled").map_err(|_| PlatformError::NoRoom)?;
+        last = Some(path);
     }
-    Ok(None)
 }
 
 type RegBytes = ArrayVec<u8, 512>;

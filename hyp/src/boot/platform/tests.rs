@@ -1,15 +1,17 @@
 //! Trees whole, damaged, odd, and each word's neighbours.
 
 use super::edit::{is_editable, word};
+use super::masters::{DeviceRanges, host_devices};
+use super::smmus::SmmuNodes;
 use super::*;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use proptest::prelude::*;
 
-fn cells(numbers: &[u32]) -> Vec<u8> {
+pub(super) fn cells(numbers: &[u32]) -> Vec<u8> {
     numbers.iter().flat_map(|n| n.to_be_bytes()).collect()
 }
 
-fn node(name: &str, properties: &[(&str, Vec<u8>)]) -> DeviceTreeNode {
+pub(super) fn node(name: &str, properties: &[(&str, Vec<u8>)]) -> DeviceTreeNode {
     let mut builder = DeviceTreeNode::builder(name).unwrap();
     for (name, value) in properties {
         builder = builder.property(DeviceTreeProperty::new(*name, value.as_slice()).unwrap());
@@ -17,14 +19,14 @@ fn node(name: &str, properties: &[(&str, Vec<u8>)]) -> DeviceTreeNode {
     builder.build()
 }
 
-fn string(s: &str) -> Vec<u8> {
+pub(super) fn string(s: &str) -> Vec<u8> {
     let mut bytes = s.as_bytes().to_vec();
     bytes.push(0);
     bytes
 }
 
 /// A tree like QEMU virt's, without the nodes in `without`.
-fn tree(without: &[&str]) -> Vec<u8> {
+pub(super) fn tree(without: &[&str]) -> Vec<u8> {
     let mut tree = DeviceTree::new();
     let root = [("#address-cells", cells(&[2])), ("#size-cells", cells(&[2]))];
     tree.root = node("", &root);
@@ -52,6 +54,16 @@ fn tree(without: &[&str]) -> Vec<u8> {
         }
     }
     tree.to_dtb()
+}
+
+const NONE: &SmmuNodes = &ArrayVec::new_const();
+
+/// What the host may have beside RAM.
+fn devices(fdt: &Fdt<'_>, smmus: &SmmuNodes, isolate: bool) -> Vec<Range> {
+    let banks = Platform::read(fdt).unwrap().banks;
+    let mut ranges = DeviceRanges::new();
+    host_devices(fdt, smmus, isolate, &banks, &mut ranges).unwrap();
+    ranges.pieces().to_vec()
 }
 
 fn read(without: &[&str]) -> Result<Platform, PlatformError> {
@@ -86,8 +98,13 @@ fn the_host_is_told_what_is_left() {
     let dtb = tree(&[]);
     let mut room = vec![0; dtb.len() + 4096];
     let hyp = [(0x4020_0000, 0x4040_0000), (0x4f00_0000, 0x5000_0000)];
-    let boot =
-        HostBoot { hyp: &hyp, initrd: Some((0x4500_0000, 0x4500_1234)), command_line: "x y" };
+    let boot = HostBoot {
+        hyp: &hyp,
+        initrd: Some((0x4500_0000, 0x4500_1234)),
+        command_line: "x y",
+        smmus: NONE,
+        isolate: false,
+    };
     let bytes = hand_over(&dtb, &mut room, &boot).unwrap();
     let fdt = Fdt::new(&room[..bytes]).unwrap();
     let platform = Platform::read(&fdt).unwrap();
@@ -117,7 +134,8 @@ fn a_name_that_may_mean_two_nodes_is_refused() {
         let read = Platform::read(&Fdt::new(&dtb).unwrap());
         assert_eq!(read.map(|_| ()), if fine { Ok(()) } else { Err(PlatformError::BadTree) });
     }
-    let boot = HostBoot { hyp: &[], initrd: Some((0, 1)), command_line: "" };
+    let boot =
+        HostBoot { hyp: &[], initrd: Some((0, 1)), command_line: "", smmus: NONE, isolate: false };
     let dtb = tree_with(node("chosen@1", &[]));
     let mut room = vec![0; dtb.len() + 4096];
     assert_eq!(hand_over(&dtb, &mut room, &boot), Err(PlatformError::BadTree));
@@ -276,7 +294,8 @@ fn numbers_have_as_many_cells_as_the_tree_says() {
         assert_eq!(found.banks[..], [(0x4000_0000, 0x5000_0000)]);
         let mut room = vec![0; dtb.len() + 4096];
         let hyp = [(0x4f00_0000, 0x5000_0000)];
-        let boot = HostBoot { hyp: &hyp, initrd: None, command_line: "" };
+        let boot =
+            HostBoot { hyp: &hyp, initrd: None, command_line: "", smmus: NONE, isolate: false };
         let bytes = hand_over(&dtb, &mut room, &boot).unwrap();
         let left = platform(&room[..bytes]).unwrap();
         assert_eq!(left.banks[..], [(0x4000_0000, 0x4f00_0000)]);
@@ -312,7 +331,7 @@ fn what_cannot_be_edited_is_refused() {
     let mut dtb = good.clone();
     dtb[strings] = 0xff;
     assert!(!is_editable(&dtb));
-    let boot = HostBoot { hyp: &[], initrd: None, command_line: "x" };
+    let boot = HostBoot { hyp: &[], initrd: None, command_line: "x", smmus: NONE, isolate: false };
     let mut room = vec![0; dtb.len() + 4096];
     assert_eq!(hand_over(&dtb, &mut room, &boot), Err(PlatformError::BadTree));
     for bytes in 0..40 {
@@ -323,7 +342,8 @@ fn what_cannot_be_edited_is_refused() {
 #[test]
 fn no_room_and_no_chosen_are_said() {
     let dtb = tree(&[]);
-    let boot = HostBoot { hyp: &[], initrd: Some((0, 1)), command_line: "" };
+    let boot =
+        HostBoot { hyp: &[], initrd: Some((0, 1)), command_line: "", smmus: NONE, isolate: false };
     let mut room = vec![0; dtb.len() - 1];
     assert_eq!(hand_over(&dtb, &mut room, &boot), Err(PlatformError::NoRoom));
     let dtb = tree(&["chosen"]);
@@ -382,7 +402,7 @@ fn r41_devices_behind_implementation_defined_registers_are_disabled() {
     made.root.add_child(bus);
     let dtb = made.to_dtb();
     let mut room = vec![0; dtb.len() + 4096];
-    let host = HostBoot { hyp: &[], initrd: None, command_line: "" };
+    let host = HostBoot { hyp: &[], initrd: None, command_line: "", smmus: NONE, isolate: false };
     let length = hand_over(&dtb, &mut room, &host).unwrap();
     let edited = Fdt::new(&room[..length]).unwrap();
     for n in 0..super::edit::OUT_OF_REACH.len() {
@@ -403,8 +423,12 @@ fn component(name: &str, compatible: &str, reg: &[u32]) -> DeviceTreeNode {
 #[test]
 fn debug_components_are_withheld_and_disabled() {
     let mut tree = DeviceTree::from_fdt(&Fdt::new(&tree(&[])).unwrap());
-    let words = [("#address-cells", cells(&[2])), ("#size-cells", cells(&[1]))];
+    let words =
+        [("#address-cells", cells(&[2])), ("#size-cells", cells(&[1])), ("ranges", Vec::new())];
     let mut bus = node("soc", &words);
+    // One device over all of them.
+    bus.add_child(component("all@20000000", "x", &[0, 0x2000_0000, 0xf000_0000]));
+    bus.add_child(component("all@1,0", "x", &[1, 0, 0x8000_2000]));
     let mut two = component("debug@21000000", "x", &[0, 0x2100_0000, 0x1000]);
     let both = b"arm,coresight-cpu-debug\0arm,primecell\0";
     two.add_property(DeviceTreeProperty::new("compatible", both.as_slice()).unwrap());
@@ -420,24 +444,26 @@ fn debug_components_are_withheld_and_disabled() {
     tree.root.add_child(bus);
     let dtb = tree.to_dtb();
     let fdt = Fdt::new(&dtb).unwrap();
-    let platform = Platform::read(&fdt).unwrap();
-    let withheld = [
-        (0x2100_0000, 0x2100_2000),
-        (0x2300_0000, 0x2300_1000),
-        (0x1_0000_0000, 0x1_0000_1000),
-        (0x1_8000_0000, 0x1_8000_1000),
+    let left = [
+        (0x900_0000, 0x900_1000),
+        (0x2000_0000, 0x2100_0000),
+        (0x2100_2000, 0x2300_0000),
+        (0x2300_1000, 0x4000_0000),
+        (0x5000_0000, 0x1_0000_0000),
+        (0x1_0800_0000, 0x1_8000_0000),
+        (0x1_8000_1000, 0x1_8000_2000),
     ];
-    assert_eq!(platform.withheld[..], withheld);
+    assert_eq!(devices(&fdt, NONE, false), left);
     let mut room = vec![0; dtb.len() + 4096];
-    let boot = HostBoot { hyp: &[], initrd: None, command_line: "" };
+    let boot = HostBoot { hyp: &[], initrd: None, command_line: "", smmus: NONE, isolate: false };
     let bytes = hand_over(&dtb, &mut room, &boot).unwrap();
     let fdt = Fdt::new(&room[..bytes]).unwrap();
     // Nothing of the rest has changed, and the host that looks itself withholds the same.
-    assert_eq!(Platform::read(&fdt).unwrap().withheld[..], withheld);
+    assert_eq!(devices(&fdt, NONE, false), left);
     let bus = fdt.find_node("/soc").unwrap();
     for child in bus.children() {
         let status = child.property("status").map(|status| status.value().to_vec());
-        let kept = child.name().starts_with("cs@");
+        let kept = child.name().starts_with("cs@") || child.name().starts_with("all@");
         assert_eq!(
             status,
             if kept { None } else { Some(b"disabled\0".to_vec()) },
@@ -446,7 +472,7 @@ fn debug_components_are_withheld_and_disabled() {
         );
     }
     // A tree that has no room for it is refused, not handed on as it is.
-    let boot = HostBoot { hyp: &[], initrd: None, command_line: "" };
+    let boot = HostBoot { hyp: &[], initrd: None, command_line: "", smmus: NONE, isolate: false };
     let mut room = vec![0; dtb.len()];
     assert_eq!(hand_over(&dtb, &mut room, &boot), Err(PlatformError::NoRoom));
 }
@@ -476,7 +502,7 @@ fn of_two_debug_components_of_one_name_none_is_missed() {
     tree.root.add_child(nested);
     let dtb = tree.to_dtb();
     let mut room = vec![0; dtb.len() + 4096];
-    let boot = HostBoot { hyp: &[], initrd: None, command_line: "" };
+    let boot = HostBoot { hyp: &[], initrd: None, command_line: "", smmus: NONE, isolate: false };
     let bytes = hand_over(&dtb, &mut room, &boot).unwrap();
     let fdt = Fdt::new(&room[..bytes]).unwrap();
     for path in ["/bus@0/debug", "/bus@1/debug", "/debug@1", "/debug@1/port"] {

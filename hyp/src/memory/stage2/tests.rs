@@ -3,6 +3,7 @@
 
 use super::machine::{BLOCK_BYTES, CPUS, HOST, Kind, SimTable, SimTlb, World, vmid};
 use super::*;
+use crate::memory::devices::{Devices, Smmus};
 use crate::memory::handover::{Hands, Ready};
 use crate::memory::pages::{Page, PageRange, State, VmId, count};
 use crate::vm::hardware::{self, Boot, Machine, NewVcpu, There};
@@ -36,7 +37,58 @@ struct Memory {
     world: Rc<RefCell<World>>,
     pages: Pages<'static>,
     host: Stage2<SimTable>,
+    devices: Devices<DeviceTable, SimSmmu>,
     hyp: BTreeSet<u64>,
+}
+
+/// The devices' stage 2, page by page.
+struct DeviceTable(Rc<RefCell<BTreeSet<u64>>>);
+
+impl Table for DeviceTable {
+    fn entry(&self, ipa: u64) -> Entry {
+        let page = ipa & !(PAGE_BYTES - 1);
+        if self.0.borrow().contains(&page) {
+            Entry::Leaf(Leaf { ipa: page, bytes: PAGE_BYTES, pa: page })
+        } else {
+            Entry::Nothing
+        }
+    }
+
+    fn clear(&mut self, leaf: Leaf) {
+        assert!(self.0.borrow_mut().remove(&leaf.ipa));
+    }
+
+    fn mark(&mut self, ipa: u64) {
+        panic!("{ipa:#x} is enrolled for devices");
+    }
+
+    fn fill(&mut self, ipa: u64, pa: u64, bytes: u64) {
+        assert_eq!((ipa, bytes), (pa, PAGE_BYTES), "no block, and nothing moved");
+        assert!(self.0.borrow_mut().insert(ipa), "{ipa:#x} is there already");
+    }
+}
+
+/// An SMMU that has kept a translation of every page there has been, and writes with each of them until it has
+/// forgotten it and settled.
+struct SimSmmu {
+    table: Rc<RefCell<BTreeSet<u64>>>,
+    kept: BTreeSet<u64>,
+    forgotten: BTreeSet<u64>,
+}
+
+impl Smmus for SimSmmu {
+    fn stores_done(&self) {}
+
+    fn forget_page(&mut self, ipa: u64) {
+        assert!(!self.table.borrow().contains(&ipa), "a walk finds {ipa:#x} again");
+        self.forgotten.insert(ipa);
+    }
+
+    fn settle(&mut self) {
+        self.kept.extend(self.table.borrow().iter());
+        self.kept.retain(|ipa| !self.forgotten.contains(ipa) || self.table.borrow().contains(ipa));
+        self.forgotten.clear();
+    }
 }
 
 impl Memory {
@@ -63,12 +115,19 @@ impl Hands for Memory {
     fn take_from_host(&mut self, page: Page) {
         let tlb = self.tlb();
         self.host.unmap(&tlb, page.pa());
+        self.devices.take(page.pa());
+    }
+
+    fn devices_are_done(&mut self) {
+        self.devices.settle();
     }
 
     fn give_to_host(&mut self, page: Page) {
         assert!(!self.hyp.contains(&page.pa()));
         let tlb = self.tlb();
         self.host.map(&tlb, page.pa(), page.pa());
+        self.devices.give(page.pa());
+        self.devices.smmus().kept.insert(page.pa());
     }
 
     fn map_for_hyp(&mut self, page: Page) {
@@ -83,12 +142,18 @@ impl Hands for Memory {
         assert!(self.hyp.contains(&page.pa()));
         let reach = self.world.borrow().reach(page.pa());
         assert!(reach.is_empty(), "{:#x} is wiped while VMIDs {reach:?} can write it", page.pa());
+        let device = self.devices.smmus().kept.contains(&page.pa());
+        assert!(!device, "{:#x} is wiped while a device can write it", page.pa());
     }
 
     fn clean(&mut self, page: Page) {
         assert!(self.hyp.contains(&page.pa()));
         let intruders = self.intruders(page);
         assert!(intruders.is_empty(), "{:#x} is cleaned under {intruders:?}", page.pa());
+        let state = self.pages.state(page);
+        let device = self.devices.smmus().kept.contains(&page.pa());
+        // What goes to the host, to or fro, is in its new state already.
+        assert!(!device || state.host_has_access(), "{:#x} is cleaned under a device", page.pa());
     }
 
     fn forget_instructions(&mut self) {}
@@ -112,8 +177,12 @@ impl Sim {
         let banks: &[(u64, u64)] = &[RAM];
         let world = World::new(RAM);
         let entries = Box::leak(vec![State::Host; count(banks)].into_boxed_slice());
+        let ram: BTreeSet<u64> = (RAM.0..RAM.1).step_by(PAGE_SIZE).collect();
+        let table = Rc::new(RefCell::new(ram.clone()));
+        let smmu = SimSmmu { table: Rc::clone(&table), kept: ram, forgotten: BTreeSet::new() };
         let memory = Memory {
             world: Rc::clone(&world),
+            devices: Devices::new(DeviceTable(table), smmu),
             pages: Pages::new(banks, entries),
             host: SimTable::host(&world),
             hyp: BTreeSet::new(),
@@ -176,9 +245,13 @@ impl Sim {
     }
 
     fn nobody_reaches_what_is_not_theirs(&self) {
-        let memory = self.memory.borrow();
+        let memory = &mut *self.memory.borrow_mut();
         for pa in (RAM.0..RAM.1).step_by(PAGE_SIZE) {
             let page = memory.pages.lookup(pa).unwrap();
+            let smmu = memory.devices.smmus();
+            let devices = (smmu.table.borrow().contains(&pa), smmu.kept.contains(&pa));
+            let host = memory.pages.state(page).host_has_access();
+            assert_eq!(devices, (host, host), "devices reach what the host does: {pa:#x}");
             let (state, intruders) = (memory.pages.state(page), memory.intruders(page));
             assert!(
                 intruders.is_empty(),
@@ -219,6 +292,10 @@ impl Machine for Sim {
 
     fn aarch32(&self) -> bool {
         false
+    }
+
+    fn protects(&self) -> bool {
+        true
     }
 
     fn protected_policy(&self) -> Policy {

@@ -6,6 +6,7 @@ mod aarch32_traps;
 mod aborts;
 mod dma;
 mod dma_open;
+mod dma_policy;
 mod dma_withheld;
 mod exits;
 mod fp_smp;
@@ -42,7 +43,7 @@ use umbra_shared::call::Policy;
 const POLICIES: [Policy; 3] = [Policy::Lazy, Policy::Eager, Policy::Scrub];
 
 /// Areas that are for machines of their own, which name them (`areas=AREA,AREA`).
-pub const NAMED_ONLY: &[&str] = &["dma", "dma_open", "dma_withheld"];
+pub const NAMED_ONLY: &[&str] = &["dma", "dma_open", "dma_policy", "dma_withheld"];
 
 /// All of them, in the order in which they run.
 pub const ALL: &[Area] = &[
@@ -79,5 +80,6 @@ pub const ALL: &[Area] = &[
     ("storm", storm::TESTS),
     ("dma", dma::TESTS),
     ("dma_open", dma_open::TESTS),
+    ("dma_policy", dma_policy::TESTS),
     ("dma_withheld", dma_withheld::TESTS),
 ];

@@ -65,6 +65,8 @@ fn version_and_features() -> Result<(), Skip> {
     assert_eq!(has(Features::HOST_VL_COMMON), context().host_vl_common(), "umbra.host-vl");
     let lazy = context().protected_policy() == Policy::Lazy;
     assert_eq!(has(Features::PROTECTED_FP_LAZY), lazy, "umbra.protected-fp");
+    // What the machine has beside the host's UART is withheld, or behind an SMMU.
+    assert!(has(Features::PROTECTED_VMS), "umbra.dma");
     Ok(())
 }
 

@@ -37,6 +37,8 @@ pub struct Memory {
     /// Mapped for the host, for hyp.
     pub host: BTreeSet<u64>,
     pub hyp: BTreeSet<u64>,
+    /// Where something of a device's may be under way that the host has begun.
+    pub underway: BTreeSet<u64>,
     pub content: BTreeMap<u64, Content>,
 }
 
@@ -49,6 +51,11 @@ impl hardware::Memory for Memory {
 impl Hands for Memory {
     fn take_from_host(&mut self, page: Page) {
         assert!(self.host.remove(&page.pa()), "taken from a host that has it not");
+        self.underway.insert(page.pa());
+    }
+
+    fn devices_are_done(&mut self) {
+        self.underway.clear();
     }
 
     fn give_to_host(&mut self, page: Page) {
@@ -65,11 +72,13 @@ impl Hands for Memory {
     }
 
     fn wipe(&mut self, page: Page) {
+        assert!(!self.underway.contains(&page.pa()), "wiped while a device can write it");
         assert!(self.hyp.contains(&page.pa()) && !self.host.contains(&page.pa()));
         self.content.insert(page.pa(), Content::Zero);
     }
 
     fn clean(&mut self, page: Page) {
+        assert!(!self.underway.contains(&page.pa()), "handed on while a device can write it");
         assert!(self.hyp.contains(&page.pa()));
     }
 
@@ -94,6 +103,7 @@ pub struct Target {
     pub given: RefCell<[usize; MAX_VMS]>,
     pub vqs: VqSet,
     pub svqs: VqSet,
+    pub protects: bool,
     pub protected_policy: Policy,
     pub forgotten: Cell<u32>,
     /// vCPUs that run no more.
@@ -133,6 +143,10 @@ impl Machine for Target {
 
     fn aarch32(&self) -> bool {
         true
+    }
+
+    fn protects(&self) -> bool {
+        self.protects
     }
 
     fn protected_policy(&self) -> Policy {

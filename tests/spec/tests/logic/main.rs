@@ -58,7 +58,7 @@ fn vq(n: u64) -> Vq {
 }
 
 impl World {
-    fn new(protected_policy: Policy) -> Self {
+    fn new(protected_policy: Policy, protects: bool) -> Self {
         let banks = [(BASE, BASE + PAGES * PAGE)];
         let entries = Box::leak(vec![State::Host; PAGES as usize].into_boxed_slice());
         let mut pages = Pages::new(&banks, entries);
@@ -69,6 +69,7 @@ impl World {
             pages,
             host: all().filter(|&pa| pa != BASE + HYPS * PAGE).collect(),
             hyp: BTreeSet::new(),
+            underway: BTreeSet::new(),
             content: all().map(|pa| (pa, Content::Hosts)).collect(),
         };
         let vqs = [1, 2, 4].map(vq).into_iter().fold(VqSet::EMPTY, VqSet::with);
@@ -78,6 +79,7 @@ impl World {
             given: RefCell::new([0; MAX_VMS]),
             vqs,
             svqs,
+            protects,
             protected_policy,
             forgotten: Cell::new(0),
             stopped: RefCell::default(),
@@ -97,6 +99,7 @@ impl World {
             guest_vqs: vqs,
             guest_svqs: svqs,
             aarch32: true,
+            protects,
             protected_policy,
             ipa_bits: 40,
             root_level: 0,
@@ -532,9 +535,10 @@ proptest! {
     #[test]
     fn hyp_decides_as_specified(
             lazy in any::<bool>(),
+            protects in proptest::bool::weighted(0.8),
             dice in proptest::collection::vec(any::<Dice>(), 0..220),
         ) {
-        let mut world = World::new(if lazy { Policy::Lazy } else { Policy::Scrub });
+        let mut world = World::new(if lazy { Policy::Lazy } else { Policy::Scrub }, protects);
         for dice in dice {
             world.step(dice);
         }
@@ -544,7 +548,7 @@ proptest! {
 /// The whole life of a protected VM, for a reader; and that the random one above gets as deep.
 #[test]
 fn a_protected_vms_life() {
-    let mut world = World::new(Policy::Scrub);
+    let mut world = World::new(Policy::Scrub, true);
     let page = |n: u64| UntrustedPa(BASE + n * PAGE);
     let config = VmConfig { policy: Policy::Lazy, protected: true };
     let pages = |first: u64, count: u64| UntrustedPages { start: page(first), count };
