@@ -41,15 +41,30 @@ pub struct Options {
     pub reboot: bool,
     /// Use disks and a network, instead of the patterns.
     pub content: Option<Content>,
+    /// See that the devices of the board that reach memory are withheld, instead of the patterns.
+    pub withheld: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { kernel: None, seconds: 60, times: 1, processes: 3, reboot: false, content: None }
+        Self {
+            kernel: None,
+            seconds: 60,
+            times: 1,
+            processes: 3,
+            reboot: false,
+            content: None,
+            withheld: false,
+        }
     }
 }
 
 impl Options {
+    /// Whether there are patterns in the registers.
+    fn has_patterns(&self) -> bool {
+        self.content.is_none() && !self.withheld
+    }
+
     /// The words for our program.
     fn words(&self, cpus: u32) -> String {
         let Self { seconds, times, processes, reboot, .. } = self;
@@ -57,6 +72,7 @@ impl Options {
         let words = format!("umbra cpus={cpus} times={times}");
         match &self.content {
             Some(content) => format!("{words} devices {}{end}", content.words()),
+            None if self.withheld => format!("{words} withheld{end}"),
             None => format!("{words} seconds={seconds} processes={processes}{end}"),
         }
     }
@@ -96,8 +112,7 @@ impl Programs {
         extra: &str,
         name: &str,
     ) -> Result<PathBuf> {
-        // Who uses devices has no patterns in the registers.
-        let displace = if options.content.is_none() { " umbra.displace" } else { "" };
+        let displace = if options.has_patterns() { " umbra.displace" } else { "" };
         let words = format!("umbra.stats{displace} {UNHURRIED} {extra}");
         let command_line = command_line(words.trim_end(), &options.words(cpus));
         self.pack_with(kernel, options.content.is_some(), &command_line, name)
@@ -172,7 +187,7 @@ pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
     }
     let symbols = Symbols::new([(Space::Hyp, programs.hyp.clone())]);
     let Watched { report, failure } = watch(qemu, &image, symbols, &machine, request)?;
-    let displaced = options.content.is_none();
+    let displaced = options.has_patterns();
     let verified = verify(&report, cpus, options.kernel.is_none(), displaced);
     let verified = verified.and_then(|()| match &options.content {
         Some(_) => devices::verify(&report, cpus),
@@ -311,8 +326,19 @@ pub struct Configuration {
     pub vls: &'static [u16],
     /// How it ends.
     pub reboot: bool,
-    /// With disks and a network, behind an SMMU.
-    pub devices: bool,
+    /// What it is for.
+    pub purpose: Purpose,
+}
+
+/// What a Linux is booted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Patterns in every register.
+    Patterns,
+    /// Disks and a network, behind an SMMU.
+    Devices,
+    /// It has to go without the devices that reach memory: nothing is in between.
+    Withheld,
 }
 
 /// Lines of the console that a failed test shows.
@@ -330,11 +356,12 @@ const DEVICE_TIMES: u64 = 2;
 pub const CONFIGURATIONS: &[Configuration] = &[
     plain("keeps_every_register"),
     Configuration { vls: &[32, 64], reboot: true, ..plain("keeps_every_register_asym") },
-    Configuration { devices: true, ..plain("disk_and_network_behind_the_smmu") },
+    Configuration { purpose: Purpose::Devices, ..plain("disk_and_network_behind_the_smmu") },
+    Configuration { purpose: Purpose::Withheld, ..plain("does_without_devices_that_are_withheld") },
 ];
 
 const fn plain(name: &'static str) -> Configuration {
-    Configuration { name, vls: &[], reboot: false, devices: false }
+    Configuration { name, vls: &[], reboot: false, purpose: Purpose::Patterns }
 }
 
 impl Configuration {
@@ -372,15 +399,16 @@ impl Configuration {
             reboot: self.reboot,
             ..Options::default()
         };
-        let (options, cpus) = match self.devices {
-            false => (options, TEST_CPUS),
-            true => {
+        let (options, cpus) = match self.purpose {
+            Purpose::Patterns => (options, TEST_CPUS),
+            Purpose::Withheld => (Options { withheld: true, ..options }, TEST_CPUS),
+            Purpose::Devices => {
                 let content = Some(Content::prepare(None)?);
                 (Options { content, times: DEVICE_TIMES, ..options }, DEVICE_CPUS)
             }
         };
         let name = format!("linux-{}", self.name);
-        let image = programs.pack(kernel, &options, cpus, "", &name)?;
+        let image = programs.pack(kernel, &options, cpus, self.words(), &name)?;
         let mut machine = Machine { smp: cpus, ..Machine::default() };
         if let Some(content) = &options.content {
             machine = content.attach(&machine);
@@ -396,15 +424,27 @@ impl Configuration {
             console.push(symbols.show(line));
         })?;
         let verified = || {
-            verify(&report, cpus, true, !self.devices)?;
-            if self.devices { devices::verify(&report, cpus) } else { Ok(()) }
+            verify(&report, cpus, true, options.has_patterns())?;
+            match self.purpose {
+                Purpose::Patterns => Ok(()),
+                Purpose::Devices => devices::verify(&report, cpus),
+                Purpose::Withheld => devices::verify_withheld(&report, console),
+            }
         };
         Ok(report.failure(&end).or_else(|| verified().err()))
     }
 
+    /// Hyp's words: what no SMMU stands in front of is withheld, whatever else there is.
+    fn words(&self) -> &'static str {
+        match self.purpose {
+            Purpose::Patterns => "",
+            Purpose::Devices | Purpose::Withheld => "umbra.dma=isolate",
+        }
+    }
+
     /// The oldest QEMU that it runs on, if the usual one need not do.
     pub fn needs(&self) -> Option<Release> {
-        self.devices.then_some(NEWER)
+        (self.purpose == Purpose::Devices).then_some(NEWER)
     }
 
     /// Whether it has EL3 firmware.

@@ -211,6 +211,7 @@ impl BootArgs {
                 processes: self.processes,
                 reboot: self.reboot,
                 content,
+                withheld: false,
             }),
         })
     }

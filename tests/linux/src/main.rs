@@ -21,6 +21,7 @@
 //! | `reboot` | end with a reset instead of a power-off |
 //! | `bench` | measure |
 //! | `devices` | use the disks and the network instead of the patterns ([`devices`]) |
+//! | `withheld` | devices that reach memory are withheld: no patterns either |
 //! | `disk=N`, `digest=N` | bytes of each disk, and what they come to (`umbra_patterns::digest`) |
 //! | `file=N`, `file-digest=N` | the same of the file that the network has |
 
@@ -66,7 +67,7 @@ fn run(start: &Start) -> Result<(), say::Text> {
     }
     if start.has("devices") {
         devices::run(start)?;
-    } else {
+    } else if !start.has("withheld") {
         stress::run(start)?;
     }
     seen::check_after(start)

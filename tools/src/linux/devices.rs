@@ -151,6 +151,23 @@ pub fn verify(report: &Report, cpus: u32) -> Result<(), String> {
     Ok(())
 }
 
+/// What a Linux that had to do without has to have left behind, and what the console must say of it: why it
+/// can't have, if it didn't.
+pub fn verify_withheld(report: &Report, console: &[String]) -> Result<(), String> {
+    for (row, node) in [("PCI", "/pcie@"), ("fw_cfg", "/fw-cfg@"), ("virtio-mmio", "/virtio_mmio@")]
+    {
+        let seen = report.rows(Table::Seen).find(|found| value(found, "what") == Some(row));
+        if seen.and_then(|found| value(found, "is")) != Some("disabled") {
+            return Err(format!("Linux does not say that {row} is disabled"));
+        }
+        let told = |line: &String| line.contains(node) && line.contains("withheld");
+        if !console.iter().any(told) {
+            return Err(format!("hyp does not say that {node}... is withheld"));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,6 +213,21 @@ mod tests {
             with(7, "@seen what=interrupts-of-nvme0n1 is=line:9,0,0,0").contains("no messages")
         );
         assert!(with(5, "@seen what=hotplugs-meanwhile is=2").contains("2 CPUs"));
+    }
+
+    #[test]
+    fn both_say_what_is_withheld() {
+        let mut report = Report::default();
+        let console = |nodes: &[&str]| -> Vec<String> {
+            nodes.iter().map(|node| format!("umbra: master {node}1000: withheld")).collect()
+        };
+        let all = console(&["/pcie@", "/fw-cfg@", "/virtio_mmio@"]);
+        for what in ["PCI", "fw_cfg", "virtio-mmio"] {
+            assert!(verify_withheld(&report, &all).unwrap_err().contains(what));
+            report.take(&parse(&format!("@seen what={what} is=disabled")));
+        }
+        assert_eq!(verify_withheld(&report, &all), Ok(()));
+        assert!(verify_withheld(&report, &all[..2]).unwrap_err().contains("virtio_mmio"));
     }
 
     #[test]
