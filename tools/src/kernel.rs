@@ -1,8 +1,8 @@
 //! A Linux to boot: Debian's arm64 kernel of the release at hand, or a file of the user's.
 //!
 //! The system's package manager gets it, but nothing is installed and no foreign architecture is added:
-//! apt works on package lists and a cache of its own below `target/linux`. Only the Image and the drivers
-//! of `modules` are kept.
+//! apt works on package lists and a cache of its own below `target/linux`. Only the Image and some drivers are
+//! kept.
 
 mod modules;
 

@@ -4,9 +4,11 @@
 //! That program says what it found and did, hyp says at the end what it did (`umbra.stats`), and
 //! [`verify`] holds one against the other: a Linux that ran on something else than Umbra is no success.
 
+mod devices;
+
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::bounds::Bounds;
 use crate::build::{self, HYP, LINUX};
@@ -14,12 +16,14 @@ use crate::console::{Fields, Space, Table, parse};
 use crate::firmware::{self, Setup, SuspendFormat};
 use crate::image::{self, Parts};
 use crate::kernel::Kernel;
-use crate::qemu::{Direct, Machine, Qemu, Release};
+use crate::qemu::{Direct, Machine, NEWER, Qemu, Release, Smmu};
 use crate::report::{Columns, Report, table, value};
 use crate::symbols::Symbols;
 use crate::transcript::Outcome;
 use crate::watch::{Request, Watched, watch};
 use crate::{cpio, elf, setup, workspace};
+
+pub use devices::Content;
 
 /// What a Linux is to do.
 #[derive(Clone, Debug)]
@@ -35,20 +39,42 @@ pub struct Options {
     pub processes: u32,
     /// End with a reset instead of a power-off.
     pub reboot: bool,
+    /// Use disks and a network, instead of the patterns.
+    pub content: Option<Content>,
+    /// See that the devices of the board that reach memory are withheld, instead of the patterns.
+    pub withheld: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { kernel: None, seconds: 60, times: 1, processes: 3, reboot: false }
+        Self {
+            kernel: None,
+            seconds: 60,
+            times: 1,
+            processes: 3,
+            reboot: false,
+            content: None,
+            withheld: false,
+        }
     }
 }
 
 impl Options {
+    /// Whether there are patterns in the registers.
+    fn has_patterns(&self) -> bool {
+        self.content.is_none() && !self.withheld
+    }
+
     /// The words for our program.
     fn words(&self, cpus: u32) -> String {
         let Self { seconds, times, processes, reboot, .. } = self;
         let end = if *reboot { " reboot" } else { "" };
-        format!("umbra cpus={cpus} times={times} seconds={seconds} processes={processes}{end}")
+        let words = format!("umbra cpus={cpus} times={times}");
+        match &self.content {
+            Some(content) => format!("{words} devices {}{end}", content.words()),
+            None if self.withheld => format!("{words} withheld{end}"),
+            None => format!("{words} seconds={seconds} processes={processes}{end}"),
+        }
     }
 }
 
@@ -62,10 +88,19 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// The initrd.
-    fn initrd(&self) -> Result<Vec<u8>> {
+    /// The initrd, with the kernel's drivers if they are wanted.
+    fn initrd(&self, kernel: &Kernel, with_drivers: bool) -> Result<Vec<u8>> {
         let init = std::fs::read(&self.init)?;
-        Ok(cpio::archive(&[("init", &init)]))
+        let mut files = vec![("init".to_owned(), init)];
+        if with_drivers {
+            let modules =
+                kernel.modules.as_ref().context("a kernel without its drivers")?.read()?;
+            let names: Vec<_> = modules.iter().map(|(name, _)| name.as_str()).collect();
+            files.push(("modules".to_owned(), names.join("\n").into_bytes()));
+            files.extend(modules.into_iter().map(|(name, module)| (format!("{name}.ko"), module)));
+        }
+        let files: Vec<_> = files.iter().map(|(name, file)| (name.as_str(), &file[..])).collect();
+        Ok(cpio::archive(&files))
     }
 
     /// One bootable file of hyp and `kernel`, for a machine with so many CPUs.
@@ -77,16 +112,23 @@ impl Programs {
         extra: &str,
         name: &str,
     ) -> Result<PathBuf> {
-        let words = format!("umbra.stats umbra.displace {UNHURRIED} {extra}");
+        let displace = if options.has_patterns() { " umbra.displace" } else { "" };
+        let words = format!("umbra.stats{displace} {UNHURRIED} {extra}");
         let command_line = command_line(words.trim_end(), &options.words(cpus));
-        self.pack_with(kernel, &command_line, name)
+        self.pack_with(kernel, options.content.is_some(), &command_line, name)
     }
 
-    fn pack_with(&self, kernel: &Kernel, command_line: &str, name: &str) -> Result<PathBuf> {
+    fn pack_with(
+        &self,
+        kernel: &Kernel,
+        with_drivers: bool,
+        command_line: &str,
+        name: &str,
+    ) -> Result<PathBuf> {
         let package = image::pack(&Parts {
             hyp: &elf::flatten_file(&self.hyp)?,
             host: &image::read_host(&kernel.image)?,
-            initrd: &self.initrd()?,
+            initrd: &self.initrd(kernel, with_drivers)?,
             command_line,
         })?;
         let path = workspace::image_dir().join(format!("{name}.img"));
@@ -113,33 +155,53 @@ fn kernel(options: &Options) -> Result<Kernel> {
 }
 
 /// Boots a Linux under Umbra to the end of its program; whether it went well.
+///
+/// With devices it needs a newer QEMU, and gets one if it can be had.
 pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
+    let newer = match &options.content {
+        Some(_) => Some(setup::newer_qemu(qemu).map_err(anyhow::Error::msg)?),
+        None => None,
+    };
+    let qemu = newer.as_ref().unwrap_or(qemu);
     let toolchain = setup::toolchain()?;
     let kernel = kernel(options)?;
     let programs =
         Programs { hyp: build::binary(&toolchain, HYP)?, init: build::binary(&toolchain, LINUX)? };
     if request.machine.icount {
-        return compare(qemu, request, &programs, &kernel);
+        return compare(qemu, request, &programs, &kernel, options);
     }
     let cpus = request.machine.smp;
     let image = programs.pack(&kernel, options, cpus, &request.command_line, "linux")?;
     let mut machine = request.machine.clone();
+    if let Some(content) = &options.content {
+        machine = content.attach(&machine);
+    }
     if let Some(setup) = &request.firmware {
         let program = build::binary(&toolchain, build::FIRMWARE)?;
         machine.firmware = Some(firmware::configure(&program, setup, "boot")?);
         eprintln!("EL3 firmware: {setup}");
     }
-    eprintln!("{} above Umbra for {} s", kernel.name, options.seconds);
+    match &options.content {
+        Some(_) => eprintln!("{} above Umbra, with devices", kernel.name),
+        None => eprintln!("{} above Umbra for {} s", kernel.name, options.seconds),
+    }
     let symbols = Symbols::new([(Space::Hyp, programs.hyp.clone())]);
     let Watched { report, failure } = watch(qemu, &image, symbols, &machine, request)?;
-    let failure = failure.or_else(|| verify(&report, cpus, options.kernel.is_none()).err());
+    let displaced = options.has_patterns();
+    let verified = verify(&report, cpus, options.kernel.is_none(), displaced);
+    let verified = verified.and_then(|()| match &options.content {
+        Some(_) => devices::verify(&report, cpus),
+        None => Ok(()),
+    });
+    let failure = failure.or_else(|| verified.err());
     println!("{}", report.render(failure.as_deref()).trim_end());
     Ok(failure.is_none())
 }
 
 /// What a Linux that ran above Umbra has to have left behind; why it can't have, if it didn't. Not every
-/// kernel lets programs at physical memory; one that `must_reach` it does.
-pub fn verify(report: &Report, cpus: u32, must_reach: bool) -> Result<(), String> {
+/// kernel lets programs at physical memory; one that `must_reach` it does. Where registers are `displaced` they
+/// have moved through hyp on every CPU.
+pub fn verify(report: &Report, cpus: u32, must_reach: bool, displaced: bool) -> Result<(), String> {
     let rows: Vec<_> = report.rows(Table::Cpu).collect();
     if rows.len() != cpus as usize {
         return Err(format!("hyp told of {} CPUs, not of {cpus}: is it there?", rows.len()));
@@ -149,7 +211,7 @@ pub fn verify(report: &Report, cpus: u32, must_reach: bool) -> Result<(), String
     };
     for row in &rows {
         let saves = number(row, "saves_full") + number(row, "saves_fpsimd");
-        if saves == 0 || number(row, "host_traps") < saves {
+        if displaced && (saves == 0 || number(row, "host_traps") < saves) {
             let cpu = value(row, "cpu").unwrap_or("?");
             return Err(format!("CPU {cpu}: Linux's registers never moved through hyp"));
         }
@@ -186,24 +248,41 @@ const COST_COLUMNS: &Columns = &[
 
 /// What Umbra costs a Linux: the same kernel and program, above Umbra and started by QEMU at EL1 on a
 /// machine without EL2, instructions counted, one CPU.
-fn compare(qemu: &Qemu, request: &Request, programs: &Programs, kernel: &Kernel) -> Result<bool> {
+fn compare(
+    qemu: &Qemu,
+    request: &Request,
+    programs: &Programs,
+    kernel: &Kernel,
+    options: &Options,
+) -> Result<bool> {
     ensure!(request.firmware.is_none(), "--icount compares with a machine without firmware");
-    let machine = Machine { smp: 1, ..request.machine.clone() };
+    let mut machine = Machine { smp: 1, ..request.machine.clone() };
+    let mut arguments = "bench".to_owned();
+    if let Some(content) = &options.content {
+        machine = content.attach(&machine);
+        arguments = format!("bench devices {}", content.words());
+    }
+    let with_drivers = options.content.is_some();
     let extra = &request.command_line;
     let symbols = || Symbols::new([(Space::Hyp, programs.hyp.clone())]);
 
     eprintln!("{} above Umbra, one CPU, counting instructions", kernel.name);
     // What is compared is Linux's boot, not a wipe before it.
     let words = format!("umbra.stats umbra.boot-wipe=off {extra}");
-    let image =
-        programs.pack_with(kernel, &command_line(words.trim_end(), "bench"), "linux-bench")?;
+    let image = programs.pack_with(
+        kernel,
+        with_drivers,
+        &command_line(words.trim_end(), &arguments),
+        "linux-bench",
+    )?;
     let above = watch(qemu, &image, symbols(), &machine, request)?;
 
     eprintln!("{} at EL1 without Umbra, one CPU, counting instructions", kernel.name);
     let initrd = workspace::image_dir().join("linux-bench.initrd");
-    image::write_whole(&initrd, &programs.initrd()?)?;
-    let direct = Direct { initrd, command_line: command_line(extra, "bench") };
-    let machine = Machine { direct: Some(direct), ..machine };
+    image::write_whole(&initrd, &programs.initrd(kernel, with_drivers)?)?;
+    let direct = Direct { initrd, command_line: command_line(extra, &arguments) };
+    // Without an SMMU: one that Linux has for itself costs it more than hyp's, which it doesn't see.
+    let machine = Machine { direct: Some(direct), smmu: Smmu::None, ..machine };
     let alone = watch(qemu, &kernel.image, symbols(), &machine, request)?;
 
     let costs = costs(&above.report, &alone.report);
@@ -247,20 +326,43 @@ pub struct Configuration {
     pub vls: &'static [u16],
     /// How it ends.
     pub reboot: bool,
+    /// What it is for.
+    pub purpose: Purpose,
+}
+
+/// What a Linux is booted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Patterns in every register.
+    Patterns,
+    /// Disks and a network, behind an SMMU.
+    Devices,
+    /// It has to go without the devices that reach memory: nothing is in between.
+    Withheld,
 }
 
 /// Lines of the console that a failed test shows.
 const TAIL_LINES: usize = 60;
 /// CPUs of these machines.
 const TEST_CPUS: u32 = 2;
+/// CPUs of those with devices.
+const DEVICE_CPUS: u32 = 4;
 /// How often everything has to happen there.
 const TEST_TIMES: u64 = 16;
+/// The same with devices: CPUs that go and come, and readings of each disk meanwhile.
+const DEVICE_TIMES: u64 = 2;
 
 /// All of them.
 pub const CONFIGURATIONS: &[Configuration] = &[
-    Configuration { name: "keeps_every_register", vls: &[], reboot: false },
-    Configuration { name: "keeps_every_register_asym", vls: &[32, 64], reboot: true },
+    plain("keeps_every_register"),
+    Configuration { vls: &[32, 64], reboot: true, ..plain("keeps_every_register_asym") },
+    Configuration { purpose: Purpose::Devices, ..plain("disk_and_network_behind_the_smmu") },
+    Configuration { purpose: Purpose::Withheld, ..plain("does_without_devices_that_are_withheld") },
 ];
+
+const fn plain(name: &'static str) -> Configuration {
+    Configuration { name, vls: &[], reboot: false, purpose: Purpose::Patterns }
+}
 
 impl Configuration {
     /// Boots it, as a test.
@@ -297,11 +399,22 @@ impl Configuration {
             reboot: self.reboot,
             ..Options::default()
         };
+        let (options, cpus) = match self.purpose {
+            Purpose::Patterns => (options, TEST_CPUS),
+            Purpose::Withheld => (Options { withheld: true, ..options }, TEST_CPUS),
+            Purpose::Devices => {
+                let content = Some(Content::prepare(None)?);
+                (Options { content, times: DEVICE_TIMES, ..options }, DEVICE_CPUS)
+            }
+        };
         let name = format!("linux-{}", self.name);
-        let image = programs.pack(kernel, &options, TEST_CPUS, "", &name)?;
-        let mut machine = Machine { smp: TEST_CPUS, ..Machine::default() };
+        let image = programs.pack(kernel, &options, cpus, self.words(), &name)?;
+        let mut machine = Machine { smp: cpus, ..Machine::default() };
+        if let Some(content) = &options.content {
+            machine = content.attach(&machine);
+        }
         if self.has_firmware() {
-            let setup = Setup::new(self.vls, &[], SuspendFormat::default(), TEST_CPUS)?;
+            let setup = Setup::new(self.vls, &[], SuspendFormat::default(), cpus)?;
             machine.firmware = Some(firmware::configure(firmware_elf, &setup, &name)?);
         }
         let mut symbols = Symbols::new([(Space::Hyp, programs.hyp.clone())]);
@@ -310,12 +423,28 @@ impl Configuration {
             report.take(&parse(line));
             console.push(symbols.show(line));
         })?;
-        Ok(report.failure(&end).or_else(|| verify(&report, TEST_CPUS, true).err()))
+        let verified = || {
+            verify(&report, cpus, true, options.has_patterns())?;
+            match self.purpose {
+                Purpose::Patterns => Ok(()),
+                Purpose::Devices => devices::verify(&report, cpus),
+                Purpose::Withheld => devices::verify_withheld(&report, console),
+            }
+        };
+        Ok(report.failure(&end).or_else(|| verified().err()))
+    }
+
+    /// Hyp's words: what no SMMU stands in front of is withheld, whatever else there is.
+    fn words(&self) -> &'static str {
+        match self.purpose {
+            Purpose::Patterns => "",
+            Purpose::Devices | Purpose::Withheld => "umbra.dma=isolate",
+        }
     }
 
     /// The oldest QEMU that it runs on, if the usual one need not do.
     pub fn needs(&self) -> Option<Release> {
-        None
+        (self.purpose == Purpose::Devices).then_some(NEWER)
     }
 
     /// Whether it has EL3 firmware.
@@ -342,7 +471,7 @@ mod tests {
 
     #[test]
     fn a_linux_above_umbra_is_told_from_one_that_is_not() {
-        let check = |lines: &[&str]| verify(&report(lines), 2, true);
+        let check = |lines: &[&str]| verify(&report(lines), 2, true, true);
         assert_eq!(check(&[SEEN, HELD, CPU0, CPU1]), Ok(()));
         assert!(check(&[SEEN, HELD]).unwrap_err().contains("is it there"));
         assert!(check(&[SEEN, HELD, CPU0]).unwrap_err().contains("1 CPUs"));
@@ -360,7 +489,7 @@ mod tests {
     #[test]
     fn accesses_to_hyps_memory_are_refused_by_hyp() {
         let calm = CPU0.replace("host_aborts=6", "host_aborts=0");
-        let check = |rows: &[&str], must| verify(&report(rows), 2, must).is_ok();
+        let check = |rows: &[&str], must| verify(&report(rows), 2, must, true).is_ok();
         // SIGBUS without hyp, an abort that nobody asked for, and nothing tried.
         assert!(!check(&[SEEN, HELD, &calm, CPU1], true));
         assert!(!check(&[SEEN, CPU0, CPU1], false));

@@ -157,6 +157,11 @@ struct BootArgs {
     /// at hand is fetched.
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// A Linux uses a disk, by virtio and by NVMe, and a network, both behind an SMMU, instead of filling
+    /// registers: this file as it is (what is written to it is forgotten), or one that is made.
+    /// Needs QEMU 9.2 or newer, which is fetched if it can be.
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    disk: Option<Option<PathBuf>>,
     /// How long a Linux fills registers at least, in seconds.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
@@ -188,6 +193,14 @@ impl BootArgs {
             self.kernel.is_none() || self.host == HostKind::Linux,
             "--kernel needs --host linux"
         );
+        ensure!(
+            self.disk.is_none() || (self.host == HostKind::Linux && self.kernel.is_none()),
+            "--disk needs --host linux, and a kernel that comes with its drivers: not --kernel"
+        );
+        let content = match &self.disk {
+            Some(file) => Some(linux::Content::prepare(file.as_deref())?),
+            None => None,
+        };
         Ok(match (&self.image, self.host) {
             (Some(image), _) => Host::Image(image.clone()),
             (None, HostKind::Demo) => Host::Demo,
@@ -197,6 +210,8 @@ impl BootArgs {
                 times: linux::Options::default().times,
                 processes: self.processes,
                 reboot: self.reboot,
+                content,
+                withheld: false,
             }),
         })
     }

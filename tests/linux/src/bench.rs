@@ -16,11 +16,11 @@ const FORKS: u64 = 50;
 const SWITCHES: u64 = 1000;
 
 /// Ticks of the counter in nanoseconds.
-fn nanos(ticks: u64) -> u64 {
+pub fn nanos(ticks: u64) -> u64 {
     (u128::from(ticks) * 1_000_000_000 / u128::from(clock::frequency())) as u64
 }
 
-fn row(name: &str, total: u64, count: u64) {
+pub fn row(name: &str, total: u64, count: u64) {
     let (whole, rest) = (total / count, total % count * 10 / count);
     say::line(format_args!("@bench name={name} instructions={whole}.{rest}"));
 }

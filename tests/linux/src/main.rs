@@ -20,6 +20,10 @@
 //! | `umbra` | Umbra is underneath: its memory must be out of reach |
 //! | `reboot` | end with a reset instead of a power-off |
 //! | `bench` | measure |
+//! | `devices` | use the disks and the network instead of the patterns ([`devices`]) |
+//! | `withheld` | devices that reach memory are withheld: no patterns either |
+//! | `disk=N`, `digest=N` | bytes of each disk, and what they come to (`umbra_patterns::digest`) |
+//! | `file=N`, `file-digest=N` | the same of the file that the network has |
 
 #![no_std]
 #![no_main]
@@ -31,6 +35,7 @@
 mod bench;
 mod clock;
 mod compat;
+mod devices;
 mod frame;
 mod reach;
 mod say;
@@ -52,14 +57,19 @@ fn run(start: &Start) -> Result<(), say::Text> {
     // From here on the console is ours: a kernel message in the middle of a line would break it.
     sys::quiet_kernel();
     if start.has("bench") {
-        return bench::run();
+        bench::run()?;
+        return if start.has("devices") { devices::bench::run() } else { Ok(()) };
     }
     seen::check(start)?;
     if start.has("umbra") {
         reach::check()?;
         compat::check()?;
     }
-    stress::run(start)?;
+    if start.has("devices") {
+        devices::run(start)?;
+    } else if !start.has("withheld") {
+        stress::run(start)?;
+    }
     seen::check_after(start)
 }
 

@@ -99,7 +99,7 @@ pub fn vector_lengths(start: &Start) -> Result<VqSet, Text> {
 }
 
 /// A CPU off or on.
-fn plug(cpu: u32, on: bool) -> Result<(), Text> {
+pub fn plug(cpu: u32, on: bool) -> Result<(), Text> {
     let mut path = say::text(format_args!("/sys/devices/system/cpu/cpu{cpu}/online"));
     path.push('\0');
     let written = core::ffi::CStr::from_bytes_until_nul(path.as_bytes())

@@ -54,6 +54,8 @@ macro_rules! plain {
     }};
 }
 
+pub mod io;
+
 const AT_FDCWD: usize = -100_isize as usize;
 
 /// An open file. Closed by its drop.

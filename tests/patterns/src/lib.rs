@@ -7,6 +7,7 @@
 //!
 //! - [`tag`]: what a lane is made of, and back;
 //! - [`pattern`]: whole images in the layout of [`umbra_shared::sve`], and their comparison;
+//! - [`digest`]: of what a disk holds;
 //! - [`model`]: what must be there after any sequence of uses, and what else may be;
 //! - `regs`: the registers themselves (bare-metal soft-float targets only);
 //! - [`protocol`]: what the test guest and its host say to each other.
@@ -16,6 +17,7 @@
 
 #![cfg_attr(not(test), no_std)]
 
+pub mod digest;
 pub mod model;
 pub mod pattern;
 pub mod protocol;

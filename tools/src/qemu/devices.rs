@@ -40,7 +40,7 @@ pub enum Attached {
 /// A disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
-    /// Its content, raw.
+    /// Its content, raw. What the machine writes to it is forgotten with the machine.
     pub file: PathBuf,
     /// How it is attached.
     pub attached: Attached,
@@ -79,7 +79,10 @@ pub(super) fn add(command: &mut Command, devices: &[Device]) {
             }
             Device::Disk(disk) => {
                 let file = doubled_commas(&disk.file);
-                argument("-drive", format!("if=none,id=disk{n},format=raw,file={file}"));
+                argument(
+                    "-drive",
+                    format!("if=none,id=disk{n},format=raw,snapshot=on,file={file}"),
+                );
                 argument(
                     "-device",
                     match disk.attached {
@@ -131,7 +134,7 @@ mod tests {
             "-M virt,virtualization=on,gic-version=3,dtb-randomness=off,iommu=smmuv3 ",
             "-device edu,dma_mask=0xffffffffff -device pcie-root-port,id=port1,chassis=1 ",
             "-device edu,dma_mask=0xffffffffff,bus=port1 ",
-            "-drive if=none,id=disk2,format=raw,file=a,,b -device virtio-blk-pci,drive=disk2,num-queues=4 ",
+            "-drive if=none,id=disk2,format=raw,snapshot=on,file=a,,b -device virtio-blk-pci,drive=disk2,num-queues=4 ",
             "-device nvme,drive=disk3,serial=disk3,max_ioqpairs=3 ",
             "-netdev user,id=net4,restrict=on,tftp=f -device virtio-net-pci,netdev=net4,romfile=",
         ] {
