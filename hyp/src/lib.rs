@@ -113,6 +113,7 @@ pub mod fp;
 pub mod guest;
 #[cfg(target_os = "none")]
 pub mod host;
+pub mod irq;
 #[cfg(target_os = "none")]
 pub mod machine;
 pub mod memory;

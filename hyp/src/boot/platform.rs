@@ -6,6 +6,7 @@
 
 mod debug;
 mod edit;
+mod gic;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,7 @@ pub use edit::{HostBoot, hand_over};
 
 use crate::arch::MAX_CPUS;
 use crate::boot::ranges::MAX_TAKEN;
+use crate::irq::frames::Described;
 use crate::memory::pages::MAX_BANKS;
 use arrayvec::{ArrayString, ArrayVec};
 use dtoolkit::fdt::{Fdt, FdtNode};
@@ -48,6 +50,10 @@ pub enum PlatformError {
     NoMemory,
     #[error("the device tree describes no GICv3 (arm,gic-v3); QEMU: -M virt,gic-version=3")]
     NoGic,
+    #[error("the device tree's registers of the GIC are not whole frames of their own")]
+    BadGic,
+    #[error("the device tree has registers of the GIC in memory")]
+    GicInMemory,
     #[error("the device tree has no /psci (or none that is called with smc)")]
     NoPsci,
     #[error("the device tree lists no CPUs, or more than {MAX_CPUS}")]
@@ -74,6 +80,8 @@ pub struct Platform {
     /// Device memory that would let a host halt, change or sample a CPU at EL2: in order, apart, whole
     /// pages.
     pub withheld: ArrayVec<Range, MAX_WITHHELD>,
+    /// The GIC's registers.
+    pub gic: Described,
     /// MPIDR_EL1 affinities in device-tree order.
     pub cpus: ArrayVec<u64, MAX_CPUS>,
     /// The console: a PL011's address.
@@ -171,7 +179,7 @@ impl Platform {
             let end = r.address().checked_add(r.size()).ok_or(PlatformError::BadTree)?;
             reserved.try_push((r.address(), end)).map_err(|_| PlatformError::TooManyReserved)?;
         }
-        find_compatible(fdt.root(), "arm,gic-v3").ok_or(PlatformError::NoGic)?;
+        let gic = gic::read(fdt.root(), &banks)?;
         if conduit(fdt) != Some(Conduit::Smc) {
             return Err(PlatformError::NoPsci);
         }
@@ -195,7 +203,7 @@ impl Platform {
             .unwrap_or_default();
         let uart = console(fdt);
         let withheld = debug::withheld(fdt)?;
-        Ok(Self { banks, reserved, withheld, cpus, uart, initrd: initrd(fdt), command_line })
+        Ok(Self { banks, reserved, withheld, gic, cpus, uart, initrd: initrd(fdt), command_line })
     }
 
     /// What is in memory when hyp boots and is not to be written, beside what is reserved: the `image` with

@@ -23,6 +23,10 @@ use crate::boot::platform::{
 use crate::boot::pool::Pool;
 use crate::boot::ranges::{MAX_TAKEN, without};
 use crate::cpu::Cpu;
+use crate::irq::{
+    self,
+    frames::{Described, Kind, MAX_REDISTRIBUTORS},
+};
 use crate::machine::SHARED;
 use crate::memory::frames::{FrameList, Tables, linear};
 use crate::memory::hw::{self, Memory, clean_invalidate_range};
@@ -194,9 +198,11 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, platform: &Platform) -> ! {
         platform.withheld.len()
     );
     let cpus = platform.cpus.len();
-    let hyp_tables = worst_case_tables(&platform.banks, 16 + cpus);
+    let hyp_tables = worst_case_tables(&platform.banks, 16 + cpus + irq::hw::TABLES);
     // At each end of what is withheld, three levels are cut.
-    let host_tables = worst_case_tables(&platform.banks, 64 + 6 * platform.withheld.len());
+    let cut = 6 * platform.withheld.len() + gic_tables(&platform.gic);
+    let host_tables = worst_case_tables(&platform.banks, 64 + cut);
+    let gic_bytes = irq::hw::bytes(&platform.gic, cpus);
     let ram_tables = ram_tables(platform);
     let pages = count(&platform.banks);
     let per_cpu = PAGE_SIZE.max(size_of::<Cpu>().next_multiple_of(PAGE_SIZE))
@@ -205,7 +211,8 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, platform: &Platform) -> ! {
         + Storage::new(Some(Vq::MAX), Some(Vq::MAX)).pages() * PAGE_SIZE;
     let bytes = (hyp_tables + host_tables + ram_tables) * PAGE_SIZE
         + (pages * size_of::<State>()).next_multiple_of(PAGE_SIZE)
-        + cpus * per_cpu;
+        + cpus * per_cpu
+        + gic_bytes as usize;
     let bytes = (bytes as u64).next_multiple_of(BLOCK);
     let dtb_room = (image_pa + package.dtb_offset, image_pa + package.dtb_offset + PAYLOAD_ALIGN);
     let image = [(image_pa, image_pa + package.package_bytes), dtb_room];
@@ -218,6 +225,7 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, platform: &Platform) -> ! {
     // First, because they are in use while the rest of the pool is wiped.
     pool.fill(&RAM_TABLES, ram_tables);
     let secrets = pool.rest();
+    let gic_area = pool.take(gic_bytes as usize);
     let entries = pool.take(pages * size_of::<State>());
     pool.fill(&HYP_TABLES, hyp_tables);
     pool.fill(&HOST_TABLES, host_tables);
@@ -329,6 +337,8 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, platform: &Platform) -> ! {
             withheld: platform.withheld.clone(),
         },
         images: pool,
+        gic: platform.gic.clone(),
+        gic_area: (gic_area, gic_area + gic_bytes),
         banks: platform.banks.clone(),
         free,
         ram_ttbr,
@@ -336,6 +346,15 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, platform: &Platform) -> ! {
         host: HostEntry { pc: image_pa + package.host_offset, context: dtb_room.0 },
     });
     switch_tables(boot_index)
+}
+
+/// Tables of the host's stage 2 that the GIC's registers cut: their ends, and where redistributors are far apart one
+/// for each.
+fn gic_tables(gic: &Described) -> usize {
+    let regions = gic.redistributors.iter();
+    let spans = regions.map(|(start, end)| ((end - start) / BLOCK) as usize + 2);
+    let cut = spans.map(|blocks| blocks.min(MAX_REDISTRIBUTORS + 2) + 6).sum::<usize>();
+    cut + 6 * gic.its.len()
 }
 
 /// Tables that the translation of all RAM takes: a level 2 for each GiB, a level 3 at each end of a piece.
@@ -495,10 +514,25 @@ fn host_stage2(host: &HostMemory, shape: Stage2Shape) -> Stage2<Stage2Tables> {
 fn map_devices(stage2: &mut Stage2Tables, (mut from, end): Range, withheld: &[Range]) {
     for &(start, behind) in withheld {
         if start < end && behind > from {
-            stage2.map_identity_device(from, start.max(from));
+            map_around_gic(stage2, (from, start.max(from)));
             from = behind.min(end);
         }
     }
+    map_around_gic(stage2, (from, end));
+}
+
+/// Devices, but for the GIC's registers that the host has in part only, or not at all.
+fn map_around_gic(stage2: &mut Stage2Tables, (mut from, end): Range) {
+    irq::hw::for_each_frame(|frame| {
+        if frame.start < end && frame.end > from {
+            let (start, behind) = (frame.start.max(from), frame.end.min(end));
+            stage2.map_identity_device(from, start);
+            if let Kind::Redistributor(_) = frame.kind {
+                stage2.map_identity_read_only(start, behind);
+            }
+            from = behind;
+        }
+    });
     stage2.map_identity_device(from, end);
 }
 
