@@ -90,7 +90,14 @@ pub(super) fn read(root: FdtNode<'_>, banks: &[Range]) -> Result<Described, Plat
                 let region = all.next().ok_or(PlatformError::BadGic)??;
                 gic.redistributors.try_push(region).map_err(|_| PlatformError::BadGic)?;
             }
-        } else if node.is_compatible("arm,gic-v3-its") {
+        }
+        Ok(())
+    })?;
+    if !found {
+        return Err(PlatformError::NoGic);
+    }
+    each(root, None, &mut |node, bus| {
+        if node.is_compatible("arm,gic-v3-its") {
             let range = registers(node, bus)?.next().ok_or(PlatformError::BadGic)??;
             // A control frame and GITS_TRANSLATER's.
             if range.1 - range.0 < 2 * FRAME {
@@ -100,9 +107,6 @@ pub(super) fn read(root: FdtNode<'_>, banks: &[Range]) -> Result<Described, Plat
         }
         Ok(())
     })?;
-    if !found {
-        return Err(PlatformError::NoGic);
-    }
     let odd = |stride: u64| !stride.is_multiple_of(FRAME) || stride < 2 * FRAME;
     if gic.redistributors.is_empty() || gic.stride.is_some_and(odd) {
         return Err(PlatformError::BadGic);
