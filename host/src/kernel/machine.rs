@@ -66,6 +66,8 @@ pub struct Machine {
     pub gicd: PhysicalRange,
     /// The GICv3's redistributors.
     pub gicr: PhysicalRange,
+    /// The first ITS, if there is one. The kernel has no use for it.
+    pub its: Option<PhysicalRange>,
     /// How to reach PSCI.
     pub conduit: Conduit,
     /// The initial RAM disk.
@@ -205,6 +207,9 @@ impl Machine {
             Some((registers(node, 0)?, registers(node, 1)?))
         })
         .ok_or(Error::NoGic)?;
+        let its = find(root, &mut |node| {
+            node.is_compatible("arm,gic-v3-its").then(|| registers(node, 0)).flatten()
+        });
 
         Ok(Self {
             ram,
@@ -213,6 +218,7 @@ impl Machine {
             uart: uart(tree),
             gicd,
             gicr,
+            its,
             conduit,
             initrd,
             idle_states: idle_states(tree),
@@ -222,7 +228,8 @@ impl Machine {
 
     /// The registers that drivers use.
     pub fn devices(&self) -> impl Iterator<Item = PhysicalRange> + '_ {
-        self.uart.iter().cloned().chain([self.gicd.clone(), self.gicr.clone()])
+        let gic = [self.gicd.clone(), self.gicr.clone()];
+        self.uart.iter().cloned().chain(gic).chain(self.its.clone())
     }
 
     /// Whether the command line has this word.

@@ -131,7 +131,9 @@ mod tests {
         frames.add_its((0x2_0000, 0x4_0000), Some(0)).unwrap();
         frames.add(0x5_0000, 0x6_0000, Kind::Silent).unwrap();
         frames.add(0x7_0000, 0x7_0000, Kind::Silent).unwrap();
-        for (start, end) in [(0, 0x2_1000), (0x3_ffff, 0x4_0000), (0x5_0000, 0x6_0000), (0, 0xf_0000)] {
+        for (start, end) in
+            [(0, 0x2_1000), (0x3_ffff, 0x4_0000), (0x5_0000, 0x6_0000), (0, 0xf_0000)]
+        {
             assert_eq!(frames.add(start, end, Kind::Silent), Err(Misplaced), "{start:#x}");
         }
         let kind = |pa| frames.find(pa).map(|frame| frame.kind);

@@ -173,7 +173,9 @@ pub fn init(described: &Described, area: Range, cpus: impl Iterator<Item = u64> 
     for (n, &range) in described.its.iter().enumerate() {
         map(its_slot(n), range.0);
         let served = its(n, &mut next, area.1, lpi_bits);
-        if served.is_none() && let Err(why) = stop(&mut Hw, Place::Its(n)) {
+        if served.is_none()
+            && let Err(why) = stop(&mut Hw, Place::Its(n))
+        {
             refuse(format_args!("the ITS at {:#x}: {why}", range.0));
         }
         place(FRAMES.lock().add_its(range, served), range.0);
@@ -257,9 +259,7 @@ fn its(n: usize, next: &mut u64, end: u64, lpi_bits: u32) -> Option<usize> {
     *next += ITS_BYTES;
     // SAFETY: zeroed memory of this room's own, a multiple of 64 KiB, mapped, and nobody else's for good; zeroes are
     // a `Device`.
-    let devices = unsafe {
-        core::slice::from_raw_parts_mut(linear(start) as *mut Device, DEVICES)
-    };
+    let devices = unsafe { core::slice::from_raw_parts_mut(linear(start) as *mut Device, DEVICES) };
     match Its::start(&mut Hw, Place::Its(n), (tables, *next), devices, lpi_bits) {
         Ok(its) => {
             *ITS[n].lock() = Some(its);
@@ -329,9 +329,7 @@ fn its_access(n: usize, offset: u32, width: Width, store: Option<u64>) -> Answer
     let Some(its) = guard.as_mut() else { return Answer::Abort };
     let answer = match store {
         None => its.load(&mut Hw, targets, offset, width).map(Answer::Loaded),
-        Some(value) => {
-            its.store(&mut Hw, targets, offset, width, value).map(|()| Answer::Stored)
-        }
+        Some(value) => its.store(&mut Hw, targets, offset, width, value).map(|()| Answer::Stored),
     };
     let news = its.take_news();
     drop(guard);

@@ -196,8 +196,13 @@ impl Its<'_> {
             // RO while it is enabled.
             gits::CBASER if !self.shown.enabled => {
                 let cbaser = merge(self.shown.cbaser, offset, width, value) & gits::CBASER_FIELDS;
-                self.shown =
-                    Shown { cbaser, reader: 0, writer: 0, stalled: false, ..core::mem::take(&mut self.shown) };
+                self.shown = Shown {
+                    cbaser,
+                    reader: 0,
+                    writer: 0,
+                    stalled: false,
+                    ..core::mem::take(&mut self.shown)
+                };
                 Ok(())
             }
             gits::CWRITER => {
@@ -371,11 +376,7 @@ impl Its<'_> {
     }
 
     const fn named(&self, known: Known) -> Target {
-        if self.by_address {
-            Target::by_address(known.pa)
-        } else {
-            Target::by_number(known.number)
-        }
+        if self.by_address { Target::by_address(known.pa) } else { Target::by_number(known.number) }
     }
 
     fn collection(&self, icid: Icid) -> Option<u16> {
@@ -384,7 +385,8 @@ impl Its<'_> {
 
     fn event(&self, device: DeviceId, event: EventId) -> Option<Event> {
         let known = self.devices.get(device.0)?;
-        (u64::from(event.0) >> known.bits == 0).then_some(Event { device: device.0, event: event.0 })
+        (u64::from(event.0) >> known.bits == 0)
+            .then_some(Event { device: device.0, event: event.0 })
     }
 
     fn map_device(

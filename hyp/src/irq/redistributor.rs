@@ -188,8 +188,7 @@ impl Redistributors {
             return;
         }
         let pa = this.propbaser & gicr::PROPBASER_ADDRESS;
-        let register =
-            this.propbaser & gicr::PROPBASER_ATTRIBUTES | pa | u64::from(bits - 1);
+        let register = this.propbaser & gicr::PROPBASER_ATTRIBUTES | pa | u64::from(bits - 1);
         if machine.pin(pa, pages(bits)) {
             this.configuration = Some(Configuration { pa, bits, register });
             write64(machine, Place::Redistributor(n), gicr::PROPBASER, register);
@@ -214,9 +213,8 @@ impl Redistributors {
         let (Some(pending), Some(configuration)) = (this.pending, this.configuration) else {
             return false;
         };
-        let same = |other: Configuration| {
-            (other.pa, other.bits) == (configuration.pa, configuration.bits)
-        };
+        let same =
+            |other: Configuration| (other.pa, other.bits) == (configuration.pa, configuration.bits);
         let others = self.all.iter().enumerate().filter(|(other, _)| *other != n);
         for (other, redistributor) in others {
             let differs = redistributor.configuration.is_some_and(|other| !same(other));

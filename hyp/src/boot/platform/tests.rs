@@ -290,9 +290,8 @@ fn numbers_have_as_many_cells_as_the_tree_says() {
         let mut tree = DeviceTree::from_fdt(&Fdt::new(&whole).unwrap());
         let number = |cells, n| (1..cells).map(|_| 0).chain([n]).collect::<Vec<u32>>();
         let frames = [(0x800_0000, 0x1_0000), (0x80a_0000, 0x10_0000)];
-        let reg = frames.map(|(at, length)| {
-            [number(address_cells, at), number(size_cells, length)].concat()
-        });
+        let reg = frames
+            .map(|(at, length)| [number(address_cells, at), number(size_cells, length)].concat());
         let properties = [("compatible", string("arm,gic-v3")), ("reg", cells(&reg.concat()))];
         tree.root.add_child(node("intc@8000000", &properties));
         for (name, count) in [("#address-cells", address_cells), ("#size-cells", size_cells)] {

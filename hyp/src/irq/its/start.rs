@@ -5,9 +5,7 @@
 use super::{DeviceTable, Exhausted, Its, LEVEL1, QUEUE_BYTES, Shown, Table};
 use crate::irq::itts::{Device, Devices, Room};
 use crate::irq::machine::{Machine, Place, read32, read64, wait, write32, write64};
-use crate::irq::registers::{
-    ITS_CACHEABILITY, ITS_NON_CACHEABLE, ITS_NORMAL, SHAREABILITY, gits,
-};
+use crate::irq::registers::{ITS_CACHEABILITY, ITS_NON_CACHEABLE, ITS_NORMAL, SHAREABILITY, gits};
 use thiserror::Error;
 
 /// Bytes of a table of devices with one level, where there could be two.
@@ -119,7 +117,14 @@ impl<'a> Its<'a> {
         let queue = area.take(QUEUE_BYTES, QUEUE_BYTES)?;
         let (devices_table, level, device_bits) = {
             let (n, fixed) = find(machine, gits::DEVICES).ok_or(Unfit::NoDevices)?;
-            Self::device_table(machine, place, n, fixed, &mut area, (typer >> 13 & 0x1f) as u32 + 1)?
+            Self::device_table(
+                machine,
+                place,
+                n,
+                fixed,
+                &mut area,
+                (typer >> 13 & 0x1f) as u32 + 1,
+            )?
         };
         let collection_bits =
             if typer >> 36 & 1 == 1 { (typer >> 32 & 0xf) as u32 + 1 } else { 16 };
@@ -137,7 +142,8 @@ impl<'a> Its<'a> {
         }
         let collection_bits = bits_within(entries, collection_bits);
         let value = gits::VALID | queue;
-        if set(machine, place, gits::CBASER, value) & (gits::VALID | gits::CBASER_ADDRESS) != value {
+        if set(machine, place, gits::CBASER, value) & (gits::VALID | gits::CBASER_ADDRESS) != value
+        {
             return Err(Unfit::Stubborn);
         }
         write64(machine, place, gits::CWRITER, 0);

@@ -322,7 +322,11 @@ fn without_room_a_device_is_an_error_and_nothing_changes() {
         assert_eq!(host.its.used(), used);
         assert!(!host.its.take_news(), "told once");
         // The others are as they were, and one that goes makes room for one.
-        host.send(&[[0x09, 0, 1 << 63 | 1, 0], [1 << 32 | 0x0a, 8192 << 32, 1, 0], event(0x03, 1, 0)]);
+        host.send(&[
+            [0x09, 0, 1 << 63 | 1, 0],
+            [1 << 32 | 0x0a, 8192 << 32, 1, 0],
+            event(0x03, 1, 0),
+        ]);
         assert_eq!(host.pending(8192), [0]);
         assert_eq!(host.send(&[[2 << 32 | 0x08, 0, 0, 0], mapd(mapped, 5, 0)]).len(), 2);
     }
@@ -355,7 +359,8 @@ fn a_device_that_is_mapped_again_has_a_new_itt() {
 fn tables_that_are_given_anew_are_empty() {
     for model in MODELS {
         let mut host = Host::enabled(model);
-        let n = host.sim.model.basers.iter().position(|b| gits::table(*b) == gits::DEVICES).unwrap();
+        let n =
+            host.sim.model.basers.iter().position(|b| gits::table(*b) == gits::DEVICES).unwrap();
         let register = gits::BASER + 8 * n as u32;
         host.map(7, 0, 8192, 0);
         host.store(gits::CTLR, 0);

@@ -202,7 +202,9 @@ impl Sim {
     }
 
     fn baser(&self, kind: u64) -> Option<u64> {
-        self.basers.into_iter().find(|&baser| gits::table(baser) == kind && baser & gits::VALID != 0)
+        self.basers
+            .into_iter()
+            .find(|&baser| gits::table(baser) == kind && baser & gits::VALID != 0)
     }
 
     /// Where an entry of a table is.
@@ -286,7 +288,11 @@ impl Sim {
         match raw[0] & 0xff {
             0x08 => {
                 let at = self.entry(gits::DEVICES, raw[0] >> 32)?;
-                let entry = if valid { raw[2] & 0xf_ffff_ffff_ff00 | 0x80 | ((raw[1] & 0x1f) + 1) } else { 0 };
+                let entry = if valid {
+                    raw[2] & 0xf_ffff_ffff_ff00 | 0x80 | ((raw[1] & 0x1f) + 1)
+                } else {
+                    0
+                };
                 self.gic_write("table of devices", at, 8, entry);
             }
             0x09 => {
@@ -395,9 +401,10 @@ impl Sim {
             }
             0x100..=0x138 if self.ctlr & 1 == 0 => {
                 let n = (register as usize - 0x100) / 8;
-                let fixed = gits::BASER_FIXED
-                    | if self.model.one_page_size { gits::PAGE_SIZE } else { 0 };
-                let fixed = if self.model.basers[n] & gits::BASER_FIXED == 0 { u64::MAX } else { fixed };
+                let fixed =
+                    gits::BASER_FIXED | if self.model.one_page_size { gits::PAGE_SIZE } else { 0 };
+                let fixed =
+                    if self.model.basers[n] & gits::BASER_FIXED == 0 { u64::MAX } else { fixed };
                 let indirect = if self.model.indirect { u64::MAX } else { !gits::INDIRECT };
                 self.basers[n] = self.model.basers[n] & fixed | new & !fixed & unshared & indirect;
             }

@@ -66,12 +66,12 @@ fn command() -> impl Strategy<Value = [u64; 4]> {
         4 => (0..CPUS as u64).prop_map(|n| RD + n * 0x2_0000),
         2 => address(),
     ];
-    let sensible = (0u64..0x10, small(8), small(20), intid, target, 0u64..5, any::<bool>(), small(8)).prop_map(
-        |(command, device, event, intid, target, icid, valid, size)| {
-            let second = if command == 8 { size } else { event | intid << 32 };
-            [device << 32 | command, second, u64::from(valid) << 63 | target | icid, target]
-        },
-    );
+    let sensible =
+        (0u64..0x10, small(8), small(20), intid, target, 0u64..5, any::<bool>(), small(8))
+            .prop_map(|(command, device, event, intid, target, icid, valid, size)| {
+                let second = if command == 8 { size } else { event | intid << 32 };
+                [device << 32 | command, second, u64::from(valid) << 63 | target | icid, target]
+            });
     prop_oneof![8 => sensible, 1 => any::<[u64; 4]>(), 1 => (0u64..0x40, value(), value(), value()).prop_map(|(c, a, b, d)| [c, a, b, d])]
 }
 

@@ -8,6 +8,7 @@ mod exits;
 mod fp_smp;
 mod fp_switch;
 mod fp_traps;
+mod gic;
 mod guest_power;
 mod hidden;
 mod host_vl;
@@ -47,6 +48,7 @@ pub const ALL: &[Area] = &[
     ("memory", memory::TESTS),
     ("aborts", aborts::TESTS),
     ("reserved", reserved::TESTS),
+    ("gic", gic::TESTS),
     ("sealed", sealed::TESTS),
     ("mmio_guard", mmio_guard::TESTS),
     ("guest_power", guest_power::TESTS),

@@ -51,11 +51,15 @@ fn registers_of_the_gic_are_found_and_translated() {
     // It is there, disabled or not.
     assert_eq!(found.its[..], [(0x808_0000, 0x80a_0000)]);
     assert_eq!(found.stride, None);
-    let more = [("#redistributor-regions", cells(&[2])), ("redistributor-stride", cells(&[0, 0x4_0000]))];
+    let more =
+        [("#redistributor-regions", cells(&[2])), ("redistributor-stride", cells(&[0, 0x4_0000]))];
     let reg = [&REGION[..], &[3, 0, 0, 0x20_0000], &[0, 0x700_0000, 0, 0x1000]].concat();
     let its = [[0, 0x808_0000, 0, 0x2_0000], [2, 0, 0, 0x4_0000]];
     let found = with_gic(gic_with(&reg, &more, &its), None).unwrap();
-    assert_eq!(found.redistributors[..], [(0x80a_0000, 0x81a_0000), (3 << 32, (3 << 32) + 0x20_0000)]);
+    assert_eq!(
+        found.redistributors[..],
+        [(0x80a_0000, 0x81a_0000), (3 << 32, (3 << 32) + 0x20_0000)]
+    );
     assert_eq!(found.stride, Some(0x4_0000));
     assert_eq!(found.its.len(), 2);
     // A bus that moves what is behind it.
@@ -86,7 +90,9 @@ fn a_gic_that_lies_is_refused() {
         let stride = [("redistributor-stride", cells(&[0, stride]))];
         assert_eq!(bad(&REGION, &stride, &[]), one);
     }
-    for its in [[0, 0x80a_0000, 0, 0x2_0000], [0, 0x808_8000, 0, 0x2_0000], [0, 0x808_0000, 0, 0x1_0000]] {
+    for its in
+        [[0, 0x80a_0000, 0, 0x2_0000], [0, 0x808_8000, 0, 0x2_0000], [0, 0x808_0000, 0, 0x1_0000]]
+    {
         assert_eq!(bad(&REGION, &[], &[its]), one, "{its:x?}");
     }
     let memory = PlatformError::GicInMemory;
