@@ -250,23 +250,6 @@ pub fn deferred_serror() -> u64 {
     disr
 }
 
-/// The intermediate physical address that EL1 or EL0 reads an address from, by the stage 1 that is in force:
-/// AT S1E1R, AT S1E0R. PAR_EL1 is as before. `None`: it is not mapped any more.
-pub fn intermediate_address(va: u64, from_el0: bool) -> Option<u64> {
-    let par: u64;
-    // SAFETY: a walk, which changes nothing, and the register that says what came of it, which is put back.
-    unsafe {
-        if from_el0 {
-            asm!("mrs {0}, par_el1", "at s1e0r, {1}", "isb", "mrs {2}, par_el1", "msr par_el1, {0}",
-                out(reg) _, in(reg) va, lateout(reg) par, options(nostack, preserves_flags));
-        } else {
-            asm!("mrs {0}, par_el1", "at s1e1r, {1}", "isb", "mrs {2}, par_el1", "msr par_el1, {0}",
-                out(reg) _, in(reg) va, lateout(reg) par, options(nostack, preserves_flags));
-        }
-    }
-    (par & 1 == 0).then_some(par & 0xf_ffff_ffff_f000 | va & 0xfff)
-}
-
 /// Instruction synchronisation barrier.
 #[inline(always)]
 pub fn isb() {

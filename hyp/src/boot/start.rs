@@ -25,7 +25,7 @@ use crate::boot::ranges::{MAX_TAKEN, without};
 use crate::cpu::Cpu;
 use crate::irq::{
     self,
-    frames::{Described, Kind, MAX_REDISTRIBUTORS},
+    frames::{Described, MAX_REDISTRIBUTORS},
 };
 use crate::machine::SHARED;
 use crate::memory::frames::{FrameList, Tables, linear};
@@ -521,15 +521,12 @@ fn map_devices(stage2: &mut Stage2Tables, (mut from, end): Range, withheld: &[Ra
     map_around_gic(stage2, (from, end));
 }
 
-/// Devices, but for the GIC's registers that the host has in part only, or not at all.
+/// Devices, but for the GIC's registers that come to hyp.
 fn map_around_gic(stage2: &mut Stage2Tables, (mut from, end): Range) {
     irq::hw::for_each_frame(|frame| {
         if frame.start < end && frame.end > from {
             let (start, behind) = (frame.start.max(from), frame.end.min(end));
             stage2.map_identity_device(from, start);
-            if let Kind::Redistributor(_) = frame.kind {
-                stage2.map_identity_read_only(start, behind);
-            }
             from = behind;
         }
     });

@@ -71,16 +71,6 @@ impl Abort {
         self.0 & 0x3c == 0x04
     }
 
-    /// A permission fault, at any level.
-    pub const fn is_permission(self) -> bool {
-        self.0 & 0x3c == 0x0c
-    }
-
-    /// On a walk of stage 1's (S1PTW): the address is the walk's.
-    pub const fn is_on_a_walk(self) -> bool {
-        self.0 >> 7 & 1 == 1
-    }
-
     /// A translation, access flag or permission fault, or an address size fault: what stage 2 causes.
     pub const fn is_stage2(self) -> bool {
         self.0 & 0x3f < 0x10

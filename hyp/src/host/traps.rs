@@ -161,29 +161,14 @@ fn abort(cpu: &mut Cpu, frame: &mut HostFrame, esr: u64) {
     // Where all CPUs come when nothing is mapped for them any more.
     end::stop_if_asked();
     let far = sys::read_far_el2().bits();
-    let from_el0 = pstate::is_el0(sys::read_spsr_el2().bits());
-    let abort = Abort::new(esr);
-    let ipa = if abort.is_permission() && !abort.is_on_a_walk() {
-        // HPFAR_EL2 is UNKNOWN then (Arm ARM, HPFAR_EL2): what the host has mapped there now is what counts.
-        match intermediate_address(far, from_el0) {
-            Some(ipa) => ipa,
-            // Gone since: let it try again.
-            None => return,
-        }
-    } else {
-        syndrome::fault_ipa(read_hpfar_el2(), far)
-    };
-    if abort.is_stage2()
-        && let Some(registers) = irq::hw::find(ipa)
-    {
+    let ipa = syndrome::fault_ipa(read_hpfar_el2(), far);
+    let is_translation = Abort::new(esr).is_translation();
+    if is_translation && let Some(registers) = irq::hw::find(ipa) {
         return gic(cpu, frame, esr, registers, ipa);
     }
     log::forget();
-    let fault = if abort.is_translation() {
-        hw::with(|memory| memory.host_fault(ipa))
-    } else {
-        HostFault::Abort
-    };
+    let fault =
+        if is_translation { hw::with(|memory| memory.host_fault(ipa)) } else { HostFault::Abort };
     // It may have been mapped again since.
     end::stop_if_asked();
     cpu.log(|| Transition {

@@ -34,7 +34,7 @@ pub struct Described {
 /// What a range of registers is to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The RD_base frame of a redistributor: read as it is, stores come to hyp.
+    /// The RD_base frame of a redistributor: all accesses come to hyp.
     Redistributor(usize),
     /// Nothing: zero to loads, stores are ignored. VLPI frames, and an ITS that hyp can't serve.
     Silent,

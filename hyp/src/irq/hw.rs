@@ -311,9 +311,8 @@ pub fn access(frame: Frame, pa: u64, width: Option<Width>, store: Option<u64>) -
         (Kind::Doorbell, _) => Answer::Abort,
         (Kind::Silent, None) => Answer::Loaded(0),
         (Kind::Silent, Some(_)) => Answer::Stored,
-        // Loads are the host's own; one that comes here has found the frame not mapped yet.
         (Kind::Redistributor(n), None) => {
-            Answer::Loaded(Hw.read(Place::Redistributor(n), offset, width))
+            Answer::Loaded(REDISTRIBUTORS.lock().load(&mut Hw, n, offset, width))
         }
         (Kind::Redistributor(n), Some(value)) => {
             REDISTRIBUTORS.lock().store(&mut Hw, n, offset, width, value);

@@ -53,20 +53,16 @@ pub struct Known {
     pub number: u16,
 }
 
-/// Hyp's table of devices.
+/// Of a table of devices with two levels: entries of the first lead to pages that are made when a device first needs
+/// one.
 #[derive(Debug)]
-enum DeviceTable {
-    /// All of it is there.
-    Flat,
-    /// Level-1 entries lead to pages that are made when a device first needs one.
-    TwoLevels {
-        /// Bytes of a page.
-        page: u64,
-        /// Devices in a page.
-        devices: u64,
-        /// Entries that lead to one.
-        present: [u64; LEVEL1 / 64],
-    },
+struct Level2 {
+    /// Bytes of a page.
+    page: u64,
+    /// Devices in a page.
+    devices: u64,
+    /// Entries that lead to one.
+    present: [u64; LEVEL1 / 64],
 }
 
 /// A table that the hardware has.
@@ -112,7 +108,8 @@ pub struct Its<'a> {
     writer: u64,
     done: u64,
     devices_table: Table,
-    level: DeviceTable,
+    /// `None`: the table of devices has one level.
+    level2: Option<Level2>,
     collections_table: Option<Table>,
     room: Room,
     devices: Devices<'a>,
@@ -283,8 +280,8 @@ impl Its<'_> {
             machine.zero(table.pa, table.bytes);
             write64(machine, self.place, register, table.baser);
         }
-        if let DeviceTable::TwoLevels { present, .. } = &mut self.level {
-            present.fill(0);
+        if let Some(level2) = &mut self.level2 {
+            level2.present.fill(0);
         }
         self.devices.clear();
         self.room.clear();
@@ -446,9 +443,7 @@ impl Its<'_> {
 
     /// There is a page for a device's entry. `false`: no room for it.
     fn make_level2(&mut self, machine: &mut impl Machine, id: u32) -> bool {
-        let DeviceTable::TwoLevels { page, devices, present } = &mut self.level else {
-            return true;
-        };
+        let Some(Level2 { page, devices, present }) = &mut self.level2 else { return true };
         // Within the table: the device's number was checked.
         let n = (u64::from(id) / *devices) as usize;
         let Some(word) = present.get_mut(n / 64) else { return false };

@@ -24,7 +24,7 @@
 //! | RDbase in MAPC, SYNC, MOVALL | one that there is |
 //!
 //! The distributor and SGI_base frames name no memory and are the host's. So is sending: devices write
-//! GITS_TRANSLATER, which is a page in their own stage 2 ([`hw`]'s `doorbells`), and no CPU does. Of GICv4 the host
+//! GITS_TRANSLATER, which is a page in their own stage 2 (`hw::doorbells`), and no CPU does. Of GICv4 the host
 //! finds nothing: an ITS's TYPER doesn't say so, commands about virtual interrupts are errors, and VLPI frames read
 //! as zero (they must be there: GICR_TYPER.VLPIS says where the next redistributor is).
 //!

@@ -1,4 +1,8 @@
-//! Redistributors: the host's stores to their RD_base frames, which it reads as they are.
+//! Redistributors: the host's accesses to their RD_base frames.
+//!
+//! It could read them as they are, with stage 2 read-only there. But of a store that stage 2 doesn't permit no CPU has to
+//! say where it was (HPFAR_EL2 is UNKNOWN for permission faults), and hyp does without AT, which would find it
+//! (speculated at the wrong moment it fills TLBs with mixtures of two worlds: [`crate::world::errata`]).
 //!
 //! Two registers name memory. The pending tables (GICR_PENDBASER) are hyp's own, one for each redistributor: what
 //! the host writes there says no more than whether it begins with an empty one. (What it has put into a table
@@ -18,7 +22,7 @@
 
 use super::frames::MAX_REDISTRIBUTORS;
 use super::machine::{Machine, Place, read32, read64, wait, write32, write64};
-use super::registers::{FIRST_LPI, GICR_NORMAL, Width, gicr, merge};
+use super::registers::{FIRST_LPI, GICR_NORMAL, Width, gicr, merge, part};
 use arrayvec::ArrayVec;
 use thiserror::Error;
 
@@ -128,6 +132,17 @@ impl Redistributors {
         Ok(())
     }
 
+    /// The host loads a register of number `n`, at `offset`, aligned to the width. All are as they are, but for the
+    /// table that is hyp's.
+    pub fn load(&mut self, machine: &mut impl Machine, n: usize, offset: u32, width: Width) -> u64 {
+        match self.all.get(n) {
+            Some(this) if offset & !7 == gicr::PENDBASER => {
+                part(this.pendbaser & !gicr::PENDBASER_PTZ, offset, width)
+            }
+            _ => machine.read(Place::Redistributor(n), offset, width),
+        }
+    }
+
     /// The host stores to a register of number `n`, at `offset`, aligned to the width.
     pub fn store(
         &mut self,
@@ -153,17 +168,14 @@ impl Redistributors {
             (_, gicr::STATUSR) => {
                 write32(machine, place, offset, value as u32 & gicr::STATUSR_BITS);
             }
+            // UNPREDICTABLE while LPIs are on.
+            (gicr::PROPBASER | gicr::PENDBASER, _) if this.is_on(machine, n) => {}
             (gicr::PROPBASER, _) => {
-                // UNPREDICTABLE while LPIs are on.
-                if !this.is_on(machine, n) {
-                    this.propbaser = merge(this.propbaser, offset, width, value);
-                    self.set_configuration(machine, n);
-                }
+                this.propbaser = merge(this.propbaser, offset, width, value);
+                self.set_configuration(machine, n);
             }
             (gicr::PENDBASER, _) => {
-                if !this.is_on(machine, n) {
-                    this.pendbaser = merge(this.pendbaser, offset, width, value);
-                }
+                this.pendbaser = merge(this.pendbaser, offset, width, value);
             }
             // One INTID each, with nothing of a virtual PE's.
             (register @ (gicr::SETLPIR | gicr::CLRLPIR | gicr::INVLPIR), _)

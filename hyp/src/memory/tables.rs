@@ -261,13 +261,6 @@ const DEVICE: Stage2Attributes = Stage2Attributes::VALID
     .union(Stage2Attributes::XN)
     .union(Stage2Attributes::ACCESS_FLAG);
 
-/// A device's registers to be read: S2AP 0b01.
-const DEVICE_READ_ONLY: Stage2Attributes = Stage2Attributes::VALID
-    .union(Stage2Attributes::MEMATTR_DEVICE_nGnRE)
-    .union(Stage2Attributes::S2AP_ACCESS_RO)
-    .union(Stage2Attributes::XN)
-    .union(Stage2Attributes::ACCESS_FLAG);
-
 /// An invalid entry, of which walks ignore all but bit 0 (Arm ARM D8.3), for a page that a guest has enrolled.
 const ENROLLED: Stage2Attributes = Stage2Attributes::SWFLAG_0;
 
@@ -352,16 +345,6 @@ impl Stage2Tables {
     /// As [`Self::map_identity_ram`].
     pub fn map_identity_device(&mut self, start: u64, end: u64) {
         self.map(start, start, end.saturating_sub(start), DEVICE, Constraints::NO_CONTIGUOUS_HINT);
-    }
-
-    /// The same for what the host may read and not write: a store there is a permission fault.
-    ///
-    /// # Panics
-    ///
-    /// As [`Self::map_identity_ram`].
-    pub fn map_identity_read_only(&mut self, start: u64, end: u64) {
-        let bytes = end.saturating_sub(start);
-        self.map(start, start, bytes, DEVICE_READ_ONLY, Constraints::NO_CONTIGUOUS_HINT);
     }
 
     fn map(

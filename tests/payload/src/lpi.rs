@@ -300,10 +300,9 @@ pub fn taken(milliseconds: u64) -> Option<u64> {
 
 /// The same on another CPU.
 pub fn taken_on(cpu: usize, milliseconds: u64) -> Option<u64> {
-    let found = Lock::new(None);
-    workers::on(cpu, || *found.lock() = taken(milliseconds));
-    let found = *found.lock();
-    found
+    let found = AtomicU64::new(0);
+    workers::on(cpu, || found.store(taken(milliseconds).unwrap_or(0), Ordering::SeqCst));
+    Some(found.into_inner()).filter(|&intid| intid != 0)
 }
 
 /// Whether an access ends in a synchronous external abort.

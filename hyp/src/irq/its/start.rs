@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{DeviceTable, Exhausted, Its, LEVEL1, QUEUE_BYTES, Shown, Table};
+use super::{Exhausted, Its, LEVEL1, Level2, QUEUE_BYTES, Shown, Table};
 use crate::irq::itts::{Device, Devices, Room};
 use crate::irq::machine::{Machine, Place, read32, read64, wait, write32, write64};
 use crate::irq::registers::{ITS_CACHEABILITY, ITS_NON_CACHEABLE, ITS_NORMAL, SHAREABILITY, gits};
@@ -115,7 +115,7 @@ impl<'a> Its<'a> {
         };
         let mut area = Area { next: area.0, end: area.1 };
         let queue = area.take(QUEUE_BYTES, QUEUE_BYTES)?;
-        let (devices_table, level, device_bits) = {
+        let (devices_table, level2, device_bits) = {
             let (n, fixed) = find(machine, gits::DEVICES).ok_or(Unfit::NoDevices)?;
             Self::device_table(
                 machine,
@@ -175,7 +175,7 @@ impl<'a> Its<'a> {
             writer: 0,
             done: 0,
             devices_table,
-            level,
+            level2,
             collections_table,
             room,
             devices: Devices::new(devices),
@@ -215,7 +215,7 @@ impl<'a> Its<'a> {
         fixed: u64,
         area: &mut Area,
         bits: u32,
-    ) -> Result<(Table, DeviceTable, u32), Unfit> {
+    ) -> Result<(Table, Option<Level2>, u32), Unfit> {
         let register = gits::BASER + 8 * n as u32;
         write64(machine, place, register, gits::INDIRECT);
         let found = read64(machine, place, register);
@@ -227,13 +227,13 @@ impl<'a> Its<'a> {
             let bits = bits_within(limit / entry, bits);
             let pages = (entry << bits).div_ceil(page);
             let table = Self::table(machine, place, n, area, pages, 0)?;
-            return Ok((table, DeviceTable::Flat, bits));
+            return Ok((table, None, bits));
         }
         let devices = page / entry;
         let bits = bits_within(devices * LEVEL1 as u64, bits);
         let pages = ((1u64 << bits).div_ceil(devices) * 8).div_ceil(page);
         let table = Self::table(machine, place, n, area, pages, gits::INDIRECT)?;
-        let level = DeviceTable::TwoLevels { page, devices, present: [0; LEVEL1 / 64] };
-        Ok((table, level, bits))
+        let level2 = Level2 { page, devices, present: [0; LEVEL1 / 64] };
+        Ok((table, Some(level2), bits))
     }
 }

@@ -1,5 +1,7 @@
 //! An ITS and redistributors above a simulated GIC that goes wherever it is sent.
 
+#![forbid(unsafe_code)]
+
 mod its;
 mod redistributor;
 mod sim;

@@ -464,8 +464,7 @@ impl Machine for Sim {
 
     fn zero(&mut self, pa: u64, bytes: u64) {
         assert!(Self::is_hyps(pa, bytes), "hyp zeroes {pa:#x}");
-        let all: Vec<_> = self.memory.range(pa..pa + bytes).map(|(&pa, _)| pa).collect();
-        all.iter().for_each(|pa| drop(self.memory.remove(pa)));
+        self.memory.retain(|at, _| !(pa..pa + bytes).contains(at));
     }
 
     fn store(&mut self, pa: u64, words: &[u64]) {

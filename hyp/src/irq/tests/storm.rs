@@ -89,7 +89,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn width(offset: u32, wide: bool) -> Width {
-    if wide && offset % 8 == 0 { Width::Doubleword } else { Width::Word }
+    if wide && offset.is_multiple_of(8) { Width::Doubleword } else { Width::Word }
 }
 
 fn take(host: &mut Host, step: Step) {
