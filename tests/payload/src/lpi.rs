@@ -61,6 +61,10 @@ pub struct Driver {
     redistributors: u64,
     /// The configuration table, 64 KiB.
     pub configuration: u64,
+    /// A page for an ITT, which this hyp has no use for.
+    pub itt: u64,
+    /// Nine pages for tables: nor for those.
+    tables: u64,
     queue: u64,
     writer: Lock<u64>,
     /// How often it began anew.
@@ -75,9 +79,11 @@ pub fn init(machine: &Machine) {
         let its = machine.its.as_ref()?.start;
         let configuration = pages::allocate(16, 16).expect("64 KiB");
         let queue = pages::allocate(1, 1).expect("a page");
+        let itt = pages::allocate(1, 1).expect("a page");
+        let tables = pages::allocate(9, 1).expect("nine pages");
         let redistributors = machine.gicr.start;
         let (writer, turn) = (Lock::new(0), Lock::new(0));
-        Some(Driver { its, redistributors, configuration, queue, writer, turn })
+        Some(Driver { its, redistributors, configuration, itt, tables, queue, writer, turn })
     });
 }
 
@@ -194,7 +200,7 @@ impl Driver {
         let mut turn = self.turn.lock();
         *turn += 1;
         // That nothing is there is nobody's business but hyp's.
-        let tables = self.configuration + *turn % 8 * PAGE;
+        let tables = self.tables + *turn % 8 * PAGE;
         self.begin_with(tables, tables + PAGE, self.queue);
     }
 

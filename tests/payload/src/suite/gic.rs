@@ -94,7 +94,7 @@ fn map(driver: &Driver, device: u64, intid: u64, cpu: usize) {
     let icid = cpu as u64;
     driver.send(&[
         driver.mapc(icid, cpu),
-        mapd(device, driver.configuration),
+        mapd(device, driver.itt),
         mapti(device, 1, intid, icid),
         event(INV, device, 1),
     ]);
@@ -107,7 +107,7 @@ fn r38_attack_a_table_of_devices_over_a_protected_page() -> Result<(), Skip> {
         driver.begin_with(page, driver.configuration, ledger::take(1));
         driver.begin_with(page, driver.configuration, driver.queue());
         for device in 0..8 {
-            driver.send(&[mapd(device, driver.configuration)]);
+            driver.send(&[mapd(device, driver.itt)]);
         }
         victim.check();
     }
@@ -177,7 +177,12 @@ fn r38_attack_a_pending_table_over_a_protected_page() -> Result<(), Skip> {
         // The bit of the first is in the page's first byte.
         for intid in (0x1000 * 8..).step_by(8).take(16) {
             driver.configure(intid, false);
-            driver.send(&[driver.mapc(0, 0), mapd(3, 0), mapti(3, 1, intid, 0), event(INT, 3, 1)]);
+            driver.send(&[
+                driver.mapc(0, 0),
+                mapd(3, driver.itt),
+                mapti(3, 1, intid, 0),
+                event(INT, 3, 1),
+            ]);
             victim.check();
             driver.send(&[event(CLEAR, 3, 1)]);
             victim.check();
@@ -202,7 +207,7 @@ fn r38_attack_a_configuration_table_over_a_protected_page() -> Result<(), Skip> 
         }
         assert_eq!(read(propbaser), before, "{page:#x}");
         write32(ctlr, read32(ctlr) | 1);
-        driver.send(&[driver.mapc(0, 0), mapd(3, 0)]);
+        driver.send(&[driver.mapc(0, 0), mapd(3, driver.itt)]);
         for intid in 8192..8200 {
             driver.send(&[mapti(3, 1, intid, 0), event(INT, 3, 1), event(INV, 3, 1)]);
             assert_eq!(taken(5), None, "what is at {page:#x} has enabled {intid}");
@@ -327,7 +332,7 @@ fn its_commands_do_what_they_say() -> Result<(), Skip> {
         mapti(5, 16, 8300, 0),
         [0x21, u64::MAX, u64::MAX, u64::MAX],
         [0xff, 0, 0, 0],
-        mapd(5, 0),
+        mapd(5, driver.itt),
         mapti(5, 3, 8301, 9),
         event(INT, 5, 3),
     ]);
