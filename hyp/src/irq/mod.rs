@@ -8,7 +8,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`frames`] | which registers are whose |
-//! | [`redistributor`] | stores to RD_base frames: LPIs' two tables |
+//! | [`redistributor`] | RD_base frames: LPIs' two tables |
 //! | [`its`] | an ITS: registers, queue, tables |
 //! | [`command`] | its commands, the host's and hyp's |
 //! | [`itts`] | room for ITTs, and whose they are |
