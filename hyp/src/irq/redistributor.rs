@@ -11,8 +11,9 @@
 //! memory for each; and all that the GIC ever does with it is to read, for interrupts that are the host's anyway.
 //! What must not be is that a page of it becomes somebody else's: the GIC would go on reading it, and show what it
 //! reads. So before the register is written all of its pages are checked to be the host's alone, and from then
-//! on nobody can give them away ([`Machine::pin`]). One table is all redistributors' as long as any of
-//! them uses it, as the architecture wants it (IHI 0069, GICR_PROPBASER).
+//! on nobody can give them away ([`Machine::pin`]). All redistributors that have LPIs
+//! on have one table, as the architecture wants it (IHI 0069, GICR_PROPBASER): the last that one was enabled with; those
+//! that had another are off.
 //!
 //! GICR_CTLR.EnableLPIs is the host's, with tables that have been checked; GICR_WAKER is, and what invalidates or sets
 //! single LPIs. The rest is not: what it could be for is either read-only or of memory (GICR_PARTIDR) or power, or
@@ -108,17 +109,9 @@ impl Redistributors {
     /// If LPIs are on that can't be turned off. Boot only; there is room for it.
     pub fn add(&mut self, machine: &mut impl Machine, pending: Option<u64>) -> Result<(), Stuck> {
         let place = Place::Redistributor(self.all.len());
+        // One that hyp has no table for, too: RES0 where there are no LPIs.
+        turn_off(machine, place)?;
         if let Some(pending) = pending {
-            let ctlr = read32(machine, place, gicr::CTLR);
-            if ctlr & gicr::ENABLE_LPIS != 0 {
-                write32(machine, place, gicr::CTLR, ctlr & gicr::DPG);
-            }
-            if !wait(machine, place, gicr::CTLR, |ctlr| ctlr & gicr::RWP == 0) {
-                return Err(Stuck::Busy);
-            }
-            if read32(machine, place, gicr::CTLR) & gicr::ENABLE_LPIS != 0 {
-                return Err(Stuck::On);
-            }
             write64(machine, place, gicr::PROPBASER, 0);
             write64(machine, place, gicr::PENDBASER, pending | GICR_NORMAL);
         }
@@ -219,7 +212,8 @@ impl Redistributors {
     }
 
     /// Before LPIs are enabled: the redistributor has tables, whatever became of its registers while its CPU was
-    /// off. `false`: the host has none for it, or not the one of the others.
+    /// off, and none that has LPIs on has another configuration table. `false`: the host has none for it, or one that has
+    /// another can't be turned off.
     fn give_tables(&mut self, machine: &mut impl Machine, n: usize) -> bool {
         let this = &self.all[n];
         let (Some(pending), Some(configuration)) = (this.pending, this.configuration) else {
@@ -230,7 +224,11 @@ impl Redistributors {
         let others = self.all.iter().enumerate().filter(|(other, _)| *other != n);
         for (other, redistributor) in others {
             let differs = redistributor.configuration.is_some_and(|other| !same(other));
-            if differs && redistributor.is_on(machine, other) {
+            // Those of CPUs that are off, say, while a kernel begins anew with a table of its own.
+            if differs
+                && redistributor.is_on(machine, other)
+                && turn_off(machine, Place::Redistributor(other)).is_err()
+            {
                 return false;
             }
         }
@@ -254,6 +252,19 @@ impl Redistributors {
         write64(machine, place, gicr::PROPBASER, configuration.register);
         true
     }
+}
+
+/// Turns a redistributor's LPIs off, if they are on.
+fn turn_off(machine: &mut impl Machine, place: Place) -> Result<(), Stuck> {
+    let ctlr = read32(machine, place, gicr::CTLR);
+    if ctlr & gicr::ENABLE_LPIS != 0 {
+        write32(machine, place, gicr::CTLR, ctlr & gicr::DPG);
+    }
+    if !wait(machine, place, gicr::CTLR, |ctlr| ctlr & gicr::RWP == 0) {
+        return Err(Stuck::Busy);
+    }
+    let on = read32(machine, place, gicr::CTLR) & gicr::ENABLE_LPIS != 0;
+    if on { Err(Stuck::On) } else { Ok(()) }
 }
 
 impl Redistributor {

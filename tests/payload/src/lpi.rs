@@ -61,6 +61,8 @@ pub struct Driver {
     redistributors: u64,
     /// The configuration table, 64 KiB.
     pub configuration: u64,
+    /// Another one.
+    pub second: u64,
     /// A page for an ITT, which this hyp has no use for.
     pub itt: u64,
     /// Nine pages for tables: nor for those.
@@ -78,12 +80,23 @@ pub fn init(machine: &Machine) {
     DRIVER.call_once(|| {
         let its = machine.its.as_ref()?.start;
         let configuration = pages::allocate(16, 16).expect("64 KiB");
+        let second = pages::allocate(16, 16).expect("64 KiB");
         let queue = pages::allocate(1, 1).expect("a page");
         let itt = pages::allocate(1, 1).expect("a page");
         let tables = pages::allocate(9, 1).expect("nine pages");
         let redistributors = machine.gicr.start;
         let (writer, turn) = (Lock::new(0), Lock::new(0));
-        Some(Driver { its, redistributors, configuration, itt, tables, queue, writer, turn })
+        Some(Driver {
+            its,
+            redistributors,
+            configuration,
+            second,
+            itt,
+            tables,
+            queue,
+            writer,
+            turn,
+        })
     });
 }
 
@@ -217,10 +230,17 @@ impl Driver {
     pub fn enable_lpis_of(&self, cpu: usize) {
         let ctlr = self.rd(cpu, gicr::CTLR);
         if read32(ctlr) & 1 == 0 {
-            write(self.rd(cpu, gicr::PROPBASER), self.configuration | GICR_NORMAL | 15);
-            write(self.rd(cpu, gicr::PENDBASER), self.queue & !0xffff | GICR_NORMAL);
-            write32(ctlr, 1);
+            self.enable_lpis_with(cpu, self.configuration);
         }
+        assert_eq!(read32(ctlr) & 1, 1, "LPIs of CPU {cpu}");
+    }
+
+    /// With this configuration table.
+    pub fn enable_lpis_with(&self, cpu: usize, configuration: u64) {
+        let ctlr = self.rd(cpu, gicr::CTLR);
+        write(self.rd(cpu, gicr::PROPBASER), configuration | GICR_NORMAL | 15);
+        write(self.rd(cpu, gicr::PENDBASER), self.queue & !0xffff | GICR_NORMAL);
+        write32(ctlr, 1);
         assert_eq!(read32(ctlr) & 1, 1, "LPIs of CPU {cpu}");
     }
 

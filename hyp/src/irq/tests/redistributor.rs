@@ -90,19 +90,22 @@ fn a_configuration_table_has_no_more_bits_than_pending_tables() {
 fn all_that_are_on_have_one_configuration_table() {
     let (mut sim, mut all) = two();
     assert!(enable(&mut sim, &mut all, 0, PROPBASER));
-    assert!(!enable(&mut sim, &mut all, 1, 0x4030_0000 | 15));
-    assert!(!enable(&mut sim, &mut all, 1, TABLE | 13));
+    for other in [0x4030_0000 | 15, TABLE | 13] {
+        assert!(enable(&mut sim, &mut all, 1, other), "{other:#x}");
+        assert_eq!(sim.redistributors[0].ctlr & 1, 0, "the other one is off");
+        assert!(enable(&mut sim, &mut all, 0, PROPBASER));
+        assert_eq!(sim.redistributors[1].ctlr & 1, 0);
+    }
     assert!(enable(&mut sim, &mut all, 1, PROPBASER));
+    assert_eq!(sim.redistributors[0].ctlr & 1, 1);
     // While they are on nothing of it changes.
     all.store(&mut sim, 1, gicr::PROPBASER, Width::Doubleword, 0x4030_0000 | 15);
     assert_eq!(sim.redistributors[1].propbaser, PROPBASER);
-    // A kernel that begins anew has another.
-    for n in 0..2 {
-        all.store(&mut sim, n, gicr::CTLR, Width::Word, 0);
-    }
-    for n in 0..2 {
-        assert!(enable(&mut sim, &mut all, n, 0x4030_0000 | 15));
-    }
+    // One that can't be turned off has the last word.
+    sim.redistributors[0].sticky = true;
+    all.store(&mut sim, 1, gicr::CTLR, Width::Word, 0);
+    assert!(!enable(&mut sim, &mut all, 1, 0x4030_0000 | 15));
+    assert!(enable(&mut sim, &mut all, 1, PROPBASER));
 }
 
 #[test]
@@ -148,6 +151,7 @@ fn lpis_that_are_on_at_boot_are_turned_off_or_refused() {
     assert_eq!(all.add(&mut sim, Some(HYP.0)), Ok(()));
     assert_eq!((sim.redistributors[0].ctlr, sim.redistributors[0].propbaser), (0, 0));
     assert_eq!(all.add(&mut sim, Some(HYP.0)), Err(Stuck::On));
+    assert_eq!(all.add(&mut sim, None), Err(Stuck::On), "whether it has a table or not");
     sim.redistributors[1] = Default::default();
     sim.redistributors[1].ctlr = gicr::RWP;
     assert_eq!(all.add(&mut sim, Some(HYP.0)), Err(Stuck::Busy));

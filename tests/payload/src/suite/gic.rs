@@ -18,7 +18,7 @@ use crate::{
 use core::arch::{asm, global_asm};
 use umbra_host::{
     hypercall::{Hvc, Hypervisor},
-    kernel::{layout, timer},
+    kernel::{layout, mmu, timer},
 };
 use umbra_shared::{
     call::{Counter, Policy, VmConfig},
@@ -41,6 +41,7 @@ tests![
     its_tables_that_are_new_are_empty,
     its_takes_a_long_queue,
     lpis_survive_a_cpu_that_goes_and_comes,
+    a_kernel_that_begins_anew_has_tables_of_its_own,
     gic_registers_from_and_to_every_register,
     gic_loads_extend_as_the_instruction_says,
     gic_accesses_of_other_widths_are_aborts,
@@ -440,6 +441,34 @@ fn lpis_survive_a_cpu_that_goes_and_comes() -> Result<(), Skip> {
         driver.enable_lpis_of(1);
         driver.send(&[movi(3, 1, 1), event(INT, 3, 1)]);
         assert_eq!(taken_on(1, 1000), Some(8192));
+    }
+    Ok(())
+}
+
+/// As after a kexec: the other CPUs are off, and their redistributors are as the old kernel has left them.
+fn a_kernel_that_begins_anew_has_tables_of_its_own() -> Result<(), Skip> {
+    let driver = driver()?;
+    driver.enable_lpis();
+    for table in [driver.second, driver.configuration] {
+        driver.begin();
+        for cpu in 0..context().cpus {
+            write32(driver.rd(cpu, gicr::CTLR), 0);
+            driver.enable_lpis_with(cpu, table);
+            let other = driver.rd((cpu + 1) % context().cpus, gicr::CTLR);
+            let expected = u32::from(cpu + 1 == context().cpus);
+            assert_eq!(
+                read32(other) & 1,
+                expected,
+                "none has the old table, once CPU {cpu} has the new"
+            );
+        }
+        // SAFETY: the table is the driver's.
+        unsafe { mmu::linear::<u8>(table + 8).write_volatile(0x23) };
+        for cpu in 0..context().cpus {
+            driver.send(&[driver.mapc(0, cpu), mapd(3, driver.itt), mapti(3, 1, 8200, 0)]);
+            driver.send(&[event(INV, 3, 1), event(INT, 3, 1)]);
+            assert_eq!(taken_on(cpu, 1000), Some(8200), "CPU {cpu}");
+        }
     }
     Ok(())
 }
