@@ -13,6 +13,7 @@ mod guest_power;
 mod hidden;
 mod host_vl;
 mod interrupts;
+mod its;
 mod levels;
 mod lifecycle;
 mod memory;
@@ -49,6 +50,7 @@ pub const ALL: &[Area] = &[
     ("aborts", aborts::TESTS),
     ("reserved", reserved::TESTS),
     ("gic", gic::TESTS),
+    ("its", its::TESTS),
     ("sealed", sealed::TESTS),
     ("mmio_guard", mmio_guard::TESTS),
     ("guest_power", guest_power::TESTS),
