@@ -16,6 +16,7 @@
 //! - [`vm`]: the life of VMs and vCPUs;
 //! - `machine`: facts of the machine, and what CPUs show each other;
 //! - [`fp`]: the FP/SVE/SME engine;
+//! - [`irq`]: the GIC as a master: ITSs, LPIs and their tables;
 //! - [`memory`]: owners, hand-over, stage 2, devices' too;
 //! - [`dma`]: the SMMUs that devices' accesses go through;
 //! - [`world`]: what EL1 and EL2 hold per world, feature by feature, and the switch;
@@ -66,7 +67,8 @@
 //! | `guest/entropy.rs` | 1 | 0 | RNDRRS |
 //! | `guest/run.rs` | 3 | 1 | entry to a guest (enter.S); the return state of an ERET, into the guest and back to the host |
 //! | `guest/traps.rs` | 1 | 1 | the return state of a guest whose trap ends without a switch; the function that enter.S calls |
-//! | `host/traps.rs` | 3 | 1 | this CPU's data at an exception; the host's return state |
+//! | `host/traps.rs` | 5 | 3 | this CPU's data at an exception; the host's return state |
+//! | `irq/hw.rs` | 6 | 0 | the GIC's registers; its tables in hyp's pool; a command in a page of the host's |
 //! | `memory/frames.rs` | 3 | 2 | lists of free pages, threaded through the pages |
 //! | `memory/hw.rs` | 5 | 1 | pages that hyp has mapped: wiped, cleaned, and flag-shadow pages as atomics |
 //! | `memory/tables.rs` | 6 | 4 | TLB maintenance; functions that aarch64-paging wants and nobody calls |
@@ -90,15 +92,17 @@
 //! A CPU takes them in this order and holds at most one of each kind:
 //!
 //! 1. a VM's slot (`vm::slots`), which guards the VM, its vCPUs' places and its stage 2;
-//! 2. memory (`memory::hw`): owners, hyp's stage 1, the host's stage 2 and the devices', the SMMUs;
-//! 3. a list of pages for tables (`memory::frames`): hyp's, the host's or a VM's. With one of these held
+//! 2. an ITS, or the redistributors (`irq::hw`), which guards what the GIC has of hyp's memory; with it held memory is
+//!    asked about a page of the host's, and no VM about anything;
+//! 3. memory (`memory::hw`): owners, hyp's stage 1, the host's stage 2 and the devices', the SMMUs;
+//! 4. a list of pages for tables (`memory::frames`): hyp's, the host's or a VM's. With one of these held
 //!    nothing is done but to take a page or to put one.
 //!
-//! The console's is taken by messages alone, which are for boot, for the end, and for no transition.
+//! Which frames of the GIC are whose (`irq::hw`) is looked up under a lock that is held for nothing else. The console's is taken by messages alone, which are for boot, for the end, and for no transition.
 //! No lock is held while a guest or the host runs: an entry and an exit take none, a loaded vCPU being its CPU's
 //! own; a guest's call about its memory or its vCPUs, and a protected guest's first access to a device, take its
 //! VM's and let it go before anybody goes on. What a
-//! CPU does with a lock held is bounded by [`umbra_shared::call::MAX_PAGES_PER_CALL`], and measured (`tests/bench`,
+//! CPU does with a lock held is bounded by [`umbra_shared::call::MAX_PAGES_PER_CALL`] and [`irq::its::COMMANDS_A_TRAP`], and measured (`tests/bench`,
 //! `masked_*`). Locks go to whoever has waited longest (`arch::lock`), so that a wait is bounded, too: by the
 //! other CPUs' turns.
 //!
@@ -118,6 +122,7 @@ pub mod fp;
 pub mod guest;
 #[cfg(target_os = "none")]
 pub mod host;
+pub mod irq;
 #[cfg(target_os = "none")]
 pub mod machine;
 pub mod memory;

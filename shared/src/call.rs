@@ -351,6 +351,8 @@ counters! {
     GuestZaSaves;
     /// Times that it was loaded.
     GuestZaLoads;
+    /// Accesses of the host's to registers of the GIC that hyp carries out.
+    GicTraps;
 }
 
 /// A hypercall other than VCPU_RUN, with its arguments.

@@ -89,6 +89,9 @@ numbered! {
         /// guests' streaming vector lengths, args\[5\] 1 if EL1 can be AArch32,
         /// args\[6\] the FP policy of protected VMs, and 1 in bit 8 if there can be any.
         Machine = 9,
+        /// An access of the host's to a register of the GIC at args\[0\], ESR_EL2 being args\[1\]; result is 1 if
+        /// it was no abort. Pages that the GIC reads from now on are nobody's to give away.
+        Gic = 10,
     }
 }
 

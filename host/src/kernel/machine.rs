@@ -70,6 +70,8 @@ pub struct Machine {
     pub gicd: PhysicalRange,
     /// The GICv3's redistributors.
     pub gicr: PhysicalRange,
+    /// The first ITS, if there is one. The kernel has no use for it.
+    pub its: Option<PhysicalRange>,
     /// How to reach PSCI.
     pub conduit: Conduit,
     /// The initial RAM disk.
@@ -211,6 +213,9 @@ impl Machine {
             Some((registers(node, 0)?, registers(node, 1)?))
         })
         .ok_or(Error::NoGic)?;
+        let its = find(root, &mut |node| {
+            node.is_compatible("arm,gic-v3-its").then(|| registers(node, 0)).flatten()
+        });
 
         Ok(Self {
             ram,
@@ -219,6 +224,7 @@ impl Machine {
             uart: uart(tree),
             gicd,
             gicr,
+            its,
             conduit,
             initrd,
             idle_states: idle_states(tree),
@@ -230,7 +236,7 @@ impl Machine {
     /// The registers that drivers use.
     pub fn devices(&self) -> impl Iterator<Item = PhysicalRange> + '_ {
         let own = self.uart.iter().cloned().chain([self.gicd.clone(), self.gicr.clone()]);
-        own.chain(self.masters.devices())
+        own.chain(self.its.clone()).chain(self.masters.devices())
     }
 
     /// Whether the command line has this word.

@@ -1,7 +1,7 @@
 //! EL2's exception vectors (vectors.S): one table for while the host runs, one for while a guest runs.
 //!
 //! What comes from a lower EL is handed to the rooms above, by name: the host's synchronous exceptions to
-//! `umbra_host_sync`, a guest's to `umbra_guest_exit_sync` and its neighbours. An exception of EL2's own is the end
+//! `umbra_host_call` (HVC), `umbra_host_abort` and `umbra_host_trap` (the rest), a guest's to `umbra_guest_exit_sync` and its neighbours. An exception of EL2's own is the end
 //! ([`super::fatal`]).
 
 use super::fatal::FatalFrame;
@@ -11,6 +11,8 @@ use super::sysreg::sys::{VbarEl2, write_vbar_el2};
 use core::mem::offset_of;
 use static_assertions::const_assert;
 
+/// ESR_EL2.EC of an HVC.
+const EC_HVC64: u64 = 0x16;
 /// The entry in the guest's vectors of an SError from EL2 itself, with its own stack pointer.
 const SERROR_AT_EL2: u64 = 16 + 7;
 
@@ -18,6 +20,8 @@ core::arch::global_asm!(
     include_str!("vectors.S"),
     FATAL_FRAME_BYTES = const size_of::<FatalFrame>(),
     HOST_FRAME_BYTES = const size_of::<HostFrame>(),
+    HOST_FRAME_X19 = const offset_of!(HostFrame, x19),
+    EC_HVC64 = const EC_HVC64,
     SERROR_AT_EL2 = const SERROR_AT_EL2,
     STACK_SHIFT = const layout::STACK_SHIFT,
     CPU_EMERGENCY_STACK = const offset_of!(PerCpu, emergency_stack),
@@ -33,7 +37,7 @@ unsafe extern "C" {
     fn umbra_enter_host_fresh(context: u64, stack_top: u64) -> !;
 }
 
-/// The host's registers at a trap: vectors.S stores x0-x18 and x30 at these offsets.
+/// The host's registers at a trap: vectors.S stores x0-x18 and x30 at these offsets, and at an abort x19-x29.
 #[derive(Debug)]
 #[repr(C, align(16))]
 pub struct HostFrame {
@@ -45,6 +49,31 @@ pub struct HostFrame {
     pub elr: u64,
     /// SPSR_EL2.
     pub spsr: u64,
+    x19: [u64; 11],
+}
+
+impl HostFrame {
+    /// Xn at an abort; 31 is XZR.
+    pub fn register(&self, n: u8) -> u64 {
+        match n {
+            0..=17 => self.x[usize::from(n)],
+            18 => self.x18,
+            19..=29 => self.x19[usize::from(n) - 19],
+            30 => self.x30,
+            _ => 0,
+        }
+    }
+
+    /// Writes Xn at an abort; XZR takes nothing.
+    pub fn set_register(&mut self, n: u8, value: u64) {
+        match n {
+            0..=17 => self.x[usize::from(n)] = value,
+            18 => self.x18 = value,
+            19..=29 => self.x19[usize::from(n) - 19] = value,
+            30 => self.x30 = value,
+            _ => {}
+        }
+    }
 }
 
 const_assert!(offset_of!(HostFrame, x18) == 144);

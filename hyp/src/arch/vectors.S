@@ -117,7 +117,8 @@ umbra_probe_device:
     ret
 
 // A synchronous exception from the host: everything it does that needs hyp. x0-x18 and x30 go into
-// a HostFrame; x19-x29 are callee-saved for the handler.
+// a HostFrame; x19-x29 are callee-saved for the handler, and go there as well at an abort: that may be an access
+// which hyp carries out, from or to any register.
 host_sync:
     sub     sp, sp, #{HOST_FRAME_BYTES}
     stp     x0, x1, [sp, #0]
@@ -130,8 +131,13 @@ host_sync:
     stp     x14, x15, [sp, #112]
     stp     x16, x17, [sp, #128]
     stp     x18, x30, [sp, #144]
+    mrs     x1, esr_el2
     mov     x0, sp
-    bl      umbra_host_sync
+    lsr     w2, w1, #26
+    cmp     w2, #{EC_HVC64}
+    b.ne    host_trap
+    bl      umbra_host_call
+host_return:
     ldp     x0, x1, [sp, #0]
     ldp     x2, x3, [sp, #16]
     ldp     x4, x5, [sp, #32]
@@ -147,6 +153,27 @@ host_sync:
     // Nothing is to be speculated past an ERET.
     dsb     nsh
     isb
+
+host_trap:
+    // x1 = ESR_EL2. Of what comes from the host only aborts have this bit of EC.
+    tbnz    w1, #31, host_abort
+    bl      umbra_host_trap
+    b       host_return
+host_abort:
+    stp     x19, x20, [sp, #{HOST_FRAME_X19}]
+    stp     x21, x22, [sp, #{HOST_FRAME_X19} + 16]
+    stp     x23, x24, [sp, #{HOST_FRAME_X19} + 32]
+    stp     x25, x26, [sp, #{HOST_FRAME_X19} + 48]
+    stp     x27, x28, [sp, #{HOST_FRAME_X19} + 64]
+    str     x29, [sp, #{HOST_FRAME_X19} + 80]
+    bl      umbra_host_abort
+    ldp     x19, x20, [sp, #{HOST_FRAME_X19}]
+    ldp     x21, x22, [sp, #{HOST_FRAME_X19} + 16]
+    ldp     x23, x24, [sp, #{HOST_FRAME_X19} + 32]
+    ldp     x25, x26, [sp, #{HOST_FRAME_X19} + 48]
+    ldp     x27, x28, [sp, #{HOST_FRAME_X19} + 64]
+    ldr     x29, [sp, #{HOST_FRAME_X19} + 80]
+    b       host_return
 
 // To a host that starts on this CPU (boot, CPU_ON, resume): x0 for it. ELR, SPSR and all of EL1 are
 // set. The stack is emptied; registers hold nothing of hyp.

@@ -25,6 +25,7 @@ use crate::fp::host_storage;
 use crate::fp::hw::Image;
 use crate::fp::lengths::Lengths;
 use crate::guest::entropy;
+use crate::irq::{self, frames::Described};
 use crate::machine::{MACHINE, Machine, SHARED, machine};
 use crate::memory::frames::linear;
 use crate::memory::hw;
@@ -74,6 +75,10 @@ pub struct Finish {
     pub free: Pieces,
     /// TTBR0_EL2 of a translation of all RAM.
     pub ram_ttbr: u64,
+    /// The GIC, and memory for its tables.
+    pub gic: Described,
+    /// See `gic`.
+    pub gic_area: Range,
     /// Memory for host images.
     pub images: Pool,
     /// The console's physical address.
@@ -154,6 +159,8 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
 /// On the final tables, on the boot CPU.
 fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
     end::arm(finish.ram_ttbr);
+    let affinities = SHARED[..finish.cpus].iter().map(|cpu| cpu.mpidr.load(Ordering::Relaxed));
+    irq::hw::init(&finish.gic, finish.gic_area, affinities);
     start_others(cpu.index(), finish.cpus);
     let protection = power::hw::protect_memory(&finish.banks);
     wipe(protection, core::mem::take(&mut finish.free), finish.options.boot_wipe_off);

@@ -17,6 +17,8 @@ use crate::dma::hw::{self, All, Frame};
 use crate::dma::registers::{FRAME_BYTES, IDR0, IDR1, IDR5};
 use crate::dma::smmu::Smmu;
 use crate::dma::streams::{LEVEL2_BYTES, StreamStage2, Streams, level1_bytes};
+use crate::irq;
+use crate::irq::frames::MAX_ITS;
 use crate::memory::devices::Devices;
 use crate::memory::frames::{FrameList, Tables, linear};
 use crate::memory::hw as memory;
@@ -32,6 +34,9 @@ const DEVICES_VMID: u8 = 0xff;
 
 /// Bytes of a command queue and of an event queue: 256 commands, 128 records.
 const QUEUE_BYTES: usize = PAGE_SIZE;
+
+/// Tables of the devices' stage 2 beside those for RAM: a root, and three for each doorbell.
+const TABLES_BESIDE_RAM: usize = 2 + 3 * MAX_ITS;
 
 /// Tables of the devices' stage 2.
 static DEVICE_TABLES: Lock<FrameList> = Lock::new(FrameList::new());
@@ -166,7 +171,7 @@ pub fn pool_bytes(banks: &[Range], smmus: &SmmuNodes) -> usize {
     if is_without(&owned) {
         return 0;
     }
-    let tables = worst_case_tables(banks, 8) * PAGE_SIZE;
+    let tables = worst_case_tables(banks, TABLES_BESIDE_RAM) * PAGE_SIZE;
     // Both levels are aligned to their sizes.
     tables + 2 * (LEVEL2_BYTES + level1_bytes_of(&owned)) + 2 * QUEUE_BYTES * owned.len()
 }
@@ -177,7 +182,7 @@ pub fn prepare(tables: &mut HypTables, pool: &mut Pool, banks: &[Range], smmus: 
     if is_without(&owned) {
         return;
     }
-    pool.fill(&DEVICE_TABLES, worst_case_tables(banks, 8));
+    pool.fill(&DEVICE_TABLES, worst_case_tables(banks, TABLES_BESIDE_RAM));
     let level2 = pool.take_aligned(LEVEL2_BYTES, LEVEL2_BYTES);
     let level1 = level1_bytes_of(&owned);
     let level1 = pool.take_aligned(level1, level1);
@@ -197,7 +202,8 @@ pub fn hyp_tables(smmus: &SmmuNodes) -> usize {
     if is_without(&owned(smmus)) { 0 } else { 4 }
 }
 
-/// On the final tables: the devices' stage 2 of all of RAM but hyp's, and the SMMUs on.
+/// On the final tables: the devices' stage 2 of all of RAM but hyp's, with the ITSs' doorbells beside it, and the SMMUs
+/// on.
 #[inline(never)]
 pub fn start(host: &HostMemory, pa_bits: u32) {
     let ready = READY.lock();
@@ -216,6 +222,14 @@ pub fn start(host: &HostMemory, pa_bits: u32) {
             }
         }
         stage2.map_identity_pages(from, end);
+    }
+    for doorbell in irq::hw::doorbells() {
+        let end = doorbell + PAGE_SIZE as u64;
+        if end <= 1 << shape.ipa_bits {
+            stage2.map_identity_device(doorbell, end);
+        } else {
+            log::warn!("an ITS at {doorbell:#x} is out of devices' reach");
+        }
     }
     let block = |pa: u64, bytes: usize| {
         // SAFETY: taken from the pool for this alone (`prepare`), which the final tables map.

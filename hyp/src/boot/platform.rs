@@ -7,6 +7,7 @@
 pub mod bus;
 mod debug;
 mod edit;
+mod gic;
 pub mod masters;
 pub mod smmus;
 #[cfg(test)]
@@ -17,6 +18,7 @@ pub use edit::{HostBoot, hand_over};
 
 use crate::arch::MAX_CPUS;
 use crate::boot::ranges::MAX_TAKEN;
+use crate::irq::frames::Described;
 use crate::memory::pages::MAX_BANKS;
 use arrayvec::{ArrayString, ArrayVec};
 use dtoolkit::fdt::{Fdt, FdtNode};
@@ -53,6 +55,10 @@ pub enum PlatformError {
     NoMemory,
     #[error("the device tree describes no GICv3 (arm,gic-v3); QEMU: -M virt,gic-version=3")]
     NoGic,
+    #[error("the device tree's registers of the GIC are not whole frames of their own")]
+    BadGic,
+    #[error("the device tree has registers of the GIC in memory")]
+    GicInMemory,
     #[error("the device tree has no /psci (or none that is called with smc)")]
     NoPsci,
     #[error("the device tree lists no CPUs, or more than {MAX_CPUS}")]
@@ -82,6 +88,8 @@ pub struct Platform {
     pub reserved: ArrayVec<Range, MAX_RESERVED>,
     /// SMMUv3s.
     pub smmus: smmus::SmmuNodes,
+    /// The GIC's registers.
+    pub gic: Described,
     /// MPIDR_EL1 affinities in device-tree order.
     pub cpus: ArrayVec<u64, MAX_CPUS>,
     /// The console: a PL011's address.
@@ -179,7 +187,7 @@ impl Platform {
             let end = r.address().checked_add(r.size()).ok_or(PlatformError::BadTree)?;
             reserved.try_push((r.address(), end)).map_err(|_| PlatformError::TooManyReserved)?;
         }
-        find_compatible(fdt.root(), "arm,gic-v3").ok_or(PlatformError::NoGic)?;
+        let gic = gic::read(fdt.root(), &banks)?;
         if conduit(fdt) != Some(Conduit::Smc) {
             return Err(PlatformError::NoPsci);
         }
@@ -203,7 +211,7 @@ impl Platform {
             .unwrap_or_default();
         let uart = console(fdt);
         let smmus = smmus::read(fdt, &banks)?;
-        Ok(Self { banks, reserved, smmus, cpus, uart, initrd: initrd(fdt), command_line })
+        Ok(Self { banks, reserved, smmus, gic, cpus, uart, initrd: initrd(fdt), command_line })
     }
 
     /// What is in memory when hyp boots and is not to be written, beside what is reserved: the `image` with

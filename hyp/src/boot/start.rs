@@ -25,6 +25,10 @@ use crate::boot::platform::{
 use crate::boot::pool::Pool;
 use crate::boot::ranges::{MAX_TAKEN, without};
 use crate::cpu::Cpu;
+use crate::irq::{
+    self,
+    frames::{Described, MAX_REDISTRIBUTORS},
+};
 use crate::machine::SHARED;
 use crate::memory::frames::{FrameList, Tables, linear};
 use crate::memory::hw::{self, Memory, clean_invalidate_range};
@@ -212,8 +216,11 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, fdt: &Fdt<'_>, platform: &Platform) -> 
     let smmus = devices::examine(platform, id.pa_bits());
     let isolation = devices::decide(fdt, platform, &smmus, options.dma);
     let cpus = platform.cpus.len();
-    let hyp_tables = worst_case_tables(&platform.banks, 16 + cpus + devices::hyp_tables(&smmus));
-    let host_tables = worst_case_tables(&platform.banks, 4 + devices::host_tables());
+    let fixed = 16 + cpus + devices::hyp_tables(&smmus) + irq::hw::TABLES;
+    let hyp_tables = worst_case_tables(&platform.banks, fixed);
+    let fixed = 4 + devices::host_tables() + gic_tables(&platform.gic);
+    let host_tables = worst_case_tables(&platform.banks, fixed);
+    let gic_bytes = irq::hw::bytes(&platform.gic, cpus);
     let ram_tables = ram_tables(platform);
     let pages = count(&platform.banks);
     let per_cpu = PAGE_SIZE.max(size_of::<Cpu>().next_multiple_of(PAGE_SIZE))
@@ -223,7 +230,8 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, fdt: &Fdt<'_>, platform: &Platform) -> 
     let bytes = (hyp_tables + host_tables + ram_tables) * PAGE_SIZE
         + (pages * size_of::<State>()).next_multiple_of(PAGE_SIZE)
         + cpus * per_cpu
-        + devices::pool_bytes(&platform.banks, &smmus);
+        + devices::pool_bytes(&platform.banks, &smmus)
+        + gic_bytes as usize;
     let bytes = (bytes as u64).next_multiple_of(BLOCK);
     let dtb_room = (image_pa + package.dtb_offset, image_pa + package.dtb_offset + PAYLOAD_ALIGN);
     let image = [(image_pa, image_pa + package.package_bytes), dtb_room];
@@ -236,6 +244,7 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, fdt: &Fdt<'_>, platform: &Platform) -> 
     // First, because they are in use while the rest of the pool is wiped.
     pool.fill(&RAM_TABLES, ram_tables);
     let secrets = pool.rest();
+    let gic_area = pool.take(gic_bytes as usize);
     let entries = pool.take(pages * size_of::<State>());
     pool.fill(&HYP_TABLES, hyp_tables);
     pool.fill(&HOST_TABLES, host_tables);
@@ -346,6 +355,8 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, fdt: &Fdt<'_>, platform: &Platform) -> 
         id,
         host_memory: HostMemory { banks: platform.banks.clone(), hyp: hyp_ranges },
         images: pool,
+        gic: platform.gic.clone(),
+        gic_area: (gic_area, gic_area + gic_bytes),
         banks: platform.banks.clone(),
         free,
         ram_ttbr,
@@ -353,6 +364,15 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, fdt: &Fdt<'_>, platform: &Platform) -> 
         host: HostEntry { pc: image_pa + package.host_offset, context: dtb_room.0 },
     });
     switch_tables(boot_index)
+}
+
+/// Tables of the host's stage 2 that the GIC's registers cut: their ends, and where redistributors are far apart one
+/// for each.
+fn gic_tables(gic: &Described) -> usize {
+    let regions = gic.redistributors.iter();
+    let spans = regions.map(|(start, end)| ((end - start) / BLOCK) as usize + 2);
+    let cut = spans.map(|blocks| blocks.min(MAX_REDISTRIBUTORS + 2) + 6).sum::<usize>();
+    cut + 6 * gic.its.len()
 }
 
 /// Tables that the translation of all RAM takes: a level 2 for each GiB, a level 3 at each end of a piece.
@@ -504,9 +524,21 @@ fn host_stage2(host: &HostMemory, shape: Stage2Shape) -> Stage2<Stage2Tables> {
     }
     // What the host's addresses don't reach it does without.
     for &(start, end) in HOST_DEVICES.lock().pieces() {
-        stage2.map_identity_device(start.min(limit), end.min(limit));
+        map_around_gic(&mut stage2, (start.min(limit), end.min(limit)));
     }
     stage2.with_vmid(0)
+}
+
+/// Devices, but for the GIC's registers that come to hyp.
+fn map_around_gic(stage2: &mut Stage2Tables, (mut from, end): Range) {
+    irq::hw::for_each_frame(|frame| {
+        if frame.start < end && frame.end > from {
+            let (start, behind) = (frame.start.max(from), frame.end.min(end));
+            stage2.map_identity_device(from, start);
+            from = behind;
+        }
+    });
+    stage2.map_identity_device(from, end);
 }
 
 fn switch_tables(index: usize) -> ! {

@@ -41,7 +41,8 @@ fn row(n: usize, shared: &Shared) {
     let get = |counter: Counter| shared.stats.get(counter as u64);
     emergency(format_args!(
         "\n@cpu cpu={n} mpidr={:#x} vls={} image={} runs={} host_traps={} saves_full={} \
-         saves_fpsimd={} loads={} bytes={} host_aborts={} stage2_retries={}\n",
+         saves_fpsimd={} loads={} bytes={} host_aborts={} stage2_retries={} \
+         gic_traps={}\n",
         shared.mpidr.load(Ordering::Relaxed),
         Vls(shared.vqs()),
         shared.image_bytes.load(Ordering::Relaxed),
@@ -53,5 +54,6 @@ fn row(n: usize, shared: &Shared) {
         get(Counter::BytesMoved),
         get(Counter::HostAborts),
         get(Counter::Stage2Retries),
+        get(Counter::GicTraps),
     ));
 }

@@ -12,6 +12,7 @@ use crate::fp::TrapClass;
 use crate::guest::aarch32;
 use crate::guest::run;
 use crate::guest::syndrome::{self, Abort, SysReg, ec, pstate};
+use crate::irq::{self, hw::Answer, registers::Width};
 use crate::machine::machine;
 use crate::memory::hw;
 use crate::memory::stage2::HostFault;
@@ -19,37 +20,50 @@ use crate::power::{self, psci};
 use umbra_shared::call::{Counter, Function};
 use umbra_shared::record::Kind;
 
-// Called by host_sync (vectors.S).
+// Called by host_sync (vectors.S): an HVC. What happens at every exit of a guest comes before everything else.
 #[unsafe(no_mangle)]
-extern "C" fn umbra_host_sync(frame: &mut HostFrame) {
+extern "C" fn umbra_host_call(frame: &mut HostFrame) {
     // SAFETY: the outermost function of this exception.
     let cpu = unsafe { Cpu::current() };
-    let esr = sys::read_esr_el2().bits();
-    // What happens at every exit of a guest comes before everything else.
-    if syndrome::class(esr) == ec::HVC64 {
-        if Function::VcpuRun.is_in(frame.x[0]) {
-            frame.elr = sys::read_elr_el2().bits();
-            frame.spsr = sys::read_spsr_el2().bits();
-            run::run(cpu, frame);
-        } else if Function::Version.is_in(frame.x[0]) && !cfg!(feature = "transition-log") {
-            // Also what a host asks to find out that somebody answers.
-            frame.x[0] = 0;
-            // Not as a slice: that would be a call of memcpy.
-            let [x1, x2, x3, x4, x5, x6, x7, x8] = cpu.version;
-            [frame.x[1], frame.x[2], frame.x[3], frame.x[4]] = [x1, x2, x3, x4];
-            [frame.x[5], frame.x[6], frame.x[7], frame.x[8]] = [x5, x6, x7, x8];
-        } else {
-            calls::handle(cpu, frame);
-            // It may have mapped something that the end of the machine has just emptied.
-            end::stop_if_asked();
-        }
+    if Function::VcpuRun.is_in(frame.x[0]) {
+        frame.elr = sys::read_elr_el2().bits();
+        frame.spsr = sys::read_spsr_el2().bits();
+        run::run(cpu, frame);
+    } else if Function::Version.is_in(frame.x[0]) && !cfg!(feature = "transition-log") {
+        // Also what a host asks to find out that somebody answers.
+        frame.x[0] = 0;
+        // Not as a slice: that would be a call of memcpy.
+        let [x1, x2, x3, x4, x5, x6, x7, x8] = cpu.version;
+        [frame.x[1], frame.x[2], frame.x[3], frame.x[4]] = [x1, x2, x3, x4];
+        [frame.x[5], frame.x[6], frame.x[7], frame.x[8]] = [x5, x6, x7, x8];
     } else {
-        rare(cpu, frame, esr);
+        calls::handle(cpu, frame);
+        // It may have mapped something that the end of the machine has just emptied.
         end::stop_if_asked();
     }
 }
 
-#[inline(never)]
+// Called by host_sync: anything but an HVC and an abort.
+#[unsafe(no_mangle)]
+extern "C" fn umbra_host_trap(frame: &mut HostFrame, esr: u64) {
+    // SAFETY: as above.
+    let cpu = unsafe { Cpu::current() };
+    rare(cpu, frame, esr);
+    end::stop_if_asked();
+}
+
+// Called by host_sync: an abort, or what has its bit of EC; the frame has all registers.
+#[unsafe(no_mangle)]
+extern "C" fn umbra_host_abort(frame: &mut HostFrame, esr: u64) {
+    // SAFETY: as above.
+    let cpu = unsafe { Cpu::current() };
+    match syndrome::class(esr) {
+        ec::DATA_ABORT | ec::INSTRUCTION_ABORT => abort(cpu, frame, esr),
+        _ => inject(syndrome::ESR_UNDEFINED, None),
+    }
+    end::stop_if_asked();
+}
+
 fn rare(cpu: &mut Cpu, frame: &mut HostFrame, esr: u64) {
     match syndrome::class(esr) {
         ec::SMC64 => {
@@ -63,7 +77,6 @@ fn rare(cpu: &mut Cpu, frame: &mut HostFrame, esr: u64) {
         ec::FP => floating_point(cpu, TrapClass::Fpsimd),
         ec::SVE => floating_point(cpu, TrapClass::Sve),
         ec::SME => floating_point(cpu, TrapClass::Sme),
-        ec::DATA_ABORT | ec::INSTRUCTION_ABORT => abort(cpu, esr),
         ec::WFX => wait(cpu, esr),
         ec::SYSREG if machine().displace && SysReg::new(esr).zeroes_a_block() => {
             zero_block(cpu);
@@ -144,17 +157,18 @@ fn zero_block(cpu: &mut Cpu) {
     cpu.world.trap_host_displacement(false);
 }
 
-fn abort(cpu: &mut Cpu, esr: u64) {
+fn abort(cpu: &mut Cpu, frame: &mut HostFrame, esr: u64) {
     // Where all CPUs come when nothing is mapped for them any more.
     end::stop_if_asked();
     let far = sys::read_far_el2().bits();
     let ipa = syndrome::fault_ipa(read_hpfar_el2(), far);
+    let is_translation = Abort::new(esr).is_translation();
+    if is_translation && let Some(registers) = irq::hw::find(ipa) {
+        return gic(cpu, frame, esr, registers, ipa);
+    }
     log::forget();
-    let fault = if Abort::new(esr).is_translation() {
-        hw::with(|memory| memory.host_fault(ipa))
-    } else {
-        HostFault::Abort
-    };
+    let fault =
+        if is_translation { hw::with(|memory| memory.host_fault(ipa)) } else { HostFault::Abort };
     // It may have been mapped again since.
     end::stop_if_asked();
     cpu.log(|| Transition {
@@ -163,11 +177,51 @@ fn abort(cpu: &mut Cpu, esr: u64) {
     });
     match fault {
         HostFault::Retry => cpu.shared.stats.add(Counter::Stage2Retries, 1),
-        HostFault::Abort => {
-            cpu.shared.stats.add(Counter::HostAborts, 1);
-            let from_el0 = pstate::is_el0(sys::read_spsr_el2().bits());
-            inject(syndrome::esr_external_abort(esr, from_el0), Some(far));
+        HostFault::Abort => external_abort(cpu, esr),
+    }
+}
+
+fn external_abort(cpu: &Cpu, esr: u64) {
+    cpu.shared.stats.add(Counter::HostAborts, 1);
+    let from_el0 = pstate::is_el0(sys::read_spsr_el2().bits());
+    inject(syndrome::esr_external_abort(esr, from_el0), Some(sys::read_far_el2().bits()));
+}
+
+/// An access to registers of the GIC that are not simply the host's.
+fn gic(cpu: &mut Cpu, frame: &mut HostFrame, esr: u64, registers: irq::frames::Frame, ipa: u64) {
+    cpu.shared.stats.add(Counter::GicTraps, 1);
+    log::forget();
+    let spsr = sys::read_spsr_el2().bits();
+    let data = syndrome::class(esr) == ec::DATA_ABORT;
+    let access = Abort::new(esr).access().filter(|_| data);
+    let answer = access.map(|access| {
+        let bytes = 1u8 << access.size_log2;
+        let big_endian = pstate::is_big_endian(spsr, read_sctlr_el1());
+        let store = access.write.then(|| {
+            let value = syndrome::extend(frame.register(access.register), bytes, false, true);
+            syndrome::device_order(value, bytes, big_endian)
+        });
+        let answer = irq::hw::access(registers, ipa, Width::of(bytes.into()), store);
+        if let Answer::Loaded(value) = answer {
+            let value = syndrome::device_order(value, bytes, big_endian);
+            // An AArch32 register has 32 bits, whatever the syndrome says of it.
+            let wide = access.wide && !pstate::is_aarch32(spsr);
+            let value = syndrome::extend(value, bytes, access.sign, wide);
+            frame.set_register(access.register, value);
         }
+        answer
+    });
+    let done = !matches!(answer, None | Some(Answer::Abort));
+    cpu.log(|| Transition {
+        result: done.into(),
+        ..Transition::new(Kind::Gic, [ipa, esr, 0, 0, 0, 0, 0])
+    });
+    if !done {
+        external_abort(cpu, esr);
+    } else if pstate::is_aarch32(spsr) {
+        step_over32(esr);
+    } else {
+        step_over(esr);
     }
 }
 

@@ -14,7 +14,7 @@ use crate::dma::smmu::Trouble;
 use crate::memory::devices::{Devices, Smmus};
 use crate::memory::frames::linear;
 use crate::memory::handover::Hands;
-use crate::memory::pages::{Page, Pages};
+use crate::memory::pages::{Page, Pages, State};
 use crate::memory::stage2::{self, HostFault, Stage2};
 use crate::memory::tables::{HypTables, Stage2Tables, Tlbs, Use};
 use core::arch::asm;
@@ -153,6 +153,19 @@ impl Memory {
         let Some(devices) = &mut self.devices else { return 0 };
         let woken = devices.smmus().wake();
         woken.unwrap_or_else(|(base, trouble)| panic!("SMMU at {base:#x}: {trouble}"))
+    }
+
+    /// Does something with a page that is the host's alone, mapped for hyp at the address that `f` is given for
+    /// as long as that takes. `None`: it is no such page. The host may write it meanwhile.
+    pub fn with_host_page<R>(&mut self, pa: u64, f: impl FnOnce(usize) -> R) -> Option<R> {
+        let page = self.pages.lookup(pa).ok()?;
+        if self.pages.state(page) != State::Host {
+            return None;
+        }
+        self.map_for_hyp(page);
+        let result = f(linear(pa));
+        self.unmap_for_hyp(page);
+        Some(result)
     }
 
     /// The host took a stage-2 translation fault at `pa`.

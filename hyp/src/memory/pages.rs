@@ -15,6 +15,8 @@
 //!          <-------------                      Guest, SharedByGuest ---------> Host (relinquish only)
 //!            guest unshares
 //! ```
+//!
+//! What a device tree reserves, and what the host has told the GIC to read, stays the host's for good (Reserved).
 
 #![forbid(unsafe_code)]
 
@@ -174,6 +176,25 @@ impl<'a> Pages<'a> {
                 self.set(page, State::Reserved);
             }
         }
+    }
+
+    /// From now on the host can give none of a range away: a device reads it by its address. What is reserved
+    /// already is nobody's to give.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shared`], [`Error::NotOwned`]; then nothing has changed.
+    pub fn pin(&mut self, range: PageRange) -> Result<(), Error> {
+        let free = |page| self.state(page) == State::Reserved || self.require_host(page).is_ok();
+        if let Some(page) = range.pages().find(|&page| !free(page)) {
+            return self.require_host(page);
+        }
+        for page in range.pages() {
+            if self.state(page) == State::Host {
+                self.set(page, State::Reserved);
+            }
+        }
+        Ok(())
     }
 
     /// Shares a page as a flag-shadow page.
@@ -483,6 +504,29 @@ mod tests {
             assert_eq!(pages.check_donation(range), refused);
             assert!(pages.state(range.first()).host_has_access());
         }
+    }
+
+    #[test]
+    fn what_is_pinned_is_the_hosts_for_good() {
+        let mut entries = vec![State::Host; count(BANKS)];
+        let mut pages = table(&mut entries);
+        pages.reserve(0x4000_1000, 0x4000_2000);
+        let range = pages.lookup_range(0x4000_0000, 4).unwrap();
+        let last = pages.lookup(0x4000_3000).unwrap();
+        pages.share_flag_page(last).unwrap();
+        assert_eq!(pages.pin(range), Err(Error::Shared));
+        assert_eq!(pages.state(range.first()), State::Host, "nothing has changed");
+        pages.unshare_flag_page(last).unwrap();
+        assert_eq!(pages.pin(range), Ok(()));
+        assert_eq!(pages.pin(range), Ok(()), "again");
+        for page in range.pages() {
+            assert_eq!(pages.state(page), State::Reserved);
+            assert_eq!(pages.share_flag_page(page), Err(Error::NotMemory));
+            assert_eq!(pages.give_to_guest(page, 1, true), Err(Error::NotMemory));
+        }
+        pages.take_for_hyp(0x4001_0000, 1).unwrap();
+        let hyp = pages.lookup_range(0x4001_0000, 2).unwrap();
+        assert_eq!(pages.pin(hyp), Err(Error::NotOwned));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the tests know of the machine.
 
-use crate::{runner::Skip, workers};
+use crate::{lpi, runner::Skip, workers};
 use arrayvec::ArrayVec;
 use umbra_host::{
     hypercall::{Hvc, Hypervisor, Version, VlInfo},
@@ -48,6 +48,7 @@ pub fn context() -> &'static Context {
 
 /// Looks at the machine and starts its CPUs.
 pub fn init(machine: &'static Machine) {
+    lpi::init(machine);
     let mut umbra = false;
     exception::count_undefined(|| umbra = Hvc::is_umbra());
     assert!(umbra, "there is no Umbra below this kernel");

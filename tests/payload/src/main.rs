@@ -30,6 +30,7 @@ mod instruction;
 mod instruction32;
 mod junk;
 mod ledger;
+mod lpi;
 mod puppet;
 mod puppet32;
 mod remains;

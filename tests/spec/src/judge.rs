@@ -8,7 +8,7 @@ use umbra_shared::error::{Error, SUCCESS, check};
 use umbra_shared::exit::{ExitInfo, Reason, RunFlags};
 use umbra_shared::flags::HostFlags;
 use umbra_shared::guest::{GuestFunction, function_id};
-use umbra_shared::record::{Change, DeviceNote, FpState, Kind, Record, TOUCHED};
+use umbra_shared::record::{Change, DeviceNote, FpState, Kind, PageState, Record, TOUCHED};
 use umbra_shared::vl::VqSet;
 
 use crate::calls::{Choice, Outcome};
@@ -228,6 +228,10 @@ impl Spec {
                 self.judged_fault(record).map_err(differ)?;
                 return Ok(());
             }
+            Some(Kind::Gic) => {
+                self.judged_pinning(record).map_err(differ)?;
+                return Ok(());
+            }
             Some(Kind::ImplicitPut) => {
                 self.put(cpu);
                 nothing()
@@ -383,6 +387,24 @@ impl Spec {
             return Err(format!("hyp's word is {word:#x}, should be {expected:#x}"));
         }
         Ok(nothing())
+    }
+
+    /// All that the GIC's registers do to pages: those of a table of the host's are nobody's to give away any more.
+    fn judged_pinning(&mut self, record: &Record) -> Result<(), String> {
+        let reserved = Owner::of(PageState::Reserved, 0);
+        let mut pinned = Changes::new();
+        let words = &record.touched[..TOUCHED.min(record.changes as usize)];
+        for change in words.iter().filter_map(|&word| Change::decode(word)) {
+            for page in change.page..change.page + u64::from(change.count) {
+                if self.memory.get(page) != Some(Owner::HOST) {
+                    return Err(format!("page {page:#x} is pinned and not the host's"));
+                }
+                pinned.insert(page, reserved);
+            }
+        }
+        compare_changes(record, &pinned)?;
+        self.memory.apply(&pinned);
+        Ok(())
     }
 
     fn judged_fault(&self, record: &Record) -> Result<(), String> {

@@ -7,6 +7,8 @@ use super::*;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use proptest::prelude::*;
 
+mod gic;
+
 pub(super) fn cells(numbers: &[u32]) -> Vec<u8> {
     numbers.iter().flat_map(|n| n.to_be_bytes()).collect()
 }
@@ -25,6 +27,26 @@ pub(super) fn string(s: &str) -> Vec<u8> {
     bytes
 }
 
+/// A GIC like QEMU virt's.
+fn plain_gic() -> DeviceTreeNode {
+    let reg = cells(&[0, 0x800_0000, 0, 0x1_0000, 0, 0x80a_0000, 0, 0xf6_0000]);
+    let its = [
+        ("compatible", string("arm,gic-v3-its")),
+        ("reg", cells(&[0, 0x808_0000, 0, 0x2_0000])),
+        ("status", string("disabled")),
+    ];
+    let properties = [
+        ("compatible", string("arm,gic-v3")),
+        ("reg", reg),
+        ("#address-cells", cells(&[2])),
+        ("#size-cells", cells(&[2])),
+        ("ranges", vec![]),
+    ];
+    let mut gic = node("intc@8000000", &properties);
+    gic.add_child(node("its@8080000", &its));
+    gic
+}
+
 /// A tree like QEMU virt's, without the nodes in `without`.
 pub(super) fn tree(without: &[&str]) -> Vec<u8> {
     let mut tree = DeviceTree::new();
@@ -40,7 +62,7 @@ pub(super) fn tree(without: &[&str]) -> Vec<u8> {
         node("memory@40000000", &[("device_type", string("memory")), ("reg", memory)]),
         node("chosen", &[("stdout-path", string("/pl011@9000000")), ("bootargs", string("a=b"))]),
         node("psci", &[("compatible", string("arm,psci-1.0")), ("method", string("smc"))]),
-        node("intc@8000000", &[("compatible", string("arm,gic-v3"))]),
+        plain_gic(),
         node(
             "pl011@9000000",
             &[("compatible", string("arm,pl011")), ("reg", cells(&[0, 0x900_0000, 0, 0x1000]))],
@@ -282,7 +304,14 @@ fn numbers_have_as_many_cells_as_the_tree_says() {
         (2, 1, vec![0, start, size]),
         (2, 2, vec![0, start, 0, size]),
     ] {
-        let mut tree = DeviceTree::from_fdt(&Fdt::new(&tree(&["memory", "pl011"])).unwrap());
+        let whole = tree(&["memory", "pl011", "intc"]);
+        let mut tree = DeviceTree::from_fdt(&Fdt::new(&whole).unwrap());
+        let number = |cells, n| (1..cells).map(|_| 0).chain([n]).collect::<Vec<u32>>();
+        let frames = [(0x800_0000, 0x1_0000), (0x80a_0000, 0x10_0000)];
+        let reg = frames
+            .map(|(at, length)| [number(address_cells, at), number(size_cells, length)].concat());
+        let properties = [("compatible", string("arm,gic-v3")), ("reg", cells(&reg.concat()))];
+        tree.root.add_child(node("intc@8000000", &properties));
         for (name, count) in [("#address-cells", address_cells), ("#size-cells", size_cells)] {
             let value = cells(&[count]);
             let property = DeviceTreeProperty::new(name, value.as_slice()).unwrap();
@@ -445,7 +474,8 @@ fn debug_components_are_withheld_and_disabled() {
     let dtb = tree.to_dtb();
     let fdt = Fdt::new(&dtb).unwrap();
     let left = [
-        (0x900_0000, 0x900_1000),
+        (0x800_0000, 0x801_0000),
+        (0x80a_0000, 0x900_1000),
         (0x2000_0000, 0x2100_0000),
         (0x2100_2000, 0x2300_0000),
         (0x2300_1000, 0x4000_0000),

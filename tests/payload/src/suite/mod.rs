@@ -12,10 +12,12 @@ mod exits;
 mod fp_smp;
 mod fp_switch;
 mod fp_traps;
+mod gic;
 mod guest_power;
 mod hidden;
 mod host_vl;
 mod interrupts;
+mod its;
 mod levels;
 mod lifecycle;
 mod memory;
@@ -54,6 +56,8 @@ pub const ALL: &[Area] = &[
     ("memory", memory::TESTS),
     ("aborts", aborts::TESTS),
     ("reserved", reserved::TESTS),
+    ("gic", gic::TESTS),
+    ("its", its::TESTS),
     ("sealed", sealed::TESTS),
     ("mmio_guard", mmio_guard::TESTS),
     ("guest_power", guest_power::TESTS),

@@ -288,11 +288,13 @@ fn the_host_has_what_it_may_have_and_nothing_else() {
     let fdt = Fdt::new(&dtb).unwrap();
     let smmus = smmus_of(&dtb);
     let banks = Platform::read(&fdt).unwrap().banks;
-    let uart = (0x900_0000, 0x900_1000);
+    // The GIC's and, behind its redistributors, the UART's.
+    let (gicd, uart) = ((0x800_0000, 0x801_0000), (0x80a_0000, 0x900_1000));
     let (io, ecam) = ((0x3eff_0000, 0x3f00_0000), (0x40_1000_0000, 0x40_2000_0000));
-    for (isolate, expected) in
-        [(true, vec![uart, io, ecam]), (false, vec![uart, (0xa00_0000, 0xa00_1000), io, ecam])]
-    {
+    for (isolate, expected) in [
+        (true, vec![gicd, uart, io, ecam]),
+        (false, vec![gicd, uart, (0xa00_0000, 0xa00_1000), io, ecam]),
+    ] {
         let mut ranges = DeviceRanges::new();
         host_devices(&fdt, &smmus, isolate, &banks, &mut ranges).unwrap();
         assert_eq!(ranges.pieces(), expected, "{isolate}");
@@ -332,6 +334,11 @@ fn an_alias_of_memory_is_not_the_hosts() {
     let banks = Platform::read(&fdt).unwrap().banks;
     let mut ranges = DeviceRanges::new();
     host_devices(&fdt, &SmmuNodes::new(), false, &banks, &mut ranges).unwrap();
-    let beside = [(0x900_0000, 0x900_1000), (0x3000_0000, 0x4000_0000), (0x5000_0000, 0x7000_0000)];
+    let beside = [
+        (0x800_0000, 0x801_0000),
+        (0x80a_0000, 0x900_1000),
+        (0x3000_0000, 0x4000_0000),
+        (0x5000_0000, 0x7000_0000),
+    ];
     assert_eq!(ranges.pieces(), beside);
 }
