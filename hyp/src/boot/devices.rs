@@ -73,6 +73,8 @@ pub fn examine(platform: &Platform, pa_bits: u32) -> SmmuNodes {
                 return Err(Refusal::Nobody);
             };
             let facts = Id { idr0, idr1, idr5 }.examine()?;
+            // Other CPUs may have fewer bits; then the host's own stage 2 doesn't reach all of memory either, and that is
+            // refused before devices' is made.
             let reach = Stage2Shape::new(pa_bits.min(facts.output_bits)).ipa_bits;
             if platform.banks.iter().any(|bank| bank.1 > 1 << reach) {
                 return Err(Refusal::Reach);
@@ -116,6 +118,9 @@ pub fn decide(fdt: &Fdt<'_>, platform: &Platform, smmus: &SmmuNodes, dma: Dma) -
     let isolate = dma == Dma::Isolate;
     for masters in &masters.kinds {
         log::info!("master {}", Line { masters, smmus, isolate });
+    }
+    if masters.others != 0 {
+        log::info!("masters of other kinds: {}", masters.others);
     }
     let protects = masters.uncovered == 0 || dma != Dma::Auto;
     match (masters.uncovered, dma) {

@@ -71,8 +71,6 @@ pub enum PlatformError {
     TooManyWithheld,
     #[error("more than {} ranges of devices", masters::MAX_DEVICE_RANGES)]
     TooManyDevices,
-    #[error("more than {} SMMUs", smmus::MAX_SMMUS)]
-    TooManySmmus,
     #[error("no room for the edited device tree")]
     NoRoom,
     #[error("the device tree has no /chosen to tell the host its initrd and command line in")]

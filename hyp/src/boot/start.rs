@@ -49,8 +49,10 @@ use umbra_shared::sme::Storage;
 use umbra_shared::vl::Vq;
 use zerocopy::FromBytes;
 
-/// Boot page tables: L0; L1, L2 of the image; L1, L2 of the identity map; L1 and two L2 of the pool.
-const BOOT_TABLES: usize = 8;
+/// GiBs that hyp's memory may lie in.
+const POOL_GIBS: usize = 6;
+/// Boot page tables: L0; L1, L2 of the image; L1, L2 of the identity map; L1 of the pool, and an L2 for each GiB.
+const BOOT_TABLES: usize = 6 + POOL_GIBS;
 
 core::arch::global_asm!(
     include_str!("boot.S"),
@@ -427,9 +429,9 @@ fn map_pool_for_boot((start, end): Range) {
     }
 }
 
-/// Maps a block of the linear map in the boot tables: tables 5 (L1), 6 and 7 (L2).
+/// Maps a block of the linear map in the boot tables: tables 5 (L1) and from 6 on (L2).
 fn map_block_for_boot(pa: u64) {
-    static L2_OF: Lock<ArrayVec<u64, 2>> = Lock::new(ArrayVec::new_const());
+    static L2_OF: Lock<ArrayVec<u64, POOL_GIBS>> = Lock::new(ArrayVec::new_const());
     let table_pa =
         |n: usize| reset::image_pa(&raw const umbra_boot_tables) + (n * PAGE_SIZE) as u64;
     let gib = pa >> 30;

@@ -29,7 +29,9 @@ pub enum Refusal {
     Sizes,
     #[error("its output addresses (SMMU_IDR5.OAS) do not reach all of memory")]
     Reach,
-    #[error("its power or its clock is the host's to turn off (power-domains, clocks)")]
+    #[error(
+        "its power, clock or reset is the host's (power-domains, clocks, resets, of a bus above as well)"
+    )]
     Power,
 }
 

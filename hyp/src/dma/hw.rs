@@ -103,10 +103,13 @@ impl All {
     /// Any [`Trouble`].
     pub fn wake(&mut self) -> Result<usize, (u64, Trouble)> {
         let mut asleep = 0;
-        for (base, smmu) in &mut self.smmus {
-            if !smmu.is_on() {
+        // All are closed before the first is brought up, which takes longer.
+        for closed in [true, false] {
+            asleep = 0;
+            for (base, smmu) in self.smmus.iter_mut().filter(|(_, smmu)| !smmu.is_on()) {
                 asleep += 1;
-                smmu.start(&self.streams).map_err(|trouble| (*base, trouble))?;
+                let done = if closed { smmu.close() } else { smmu.start(&self.streams) };
+                done.map_err(|trouble| (*base, trouble))?;
             }
         }
         Ok(asleep)

@@ -45,6 +45,8 @@ pub enum Trouble {
     Failure,
     /// Commands are not consumed.
     Hung,
+    /// It is off.
+    Off,
 }
 
 impl fmt::Display for Trouble {
@@ -54,13 +56,17 @@ impl fmt::Display for Trouble {
             Self::Command(why) => write!(f, "stopped at a command: {why}"),
             Self::Failure => write!(f, "in Service Failure Mode"),
             Self::Hung => write!(f, "commands are not consumed"),
+            Self::Off => write!(f, "off"),
         }
     }
 }
 
 /// How often a register is read until it says what it should. A number and no time; an SMMU of silicon answers within
 /// some thousand.
-const LOOKS: u32 = 1 << 24;
+const LOOKS: u32 = 1 << 21;
+
+/// The address in `SMMU_STRTAB_BASE`.
+const ADDRESS: u64 = 0x000f_ffff_ffff_ffc0;
 
 /// Doublewords of a command, and of a record of an event.
 const COMMAND_WORDS: usize = 2;
@@ -84,13 +90,25 @@ pub struct Smmu<R> {
     consumed: u32,
     /// Events that were seen.
     seen: u64,
+    /// `SMMU_STRTAB_BASE`.
+    streams: u64,
 }
 
 impl<R: Registers> Smmu<R> {
     /// This one. Its queues lie in `commands` and `events`, which are aligned to their sizes, powers of two.
     pub fn new(registers: R, facts: Facts, commands: Block, events: Block) -> Self {
         let size = log2(commands.len() / COMMAND_WORDS).min(facts.commands);
-        Self { registers, facts, commands, events, size, produced: 0, consumed: 0, seen: 0 }
+        Self {
+            registers,
+            facts,
+            commands,
+            events,
+            size,
+            produced: 0,
+            consumed: 0,
+            seen: 0,
+            streams: 0,
+        }
     }
 
     /// Nothing passes any more: off, and what comes in meanwhile aborts. Whatever it was before.
@@ -119,6 +137,7 @@ impl<R: Registers> Smmu<R> {
         self.registers.write(CR2, CR2_PTM | CR2_RECINVSID);
         let (base, config) = streams.registers(self.facts.stream_bits);
         self.registers.write64(STRTAB_BASE, base);
+        self.streams = base;
         self.registers.write(STRTAB_BASE_CFG, config);
 
         let log2_events = log2(self.events.len() / EVENT_WORDS).min(self.facts.events);
@@ -131,14 +150,19 @@ impl<R: Registers> Smmu<R> {
             self.registers.write(cons, 0);
         }
         (self.produced, self.consumed) = (0, 0);
-        // What went wrong before is nobody's any more.
+        // What went wrong before is nobody's any more, but for a failure that lasts.
         let errors = self.registers.read(GERROR);
+        if (errors ^ self.registers.read(GERRORN)) & GERROR_SFM_ERR != 0 {
+            return Err(Trouble::Failure);
+        }
         self.registers.write(GERRORN, errors);
 
         self.enable(CR0_CMDQEN)?;
+        // One kind at a time: cores have errata about both between two SYNCs (MMU-700 2812531).
         self.issue(Command::ForgetStreams)?;
+        self.sync()?;
         self.issue(Command::ForgetTranslations)?;
-        self.settle()?;
+        self.sync()?;
         self.enable(CR0_CMDQEN | CR0_EVENTQEN)?;
         self.enable(self.on())
     }
@@ -151,7 +175,10 @@ impl<R: Registers> Smmu<R> {
 
     /// Whether it is as [`Self::start`] left it: a machine that slept may have taken its power away.
     pub fn is_on(&self) -> bool {
+        let base = u64::from(self.registers.read(STRTAB_BASE))
+            | u64::from(self.registers.read(STRTAB_BASE + 4)) << 32;
         self.registers.read(CR0ACK) == self.on()
+            && (base ^ self.streams) & ADDRESS == 0
             && self.registers.read(GBPA) & GBPA_ABORT != 0
             && self.registers.read(CMDQ_PROD) == self.produced
     }
@@ -171,6 +198,15 @@ impl<R: Registers> Smmu<R> {
     ///
     /// Any [`Trouble`].
     pub fn settle(&mut self) -> Result<(), Trouble> {
+        self.sync()?;
+        // One that somebody has turned off forgets all, and lets everything pass.
+        if self.registers.read(CR0ACK) & CR0_SMMUEN == 0 {
+            return Err(Trouble::Off);
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), Trouble> {
         self.issue(Command::Sync)?;
         self.ring();
         self.wait(|smmu| smmu.consumed == smmu.produced)?;

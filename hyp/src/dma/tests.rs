@@ -137,7 +137,7 @@ fn old_streams_translations_and_errors_are_forgotten() {
     smmu.start(&machine.streams).unwrap();
     let taken =
         machine.sim.0.borrow().taken.iter().map(|command| command[0] & 0xff).collect::<Vec<_>>();
-    assert_eq!(taken, [0x04, 0x30, 0x46]);
+    assert_eq!(taken, [0x04, 0x46, 0x30, 0x46]);
     assert_eq!(machine.sim.get(CR2) & CR2_PTM, CR2_PTM);
     assert_eq!(machine.sim.get(IRQ_CTRL), 0);
     assert_eq!(machine.sim.get(CR0) & CR0_ATSCHK, CR0_ATSCHK);
@@ -169,11 +169,16 @@ fn a_command_error_is_told_of() {
     let mut machine = Machine::started(64);
     machine.sim.set(GERROR, machine.sim.get(GERROR) ^ GERROR_SFM_ERR);
     assert_eq!(machine.smmu.settle(), Err(Trouble::Failure));
+    // Nor is one started that has failed.
+    assert_eq!(machine.smmu.start(&machine.streams), Err(Trouble::Failure));
+    let mut machine = Machine::started(64);
+    machine.sim.set(CR0ACK, CR0_CMDQEN);
+    assert_eq!(machine.smmu.settle(), Err(Trouble::Off));
 }
 
 #[test]
 fn one_that_has_slept_is_not_on() {
-    let lost: [(u32, u32); 3] = [(CR0ACK, 0), (GBPA, 0), (CMDQ_PROD, 0)];
+    let lost = [(CR0ACK, 0), (GBPA, 0), (CMDQ_PROD, 0), (STRTAB_BASE, 0x5000)];
     for (register, value) in lost {
         let mut machine = Machine::started(64);
         assert!(machine.smmu.is_on());

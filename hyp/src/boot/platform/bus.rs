@@ -120,6 +120,22 @@ impl Device<'_, '_> {
         Ok(any)
     }
 
+    /// Whether the host turns off what it runs on, its own or a bus's above: power, clock or reset.
+    pub fn power_is_the_hosts(&self) -> bool {
+        let has = |node: &FdtNode<'_>| {
+            ["power-domains", "clocks", "resets"]
+                .iter()
+                .any(|name| node.property(name).is_some_and(|p| !p.value().is_empty()))
+        };
+        let mut bus = self.bus;
+        let mut any = has(&self.node);
+        while let Some(above) = bus {
+            any |= has(&above.node);
+            bus = above.above;
+        }
+        any
+    }
+
     /// Adds its registers to a set.
     ///
     /// # Errors
@@ -139,6 +155,27 @@ fn pages_around((start, end): Range) -> Result<Range, PlatformError> {
     let page = PAGE_SIZE as u64;
     let end = end.checked_next_multiple_of(page).ok_or(PlatformError::BadTree)?;
     Ok((start / page * page, end))
+}
+
+/// Does something with what the tree reserves, and with what /chosen names (a frame buffer): whole pages, wherever they
+/// are.
+///
+/// # Errors
+///
+/// [`PlatformError::BadTree`]; what `f` says.
+pub fn each_memory(
+    fdt: &Fdt<'_>,
+    f: &mut impl FnMut(Range) -> Result<(), PlatformError>,
+) -> Result<(), PlatformError> {
+    const PARENTS: [&str; 2] = ["reserved-memory", "chosen"];
+    let parents =
+        fdt.root().children().filter(|node| PARENTS.contains(&node.name_without_address()));
+    for node in parents.flat_map(|parent| parent.children()).filter(is_okay) {
+        for range in super::ranges(node)? {
+            f(pages_around(range?)?)?;
+        }
+    }
+    Ok(())
 }
 
 /// What at the root of a tree is no device, whatever it holds.

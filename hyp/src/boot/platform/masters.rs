@@ -5,7 +5,7 @@
 //! hyp can't check that. What no SMMU covers is withheld from the host, or makes the machine unfit for protected VMs:
 //! `umbra.dma` decides ([`super::super::options::Dma`]).
 
-use super::bus::{Device, Path, each_device};
+use super::bus::{Device, Path, each_device, each_memory};
 use super::smmus::{self, COUNTERS, SmmuNodes};
 use super::{MAX_WITHHELD, PlatformError, Range, debug};
 use crate::boot::range_set::RangeSet;
@@ -30,7 +30,6 @@ const NO_MASTERS: &[&str] = &[
     "arm,armv7-timer-mem",
     "arm,gic-v3",
     "arm,gic-v3-its",
-    "arm,mhu",
     "arm,pl011",
     "arm,pl031",
     "arm,pl050",
@@ -163,22 +162,32 @@ fn by_requester(value: &[u8], mask: u32, smmus: &SmmuNodes) -> Result<usize, Why
     found
 }
 
-/// What a device is, `smmus` being those of the tree.
+/// What a device is, `smmus` being those of the tree. One that is disabled is harmless.
 ///
 /// # Errors
 ///
 /// [`PlatformError::BadTree`].
 pub fn judge(device: &Device<'_, '_>, smmus: &SmmuNodes) -> Result<Verdict, PlatformError> {
+    Ok(match of_its_kind(device, smmus)? {
+        Verdict::Hyps => Verdict::Hyps,
+        _ if !device.is_there => Verdict::Harmless,
+        verdict => verdict,
+    })
+}
+
+/// What a device is, or would be if it were enabled: its registers are there all the same.
+fn of_its_kind(device: &Device<'_, '_>, smmus: &SmmuNodes) -> Result<Verdict, PlatformError> {
     let node = &device.node;
     if debug::is_one(node) || node.is_compatible(COUNTERS) {
         return Ok(Verdict::Hyps);
     }
-    if !device.is_there || !device.has_registers()? {
+    if !device.has_registers()? {
         return Ok(Verdict::Harmless);
     }
     if node.is_compatible(smmus::COMPATIBLE) {
         let mine = smmus.iter().any(|smmu| smmu.path == *device.path && smmu.facts.is_ok());
-        return Ok(if mine { Verdict::Hyps } else { Verdict::Uncovered(Why::IsSmmu) });
+        let hyps = mine && device.is_there;
+        return Ok(if hyps { Verdict::Hyps } else { Verdict::Uncovered(Why::IsSmmu) });
     }
     if node.compatible().and_then(|mut all| all.next()).is_some_and(|c| NO_MASTERS.contains(&c)) {
         return Ok(Verdict::Harmless);
@@ -242,7 +251,7 @@ impl fmt::Display for Line<'_> {
     }
 }
 
-/// Kinds of masters that are told apart; what is beyond that goes into the last.
+/// Kinds of masters that are told apart.
 pub const MAX_KINDS: usize = 48;
 
 /// The masters of the machine, by kind.
@@ -252,6 +261,8 @@ pub struct Survey<'a> {
     pub kinds: ArrayVec<Masters<'a>, MAX_KINDS>,
     /// Masters that nothing covers.
     pub uncovered: u32,
+    /// Masters of further kinds, for which there is no room in the list.
+    pub others: u32,
 }
 
 fn alike(a: &FdtNode<'_>, b: &FdtNode<'_>) -> bool {
@@ -282,7 +293,7 @@ pub fn survey<'a>(fdt: &Fdt<'a>, smmus: &SmmuNodes) -> Result<Survey<'a>, Platfo
             .find(|kind| kind.verdict == verdict && alike(&kind.first_node, &device.node));
         match same {
             Some(kind) => kind.count += 1,
-            None if full => {}
+            None if full => survey.others += 1,
             None => survey.kinds.push(Masters {
                 first: *device.path,
                 first_node: device.node,
@@ -305,7 +316,10 @@ pub fn is_withheld(verdict: Verdict, isolate: bool) -> bool {
 }
 
 /// The registers that the host may have, without those of what is withheld, and without RAM. What is disabled is
-/// not there.
+/// not there: no page of a device that is no master holds the registers of a master that is disabled.
+///
+/// Memory that the tree reserves and that is in no bank is the host's as a device is, and so is a frame buffer that
+/// /chosen names.
 ///
 /// # Errors
 ///
@@ -317,18 +331,29 @@ pub fn host_devices(
     banks: &[Range],
     ranges: &mut DeviceRanges,
 ) -> Result<(), PlatformError> {
+    let full = PlatformError::TooManyDevices;
     let mut withheld = RangeSet::<MAX_WITHHELD>::new();
-    each_device(fdt, &mut |device| {
-        if is_withheld(judge(device, smmus)?, isolate) {
-            device.add_to(&mut withheld, PlatformError::TooManyWithheld)
-        } else if device.is_there {
-            device.add_to(ranges, PlatformError::TooManyDevices)
-        } else {
-            Ok(())
-        }
+    // First what has no way to memory, less what has one; then what has one and is the host's.
+    each_device(fdt, &mut |device| match judge(device, smmus)? {
+        Verdict::Harmless if device.is_there => device.add_to(ranges, full),
+        _ => Ok(()),
     })?;
+    each_device(fdt, &mut |device| match of_its_kind(device, smmus)? {
+        Verdict::Covered(_) | Verdict::Uncovered(_) if !device.is_there => {
+            device.each_range(|range| ranges.remove(range).map_err(|_| full))
+        }
+        _ => Ok(()),
+    })?;
+    each_device(fdt, &mut |device| match judge(device, smmus)? {
+        verdict if is_withheld(verdict, isolate) => {
+            device.add_to(&mut withheld, PlatformError::TooManyWithheld)
+        }
+        Verdict::Harmless => Ok(()),
+        _ => device.add_to(ranges, full),
+    })?;
+    each_memory(fdt, &mut |range| ranges.insert(range).map_err(|_| full))?;
     for &gone in withheld.pieces().iter().chain(banks) {
-        ranges.remove(gone).map_err(|_| PlatformError::TooManyDevices)?;
+        ranges.remove(gone).map_err(|_| full)?;
     }
     Ok(())
 }

@@ -7,9 +7,8 @@ use crate::dma::registers::{FRAME_ALIGN, FRAME_BYTES};
 use arrayvec::ArrayVec;
 use dtoolkit::fdt::Fdt;
 use dtoolkit::standard::NodeStandard;
-use dtoolkit::{Node, Property};
 
-/// SMMUs that a tree may have.
+/// SMMUs that hyp drives: those that the tree has first.
 pub const MAX_SMMUS: usize = 16;
 
 /// The binding's name (Linux, bindings/iommu/arm,smmu-v3.yaml).
@@ -38,11 +37,11 @@ pub type SmmuNodes = ArrayVec<SmmuNode, MAX_SMMUS>;
 /// What hyp knows before it has looked: enough to look.
 const UNKNOWN: Facts = Facts { stream_bits: 0, output_bits: 0, commands: 0, events: 0, ats: false };
 
-/// The SMMUs that are there.
+/// The SMMUs that are there, as many as there is room for.
 ///
 /// # Errors
 ///
-/// [`PlatformError::BadTree`], [`PlatformError::TooManySmmus`].
+/// [`PlatformError::BadTree`].
 pub fn read(fdt: &Fdt<'_>, banks: &[Range]) -> Result<SmmuNodes, PlatformError> {
     let mut all = SmmuNodes::new();
     each_device(fdt, &mut |device| {
@@ -61,10 +60,9 @@ pub fn read(fdt: &Fdt<'_>, banks: &[Range]) -> Result<SmmuNodes, PlatformError> 
                 && end - start == FRAME_BYTES
                 && !banks.iter().any(|bank| super::overlaps(*bank, (start, end)))
         });
-        let has = |name: &str| node.property(name).is_some_and(|p| !p.value().is_empty());
         let facts = if !fits {
             Err(Refusal::Place)
-        } else if has("power-domains") || has("clocks") {
+        } else if device.power_is_the_hosts() {
             Err(Refusal::Power)
         } else {
             Ok(UNKNOWN)
@@ -72,7 +70,9 @@ pub fn read(fdt: &Fdt<'_>, banks: &[Range]) -> Result<SmmuNodes, PlatformError> 
         let phandle = node.phandle().map_err(|_| PlatformError::BadTree)?;
         let base = frame.map_or(0, |frame| frame.0);
         let smmu = SmmuNode { path: *device.path, phandle, base, facts };
-        all.try_push(smmu).map_err(|_| PlatformError::TooManySmmus)
+        // One that there is no room for is not hyp's.
+        let _ = all.try_push(smmu);
+        Ok(())
     })?;
     // Nor is it something else's. (Event counters lie among an SMMU's registers.)
     each_device(fdt, &mut |device| {

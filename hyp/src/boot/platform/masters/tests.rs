@@ -172,6 +172,21 @@ fn every_requester_is_behind_an_smmu_of_hyps() {
     assert_eq!(of(&[0, SMMU, 0, 0x100], Some(0x1ff)), uncovered(Why::Hole(0x100)));
 }
 
+/// An SMMU on a bus that the host can turn off.
+fn powered_bus() -> DeviceTreeNode {
+    let mut bus = node(
+        "bus",
+        &[
+            ("#address-cells", cells(&[2])),
+            ("#size-cells", cells(&[2])),
+            ("ranges", vec![]),
+            ("power-domains", cells(&[1])),
+        ],
+    );
+    bus.add_child(smmu("smmu@b000000", 0xb00_0000, SMMU, &[]));
+    bus
+}
+
 #[test]
 fn an_smmu_that_can_not_be_used_covers_nothing() {
     let reg = [0, 0xa00_0000, 0, 0x1000];
@@ -223,6 +238,12 @@ fn an_smmu_that_can_not_be_used_covers_nothing() {
         ),
         ("off", vec![off], None),
         ("none", vec![], None),
+        (
+            "reset",
+            vec![odd("smmu@b000000", 0xb00_0000, &[("resets", cells(&[1, 2]))])],
+            Some(Refusal::Power),
+        ),
+        ("power of the bus", vec![powered_bus()], Some(Refusal::Power)),
     ];
     for (name, mut nodes, refusal) in cases {
         nodes.push(dma());
@@ -324,6 +345,77 @@ fn the_host_has_what_it_may_have_and_nothing_else() {
     let pci = "/pcie@10000000: covered by /smmu@b000000".to_owned();
     assert_eq!(lines(true), [pci.clone(), format!("{virtio}: withheld (behind no SMMU)")]);
     assert_eq!(lines(false), [pci, format!("{virtio}: reaches all memory (behind no SMMU)")]);
+}
+
+#[test]
+fn a_disabled_master_is_in_no_page_of_the_hosts() {
+    let off = ("status", string("disabled"));
+    let dtb = tree_with(vec![
+        // A UART that shares its page with a DMA engine; a bus that is all over the place.
+        device("uart@a000000", "ns16550a", &[0, 0xa00_0000, 0, 0x100], &[]),
+        device("dma@a000800", "x,dma", &[0, 0xa00_0800, 0, 0x100], &[off.clone()]),
+        device("bus@b000000", "simple-bus", &[0, 0xb00_0000, 0, 0x10_0000], &[]),
+        smmu("smmu@b040000", 0xb04_0000, SMMU, &[off.clone()]),
+        // The same registers by two names: one of them is there.
+        device("usb@c000000", "x,host", &[0, 0xc00_0000, 0, 0x1000], &[]),
+        device("otg@c000000", "x,otg", &[0, 0xc00_0000, 0, 0x1000], &[off]),
+    ]);
+    let fdt = Fdt::new(&dtb).unwrap();
+    let banks = Platform::read(&fdt).unwrap().banks;
+    let mut ranges = DeviceRanges::new();
+    host_devices(&fdt, &SmmuNodes::new(), false, &banks, &mut ranges).unwrap();
+    let kept: Vec<_> =
+        ranges.pieces().iter().copied().filter(|range| range.0 >= 0xa00_0000).collect();
+    assert_eq!(
+        kept,
+        [(0xb00_0000, 0xb04_0000), (0xb06_0000, 0xb10_0000), (0xc00_0000, 0xc00_1000)]
+    );
+}
+
+#[test]
+fn what_is_reserved_beside_memory_is_the_hosts() {
+    let mut reserved = node(
+        "reserved-memory",
+        &[("#address-cells", cells(&[2])), ("#size-cells", cells(&[2])), ("ranges", vec![])],
+    );
+    reserved.add_child(node("smem@20000000", &[("reg", cells(&[0, 0x2000_0000, 0, 0x1800]))]));
+    reserved.add_child(node("in@41000000", &[("reg", cells(&[0, 0x4100_0000, 0, 0x1000]))]));
+    let dtb = tree_with(vec![reserved]);
+    let fdt = Fdt::new(&dtb).unwrap();
+    let banks = Platform::read(&fdt).unwrap().banks;
+    let mut ranges = DeviceRanges::new();
+    host_devices(&fdt, &SmmuNodes::new(), true, &banks, &mut ranges).unwrap();
+    assert_eq!(ranges.pieces().last(), Some(&(0x2000_0000, 0x2000_2000)));
+}
+
+#[test]
+fn masters_for_which_there_is_no_room_are_counted() {
+    let many = (0..MAX_KINDS as u32 + 3).map(|n| {
+        let base = 0xa00_0000 + 0x1000 * n;
+        device(&format!("m@{base:x}"), &format!("x,{n}"), &[0, base, 0, 0x1000], &[])
+    });
+    let dtb = tree_with(many.collect());
+    let survey = survey(&Fdt::new(&dtb).unwrap(), &SmmuNodes::new()).unwrap();
+    assert_eq!((survey.kinds.len(), survey.others), (MAX_KINDS, 3));
+    assert_eq!(survey.uncovered, MAX_KINDS as u32 + 3);
+}
+
+#[test]
+fn smmus_for_which_there_is_no_room_cover_nothing() {
+    let count = smmus::MAX_SMMUS as u32 + 1;
+    let base = |n: u32| 0xb00_0000 + 0x2_0000 * n;
+    let mut nodes: Vec<_> =
+        (0..count).map(|n| smmu(&format!("smmu@{:x}", base(n)), base(n), 10 + n, &[])).collect();
+    for n in [0, count - 1] {
+        let reg = [0, 0xa00_0000 + 0x1000 * n, 0, 0x1000];
+        nodes.push(device(&format!("dma@{n}"), "x,dma", &reg, &[("iommus", cells(&[10 + n, 0]))]));
+    }
+    let dtb = tree_with(nodes);
+    assert_eq!(verdict(&dtb, "/dma@0"), Verdict::Covered(0));
+    let last = format!("/dma@{}", count - 1);
+    assert_eq!(verdict(&dtb, &last), Verdict::Uncovered(Why::NotHyps));
+    let last = format!("/smmu@{:x}", base(count - 1));
+    assert_eq!(verdict(&dtb, &last), Verdict::Uncovered(Why::IsSmmu));
 }
 
 #[test]
