@@ -240,6 +240,10 @@ fn redistributors(
         // What comes behind SGI_base.
         place(all.add(at + 2 * FRAME, end.min(at + step), Kind::Silent), at);
         if typer & gicr::TYPER_LAST != 0 {
+            // Whatever there may be behind it, of CPUs that nobody knows, is not the host's.
+            if at + step < end {
+                place(all.add(at + step, end, Kind::Silent), at);
+            }
             return;
         }
         at += step;

@@ -60,6 +60,10 @@ pub enum Stuck {
 struct Redistributor {
     /// It has LPIs, and hyp has a table for them.
     pending: Option<u64>,
+    /// GICR_TYPER.
+    typer: u64,
+    /// GICR_CTLR.IR.
+    invalidates: bool,
     /// GICR_PROPBASER and GICR_PENDBASER as the host has written them.
     propbaser: u64,
     pendbaser: u64,
@@ -117,6 +121,8 @@ impl Redistributors {
         }
         self.all.push(Redistributor {
             pending,
+            typer: read64(machine, place, gicr::TYPER),
+            invalidates: read32(machine, place, gicr::CTLR) & gicr::INVALIDATE != 0,
             propbaser: 0,
             pendbaser: 0,
             in_force: None,
@@ -125,14 +131,23 @@ impl Redistributors {
         Ok(())
     }
 
-    /// The host loads a register of number `n`, at `offset`, aligned to the width. All are as they are, but for the
-    /// table that is hyp's.
+    /// The host loads a register of number `n`, at `offset`, aligned to the width. Those that are there are as they are,
+    /// but for the table that is hyp's, and GICv4.1, which nobody has. What is not there is zero, and is not looked at: how
+    /// a GIC answers a load of nothing, or of two registers at once, would be hyp's to bear.
     pub fn load(&mut self, machine: &mut impl Machine, n: usize, offset: u32, width: Width) -> u64 {
-        match self.all.get(n) {
-            Some(this) if offset & !7 == gicr::PENDBASER => {
-                part(this.pendbaser & !gicr::PENDBASER_PTZ, offset, width)
+        let Some(this) = self.all.get(n) else { return 0 };
+        let place = Place::Redistributor(n);
+        match (offset & !7, width) {
+            (gicr::PENDBASER, _) => part(this.pendbaser & !gicr::PENDBASER_PTZ, offset, width),
+            (gicr::TYPER, _) => part(this.typer & !gicr::TYPER_RVPEID, offset, width),
+            (gicr::PROPBASER, _) => machine.read(place, offset, width),
+            (_, Width::Word) if is_there(offset) => machine.read(place, offset, width),
+            (_, Width::Doubleword) => {
+                let mut word =
+                    |at| if is_there(at) { machine.read(place, at, Width::Word) } else { 0 };
+                word(offset) | word(offset + 4) << 32
             }
-            _ => machine.read(Place::Redistributor(n), offset, width),
+            _ => 0,
         }
     }
 
@@ -171,12 +186,15 @@ impl Redistributors {
                 this.pendbaser = merge(this.pendbaser, offset, width, value);
             }
             // One INTID each, with nothing of a virtual PE's.
-            (register @ (gicr::SETLPIR | gicr::CLRLPIR | gicr::INVLPIR), _)
-                if offset == register && this.pending.is_some() && is_lpi(value) =>
+            (register @ (gicr::SETLPIR | gicr::CLRLPIR), _)
+                if offset == register && this.sets() && is_lpi(value) =>
             {
                 write64(machine, place, register, value & 0xffff_ffff);
             }
-            (gicr::INVALLR, gicr::INVALLR) if this.pending.is_some() => {
+            (gicr::INVLPIR, gicr::INVLPIR) if this.forgets() && is_lpi(value) => {
+                write64(machine, place, gicr::INVLPIR, value & 0xffff_ffff);
+            }
+            (gicr::INVALLR, gicr::INVALLR) if this.forgets() => {
                 write64(machine, place, gicr::INVALLR, 0);
             }
             _ => {}
@@ -254,6 +272,13 @@ impl Redistributors {
     }
 }
 
+/// Whether a register of 32 bits is there to be read, beside those of 64 (IHI 0069, table of the RD_base frame).
+const fn is_there(offset: u32) -> bool {
+    const IDENTIFICATION: core::ops::RangeInclusive<u32> = 0xffd0..=0xfffc;
+    matches!(offset, gicr::CTLR | gicr::IIDR | gicr::STATUSR | gicr::WAKER | gicr::SYNCR)
+        || (offset >= *IDENTIFICATION.start() && offset <= *IDENTIFICATION.end())
+}
+
 /// Turns a redistributor's LPIs off, if they are on.
 fn turn_off(machine: &mut impl Machine, place: Place) -> Result<(), Stuck> {
     let ctlr = read32(machine, place, gicr::CTLR);
@@ -268,6 +293,17 @@ fn turn_off(machine: &mut impl Machine, place: Place) -> Result<(), Stuck> {
 }
 
 impl Redistributor {
+    /// Whether it has GICR_SETLPIR and GICR_CLRLPIR. (Without DirectLPI they are IMPLEMENTATION DEFINED.)
+    const fn sets(&self) -> bool {
+        self.pending.is_some() && self.typer & gicr::TYPER_DIRECT_LPI != 0
+    }
+
+    /// Whether it has GICR_INVLPIR and GICR_INVALLR.
+    const fn forgets(&self) -> bool {
+        let has = self.typer & (gicr::TYPER_DIRECT_LPI | gicr::TYPER_RVPEID) != 0;
+        self.pending.is_some() && (has || self.invalidates)
+    }
+
     /// Whether its LPIs are on, by what the hardware says.
     fn is_on(&self, machine: &mut impl Machine, n: usize) -> bool {
         let mut ctlr = || read32(machine, Place::Redistributor(n), gicr::CTLR);

@@ -87,6 +87,16 @@ pub mod gicr {
     pub const TYPER_VLPIS: u64 = 1 << 1;
     /// GICR_TYPER.Last of a region.
     pub const TYPER_LAST: u64 = 1 << 4;
+    /// GICR_TYPER.DirectLPI: registers that set, clear and invalidate LPIs.
+    pub const TYPER_DIRECT_LPI: u64 = 1 << 3;
+    /// GICR_TYPER.RVPEID: GICv4.1.
+    pub const TYPER_RVPEID: u64 = 1 << 7;
+    /// GICR_CTLR.IR: GICR_INVLPIR and GICR_INVALLR are there.
+    pub const INVALIDATE: u32 = 1 << 2;
+    /// GICR_IIDR.
+    pub const IIDR: u32 = 0x0004;
+    /// GICR_SYNCR.
+    pub const SYNCR: u32 = 0x00c0;
     /// GICR_STATUSR: what went wrong, written with one to clear.
     pub const STATUSR: u32 = 0x0010;
     /// The bits of GICR_STATUSR.

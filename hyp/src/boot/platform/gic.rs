@@ -80,7 +80,11 @@ pub(super) fn read(root: FdtNode<'_>, banks: &[Range]) -> Result<Described, Plat
     let mut gic = Described::default();
     let mut found = false;
     each(root, None, &mut |node, bus| {
-        if node.is_compatible("arm,gic-v3") && super::is_okay(&node) && !found {
+        if node.is_compatible("arm,gic-v3") && super::is_okay(&node) {
+            // A second one would be a master that nobody looks after.
+            if found {
+                return Err(PlatformError::BadGic);
+            }
             found = true;
             let regions = number(&node, "#redistributor-regions")?.unwrap_or(1);
             gic.stride = number(&node, "redistributor-stride")?;

@@ -202,3 +202,54 @@ fn of_other_registers_those_reach_it_that_name_no_memory() {
     }
     assert_eq!(sim.redistributors[0].stores.len(), before, "none of them an LPI");
 }
+
+#[test]
+fn a_load_reaches_what_is_there_and_nothing_else() {
+    let mut sim = Sim::new(PLAIN, 1);
+    sim.typer |= 0x5a << 32;
+    let mut all = Redistributors::new();
+    all.set_lpi_bits(16);
+    all.add(&mut sim, Some(pending(0))).unwrap();
+    let mut word = |all: &mut Redistributors, offset| all.load(&mut sim, 0, offset, Width::Word);
+    let shown = gicr::TYPER_PLPIS | gicr::TYPER_DIRECT_LPI;
+    assert_eq!(word(&mut all, gicr::TYPER), shown, "no GICv4.1");
+    assert_eq!(word(&mut all, gicr::TYPER + 4), 0x5a);
+    let both = all.load(&mut sim, 0, gicr::TYPER, Width::Doubleword);
+    assert_eq!(both, shown | 0x5a << 32);
+    // What hyp has read of the hardware: registers, in their own widths.
+    sim.loads.clear();
+    for offset in (0..0x1_0000).step_by(4) {
+        all.load(&mut sim, 0, offset, Width::Word);
+        if offset % 8 == 0 {
+            all.load(&mut sim, 0, offset, Width::Doubleword);
+        }
+    }
+    let known = |offset: u32| matches!(offset, 0 | 4 | 0x10 | 0x14 | 0xc0 | 0xffd0..=0xfffc);
+    for &(offset, width) in &sim.loads {
+        let wide = offset & !7 == gicr::PROPBASER;
+        assert!(wide || (known(offset) && width == Width::Word), "{offset:#x} {width:?}");
+    }
+    assert!(sim.loads.iter().any(|load| load.0 == 0xffe8));
+}
+
+#[test]
+fn registers_that_are_not_there_are_not_written() {
+    let stores = |typer: u64, ctlr: u32| {
+        let mut sim = Sim::new(PLAIN, 1);
+        sim.typer = gicr::TYPER_PLPIS | typer;
+        sim.redistributors[0].ctlr = ctlr;
+        let mut all = Redistributors::new();
+        all.set_lpi_bits(16);
+        all.add(&mut sim, Some(pending(0))).unwrap();
+        sim.redistributors[0].stores.clear();
+        for register in [gicr::SETLPIR, gicr::CLRLPIR, gicr::INVLPIR, gicr::INVALLR] {
+            all.store(&mut sim, 0, register, Width::Doubleword, 8192);
+        }
+        let all = &sim.redistributors[0].stores;
+        all.iter().map(|store| store.0).collect::<Vec<_>>()
+    };
+    assert!(stores(0, 0).is_empty());
+    assert_eq!(stores(0, gicr::INVALIDATE), [gicr::INVLPIR, gicr::INVALLR]);
+    assert_eq!(stores(gicr::TYPER_RVPEID, 0), [gicr::INVLPIR, gicr::INVALLR]);
+    assert_eq!(stores(gicr::TYPER_DIRECT_LPI, 0).len(), 4);
+}

@@ -86,6 +86,10 @@ pub struct Sim {
     pub redistributors: Vec<SimRedistributor>,
     /// Pages that nobody gives away any more.
     pub pinned: BTreeSet<u64>,
+    /// GICR_TYPER of all redistributors.
+    pub typer: u64,
+    /// Loads of their registers, in order.
+    pub loads: Vec<(u32, Width)>,
     /// What the GIC did that it must not.
     pub violations: Vec<String>,
     /// Commands that hyp has read since somebody asked.
@@ -112,6 +116,8 @@ impl Sim {
             memory: BTreeMap::new(),
             redistributors: vec![SimRedistributor::default(); cpus],
             pinned: BTreeSet::new(),
+            loads: Vec::new(),
+            typer: gicr::TYPER_PLPIS | gicr::TYPER_DIRECT_LPI | gicr::TYPER_RVPEID,
             violations: Vec::new(),
             fetched: 0,
             done: Vec::new(),
@@ -419,9 +425,11 @@ impl Machine for Sim {
         match place {
             Place::Its(_) => part(self.read_its(offset & !7), offset, width),
             Place::Redistributor(n) => {
+                self.loads.push((offset, width));
                 let this = &self.redistributors[n];
                 let register = match offset & !7 {
                     0 => u64::from(this.ctlr),
+                    8 => self.typer,
                     0x10 => u64::from(this.waker) << 32,
                     gicr::PROPBASER => this.propbaser,
                     gicr::PENDBASER => this.pendbaser,

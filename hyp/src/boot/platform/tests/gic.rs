@@ -71,6 +71,22 @@ fn registers_of_the_gic_are_found_and_translated() {
 }
 
 #[test]
+fn two_gics_are_refused() {
+    let whole = tree(&[]);
+    let mut tree = DeviceTree::from_fdt(&Fdt::new(&whole).unwrap());
+    let second = node(
+        "intc@20000000",
+        &[
+            ("compatible", string("arm,gic-v3")),
+            ("reg", cells(&[0, 0x2000_0000, 0, 0x1_0000, 0, 0x2010_0000, 0, 0x10_0000])),
+        ],
+    );
+    tree.root.add_child(second);
+    let dtb = tree.to_dtb();
+    assert_eq!(Platform::read(&Fdt::new(&dtb).unwrap()).unwrap_err(), PlatformError::BadGic);
+}
+
+#[test]
 fn a_gic_that_lies_is_refused() {
     let bad = |reg: &[u32], more: &[(&str, Vec<u8>)], its: &[[u32; 4]]| {
         with_gic(gic_with(reg, more, its), None).unwrap_err()
