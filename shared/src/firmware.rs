@@ -77,11 +77,11 @@ pub const ODD_DTB: u64 = 0x5f10_0000;
 /// See [`ODD_DTB`].
 pub const ODD_INITRD: (u64, u64) = (0x5ec0_0000, 0x5ed2_3458);
 
-/// What [`TREE_ODD`] calls a CPU's external debug registers, and what lies beside them. On QEMU's board it is a
-/// clock that can be read, and a device for configuration: whoever is kept out is kept out by EL2.
+/// What [`TREE_ODD`] calls a CPU's external debug registers, and a device that is none. On QEMU's board they are a
+/// clock that can be read and flash memory: whoever is kept out is kept out by EL2.
 pub const ODD_DEBUG: (u64, u64) = (0x0901_0000, 0x0901_1000);
 /// See [`ODD_DEBUG`].
-pub const ODD_BESIDE_DEBUG: u64 = 0x0902_0000;
+pub const ODD_NO_DEBUG: u64 = 0x0400_0000;
 
 /// What a word at an address of [`ODD_RESERVED`] or [`ODD_INITRD`] holds.
 pub const fn odd_content(address: u64) -> u64 {
