@@ -126,7 +126,7 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
         }
         let asleep = irq::hw::wake();
         if asleep != 0 {
-            log::warn!("CPU {index}: {asleep} ITSs had lost their state and have it again");
+            log::warn!("CPU {index}: {asleep} ITSs and redistributors were not as they were left");
         }
     }
     if first && MACHINE.is_completed() {

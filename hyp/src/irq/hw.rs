@@ -349,13 +349,20 @@ fn tell(n: usize, news: Option<News>) {
 }
 
 /// A CPU is back that may have slept with the rest of the machine: ITSs that aren't as hyp has left them are brought up
-/// again, before the host runs there. Returns how many.
+/// again, before the host runs there, and redistributors with LPIs on and other tables have them off. Returns how many
+/// these were.
 ///
 /// # Panics
 ///
 /// If one of them doesn't stop: hyp can't say what it does to memory.
 pub fn wake() -> usize {
-    let mut woken = 0;
+    let redistributors = REDISTRIBUTORS.lock().wake(&mut Hw);
+    let mut woken = match redistributors {
+        Ok(strange) => strange,
+        Err(n) => panic!(
+            "redistributor {n} has tables that are not hyp's, and LPIs that can't be turned off"
+        ),
+    };
     for n in 0..NODES.get().copied().unwrap_or(0) {
         let mut guard = ITS.get(n).map(Lock::lock);
         let result = match guard.as_mut().and_then(|its| its.as_mut()) {

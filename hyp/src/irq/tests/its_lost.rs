@@ -1,10 +1,10 @@
-//! An ITS that loses its state, or takes no commands; and how long a host can keep hyp busy.
+//! An ITS or a redistributor that loses its state, an ITS that takes no commands; and how long a host can keep hyp busy.
 
 use super::its::{Host, QUEUE, event, mapd};
-use super::sim::{MODELS, Model, PLAIN};
+use super::sim::{HYP, MODELS, Model, PLAIN, SECRET};
 use crate::irq::command::Raw;
 use crate::irq::its::{Hung, News, ZEROED_A_TRAP};
-use crate::irq::registers::{Width, gits};
+use crate::irq::registers::{GICR_NORMAL, Width, gicr, gits};
 
 /// The interrupt of the event that [`Host::map`] has mapped arrives.
 fn works(host: &mut Host, what: &str) {
@@ -157,4 +157,42 @@ fn r38_attack_large_itts_in_one_access() {
     // The first, and each of the others with one before it that unmaps.
     assert_eq!(host.sim.done.len(), 1 + 63 * 2);
     assert_eq!(host.sim.violations, Vec::<String>::new());
+}
+
+#[test]
+fn r38_attack_a_redistributor_that_comes_back_with_other_tables() {
+    for table in [gicr::PENDBASER, gicr::PROPBASER] {
+        let mut host = Host::enabled(PLAIN);
+        host.map(7, 0, 8192, 1);
+        assert_eq!(host.redistributors.wake(&mut host.sim), Ok(0), "as they were");
+        let (pendbaser, propbaser) =
+            (host.sim.redistributors[1].pendbaser, host.sim.redistributors[1].propbaser);
+        assert_eq!(pendbaser & gicr::PENDBASER_ADDRESS, HYP.0 + 0x1_0000);
+        for other in [0, SECRET | GICR_NORMAL, SECRET | 15, 0x4010_0000 | 14] {
+            for sticky in [false, true] {
+                let this = &mut host.sim.redistributors[1];
+                (this.ctlr, this.sticky) = (gicr::ENABLE_LPIS, sticky);
+                (this.pendbaser, this.propbaser) = (pendbaser, propbaser);
+                if table == gicr::PENDBASER {
+                    this.pendbaser = other;
+                } else {
+                    this.propbaser = other;
+                }
+                let expected = if sticky { Err(1) } else { Ok(1) };
+                assert_eq!(host.redistributors.wake(&mut host.sim), expected, "{other:#x}");
+                assert_eq!(host.sim.redistributors[1].ctlr, u32::from(sticky));
+                assert!(sticky || host.sim.violations.is_empty());
+                // What one that stays on reads is why the machine ends.
+                host.sim.violations.clear();
+            }
+        }
+        // With them off, it is what the next that turns them on gives it.
+        host.sim.redistributors[1].sticky = false;
+        host.sim.redistributors[1].ctlr = 0;
+        assert_eq!(host.redistributors.wake(&mut host.sim), Ok(0));
+        host.redistributors.store(&mut host.sim, 1, gicr::CTLR, Width::Word, 1);
+        assert_eq!(host.redistributors.wake(&mut host.sim), Ok(0));
+        host.send(&[event(0x03, 7, 0)]);
+        assert_eq!(host.pending(8192), [1]);
+    }
 }
