@@ -124,6 +124,10 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
         if asleep != 0 {
             log::warn!("CPU {index}: {asleep} SMMUs were off and are on again");
         }
+        let asleep = irq::hw::wake();
+        if asleep != 0 {
+            log::warn!("CPU {index}: {asleep} ITSs and redistributors were not as they were left");
+        }
     }
     if first && MACHINE.is_completed() {
         log::info!("CPU {index} comes late");

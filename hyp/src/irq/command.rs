@@ -190,6 +190,11 @@ pub const fn unmap_device(device: u32) -> Raw {
     [(device as u64) << 32 | MAPD, 0, 0, 0]
 }
 
+/// It is a MAPD, of hyp's.
+pub const fn is_about_device(words: &Raw) -> bool {
+    words[0] & 0xff == MAPD
+}
+
 /// MAPC.
 pub const fn map_collection(icid: u16, target: Target) -> Raw {
     [MAPC, 0, VALID | target.0 | icid as u64, 0]

@@ -7,7 +7,7 @@ use super::command::Raw;
 use super::frames::{
     Described, Frame, Frames, Kind, MAX_ITS, MAX_ITS_NODES, MAX_REDISTRIBUTORS, Range,
 };
-use super::its::{Hung, Its, Known, Unfit, stop};
+use super::its::{Hung, Its, Known, News, Unfit, stop};
 use super::itts::Device;
 use super::machine::{Machine, Place, read32, read64};
 use super::redistributor::{MAX_LPI_BITS, PENDING_BYTES, Redistributors};
@@ -41,6 +41,8 @@ static FRAMES: Lock<Frames> = Lock::new(Frames::new());
 static REDISTRIBUTORS: Lock<Redistributors> = Lock::new(Redistributors::new());
 static ITS: [Lock<Option<Its<'static>>>; MAX_ITS] = [const { Lock::new(None) }; MAX_ITS];
 static TARGETS: Once<ArrayVec<Known, MAX_REDISTRIBUTORS>> = Once::new();
+/// ITSs that the tree names, the first of which are in [`ITS`].
+static NODES: Once<usize> = Once::new();
 static DOORBELLS: Lock<ArrayVec<u64, MAX_ITS>> = Lock::new(ArrayVec::new_const());
 
 /// Hyp's own window, and memory.
@@ -183,6 +185,7 @@ pub fn init(described: &Described, area: Range, cpus: impl Iterator<Item = u64> 
             DOORBELLS.lock().push(range.0 + FRAME);
         }
     }
+    NODES.call_once(|| described.its.len());
     log::info!(
         "GIC: {} redistributors, LPIs of {lpi_bits} bits, {} of {} ITSs, {} KiB for their tables",
         REDISTRIBUTORS.lock().count(),
@@ -305,7 +308,7 @@ pub enum Answer {
 ///
 /// # Panics
 ///
-/// If the ITS takes no commands any more: hyp can't say what it does to memory.
+/// If the ITS takes no commands any more and can't be turned off: hyp can't say what it does to memory.
 pub fn access(frame: Frame, pa: u64, width: Option<Width>, store: Option<u64>) -> Answer {
     let Some(width) = width.filter(|width| pa.is_multiple_of(width.bytes())) else {
         return Answer::Abort;
@@ -336,11 +339,52 @@ fn its_access(n: usize, offset: u32, width: Width, store: Option<u64>) -> Answer
     };
     let news = its.take_news();
     drop(guard);
-    if news {
-        log::warn!("ITS {n}: no room for another device's interrupts");
-    }
+    tell(n, news);
     match answer {
         Ok(answer) => answer,
-        Err(Hung) => panic!("ITS {n} takes no commands any more"),
+        Err(Hung) => panic!("ITS {n} takes no commands any more, and does not stop"),
     }
+}
+
+fn tell(n: usize, news: Option<News>) {
+    if let Some(news) = news {
+        log::warn!("ITS {n}: {news}");
+    }
+}
+
+/// A CPU is back that may have slept with the rest of the machine: ITSs that aren't as hyp has left them are brought up
+/// again, before the host runs there, and redistributors with LPIs on and other tables have them off. Returns how many
+/// these were.
+///
+/// # Panics
+///
+/// If one of them doesn't stop: hyp can't say what it does to memory.
+pub fn wake() -> usize {
+    let redistributors = REDISTRIBUTORS.lock().wake(&mut Hw);
+    let mut woken = match redistributors {
+        Ok(strange) => strange,
+        Err(n) => panic!(
+            "redistributor {n} has tables that are not hyp's, and LPIs that can't be turned off"
+        ),
+    };
+    for n in 0..NODES.get().copied().unwrap_or(0) {
+        let mut guard = ITS.get(n).map(Lock::lock);
+        let result = match guard.as_mut().and_then(|its| its.as_mut()) {
+            Some(its) => {
+                let result = its.wake(&mut Hw);
+                let news = its.take_news();
+                drop(guard);
+                tell(n, news);
+                result
+            }
+            // Nobody's.
+            None if read32(&mut Hw, Place::Its(n), gits::CTLR) & gits::ENABLED == 0 => Ok(false),
+            None => stop(&mut Hw, Place::Its(n)).map(|()| true).map_err(|_| Hung),
+        };
+        match result {
+            Ok(was) => woken += usize::from(was),
+            Err(Hung) => panic!("ITS {n} is not as it was, and does not stop"),
+        }
+    }
+    woken
 }

@@ -16,21 +16,29 @@
 //! try again (GITS_CREADR.Stalled, GITS_CWRITER.Retry) or gives it another.
 //!
 //! A store to GITS_CWRITER and a load of GITS_CREADR do [`COMMANDS_A_TRAP`] commands at most, and what they did has
-//! been done by the hardware when they return; so GITS_CREADR tells the truth, and whoever waits for it gets on.
+//! been done by the hardware when they return; so GITS_CREADR tells the truth, and whoever waits for it gets on. An ITT is
+//! zeroed first: behind [`ZEROED_A_TRAP`] bytes of that no further command is begun.
+//!
+//! An ITS that takes no commands any more is turned off for good, and reads as zero. Only if it can't be turned off
+//! ([`Hung`]) the machine ends.
 
 #![forbid(unsafe_code)]
 
+mod hardware;
 mod start;
 
 pub use start::{Unfit, stop};
 
 use super::command::{self, COMMAND, Command, DeviceId, Event, EventId, Icid, Raw, RdBase, Target};
 use super::itts::{CHUNK, Device, Devices, Room};
-use super::machine::{LOOKS, Machine, Place, read32, read64, wait, write32, write64};
+use super::machine::{Machine, Place, read32};
 use super::registers::{FIRST_LPI, Width, gits, merge, part};
+use thiserror::Error;
 
 /// Commands that one access does at the most: what bounds its time.
 pub const COMMANDS_A_TRAP: usize = 64;
+/// Bytes zeroed behind which an access begins no further command. One command's are fewer than 1 MiB, the room there is.
+pub const ZEROED_A_TRAP: u64 = 64 << 10;
 /// Commands read at once.
 const BATCH: usize = 16;
 /// Bytes of hyp's own queue.
@@ -40,7 +48,7 @@ const PAGE: u64 = 4096;
 /// Level-1 entries of a table of devices.
 const LEVEL1: usize = 8192;
 
-/// The hardware takes no commands any more: nothing that it guards can be relied on.
+/// The hardware takes no commands any more, and can't be turned off: what it does to memory nobody knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hung;
 
@@ -51,6 +59,17 @@ pub struct Known {
     pub pa: u64,
     /// GICR_TYPER.Processor_Number.
     pub number: u16,
+}
+
+/// What the console is to be told of an ITS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum News {
+    /// The first device for which there was none.
+    #[error("no room for another device's interrupts")]
+    NoRoom,
+    /// It is off for good.
+    #[error("it takes no commands any more and is off")]
+    Dead,
 }
 
 /// Of a table of devices with two levels: entries of the first lead to pages that are made when a device first needs
@@ -104,24 +123,26 @@ pub struct Its<'a> {
     collections: u32,
     itt_entry: u64,
     queue: u64,
+    /// GITS_CBASER.
+    cbaser: u64,
     /// Behind the last command in hyp's queue, and behind the last that the hardware has done.
     writer: u64,
     done: u64,
+    /// Places in hyp's queue with a MAPD.
+    about_devices: u128,
+    /// Bytes that this access has zeroed.
+    zeroed: u64,
     devices_table: Table,
     /// `None`: the table of devices has one level.
     level2: Option<Level2>,
     collections_table: Option<Table>,
     room: Room,
     devices: Devices<'a>,
-    exhausted: Exhausted,
-}
-
-/// Whether there was no room for a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Exhausted {
-    Never,
-    Untold,
-    Told,
+    /// There was no room for a device.
+    exhausted: bool,
+    /// It is off for good.
+    dead: bool,
+    news: Option<News>,
 }
 
 /// What became of a command.
@@ -147,6 +168,12 @@ impl Its<'_> {
         width: Width,
     ) -> Result<u64, Hung> {
         let register = offset & !7;
+        if register == gits::CREADR {
+            self.run(machine, targets)?;
+        }
+        if self.dead {
+            return Ok(0);
+        }
         let value = match register {
             gits::CTLR => {
                 let ctlr = read32(machine, self.place, gits::CTLR) & gits::QUIESCENT;
@@ -156,10 +183,7 @@ impl Its<'_> {
             gits::TYPER => self.shown.typer,
             gits::CBASER => self.shown.cbaser,
             gits::CWRITER => self.shown.writer,
-            gits::CREADR => {
-                self.run(machine, targets)?;
-                self.shown.reader | if self.shown.stalled { gits::STALLED } else { 0 }
-            }
+            gits::CREADR => self.shown.reader | if self.shown.stalled { gits::STALLED } else { 0 },
             _ => match (Self::baser(register), width) {
                 (Some(n), _) => self.shown.basers[n],
                 (None, Width::Word) if gits::IDENTIFICATION.contains(&offset) => {
@@ -186,8 +210,10 @@ impl Its<'_> {
     ) -> Result<(), Hung> {
         let register = offset & !7;
         match register {
+            _ if self.dead => Ok(()),
             gits::CTLR if offset == gits::CTLR => {
-                self.enable(machine, value as u32 & gits::ENABLED != 0);
+                let result = self.enable(machine, value as u32 & gits::ENABLED != 0);
+                self.or_dead(machine, result)?;
                 self.run(machine, targets)
             }
             // RO while it is enabled.
@@ -224,13 +250,9 @@ impl Its<'_> {
         }
     }
 
-    /// Whether the host is to be told, now and never again, that there was no room for a device.
-    pub const fn take_news(&mut self) -> bool {
-        let news = matches!(self.exhausted, Exhausted::Untold);
-        if news {
-            self.exhausted = Exhausted::Told;
-        }
-        news
+    /// What is to be told now, and never again.
+    pub const fn take_news(&mut self) -> Option<News> {
+        self.news.take()
     }
 
     /// Bytes of ITTs and of pages of the table of devices.
@@ -253,48 +275,24 @@ impl Its<'_> {
         self.shown.basers[n] = old & gits::BASER_FIXED | new;
     }
 
-    /// GITS_CTLR.Enabled is the hardware's, too: while the host has its ITS off nothing is translated.
-    fn enable(&mut self, machine: &mut impl Machine, on: bool) {
-        if on == self.shown.enabled {
-            return;
-        }
-        if on {
-            if !wait(machine, self.place, gits::CTLR, |ctlr| ctlr & gits::QUIESCENT != 0) {
-                return;
-            }
-            if self.shown.in_force.is_some_and(|before| before != self.shown.basers) {
-                self.forget_mappings(machine);
-            }
-            self.shown.in_force = Some(self.shown.basers);
-        }
-        write32(machine, self.place, gits::CTLR, u32::from(on));
-        self.shown.enabled = on;
-    }
-
-    /// The host has given its ITS other tables: none of its devices is mapped. While the hardware is quiescent.
-    fn forget_mappings(&mut self, machine: &mut impl Machine) {
-        for table in [Some(self.devices_table), self.collections_table].into_iter().flatten() {
-            let register = gits::BASER + 8 * table.n as u32;
-            // With Valid gone it keeps nothing of the table.
-            write64(machine, self.place, register, table.baser & !gits::VALID);
-            machine.zero(table.pa, table.bytes);
-            write64(machine, self.place, register, table.baser);
-        }
-        if let Some(level2) = &mut self.level2 {
-            level2.present.fill(0);
-        }
-        self.devices.clear();
-        self.room.clear();
-    }
-
     const fn queue_bytes(&self) -> u64 {
         ((self.shown.cbaser & 0xff) + 1) * PAGE
     }
 
     /// Does commands of the host's.
     fn run(&mut self, machine: &mut impl Machine, targets: &[Known]) -> Result<(), Hung> {
+        if self.dead {
+            return Ok(());
+        }
+        let result = self.commands(machine, targets);
+        self.or_dead(machine, result)
+    }
+
+    fn commands(&mut self, machine: &mut impl Machine, targets: &[Known]) -> Result<(), Hung> {
         let mut left = COMMANDS_A_TRAP;
+        self.zeroed = 0;
         while left > 0
+            && self.zeroed < ZEROED_A_TRAP
             && self.shown.enabled
             && self.shown.cbaser & gits::VALID != 0
             && !self.shown.stalled
@@ -313,9 +311,13 @@ impl Its<'_> {
             for raw in batch {
                 // What became of it is nobody's business: an error is ignored.
                 let _: Outcome = self.one(machine, targets, raw)?;
+                let next = self.shown.reader + COMMAND;
+                self.shown.reader = if next == self.queue_bytes() { 0 } else { next };
+                // Those behind it are the next access's, as they are then.
+                if self.zeroed >= ZEROED_A_TRAP {
+                    break;
+                }
             }
-            let next = reader + count as u64 * COMMAND;
-            self.shown.reader = if next == self.queue_bytes() { 0 } else { next };
             left -= count;
         }
         self.flush(machine, targets)
@@ -401,13 +403,13 @@ impl Its<'_> {
         let old = self.devices.get(id);
         let has_place = self.devices.has_place_for(id) && self.make_level2(machine, id);
         // With no room for both, the new one may lie where the old one was.
-        let new = has_place.then(|| self.room.take(bytes, CHUNK)).flatten();
+        let new = has_place.then(|| self.room.take(bytes)).flatten();
         let (itt, bytes) = match (new, old) {
             (Some(itt), _) => (itt, bytes),
             (None, Some(old)) if has_place && old.bytes >= bytes => (old.itt, old.bytes),
             _ => {
-                if self.exhausted == Exhausted::Never {
-                    self.exhausted = Exhausted::Untold;
+                if !core::mem::replace(&mut self.exhausted, true) {
+                    self.news = Some(News::NoRoom);
                 }
                 return Ok(Outcome::Refused);
             }
@@ -420,6 +422,7 @@ impl Its<'_> {
             }
         }
         machine.zero(itt, bytes);
+        self.zeroed += bytes;
         self.devices.put(Device { id, bits, itt, bytes });
         self.push(machine, targets, command::map_device(id, itt, bits))?;
         Ok(Outcome::Done)
@@ -450,52 +453,11 @@ impl Its<'_> {
         if *word >> (n % 64) & 1 == 1 {
             return true;
         }
-        let Some(pa) = self.room.take(*page, *page) else { return false };
+        let Some(pa) = self.room.take_page(*page) else { return false };
         machine.zero(pa, *page);
+        self.zeroed += *page;
         machine.store(self.devices_table.pa + 8 * n as u64, &[gits::VALID | pa]);
         *word |= 1 << (n % 64);
         true
-    }
-
-    /// Puts a command into hyp's queue. Others may be before it that the hardware hasn't been told of.
-    fn push(
-        &mut self,
-        machine: &mut impl Machine,
-        targets: &[Known],
-        words: Raw,
-    ) -> Result<(), Hung> {
-        machine.store(self.queue + self.writer, &words);
-        self.writer = (self.writer + COMMAND) % QUEUE_BYTES;
-        // One place stays empty: a full queue would look like an empty one.
-        if (self.writer + COMMAND) % QUEUE_BYTES == self.done {
-            self.flush(machine, targets)?;
-        }
-        Ok(())
-    }
-
-    /// The hardware has done all that is in hyp's queue.
-    fn flush(&mut self, machine: &mut impl Machine, targets: &[Known]) -> Result<(), Hung> {
-        // Off, it takes no commands; and none was put there.
-        if self.done == self.writer {
-            return Ok(());
-        }
-        write64(machine, self.place, gits::CWRITER, self.writer);
-        let mut looks = LOOKS;
-        loop {
-            let reader = read64(machine, self.place, gits::CREADR);
-            let at = reader & gits::QUEUE_OFFSET;
-            if at == self.writer {
-                self.done = at;
-                return Ok(());
-            }
-            if reader & gits::STALLED != 0 {
-                // The command is sound as far as hyp can tell and is an error to the hardware: an event that isn't
-                // mapped, say. In its place comes one that is none.
-                let first = targets.first().ok_or(Hung)?;
-                machine.store(self.queue + at % QUEUE_BYTES, &command::sync(self.named(*first)));
-                write64(machine, self.place, gits::CWRITER, self.writer | gits::RETRY);
-            }
-            looks = looks.checked_sub(1).ok_or(Hung)?;
-        }
     }
 }

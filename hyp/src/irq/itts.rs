@@ -1,5 +1,9 @@
 //! Interrupt translation tables: hyp's, whatever the host has set aside for them. Where there is room for one, and
 //! which device has which.
+//!
+//! In the same room, from its end, are pages of the table of devices, as many as are needed. What lies in an ITT is what a
+//! host has asked for, as far as an ITS's format of it goes; in a page of the table of devices it would be an ITT's
+//! address. So what was an ITT's once is never such a page, whatever an ITS may have kept of it, nor the other way round.
 
 #![forbid(unsafe_code)]
 
@@ -16,8 +20,14 @@ pub const MAX_BYTES: u64 = CHUNKS as u64 * CHUNK;
 #[derive(Debug)]
 pub struct Room {
     start: u64,
-    chunks: usize,
+    /// Those of ITTs that are taken.
     taken: [u64; CHUNKS / 64],
+    /// Behind the last chunk that was ever an ITT's.
+    itts_end: usize,
+    /// The first that is a page's; so are all behind it.
+    pages_start: usize,
+    /// Behind the last.
+    chunks: usize,
 }
 
 impl Room {
@@ -25,7 +35,7 @@ impl Room {
     pub const fn new(start: u64, bytes: u64) -> Self {
         let chunks = bytes / CHUNK;
         let chunks = if chunks > CHUNKS as u64 { CHUNKS } else { chunks as usize };
-        Self { start, chunks, taken: [0; CHUNKS / 64] }
+        Self { start, taken: [0; CHUNKS / 64], itts_end: 0, pages_start: chunks, chunks }
     }
 
     const fn is_taken(&self, n: usize) -> bool {
@@ -47,14 +57,12 @@ impl Room {
         usize::try_from(bytes.div_ceil(CHUNK)).unwrap_or(usize::MAX)
     }
 
-    /// Takes `bytes` at a multiple of `align` (a power of two). Returns the address.
-    pub fn take(&mut self, bytes: u64, align: u64) -> Option<u64> {
+    /// Takes `bytes` for an ITT. Returns the address, aligned to a chunk.
+    pub fn take(&mut self, bytes: u64) -> Option<u64> {
         let count = Self::count(bytes);
         let mut first = 0;
         loop {
-            let start = self.start + first as u64 * CHUNK;
-            first += ((start.next_multiple_of(align) - start) / CHUNK) as usize;
-            if count > self.chunks || first > self.chunks - count {
+            if count > self.pages_start || first > self.pages_start - count {
                 return None;
             }
             // On behind the last that is in the way.
@@ -64,6 +72,7 @@ impl Room {
             }
         }
         self.mark(first, count, true);
+        self.itts_end = self.itts_end.max(first + count);
         Some(self.start + first as u64 * CHUNK)
     }
 
@@ -73,14 +82,33 @@ impl Room {
         self.mark(first, Self::count(bytes), false);
     }
 
-    /// Gives everything back.
+    /// Takes a page of the table of devices, for good. Its `bytes` (a power of two, at least a chunk) are its alignment,
+    /// too. Returns the address.
+    pub fn take_page(&mut self, bytes: u64) -> Option<u64> {
+        let end = self.start + self.pages_start as u64 * CHUNK;
+        let at = end.checked_sub(bytes)? & !(bytes - 1);
+        if at < self.start + self.itts_end as u64 * CHUNK {
+            return None;
+        }
+        self.pages_start = ((at - self.start) / CHUNK) as usize;
+        Some(at)
+    }
+
+    /// Where the pages are, and how many bytes.
+    pub const fn pages(&self) -> (u64, u64) {
+        let start = self.start + self.pages_start as u64 * CHUNK;
+        (start, (self.chunks - self.pages_start) as u64 * CHUNK)
+    }
+
+    /// All ITTs are given back.
     pub const fn clear(&mut self) {
         self.taken = [0; CHUNKS / 64];
     }
 
     /// Bytes that are taken.
     pub fn used(&self) -> u64 {
-        self.taken.iter().map(|word| u64::from(word.count_ones())).sum::<u64>() * CHUNK
+        let itts = self.taken.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+        itts * CHUNK + self.pages().1
     }
 }
 
@@ -159,42 +187,69 @@ mod tests {
 
     #[test]
     fn room_is_given_out_once_and_aligned() {
-        let mut room = Room::new(0x4000_1100, 0x3000);
-        assert_eq!(room.take(1, CHUNK), Some(0x4000_1100));
-        assert_eq!(room.take(0x1000, 0x1000), Some(0x4000_2000));
-        assert_eq!(room.take(0x300, CHUNK), Some(0x4000_1200));
-        assert_eq!(room.take(0x1001, CHUNK), Some(0x4000_3000));
-        assert_eq!(room.take(0x1000, CHUNK), None);
-        assert_eq!(room.take(u64::MAX, CHUNK), None);
-        assert_eq!(room.used(), 0x100 + 0x1000 + 0x300 + 0x1100);
-        room.give_back(0x4000_2000, 0x1000);
-        assert_eq!(room.take(0xf00, CHUNK), Some(0x4000_1500));
+        let mut room = Room::new(0x4000_1100, 0x3100);
+        assert_eq!(room.take(1), Some(0x4000_1100));
+        assert_eq!(room.take_page(0x1000), Some(0x4000_3000));
+        assert_eq!(room.take(0x300), Some(0x4000_1200));
+        assert_eq!(room.take(0x1b01), None);
+        assert_eq!(room.take(0xb01), Some(0x4000_1500));
+        assert_eq!(room.take_page(0x1000), None, "what is left is not a whole one");
+        assert_eq!(room.take(u64::MAX), None);
+        assert_eq!(room.take_page(1 << 63), None);
+        // What lies behind a page counts as the page's.
+        assert_eq!(
+            (room.used(), room.pages()),
+            (0x100 + 0x300 + 0xc00 + 0x1200, (0x4000_3000, 0x1200))
+        );
+        room.give_back(0x4000_1200, 0x300);
+        assert_eq!(room.take(0x200), Some(0x4000_1200));
         room.clear();
-        assert_eq!(room.take(0x3000, CHUNK), Some(0x4000_1100));
-        assert_eq!(Room::new(0, u64::MAX).take(MAX_BYTES + 1, CHUNK), None);
+        assert_eq!(room.used(), 0x1200, "pages stay");
+        assert_eq!(room.take_page(0x1000), None, "what was an ITT's is no page's");
+        assert_eq!(room.take(0x1f00), Some(0x4000_1100));
+        assert_eq!(Room::new(0, u64::MAX).take(MAX_BYTES + 1), None);
     }
 
     proptest! {
         #[test]
-        fn no_two_have_the_same_byte(steps in prop::collection::vec((1u64..0x1200, 0u32..5, 0usize..20), 0..200)) {
-            let (start, end) = (0x1_0300, 0x1_9000);
+        fn r38_attack_an_itt_where_a_page_of_devices_was(
+            steps in prop::collection::vec((1u64..0x1200, 0u32..9, 0usize..20), 0..200),
+        ) {
+            let (start, end) = (0x1_0300, 0x1_9100);
             let mut room = Room::new(start, end - start);
             let mut held: Vec<(u64, u64)> = Vec::new();
-            for (bytes, align, victim) in steps {
-                let align = CHUNK << align;
-                if let Some(at) = room.take(bytes, align) {
-                    prop_assert!(at % align == 0 && at >= start && at + bytes <= end);
-                    for &(other, length) in &held {
-                        prop_assert!(at + bytes <= other || other + length <= at);
+            let (mut itts, mut pages) = (Vec::new(), Vec::new());
+            for (bytes, what, victim) in steps {
+                let page = 0x800 << what;
+                let (found, bytes) = match what {
+                    0..3 => (room.take_page(page), page),
+                    8 => {
+                        room.clear();
+                        held.clear();
+                        continue;
                     }
-                    held.push((at, bytes));
+                    _ => (room.take(bytes), bytes),
+                };
+                if let Some(at) = found {
+                    let align = if what < 3 { page } else { CHUNK };
+                    prop_assert!(at % align == 0 && at >= start && at + bytes <= end);
+                    let apart = |&(other, length): &(u64, u64)| at + bytes <= other || other + length <= at;
+                    prop_assert!(held.iter().all(apart) && pages.iter().all(apart));
+                    if what < 3 {
+                        prop_assert!(itts.iter().all(apart), "not even one that is gone");
+                        pages.push((at, bytes));
+                        prop_assert!(room.pages().0 <= at && room.pages().0 + room.pages().1 >= at + bytes);
+                    } else {
+                        itts.push((at, bytes));
+                        held.push((at, bytes));
+                    }
                 } else if victim < held.len() {
                     let (at, bytes) = held.swap_remove(victim);
                     room.give_back(at, bytes);
                 }
             }
             let sum = held.iter().map(|(_, bytes)| bytes.next_multiple_of(CHUNK)).sum::<u64>();
-            prop_assert_eq!(room.used(), sum);
+            prop_assert_eq!(room.used(), sum + room.pages().1);
         }
 
         #[test]

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | [`frames`] | which registers are whose |
 //! | [`redistributor`] | RD_base frames: LPIs' two tables |
-//! | [`its`] | an ITS: registers, queue, tables |
+//! | [`its`] | an ITS: registers, queue, tables, and what if it loses them |
 //! | [`command`] | its commands, the host's and hyp's |
 //! | [`itts`] | room for ITTs, and whose they are |
 //! | [`registers`], [`machine`] | names; what is needed of a machine |

@@ -21,6 +21,8 @@
 
 #![forbid(unsafe_code)]
 
+mod wake;
+
 use super::frames::MAX_REDISTRIBUTORS;
 use super::machine::{Machine, Place, read32, read64, wait, write32, write64};
 use super::registers::{FIRST_LPI, GICR_NORMAL, Width, gicr, merge, part};

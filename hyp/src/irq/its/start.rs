@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{Exhausted, Its, LEVEL1, Level2, QUEUE_BYTES, Shown, Table};
+use super::{Its, LEVEL1, Level2, QUEUE_BYTES, Shown, Table};
 use crate::irq::itts::{Device, Devices, Room};
 use crate::irq::machine::{Machine, Place, read32, read64, wait, write32, write64};
 use crate::irq::registers::{ITS_CACHEABILITY, ITS_NON_CACHEABLE, ITS_NORMAL, SHAREABILITY, gits};
@@ -142,8 +142,8 @@ impl<'a> Its<'a> {
         }
         let collection_bits = bits_within(entries, collection_bits);
         let value = gits::VALID | queue;
-        if set(machine, place, gits::CBASER, value) & (gits::VALID | gits::CBASER_ADDRESS) != value
-        {
+        let cbaser = set(machine, place, gits::CBASER, value);
+        if cbaser & (gits::VALID | gits::CBASER_ADDRESS) != value {
             return Err(Unfit::Stubborn);
         }
         write64(machine, place, gits::CWRITER, 0);
@@ -172,14 +172,19 @@ impl<'a> Its<'a> {
             collections: 1 << collection_bits,
             itt_entry: (typer >> 4 & 0xf) + 1,
             queue,
+            cbaser,
             writer: 0,
             done: 0,
+            about_devices: 0,
+            zeroed: 0,
             devices_table,
             level2,
             collections_table,
             room,
             devices: Devices::new(devices),
-            exhausted: Exhausted::Never,
+            exhausted: false,
+            dead: false,
+            news: None,
         })
     }
 

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod its;
+mod its_lost;
 mod redistributor;
 mod sim;
 mod storm;

@@ -2,6 +2,8 @@
 //! is. Each access of theirs to memory is judged: they read and write tables of hyp's, and read configuration tables
 //! whose pages are pinned.
 
+mod power;
+
 use crate::irq::command::Raw;
 use crate::irq::machine::{Machine, Place};
 use crate::irq::registers::{Width, gicr, gits, merge, part};
@@ -98,6 +100,15 @@ pub struct Sim {
     pub done: Vec<Raw>,
     /// The hardware has stopped taking commands.
     pub hung: bool,
+    /// It isn't quiescent, ever.
+    pub restless: bool,
+    /// A MAPD is an error.
+    pub refuses_devices: bool,
+    /// Bytes that hyp has zeroed since somebody asked.
+    pub zeroed: u64,
+    /// Behind the last byte of an ITT that a MAPD has named; the first byte that was a page of the table of devices.
+    itts_end: u64,
+    pages_start: u64,
     ctlr: u32,
     cbaser: u64,
     writer: u64,
@@ -122,6 +133,11 @@ impl Sim {
             fetched: 0,
             done: Vec::new(),
             hung: false,
+            restless: false,
+            refuses_devices: false,
+            zeroed: 0,
+            itts_end: 0,
+            pages_start: u64::MAX,
             ctlr: 0,
             cbaser: 0,
             writer: 0,
@@ -233,6 +249,7 @@ impl Sim {
         if first & gits::VALID == 0 {
             return Err(Bad);
         }
+        self.pages_start = self.pages_start.min(first & 0xf_ffff_ffff_f000);
         Ok((first & 0xf_ffff_ffff_f000) + n % per_page * entry)
     }
 
@@ -292,6 +309,7 @@ impl Sim {
         let valid = raw[2] >> 63 == 1;
         let icid = raw[2] & 0xffff;
         match raw[0] & 0xff {
+            0x08 if self.refuses_devices => return Err(Bad),
             0x08 => {
                 let at = self.entry(gits::DEVICES, raw[0] >> 32)?;
                 let entry = if valid {
@@ -300,6 +318,13 @@ impl Sim {
                     0
                 };
                 self.gic_write("table of devices", at, 8, entry);
+                if valid {
+                    let bytes = self.itt_entry_bytes() << ((raw[1] & 0x1f) + 1);
+                    self.itts_end = self.itts_end.max((raw[2] & 0xf_ffff_ffff_ff00) + bytes);
+                }
+                if self.itts_end > self.pages_start {
+                    self.violations.push(format!("an ITT where devices are at {at:#x}"));
+                }
             }
             0x09 => {
                 let at = self.collection_at(icid)?;
@@ -380,7 +405,10 @@ impl Sim {
 
     fn read_its(&self, offset: u32) -> u64 {
         match offset {
-            gits::CTLR => u64::from(self.ctlr | gits::QUIESCENT) | 0x43b << 32,
+            gits::CTLR => {
+                let quiescent = if self.restless { 0 } else { gits::QUIESCENT };
+                u64::from(self.ctlr | quiescent) | 0x43b << 32
+            }
             gits::TYPER => self.model.typer,
             gits::CBASER => self.cbaser,
             gits::CWRITER => self.writer,
@@ -472,6 +500,7 @@ impl Machine for Sim {
 
     fn zero(&mut self, pa: u64, bytes: u64) {
         assert!(Self::is_hyps(pa, bytes), "hyp zeroes {pa:#x}");
+        self.zeroed += bytes;
         self.memory.retain(|at, _| !(pa..pa + bytes).contains(at));
     }
 

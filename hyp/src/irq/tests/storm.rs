@@ -18,6 +18,8 @@ enum Step {
     Enable(bool),
     /// A redistributor's registers are lost.
     Reset(usize),
+    /// The ITS's are, and perhaps restored by firmware; a CPU is back.
+    Sleep(Option<bool>),
 }
 
 fn address() -> impl Strategy<Value = u64> {
@@ -85,6 +87,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0u64..128).prop_map(Step::Go),
         2 => any::<bool>().prop_map(Step::Enable),
         1 => (0..CPUS).prop_map(Step::Reset),
+        1 => any::<Option<bool>>().prop_map(Step::Sleep),
     ]
 }
 
@@ -93,7 +96,7 @@ fn width(offset: u32, wide: bool) -> Width {
 }
 
 fn take(host: &mut Host, step: Step) {
-    host.sim.fetched = 0;
+    (host.sim.fetched, host.sim.zeroed) = (0, 0);
     let result = match step {
         Step::Its(offset, wide, value) => host.try_store(offset, width(offset, wide), value),
         Step::LoadIts(offset, wide) => {
@@ -119,6 +122,13 @@ fn take(host: &mut Host, step: Step) {
         Step::Reset(n) => {
             host.sim.redistributors[n] = Default::default();
             Ok(())
+        }
+        Step::Sleep(restored) => {
+            match restored {
+                None => host.sim.lose_its(),
+                Some(on) => host.sim.restore_its(on),
+            }
+            host.its.wake(&mut host.sim).map(drop)
         }
     };
     assert_eq!(result, Ok(()));
