@@ -349,16 +349,16 @@ fn the_host_has_what_it_may_have_and_nothing_else() {
 
 #[test]
 fn a_disabled_master_is_in_no_page_of_the_hosts() {
-    let off = ("status", string("disabled"));
+    let off = &[("status", string("disabled"))];
     let dtb = tree_with(vec![
         // A UART that shares its page with a DMA engine; a bus that is all over the place.
         device("uart@a000000", "ns16550a", &[0, 0xa00_0000, 0, 0x100], &[]),
-        device("dma@a000800", "x,dma", &[0, 0xa00_0800, 0, 0x100], &[off.clone()]),
+        device("dma@a000800", "x,dma", &[0, 0xa00_0800, 0, 0x100], off),
         device("bus@b000000", "simple-bus", &[0, 0xb00_0000, 0, 0x10_0000], &[]),
-        smmu("smmu@b040000", 0xb04_0000, SMMU, &[off.clone()]),
+        smmu("smmu@b040000", 0xb04_0000, SMMU, off),
         // The same registers by two names: one of them is there.
         device("usb@c000000", "x,host", &[0, 0xc00_0000, 0, 0x1000], &[]),
-        device("otg@c000000", "x,otg", &[0, 0xc00_0000, 0, 0x1000], &[off]),
+        device("otg@c000000", "x,otg", &[0, 0xc00_0000, 0, 0x1000], off),
     ]);
     let fdt = Fdt::new(&dtb).unwrap();
     let banks = Platform::read(&fdt).unwrap().banks;
