@@ -37,9 +37,14 @@ pub enum Line<'a> {
     Pc(Space, u64),
 }
 
+/// How hyp's lines about masters begin.
+const MASTER: &str = "umbra: master ";
+
 /// The tables of the final report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
+    /// Devices that reach memory, as hyp tells of them when it boots.
+    Master,
     /// What the machine offers.
     Offers,
     /// Physical CPUs.
@@ -100,6 +105,10 @@ pub fn parse(line: &str) -> Line<'_> {
 }
 
 fn parse_command(line: &str) -> Option<Line<'_>> {
+    if let Some((master, is)) = line.strip_prefix(MASTER).and_then(|rest| rest.split_once(": ")) {
+        let field = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        return Some(Line::Row(Table::Master, vec![field("master", master), field("is", is)]));
+    }
     let command = line.strip_prefix('@')?;
     let (verb, rest) = command.split_once(' ')?;
     let rest = rest.trim();
@@ -190,6 +199,11 @@ mod tests {
         assert_eq!(
             parse("@offers what=FPMR is=yes"),
             Line::Row(Table::Offers, pairs(&[("what", "FPMR"), ("is", "yes")]))
+        );
+        let covered = [("master", "/pcie@10000000"), ("is", "covered by /smmuv3@9050000")];
+        assert_eq!(
+            parse("umbra: master /pcie@10000000: covered by /smmuv3@9050000"),
+            Line::Row(Table::Master, pairs(&covered))
         );
         assert_eq!(parse("@task cpu=1"), Line::Row(Table::Task, pairs(&[("cpu", "1")])));
         assert_eq!(parse("@verdict ok"), Line::Verdict(Ok(())));

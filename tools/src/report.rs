@@ -49,6 +49,8 @@ const VCPU_COLUMNS: &Columns = &[
 
 const OFFERS_COLUMNS: &Columns = &[("what", "machine offers"), ("is", "")];
 
+const MASTER_COLUMNS: &Columns = &[("master", "device that reaches memory"), ("is", "")];
+
 const SEEN_COLUMNS: &Columns = &[("what", "Linux sees"), ("is", "")];
 
 const TASK_COLUMNS: &Columns = &[
@@ -64,6 +66,7 @@ const TASK_COLUMNS: &Columns = &[
 
 /// The tables in the order in which they are shown.
 const TABLES: &[(Table, &Columns)] = &[
+    (Table::Master, MASTER_COLUMNS),
     (Table::Offers, OFFERS_COLUMNS),
     (Table::Seen, SEEN_COLUMNS),
     (Table::Task, TASK_COLUMNS),

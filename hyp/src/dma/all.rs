@@ -65,7 +65,7 @@ impl<R: Registers> All<R> {
     ///
     /// Any [`Trouble`].
     pub fn forget_page(&mut self, ipa: u64) -> Result<(), (u64, Trouble)> {
-        self.smmus.iter_mut().take(1).try_for_each(|(base, smmu)| {
+        self.smmus.iter_mut().try_for_each(|(base, smmu)| {
             smmu.forget_page(self.vmid, ipa).map_err(|trouble| (*base, trouble))
         })
     }
