@@ -11,9 +11,10 @@ use crate::boot::platform::smmus::{MAX_SMMUS, SmmuNodes};
 use crate::boot::platform::{Platform, Range};
 use crate::boot::pool::Pool;
 use crate::boot::start::{HostMemory, device_window, worst_case_tables};
+use crate::dma::all::All;
 use crate::dma::block::Block;
 use crate::dma::examine::{Facts, Id, Refusal};
-use crate::dma::hw::{self, All, Frame};
+use crate::dma::hw::{self, Frame};
 use crate::dma::registers::{FRAME_BYTES, IDR0, IDR1, IDR5};
 use crate::dma::smmu::Smmu;
 use crate::dma::streams::{LEVEL2_BYTES, StreamStage2, Streams, level1_bytes};
@@ -26,8 +27,6 @@ use crate::memory::tables::{HypTables, Stage2Shape, Stage2Tables, Use};
 use arrayvec::ArrayVec;
 use dtoolkit::fdt::Fdt;
 use umbra_shared::PAGE_SIZE;
-
-const _: () = assert!(MAX_SMMUS == hw::MAX_SMMUS);
 
 /// The VMID of the devices' stage 2: no VM's and not the host's. CPUs never have it.
 const DEVICES_VMID: u8 = 0xff;

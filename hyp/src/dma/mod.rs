@@ -7,12 +7,13 @@
 //! devices physical addresses, which they then translate to themselves.
 //!
 //! [`examine`] says what an SMMU must have, [`streams`] and [`commands`] what it reads in memory, [`smmu`] in
-//! which order it is brought up and asked to forget; `hw` is its registers on the target. What covers which master,
+//! which order it is brought up and asked to forget, [`all`] the same for all of them; `hw` is its registers on the target. What covers which master,
 //! and what becomes of those that nothing covers, is decided from the device tree
 //! ([`crate::boot::platform::masters`]).
 //!
 //! Sources: Arm IHI 0070 (SMMUv3), by the names of its registers, structures and commands.
 
+pub mod all;
 pub mod block;
 pub mod commands;
 pub mod examine;

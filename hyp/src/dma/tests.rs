@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::all::All;
 use super::block::Block;
 use super::examine::Facts;
 use super::registers::*;
@@ -246,4 +247,59 @@ proptest! {
         }
         prop_assert_eq!(machine.sim.0.borrow().bypassed, 0);
     }
+}
+
+/// Several SMMUs over one stage 2: each has streams of its own, keeps what it has walked, and can be asleep.
+struct Several {
+    all: All<Sim>,
+    sims: Vec<Sim>,
+    there: Rc<RefCell<BTreeSet<u64>>>,
+}
+
+fn several(count: u64) -> Several {
+    let (level1, level2) = (leak(0x1_0000, 1 << 8), leak(0x2_0000, LEVEL2_WORDS));
+    let mut all = All::new(Streams::new(level1, level2, STAGE2), STAGE2.vmid);
+    let there: Rc<RefCell<BTreeSet<u64>>> = Rc::new(RefCell::new((0..PAGES).map(page).collect()));
+    let mut sims = Vec::new();
+    for n in 0..count {
+        let queues = [leak(0x3_0000, 128), leak(0x4_0000, 32)];
+        let table = there.clone();
+        let walk = move |_, ipa| table.borrow().contains(&ipa).then_some(ipa);
+        let sim = Sim::new(vec![level1, level2, queues[0], queues[1]], Box::new(walk));
+        sims.push(sim.clone());
+        let smmu = Smmu::new(sim, FACTS, queues[0], queues[1]);
+        all.start(0x900_0000 + 0x2_0000 * n, smmu).unwrap();
+    }
+    Several { all, sims, there }
+}
+
+#[test]
+fn all_smmus_forget_and_all_are_waited_for() {
+    let mut machine = several(3);
+    machine.sims.iter().for_each(|sim| assert!(sim.begin_write(1, page(0))));
+    machine.there.borrow_mut().remove(&page(0));
+    machine.all.forget_page(page(0)).unwrap();
+    machine.all.settle().unwrap();
+    for sim in &machine.sims {
+        assert!(!sim.begin_write(1, page(0)));
+        assert_eq!(sim.0.borrow().underway, []);
+    }
+    // One that hangs is named.
+    machine.sims[1].0.borrow_mut().pace = 0;
+    assert_eq!(machine.all.settle(), Err((0x902_0000, Trouble::Hung)));
+}
+
+#[test]
+fn those_that_have_slept_are_all_closed_before_one_is_on() {
+    let mut machine = several(3);
+    assert_eq!(machine.all.wake(), Ok(0));
+    for sim in &machine.sims[1..] {
+        sim.set(CR0ACK, 0);
+        sim.set(CR0, 0);
+        sim.set(GBPA, 0);
+    }
+    assert_eq!(machine.all.wake(), Ok(2));
+    assert!(machine.sims.iter().all(|sim| sim.begin_write(1, page(1)) && !sim.begin_write(1, 0)));
+    assert_eq!(machine.all.wake(), Ok(0));
+    assert_eq!(machine.all.events(), 3);
 }

@@ -9,7 +9,8 @@ use crate::arch::Lock;
 use crate::arch::layout::LINEAR_BASE;
 use crate::arch::log;
 use crate::arch::sysreg::{dsb_sy, sys};
-use crate::dma::hw::All;
+use crate::dma::all::All;
+use crate::dma::hw::Frame;
 use crate::dma::smmu::Trouble;
 use crate::memory::devices::{Devices, Smmus};
 use crate::memory::frames::linear;
@@ -38,7 +39,7 @@ pub struct Memory {
     /// The host's stage 2.
     pub host: Stage2<Stage2Tables>,
     /// That of devices, if there is an SMMU to walk it.
-    pub devices: Option<Devices<Stage2Tables, All>>,
+    pub devices: Option<Devices<Stage2Tables, All<Frame>>>,
 }
 
 /// What an SMMU keeps can't be told any more: no page may change hands again.
@@ -48,7 +49,7 @@ fn done(result: Result<(), (u64, Trouble)>) {
     }
 }
 
-impl Smmus for All {
+impl Smmus for All<Frame> {
     fn stores_done(&self) {
         dsb_sy();
     }
@@ -96,7 +97,7 @@ pub fn with<R>(f: impl FnOnce(&mut Memory) -> R) -> R {
 /// If they reach some of them: their owner is one.
 #[cfg(feature = "transition-log")]
 pub fn with_devices(
-    devices: Option<&Devices<Stage2Tables, All>>,
+    devices: Option<&Devices<Stage2Tables, All<Frame>>>,
     change: umbra_shared::record::Change,
 ) -> umbra_shared::record::Change {
     let reach = |n: u64| devices.is_some_and(|it| it.reach((change.page + n) * PAGE_SIZE as u64));

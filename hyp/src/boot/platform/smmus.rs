@@ -9,7 +9,7 @@ use dtoolkit::fdt::Fdt;
 use dtoolkit::standard::NodeStandard;
 
 /// SMMUs that hyp drives: those that the tree has first.
-pub const MAX_SMMUS: usize = 16;
+pub use crate::dma::all::MAX_SMMUS;
 
 /// The binding's name (Linux, bindings/iommu/arm,smmu-v3.yaml).
 pub const COMPATIBLE: &str = "arm,smmu-v3";
