@@ -140,10 +140,9 @@ impl<R: Registers> Smmu<R> {
         self.streams = base;
         self.registers.write(STRTAB_BASE_CFG, config);
 
-        let log2_events = log2(self.events.len() / EVENT_WORDS).min(self.facts.events);
         for (queue, size, [base, prod, cons]) in [
             (&self.commands, self.size, [CMDQ_BASE, CMDQ_PROD, CMDQ_CONS]),
-            (&self.events, log2_events, [EVENTQ_BASE, EVENTQ_PROD, EVENTQ_CONS]),
+            (&self.events, self.event_size(), [EVENTQ_BASE, EVENTQ_PROD, EVENTQ_CONS]),
         ] {
             self.registers.write64(base, queue.pa() | BASE_ALLOCATE | u64::from(size));
             self.registers.write(prod, 0);
@@ -218,12 +217,16 @@ impl<R: Registers> Smmu<R> {
     /// Events since the machine began, read from the queue: transactions that were aborted and told of.
     /// Those that found it full are not among them.
     pub fn events(&mut self) -> u64 {
-        let log2_events = log2(self.events.len() / EVENT_WORDS).min(self.facts.events);
         let (end, begin) = (self.registers.read(EVENTQ_PROD), self.registers.read(EVENTQ_CONS));
-        let mask = (2 << log2_events) - 1;
+        let mask = (2 << self.event_size()) - 1;
         self.seen += u64::from(end.wrapping_sub(begin) & mask);
         self.registers.write(EVENTQ_CONS, end & mask | end & OVERFLOW);
         self.seen
+    }
+
+    /// log2 of the records in the event queue.
+    fn event_size(&self) -> u32 {
+        log2(self.events.len() / EVENT_WORDS).min(self.facts.events)
     }
 
     /// Puts a command into the queue, once there is room.

@@ -43,10 +43,8 @@ pub struct Memory {
 }
 
 /// What an SMMU keeps can't be told any more: no page may change hands again.
-fn done(result: Result<(), (u64, Trouble)>) {
-    if let Err((base, trouble)) = result {
-        panic!("SMMU at {base:#x}: {trouble}");
-    }
+fn done<T>(result: Result<T, (u64, Trouble)>) -> T {
+    result.unwrap_or_else(|(base, trouble)| panic!("SMMU at {base:#x}: {trouble}"))
 }
 
 impl Smmus for All<Frame> {
@@ -151,9 +149,7 @@ impl Memory {
     /// A CPU is back that may have slept with the rest of the machine: SMMUs that have lost their state are brought up
     /// again, before the host runs there. Returns how many had.
     pub fn wake_smmus(&mut self) -> usize {
-        let Some(devices) = &mut self.devices else { return 0 };
-        let woken = devices.smmus().wake();
-        woken.unwrap_or_else(|(base, trouble)| panic!("SMMU at {base:#x}: {trouble}"))
+        self.devices.as_mut().map_or(0, |devices| done(devices.smmus().wake()))
     }
 
     /// Does something with a page that is the host's alone, mapped for hyp at the address that `f` is given for

@@ -48,6 +48,8 @@ struct Bank {
 
 /// Banks of RAM a machine may have.
 pub const MAX_BANKS: usize = 16;
+#[cfg(target_os = "none")]
+const _: () = assert!(MAX_BANKS == crate::arch::end::END_BANKS);
 
 /// The table. `entries` holds one [`State`] per page of all banks.
 #[derive(Debug)]

@@ -95,7 +95,6 @@ pub const WIPED_STATES: u64 = {
 #[cfg(target_os = "none")]
 const _: () = {
     use crate::arch::end;
-    assert!(super::pages::MAX_BANKS == end::END_BANKS);
     assert!(WIPED_STATES == end::WIPED_STATES && size_of::<State>() == end::STATE_BYTES);
 };
 
