@@ -52,7 +52,7 @@ fn expect(what: &str, path: &CStr, wanted: &str) -> Result<(), Text> {
 }
 
 /// Calls `f` with what `read` puts into a large buffer.
-pub fn with_text<T>(
+fn with_text<T>(
     read: impl for<'a> FnOnce(&'a mut [u8]) -> &'a [u8],
     f: impl FnOnce(&str) -> Result<T, Text>,
 ) -> Result<T, Text> {
@@ -88,30 +88,32 @@ fn expect_in_log(what: &str, is: &str, line: &str) -> Result<(), Text> {
     })
 }
 
-/// The timer's interrupt comes, through a GICv3.
-fn expect_interrupts() -> Result<(), Text> {
+/// Does something with /proc/interrupts.
+pub fn with_interrupts<T>(f: impl FnOnce(&str) -> Result<T, Text>) -> Result<T, Text> {
     let file = match File::read_only(c"/proc/interrupts") {
         Ok(file) => file,
         Err(error) => fail!("no /proc/interrupts: {error:?}"),
     };
-    with_text(
-        |buffer| file.read(buffer),
-        |text| {
-            let Some(line) = text.lines().find(|line| line.contains("arch_timer")) else {
-                fail!("no interrupt of the arch_timer");
-            };
-            if !line.contains("GICv3") {
-                fail!("the timer's interrupt is not a GICv3's: {line}");
-            }
-            let count = line.split_whitespace().nth(1).unwrap_or("0");
-            if count.parse().unwrap_or(0) == 0 {
-                fail!("the timer's interrupt never came: {line}");
-            }
-            row("interrupts", "GICv3");
-            row("timer-interrupts", count);
-            Ok(())
-        },
-    )
+    with_text(|buffer| file.read(buffer), f)
+}
+
+/// The timer's interrupt comes, through a GICv3.
+fn expect_interrupts() -> Result<(), Text> {
+    with_interrupts(|text| {
+        let Some(line) = text.lines().find(|line| line.contains("arch_timer")) else {
+            fail!("no interrupt of the arch_timer");
+        };
+        if !line.contains("GICv3") {
+            fail!("the timer's interrupt is not a GICv3's: {line}");
+        }
+        let count = line.split_whitespace().nth(1).unwrap_or("0");
+        if count.parse().unwrap_or(0) == 0 {
+            fail!("the timer's interrupt never came: {line}");
+        }
+        row("interrupts", "GICv3");
+        row("timer-interrupts", count);
+        Ok(())
+    })
 }
 
 /// The end of the kernel's log: what stayed off the console.

@@ -162,6 +162,9 @@ pub const OTHER_IMAGE: u64 = 5 * PAGE;
 /// Interrupts that a routine may be interrupted by before a test gives up on it.
 const MOST_INTERRUPTS: usize = 100_000;
 
+/// A protected VM. When its FP registers move is hyp's to say.
+pub const PROTECTED: VmConfig = VmConfig { policy: Policy::Lazy, protected: true };
+
 /// A VM with the puppet in its memory.
 #[derive(Clone, Copy)]
 pub struct Machine {

@@ -3,8 +3,7 @@
 use super::MAX_CPUS;
 use crate::fail;
 use crate::say::{self, Text};
-use crate::seen::{row, with_text};
-use crate::sys::File;
+use crate::seen::{row, with_interrupts};
 
 /// Whether a name is a device's.
 type IsIts = fn(&str) -> bool;
@@ -53,27 +52,20 @@ fn counts(text: &str, cpus: u32, messages: bool, is_its: IsIts) -> Option<Counts
 
 /// A row for each device: `MSI:` or `line:`, and how many on each CPU.
 pub fn show(cpus: u32) -> Result<(), Text> {
-    let file = match File::read_only(c"/proc/interrupts") {
-        Ok(file) => file,
-        Err(error) => fail!("no /proc/interrupts: {error:?}"),
-    };
-    with_text(
-        |buffer| file.read(buffer),
-        |text| {
-            for ((what, by_message), by_line) in DEVICES.into_iter().zip(LINES) {
-                let found = counts(text, cpus, true, by_message);
-                let Some(found) = found.or_else(|| counts(text, cpus, false, by_line)) else {
-                    fail!("{what}: there are none");
-                };
-                let mut list =
-                    say::text(format_args!("{}", if found.messages { "MSI:" } else { "line:" }));
-                for (n, count) in found.per_cpu[..cpus as usize].iter().enumerate() {
-                    let comma = if n == 0 { "" } else { "," };
-                    list.push_str(&say::text(format_args!("{comma}{count}")));
-                }
-                row(what, &list);
+    with_interrupts(|text| {
+        for ((what, by_message), by_line) in DEVICES.into_iter().zip(LINES) {
+            let found = counts(text, cpus, true, by_message);
+            let Some(found) = found.or_else(|| counts(text, cpus, false, by_line)) else {
+                fail!("{what}: there are none");
+            };
+            let mut list =
+                say::text(format_args!("{}", if found.messages { "MSI:" } else { "line:" }));
+            for (n, count) in found.per_cpu[..cpus as usize].iter().enumerate() {
+                let comma = if n == 0 { "" } else { "," };
+                list.push_str(&say::text(format_args!("{comma}{count}")));
             }
-            Ok(())
-        },
-    )
+            row(what, &list);
+        }
+        Ok(())
+    })
 }

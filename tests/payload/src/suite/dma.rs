@@ -14,7 +14,7 @@ use crate::{
     host::GUEST_OWNER,
     instruction as insn,
     ledger::{self, PAGE, each},
-    puppet::{BASE, Machine, Puppet, Routine, flag_page},
+    puppet::{BASE, Machine, PROTECTED, Puppet, Routine, flag_page},
     runner::Skip,
     tests, workers,
 };
@@ -29,7 +29,7 @@ use umbra_host::{
 };
 use umbra_patterns::tag::Tag;
 use umbra_shared::{
-    call::{Policy, VmConfig},
+    call::VmConfig,
     error::SUCCESS,
     exit::{Reason, RunFlags},
     guest::GuestFunction,
@@ -52,7 +52,6 @@ tests![
     r39_attack_behind_cpus_that_were_off,
 ];
 
-const PROTECTED: VmConfig = VmConfig { policy: Policy::Lazy, protected: true };
 const SECRET: u64 = 0x5ec2_e739_5ec2_e739;
 const MARK: u64 = 0xbad0_bad0_bad0_bad0;
 const TAG: Tag = Tag { owner: GUEST_OWNER + 15, generation: 39 };

@@ -1,12 +1,16 @@
 //! A machine whose device tree lies: it says that PCIe is behind an SMMU, and PCIe isn't. Hyp believes the
 //! tree, and has nothing else to ask: what these tests show is what it costs where the tree is wrong.
 
-use crate::{dma::edu, instruction as insn, puppet::Machine, runner::Skip, tests};
-use umbra_shared::call::{Policy, VmConfig};
+use crate::{
+    dma::edu,
+    instruction as insn,
+    puppet::{Machine, PROTECTED},
+    runner::Skip,
+    tests,
+};
 
 tests![r39_the_tree_is_trusted_and_where_it_lies_a_device_reads_a_guests_memory];
 
-const PROTECTED: VmConfig = VmConfig { policy: Policy::Lazy, protected: true };
 const SECRET: u64 = 0x5ec2_e739_5ec2_e739;
 const MARK: u64 = 0xbad0_bad0_bad0_bad0;
 

@@ -3,11 +3,16 @@
 
 use super::pages::assert_ours;
 use crate::{
-    context::context, dma::edu, instruction as insn, ledger, puppet::Machine, runner::Skip, tests,
+    context::context,
+    dma::edu,
+    instruction as insn, ledger,
+    puppet::{Machine, PROTECTED},
+    runner::Skip,
+    tests,
 };
 use umbra_host::hypercall::{Hvc, Hypervisor};
 use umbra_shared::{
-    call::{Features, Policy, VM_PAGES, VmConfig},
+    call::{Features, VM_PAGES},
     error::Error,
 };
 
@@ -16,8 +21,6 @@ tests![
     r39_the_loader_can_do_without,
     the_host_keeps_its_devices,
 ];
-
-const PROTECTED: VmConfig = VmConfig { policy: Policy::Lazy, protected: true };
 
 /// The last word counts.
 fn is_unsafe() -> bool {

@@ -5,7 +5,7 @@ use crate::{
     context::context,
     dma::fw_cfg::{self, FwCfg},
     instruction as insn, ledger,
-    puppet::Machine,
+    puppet::{Machine, PROTECTED},
     runner::Skip,
     tests,
 };
@@ -14,7 +14,6 @@ use umbra_host::kernel::{
     layout,
     machine::Registers,
 };
-use umbra_shared::call::{Policy, VmConfig};
 
 tests![
     r39_attack_pcie_that_is_withheld,
@@ -22,7 +21,6 @@ tests![
     r39_attack_virtio_that_is_withheld,
 ];
 
-const PROTECTED: VmConfig = VmConfig { policy: Policy::Lazy, protected: true };
 const SECRET: u64 = 0x5ec2_e739_5ec2_e739;
 
 #[track_caller]

@@ -11,7 +11,7 @@ use crate::{
         CLEAR, DISCARD, Driver, INT, INV, VALID, driver, event, gicr, gits, mapd, mapti, read,
         read32, taken, taken_on, write, write32,
     },
-    puppet::{BASE, Machine, Puppet},
+    puppet::{BASE, Machine, PROTECTED, Puppet},
     runner::Skip,
     tests, workers,
 };
@@ -34,7 +34,6 @@ tests![
     a_storm_of_accesses_on_all_cpus,
 ];
 
-const PROTECTED: VmConfig = VmConfig { policy: Policy::Lazy, protected: true };
 /// Where the victim has the page.
 const IPA: u64 = 0x9000_0000;
 /// The words of it that are looked at.

@@ -5,7 +5,7 @@ use crate::{
     context::{context, need_cpus},
     instruction as insn,
     ledger::{self, PAGE, each},
-    puppet::{BASE, MEMORY_PAGES, Machine, Routine, flag_page},
+    puppet::{BASE, MEMORY_PAGES, Machine, PROTECTED, Routine, flag_page},
     runner::Skip,
     tests, window, workers,
 };
@@ -21,7 +21,7 @@ use umbra_host::{
 };
 use umbra_shared::{
     PAGE_SIZE,
-    call::{Policy, Start, VmConfig},
+    call::{Start, VmConfig},
     error::Error,
     vcpu::VcpuFeatures,
 };
@@ -37,8 +37,6 @@ tests![
     splitting_a_block_disturbs_nobody,
     donations_race_on_all_cpus,
 ];
-
-const PROTECTED: VmConfig = VmConfig { policy: Policy::Lazy, protected: true };
 
 /// The host can neither read nor write it, and learns so by an external abort.
 #[track_caller]

@@ -9,7 +9,7 @@ use crate::{
     context::{context, need_cpus},
     instruction as insn,
     ledger::{self, PAGE},
-    puppet::{BASE, Event, MEMORY_PAGES, Machine, NOWHERE, Puppet, Routine},
+    puppet::{BASE, Event, MEMORY_PAGES, Machine, NOWHERE, PROTECTED, Puppet, Routine},
     runner::Skip,
     tests, workers,
 };
@@ -22,7 +22,6 @@ use umbra_host::{
     },
 };
 use umbra_shared::{
-    call::{Policy, VmConfig},
     error::{Error, SUCCESS},
     exit::{Reason, RunFlags},
     guest::{GuestFunction, INVALID_PARAMETER, NOT_SUPPORTED, UID},
@@ -42,7 +41,6 @@ tests![
     unmap_reaches_a_guest_that_runs,
 ];
 
-const PROTECTED: VmConfig = VmConfig { policy: Policy::Lazy, protected: true };
 const SECRET: u64 = 0x5ec2_e700_5ec2_e700;
 
 /// A call of the guest's; its x0 afterwards.
