@@ -59,8 +59,9 @@
 //! | `boot/arrival.rs` | 6 | 1 | this CPU's data and host image, which boot made; the function that boot.S comes back to; YIELD |
 //! | `boot/bring_up.rs` | 4 | 0 | EL2's translation for the host, and entry to it |
 //! | `boot/devices.rs` | 4 | 0 | registers of SMMUs; memory from the pool for their tables and queues |
+//! | `boot/early.rs` | 1 | 1 | the boot page tables, which boot.S defines |
 //! | `boot/pool.rs` | 1 | 0 | memory taken from the pool for the first time |
-//! | `boot/start.rs` | 8 | 2 | addresses that the linker script and boot.S define; the device tree and the package where the loader put them; the jump to the final tables |
+//! | `boot/start.rs` | 7 | 2 | addresses that the linker script and boot.S define; the device tree and the package where the loader put them; the jump to the final tables |
 //! | `cpu.rs` | 2 | 1 | per-CPU data, whole |
 //! | `dma/hw.rs` | 4 | 2 | registers of an SMMU; tables and queues that it reads and writes, as atomics |
 //! | `fp/hw.rs` | 20 | 3 | the routines that move FP registers (regs.S); images in donated memory |

@@ -15,11 +15,11 @@ use crate::arch::sysreg::{isb, read_cntpct_el0};
 use crate::arch::{Lock, MAX_CPUS};
 use crate::boot::bring_up::{bring_up, start_host};
 use crate::boot::devices;
+use crate::boot::host_memory::{HostMemory, make_host_stage2};
 use crate::boot::options::Options;
 use crate::boot::platform::Range;
 use crate::boot::pool::Pool;
 use crate::boot::ranges::{Chunks, Pieces};
-use crate::boot::start::{self, HostMemory};
 use crate::cpu::Cpu;
 use crate::fp::host_storage;
 use crate::fp::hw::Image;
@@ -211,7 +211,7 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
         .or(Features::SHOWN);
     let id = id.without(Features::read(&finish.id).less(features));
     let shape = Stage2Shape::new(id.pa_bits());
-    let host_vttbr = start::make_host_stage2(&finish.host_memory, shape);
+    let host_vttbr = make_host_stage2(&finish.host_memory, shape);
     devices::start(&finish.host_memory, id.pa_bits());
     MACHINE.call_once(|| Machine {
         cpus: finish.cpus,

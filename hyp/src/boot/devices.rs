@@ -5,12 +5,13 @@ use crate::arch::Lock;
 use crate::arch::exception::probe_device;
 use crate::arch::fatal::refuse;
 use crate::arch::layout::SMMU_BASE;
+use crate::boot::early::device_window;
+use crate::boot::host_memory::{HOST_DEVICES, HostMemory, worst_case_tables};
 use crate::boot::options::Dma;
-use crate::boot::platform::masters::{DeviceRanges, Line, host_devices, survey};
+use crate::boot::platform::masters::{Line, host_devices, survey};
 use crate::boot::platform::smmus::{MAX_SMMUS, SmmuNodes};
 use crate::boot::platform::{Platform, Range};
 use crate::boot::pool::Pool;
-use crate::boot::start::{HostMemory, device_window, worst_case_tables};
 use crate::dma::all::All;
 use crate::dma::block::Block;
 use crate::dma::examine::{Facts, Id, Refusal};
@@ -40,11 +41,8 @@ const TABLES_BESIDE_RAM: usize = 2 + 3 * MAX_ITS;
 /// Tables of the devices' stage 2.
 static DEVICE_TABLES: Lock<FrameList> = Lock::new(FrameList::new());
 
-/// What the host may have beside RAM.
-pub static HOST_DEVICES: Lock<DeviceRanges> = Lock::new(DeviceRanges::new());
-
 /// SMMUs of hyp's: where they are, and what they are good for.
-type Owned = ArrayVec<(u64, Facts), MAX_SMMUS>;
+pub type Owned = ArrayVec<(u64, Facts), MAX_SMMUS>;
 
 /// What is left to do once all CPUs are known.
 static READY: Lock<Option<Ready>> = Lock::new(None);
@@ -140,22 +138,8 @@ pub fn decide(fdt: &Fdt<'_>, platform: &Platform, smmus: &SmmuNodes, dma: Dma) -
     Isolation { isolate, protects }
 }
 
-/// Tables that the host's devices can take in its stage 2.
-pub fn host_tables() -> usize {
-    // A range is cut at both ends: into pages of one block, blocks of one GiB, GiB of one table. Many
-    // ranges share a table.
-    let ranges = HOST_DEVICES.lock();
-    [21, 30, 39]
-        .iter()
-        .map(|shift| {
-            let mut last = None;
-            let ends = ranges.pieces().iter().flat_map(|range| [range.0, range.1 - 1]);
-            ends.map(|end| end >> shift).filter(|&part| last.replace(part) != Some(part)).count()
-        })
-        .sum()
-}
-
-fn owned(smmus: &SmmuNodes) -> Owned {
+/// Those of the tree's.
+pub fn owned(smmus: &SmmuNodes) -> Owned {
     smmus.iter().filter_map(|smmu| Some((smmu.base, smmu.facts.ok()?))).collect()
 }
 
@@ -170,19 +154,17 @@ fn level1_bytes_of(owned: &Owned) -> usize {
 }
 
 /// Bytes of hyp's pool that all this takes.
-pub fn pool_bytes(banks: &[Range], smmus: &SmmuNodes) -> usize {
-    let owned = owned(smmus);
-    if is_without(&owned) {
+pub fn pool_bytes(banks: &[Range], owned: &Owned) -> usize {
+    if is_without(owned) {
         return 0;
     }
     let tables = worst_case_tables(banks, TABLES_BESIDE_RAM) * PAGE_SIZE;
     // Both levels are aligned to their sizes.
-    tables + 2 * (LEVEL2_BYTES + level1_bytes_of(&owned)) + 2 * QUEUE_BYTES * owned.len()
+    tables + 2 * (LEVEL2_BYTES + level1_bytes_of(owned)) + 2 * QUEUE_BYTES * owned.len()
 }
 
 /// Takes that memory, and maps the SMMUs in the final tables.
-pub fn prepare(tables: &mut HypTables, pool: &mut Pool, banks: &[Range], smmus: &SmmuNodes) {
-    let owned = owned(smmus);
+pub fn prepare(tables: &mut HypTables, pool: &mut Pool, banks: &[Range], owned: Owned) {
     if is_without(&owned) {
         return;
     }
@@ -202,8 +184,8 @@ const fn smmu_address(n: usize) -> usize {
 }
 
 /// Tables that hyp's stage 1 takes for that.
-pub fn hyp_tables(smmus: &SmmuNodes) -> usize {
-    if is_without(&owned(smmus)) { 0 } else { 4 }
+pub fn hyp_tables(owned: &Owned) -> usize {
+    if is_without(owned) { 0 } else { 4 }
 }
 
 /// On the final tables: the devices' stage 2 of all of RAM but hyp's, with the ITSs' doorbells beside it, and the SMMUs
@@ -215,17 +197,8 @@ pub fn start(host: &HostMemory, pa_bits: u32) {
     let output_bits = owned.iter().map(|(_, facts)| facts.output_bits).min().unwrap_or(pa_bits);
     let shape = Stage2Shape::new(pa_bits.min(output_bits));
     let mut stage2 = Stage2Tables::new(Tables(&DEVICE_TABLES), shape);
-    for &(start, end) in &host.banks {
-        let mut from = start;
-        let mut holes: ArrayVec<Range, 4> = host.hyp.iter().copied().collect();
-        holes.sort_unstable();
-        for hole in holes {
-            if hole.0 < end && hole.1 > from {
-                stage2.map_identity_pages(from, hole.0.max(from));
-                from = hole.1;
-            }
-        }
-        stage2.map_identity_pages(from, end);
+    for (start, end) in host.ram() {
+        stage2.map_identity_pages(start, end);
     }
     for doorbell in irq::hw::doorbells() {
         let end = doorbell + PAGE_SIZE as u64;

@@ -12,9 +12,13 @@ pub mod masters;
 pub mod smmus;
 #[cfg(test)]
 mod tests;
+mod tree;
 
+pub use crate::boot::range_set::Range;
+pub use crate::boot::ranges::MAX_RESERVED;
 pub use debug::external_debug;
 pub use edit::{HostBoot, hand_over};
+pub use tree::{MAX_WITHHELD, PlatformError};
 
 use crate::arch::MAX_CPUS;
 use crate::boot::ranges::MAX_TAKEN;
@@ -24,17 +28,9 @@ use arrayvec::{ArrayString, ArrayVec};
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
-use thiserror::Error;
+use tree::{is_okay, named, number, overlaps, ranges};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::package::COMMAND_LINE_BYTES;
-
-/// Pieces of device memory that are withheld from the host, those that touch taken for one.
-pub const MAX_WITHHELD: usize = 256;
-/// Ranges that a device tree may reserve.
-pub const MAX_RESERVED: usize = 32;
-
-/// A range of physical addresses, start inclusive, end exclusive.
-pub type Range = (u64, u64);
 
 /// How firmware is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,38 +39,6 @@ pub enum Conduit {
     Hvc,
     /// SMC.
     Smc,
-}
-
-/// Why hyp can't run on the machine that a device tree describes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[allow(missing_docs, reason = "the messages say it")]
-pub enum PlatformError {
-    #[error("the device tree is damaged")]
-    BadTree,
-    #[error("the device tree has no /memory")]
-    NoMemory,
-    #[error("the device tree describes no GICv3 (arm,gic-v3); QEMU: -M virt,gic-version=3")]
-    NoGic,
-    #[error("the device tree's registers of the GIC are not whole frames of their own")]
-    BadGic,
-    #[error("the device tree has registers of the GIC in memory")]
-    GicInMemory,
-    #[error("the device tree has no /psci (or none that is called with smc)")]
-    NoPsci,
-    #[error("the device tree lists no CPUs, or more than {MAX_CPUS}")]
-    BadCpus,
-    #[error("more than {MAX_BANKS} banks of memory")]
-    TooManyBanks,
-    #[error("more than {MAX_RESERVED} reserved ranges")]
-    TooManyReserved,
-    #[error("more than {MAX_WITHHELD} ranges of devices that the host can't have")]
-    TooManyWithheld,
-    #[error("more than {} ranges of devices", masters::MAX_DEVICE_RANGES)]
-    TooManyDevices,
-    #[error("no room for the edited device tree")]
-    NoRoom,
-    #[error("the device tree has no /chosen to tell the host its initrd and command line in")]
-    NoChosen,
 }
 
 /// The machine.
@@ -114,11 +78,6 @@ pub fn console(fdt: &Fdt<'_>) -> Option<u64> {
     node.reg().ok()??.next()?.address().ok()
 }
 
-/// Whether a device is there to be used. (For a CPU, "disabled" says that it is off.)
-fn is_okay(node: &FdtNode<'_>) -> bool {
-    node.property("status").is_none_or(|status| matches!(status.value(), b"okay\0" | b"ok\0"))
-}
-
 /// Depth-first search for a device. Buses are taken to map one to one, as simple-bus with empty ranges
 /// does.
 fn find_compatible<'a>(node: FdtNode<'a>, compatible: &str) -> Option<FdtNode<'a>> {
@@ -132,10 +91,7 @@ fn find_compatible<'a>(node: FdtNode<'a>, compatible: &str) -> Option<FdtNode<'a
 /// (Linux, `early_init_dt_check_for_initrd`).
 fn initrd(fdt: &Fdt<'_>) -> Option<Range> {
     let chosen = fdt.root().children().find(|node| node.name() == "chosen")?;
-    let bound = |name| match chosen.property(name)?.value() {
-        [a, b, c, d] => Some(u64::from(u32::from_be_bytes([*a, *b, *c, *d]))),
-        bytes => Some(u64::from_be_bytes(bytes.try_into().ok()?)),
-    };
+    let bound = |name| number(chosen.property(name)?.value());
     let range = (bound("linux,initrd-start")?, bound("linux,initrd-end")?);
     (range.0 < range.1).then_some(range)
 }
@@ -185,17 +141,14 @@ impl Platform {
             let end = r.address().checked_add(r.size()).ok_or(PlatformError::BadTree)?;
             reserved.try_push((r.address(), end)).map_err(|_| PlatformError::TooManyReserved)?;
         }
-        let gic = gic::read(fdt.root(), &banks)?;
+        let gic = gic::read(fdt, &banks)?;
         if conduit(fdt) != Some(Conduit::Smc) {
             return Err(PlatformError::NoPsci);
         }
         let mut cpus = ArrayVec::new();
         for cpu in fdt.cpus().map_err(|_| PlatformError::BadCpus)?.cpus() {
             let property = cpu.property("reg").ok_or(PlatformError::BadCpus)?;
-            let id = match property.value() {
-                [a, b, c, d] => u64::from(u32::from_be_bytes([*a, *b, *c, *d])),
-                bytes => u64::from_be_bytes(bytes.try_into().map_err(|_| PlatformError::BadCpus)?),
-            };
+            let id = number(property.value()).ok_or(PlatformError::BadCpus)?;
             cpus.try_push(id).map_err(|_| PlatformError::BadCpus)?;
         }
         if cpus.is_empty() {
@@ -246,28 +199,6 @@ impl Platform {
             }
         }
     }
-}
-
-/// How many of the root's children this name may mean. The host's tree is edited by names: of two that
-/// one name finds, the second would stay as it is.
-fn named(fdt: &Fdt<'_>, name: &str) -> usize {
-    let matches = |node: &FdtNode<'_>| node.name() == name || node.name_without_address() == name;
-    fdt.root().children().filter(matches).count()
-}
-
-const fn overlaps(a: Range, b: Range) -> bool {
-    a.0 < b.1 && b.0 < a.1
-}
-
-fn ranges<'a>(
-    node: FdtNode<'a>,
-) -> Result<impl Iterator<Item = Result<Range, PlatformError>> + 'a, PlatformError> {
-    let regs = node.reg().map_err(|_| PlatformError::BadTree)?;
-    Ok(regs.into_iter().flatten().map(|reg| {
-        let start = reg.address::<u64>().map_err(|_| PlatformError::BadTree)?;
-        let size = reg.size::<u64>().map_err(|_| PlatformError::BadTree)?;
-        Ok((start, start.checked_add(size).ok_or(PlatformError::BadTree)?))
-    }))
 }
 
 /// How PSCI is called, if there is PSCI.

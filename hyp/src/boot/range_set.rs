@@ -2,8 +2,10 @@
 
 #![forbid(unsafe_code)]
 
-use crate::boot::platform::Range;
 use arrayvec::ArrayVec;
+
+/// A range of physical addresses, start inclusive, end exclusive.
+pub type Range = (u64, u64);
 
 /// More pieces than the set can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

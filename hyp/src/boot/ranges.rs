@@ -2,12 +2,14 @@
 
 #![forbid(unsafe_code)]
 
-use crate::boot::platform::{MAX_RESERVED, Range};
+use crate::boot::range_set::Range;
 use crate::memory::pages::MAX_BANKS;
 use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicU64, Ordering};
 use umbra_shared::PAGE_SIZE;
 
+/// Ranges that a device tree may reserve.
+pub const MAX_RESERVED: usize = 32;
 /// What a loader and hyp itself have in memory, beside what the device tree reserves.
 pub const MAX_TAKEN: usize = 8;
 

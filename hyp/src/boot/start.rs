@@ -15,9 +15,10 @@ use crate::arch::sysreg::sys;
 use crate::arch::{Lock, layout};
 use crate::boot::arrival::{self, Finish};
 use crate::boot::bring_up::{MPIDR_AFFINITY, read_id_registers};
-use crate::boot::devices::{self, HOST_DEVICES};
+use crate::boot::devices;
+use crate::boot::early::{self, BLOCK, BOOT_TABLES, map_block_for_boot, map_pool_for_boot};
+use crate::boot::host_memory::{HOST_TABLES, HostMemory, host_tables, worst_case_tables};
 use crate::boot::options::Options;
-use crate::boot::platform::smmus::MAX_SMMUS;
 use crate::boot::platform::{
     HostBoot, MAX_RESERVED, Platform, Range, conduit, console as find_console, external_debug,
     hand_over,
@@ -25,21 +26,16 @@ use crate::boot::platform::{
 use crate::boot::pool::Pool;
 use crate::boot::ranges::{MAX_TAKEN, without};
 use crate::cpu::Cpu;
-use crate::irq::{
-    self,
-    frames::{Described, MAX_REDISTRIBUTORS},
-};
+use crate::irq;
 use crate::machine::SHARED;
 use crate::memory::frames::{FrameList, Tables, linear};
 use crate::memory::hw::{self, Memory, clean_invalidate_range};
-use crate::memory::pages::{MAX_BANKS, Pages, State, count};
-use crate::memory::stage2::Stage2;
+use crate::memory::pages::{Pages, State, count};
 use crate::memory::tables::{HypTables, Stage2Shape, Stage2Tables, Use};
 use crate::power::psci::HostEntry;
 use crate::world::features::id::{IdRegister, IdRegisters};
 use crate::world::features::{Features, Name};
 use arrayvec::ArrayVec;
-use core::cell::Cell;
 use core::mem::ManuallyDrop;
 use core::sync::atomic::Ordering;
 use dtoolkit::fdt::Fdt;
@@ -48,11 +44,6 @@ use umbra_shared::package::{PACKAGE_MAGIC, PAYLOAD_ALIGN, PackageHeader};
 use umbra_shared::sme::Storage;
 use umbra_shared::vl::Vq;
 use zerocopy::FromBytes;
-
-/// GiBs that hyp's memory may lie in.
-const POOL_GIBS: usize = 6;
-/// Boot page tables: L0; L1, L2 of the image; L1, L2 of the identity map; L1 of the pool, and an L2 for each GiB.
-const BOOT_TABLES: usize = 6 + POOL_GIBS;
 
 core::arch::global_asm!(
     include_str!("boot.S"),
@@ -83,43 +74,22 @@ unsafe extern "C" {
     static umbra_rodata_end: u8;
     static umbra_image_end: u8;
     static umbra_package_header: [u8; size_of::<PackageHeader>()];
-    static umbra_boot_tables: Cell<[[u64; 512]; BOOT_TABLES]>;
     static umbra_switch_tables: u8;
 }
 
-const BLOCK: u64 = 2 << 20;
-/// The console's window in the boot tables: one 2 MiB block at this level-2 index.
-const CONSOLE_WINDOW_L2: usize = 260;
-/// And those of SMMUs: as many as a tree may have.
-const SMMU_WINDOWS_L2: usize = 264;
 /// Stacks: two per CPU, one for work and one for the message about the first.
 const STACKS_PER_CPU: usize = 2;
 
 /// Tables of the translation of all RAM, which is in force only while RAM is wiped (`arch::end`).
 static RAM_TABLES: Lock<FrameList> = Lock::new(FrameList::new());
 static HYP_TABLES: Lock<FrameList> = Lock::new(FrameList::new());
-static HOST_TABLES: Lock<FrameList> = Lock::new(FrameList::new());
-
-/// Sets a descriptor of the boot tables.
-fn set_boot_descriptor(table: usize, index: usize, value: u64) {
-    // SAFETY: boot CPU alone, on its boot stack; the tables are in .bss and mapped. The entry was
-    // invalid, so no TLB holds it.
-    unsafe {
-        let entry =
-            (&raw const umbra_boot_tables).cast::<u64>().cast_mut().add(table * 512 + index);
-        entry.write_volatile(value);
-        core::arch::asm!("dsb ishst", "isb", options(nostack));
-    }
-}
-
-const WINDOW_BYTES: usize = BLOCK as usize;
 
 /// The device tree, through its window.
 fn device_tree(dtb_pa: u64) -> Option<&'static [u8]> {
     let offset = (dtb_pa % BLOCK) as usize;
-    let start = (IMAGE_BASE + DTB_WINDOW_L2 * WINDOW_BYTES + offset) as *const u8;
+    let start = (IMAGE_BASE + DTB_WINDOW_L2 * BLOCK as usize + offset) as *const u8;
     // SAFETY: the window maps the two blocks from the one the tree begins in; nobody writes it.
-    let window = unsafe { core::slice::from_raw_parts(start, 2 * WINDOW_BYTES - offset) };
+    let window = unsafe { core::slice::from_raw_parts(start, 2 * BLOCK as usize - offset) };
     let size = u32::from_be_bytes(window.get(4..8)?.try_into().ok()?) as usize;
     window.get(..size)
 }
@@ -156,23 +126,9 @@ extern "C" fn umbra_boot_main(dtb_pa: u64, image: u64, why: u64) -> ! {
 
 fn early_console(fdt: &Fdt<'_>, why: u64) {
     let Some(uart) = find_console(fdt) else { return };
-    let address = map_device_for_boot(CONSOLE_WINDOW_L2, uart, why == 0);
+    let address = early::console_window(uart, why == 0);
     // SAFETY: just mapped, as Device.
     unsafe { console::init(address) };
-}
-
-/// Maps the block around `pa` at a level-2 index below [`IMAGE_BASE`], where nothing is. Returns the address of `pa`.
-fn map_device_for_boot(index: usize, pa: u64, el2: bool) -> usize {
-    // Device-nGnRE, never executable, and AP[1] as the translation regime wants it.
-    let attributes = 3 << 53 | 1 << 10 | 1 << 2 | 1 | if el2 { 1 << 6 } else { 0 };
-    set_boot_descriptor(2, index, (pa / BLOCK * BLOCK) | attributes);
-    IMAGE_BASE + index * WINDOW_BYTES + (pa % BLOCK) as usize
-}
-
-/// A window on a device in the boot tables, for the `n`th that asks: 16 at the most, each once.
-pub fn device_window(n: usize, pa: u64) -> usize {
-    assert!(n < MAX_SMMUS);
-    map_device_for_boot(SMMU_WINDOWS_L2 + n, pa, true)
 }
 
 fn package() -> PackageHeader {
@@ -185,14 +141,6 @@ fn package() -> PackageHeader {
         refuse(format_args!("this hyp was not packed with a host (cargo xtask image)"));
     }
     header
-}
-
-/// Tables that a page-by-page mapping of all banks can take, with `fixed` for what is beside RAM.
-pub fn worst_case_tables(banks: &[Range], fixed: usize) -> usize {
-    let spanned = |shift: u32| -> usize {
-        banks.iter().map(|(start, end)| ((end - start) >> shift) as usize + 2).sum()
-    };
-    spanned(21) + spanned(30) + spanned(39) + fixed
 }
 
 fn boot(dtb: &'static [u8], dtb_pa: u64, fdt: &Fdt<'_>, platform: &Platform) -> ! {
@@ -216,12 +164,12 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, fdt: &Fdt<'_>, platform: &Platform) -> 
         refuse(format_args!("unknown option {word}"));
     }
     let smmus = devices::examine(platform, id.pa_bits());
+    let owned = devices::owned(&smmus);
     let isolation = devices::decide(fdt, platform, &smmus, options.dma);
     let cpus = platform.cpus.len();
-    let fixed = 16 + cpus + devices::hyp_tables(&smmus) + irq::hw::TABLES;
+    let fixed = 16 + cpus + devices::hyp_tables(&owned) + irq::hw::TABLES;
     let hyp_tables = worst_case_tables(&platform.banks, fixed);
-    let fixed = 4 + devices::host_tables() + gic_tables(&platform.gic);
-    let host_tables = worst_case_tables(&platform.banks, fixed);
+    let host_tables = host_tables(&platform.banks, &platform.gic);
     let gic_bytes = irq::hw::bytes(&platform.gic, cpus);
     let ram_tables = ram_tables(platform);
     let pages = count(&platform.banks);
@@ -232,7 +180,7 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, fdt: &Fdt<'_>, platform: &Platform) -> 
     let bytes = (hyp_tables + host_tables + ram_tables) * PAGE_SIZE
         + (pages * size_of::<State>()).next_multiple_of(PAGE_SIZE)
         + cpus * per_cpu
-        + devices::pool_bytes(&platform.banks, &smmus)
+        + devices::pool_bytes(&platform.banks, &owned)
         + gic_bytes as usize;
     let bytes = (bytes as u64).next_multiple_of(BLOCK);
     let dtb_room = (image_pa + package.dtb_offset, image_pa + package.dtb_offset + PAYLOAD_ALIGN);
@@ -253,7 +201,7 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, fdt: &Fdt<'_>, platform: &Platform) -> 
 
     let mut tables = HypTables::new(Tables(&HYP_TABLES));
     map_image(&mut tables, image_pa);
-    devices::prepare(&mut tables, &mut pool, &platform.banks, &smmus);
+    devices::prepare(&mut tables, &mut pool, &platform.banks, owned);
     tables.map(
         linear(pool_range.0),
         pool_range.0,
@@ -368,15 +316,6 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, fdt: &Fdt<'_>, platform: &Platform) -> 
     switch_tables(boot_index)
 }
 
-/// Tables of the host's stage 2 that the GIC's registers cut: their ends, and where redistributors are far apart one
-/// for each.
-fn gic_tables(gic: &Described) -> usize {
-    let regions = gic.redistributors.iter();
-    let spans = regions.map(|(start, end)| ((end - start) / BLOCK) as usize + 2);
-    let cut = spans.map(|blocks| blocks.min(MAX_REDISTRIBUTORS + 2) + 6).sum::<usize>();
-    cut + 6 * gic.its.len()
-}
-
 /// Tables that the translation of all RAM takes: a level 2 for each GiB, a level 3 at each end of a piece.
 fn ram_tables(platform: &Platform) -> usize {
     let levels = |shift: u32| -> usize {
@@ -421,32 +360,6 @@ fn command_line<'a>(package: &'a PackageHeader, platform: &'a Platform) -> &'a s
     }
 }
 
-fn map_pool_for_boot((start, end): Range) {
-    let mut pa = start;
-    while pa < end {
-        map_block_for_boot(pa);
-        pa += BLOCK;
-    }
-}
-
-/// Maps a block of the linear map in the boot tables: tables 5 (L1) and from 6 on (L2).
-fn map_block_for_boot(pa: u64) {
-    static L2_OF: Lock<ArrayVec<u64, POOL_GIBS>> = Lock::new(ArrayVec::new_const());
-    let table_pa =
-        |n: usize| reset::image_pa(&raw const umbra_boot_tables) + (n * PAGE_SIZE) as u64;
-    let gib = pa >> 30;
-    let mut l2 = L2_OF.lock();
-    let n = l2.iter().position(|&g| g == gib).unwrap_or_else(|| {
-        if l2.iter().any(|&g| g >> 9 != gib >> 9) || l2.try_push(gib).is_err() {
-            refuse(format_args!("hyp's memory lies too far apart"));
-        }
-        set_boot_descriptor(0, (LINEAR_BASE >> 39) + (pa >> 39) as usize, table_pa(5) | 3);
-        set_boot_descriptor(5, (gib & 511) as usize, table_pa(6 + l2.len() - 1) | 3);
-        l2.len() - 1
-    });
-    set_boot_descriptor(6 + n, (pa >> 21 & 511) as usize, pa | layout::BLOCK_FLAGS_EL2 | 1 << 54);
-}
-
 fn map_image(tables: &mut HypTables, image_pa: u64) {
     let at = |symbol: *const u8| symbol.addr();
     let begin = at(&raw const umbra_image_begin);
@@ -487,60 +400,6 @@ fn make_cpu(tables: &mut HypTables, pool: &mut Pool, index: usize, id: &IdRegist
     params.index.store(index as u64, Ordering::Relaxed);
     params.cpu.store(cpu as u64, Ordering::Relaxed);
     clean_invalidate_range((&raw const *params).addr(), size_of::<BootParams>());
-}
-
-/// What of physical memory is RAM, and what of that hyp has.
-#[derive(Clone, Debug)]
-pub struct HostMemory {
-    /// RAM.
-    pub banks: ArrayVec<Range, MAX_BANKS>,
-    /// Hyp's.
-    pub hyp: [Range; 2],
-}
-
-/// Makes the host's stage 2 of this shape, in the place of the empty one. Returns its VTTBR_EL2.
-pub fn make_host_stage2(host: &HostMemory, shape: Stage2Shape) -> u64 {
-    let stage2 = host_stage2(host, shape);
-    let vttbr = stage2.vttbr().bits();
-    hw::with(|memory| memory.host = stage2);
-    vttbr
-}
-
-fn host_stage2(host: &HostMemory, shape: Stage2Shape) -> Stage2<Stage2Tables> {
-    let mut stage2 = Stage2Tables::new(Tables(&HOST_TABLES), shape);
-    let limit = 1 << shape.ipa_bits;
-    for &(start, end) in &host.banks {
-        if end > limit {
-            refuse(format_args!("memory above {} bits of address", shape.ipa_bits));
-        }
-        let mut holes: ArrayVec<Range, 4> = host.hyp.iter().copied().collect();
-        holes.sort_unstable();
-        let mut from = start;
-        for hole in holes {
-            if hole.0 < end && hole.1 > from {
-                stage2.map_identity_ram(from, hole.0.max(from));
-                from = hole.1;
-            }
-        }
-        stage2.map_identity_ram(from, end);
-    }
-    // What the host's addresses don't reach it does without.
-    for &(start, end) in HOST_DEVICES.lock().pieces() {
-        map_around_gic(&mut stage2, (start.min(limit), end.min(limit)));
-    }
-    stage2.with_vmid(0)
-}
-
-/// Devices, but for the GIC's registers that come to hyp.
-fn map_around_gic(stage2: &mut Stage2Tables, (mut from, end): Range) {
-    irq::hw::for_each_frame(|frame| {
-        if frame.start < end && frame.end > from {
-            let (start, behind) = (frame.start.max(from), frame.end.min(end));
-            stage2.map_identity_device(from, start);
-            from = behind;
-        }
-    });
-    stage2.map_identity_device(from, end);
 }
 
 fn switch_tables(index: usize) -> ! {

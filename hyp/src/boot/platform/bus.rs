@@ -1,8 +1,8 @@
 //! Devices in the tree, and where CPUs find their registers: through the `ranges` of every bus above (Devicetree
 //! Specification, 2.3.8).
 
-use super::{PlatformError, Range, is_okay};
-use crate::boot::range_set::RangeSet;
+use super::tree::{PlatformError, is_okay, ranges};
+use crate::boot::range_set::{Range, RangeSet};
 use arrayvec::ArrayString;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property};
@@ -74,6 +74,24 @@ fn is_pci(node: &FdtNode<'_>) -> bool {
 }
 
 impl Device<'_, '_> {
+    /// Where CPUs find its registers, entry by entry of its `reg`; `None`: no CPU can address that one. Below a bus
+    /// without `ranges` `reg` is a number of another kind, with sizes of no cells: there are none.
+    ///
+    /// # Errors
+    ///
+    /// [`PlatformError::BadTree`]; what `f` says.
+    pub fn each_register(
+        &self,
+        mut f: impl FnMut(Option<Range>) -> Result<(), PlatformError>,
+    ) -> Result<(), PlatformError> {
+        if self.bus.is_none_or(|bus| bus.node.property("ranges").is_some()) {
+            for range in ranges(self.node)? {
+                f(above(self.bus, range?).ok())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Where CPUs find its registers, and what else they reach through it (the windows of a PCI host bridge):
     /// whole pages. What no CPU can address is left out.
     ///
@@ -84,23 +102,19 @@ impl Device<'_, '_> {
         &self,
         mut f: impl FnMut(Range) -> Result<(), PlatformError>,
     ) -> Result<(), PlatformError> {
-        let mut tell = |range: Range| match above(self.bus, range) {
-            Ok(range) => f(pages_around(range)?),
-            Err(NotMapped) => Ok(()),
+        let mut tell = |range: Option<Range>| match range {
+            Some(range) => f(pages_around(range)?),
+            None => Ok(()),
         };
-        // Below a bus that has no ranges `reg` is a number of another kind, with sizes of no cells.
-        if self.bus.is_none_or(|bus| bus.node.property("ranges").is_some()) {
-            for range in super::ranges(self.node)? {
-                tell(range?)?;
-            }
-        }
+        self.each_register(&mut tell)?;
         if is_pci(&self.node) {
             let windows = self.node.ranges().map_err(|_| PlatformError::BadTree)?;
             for window in windows.into_iter().flatten() {
                 let start =
                     window.parent_bus_address::<u64>().map_err(|_| PlatformError::BadTree)?;
                 let length = window.length::<u64>().map_err(|_| PlatformError::BadTree)?;
-                tell((start, start.checked_add(length).ok_or(PlatformError::BadTree)?))?;
+                let end = start.checked_add(length).ok_or(PlatformError::BadTree)?;
+                tell(above(self.bus, (start, end)).ok())?;
             }
         }
         Ok(())
@@ -171,7 +185,7 @@ pub fn each_memory(
     let parents =
         fdt.root().children().filter(|node| PARENTS.contains(&node.name_without_address()));
     for node in parents.flat_map(|parent| parent.children()).filter(is_okay) {
-        for range in super::ranges(node)? {
+        for range in ranges(node)? {
             f(pages_around(range?)?)?;
         }
     }

@@ -3,7 +3,8 @@
 use super::bus::{Device, Path, each_device};
 use super::masters::{is_withheld, judge};
 use super::smmus::SmmuNodes;
-use super::{PlatformError, Range, is_okay, named, ranges};
+use super::tree::{PlatformError, is_okay, named, ranges};
+use crate::boot::range_set::Range;
 use arrayvec::{ArrayString, ArrayVec};
 use dtoolkit::fdt::Fdt;
 use dtoolkit::fdt_mut::{FdtMut, SliceBuffer};

@@ -3,84 +3,36 @@
 //! Bindings: arm,gic-v3 (Linux, bindings/interrupt-controller/arm,gic-v3.yaml). An ITS is looked for wherever it
 //! may be, and counts whether it is disabled or not: its registers are there.
 
-use super::{PlatformError, Range, overlaps};
+use super::bus::each_device;
+use super::tree::{self, PlatformError, is_okay, overlaps};
+use crate::boot::range_set::Range;
 use crate::irq::frames::Described;
 use crate::irq::registers::FRAME;
-use dtoolkit::fdt::FdtNode;
+use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
 
-/// A bus and the buses above it.
-struct Bus<'a, 'b> {
-    node: FdtNode<'a>,
-    above: Option<&'b Bus<'a, 'b>>,
-}
-
-/// What a bus makes of a range of its children's: one to one, unless it says otherwise.
-fn translate(bus: Option<&Bus<'_, '_>>, (start, end): Range) -> Result<Range, PlatformError> {
-    let Some(bus) = bus else { return Ok((start, end)) };
-    let mut ranges = match bus.node.ranges().map_err(|_| PlatformError::BadTree)? {
-        Some(ranges) => ranges.peekable(),
-        None => return translate(bus.above, (start, end)),
+/// Registers of the GIC's, whole frames all of them.
+fn frames(range: Option<Range>) -> Result<Range, PlatformError> {
+    let whole = |range: &Range| {
+        range.0.is_multiple_of(FRAME) && range.1.is_multiple_of(FRAME) && range.0 < range.1
     };
-    if ranges.peek().is_none() {
-        return translate(bus.above, (start, end));
-    }
-    for range in ranges {
-        let child = range.child_bus_address::<u64>().map_err(|_| PlatformError::BadTree)?;
-        let parent = range.parent_bus_address::<u64>().map_err(|_| PlatformError::BadTree)?;
-        let length = range.length::<u64>().map_err(|_| PlatformError::BadTree)?;
-        if start >= child && end - child <= length {
-            let moved = |at: u64| parent.checked_add(at - child).ok_or(PlatformError::BadTree);
-            return translate(bus.above, (moved(start)?, moved(end)?));
-        }
-    }
-    Err(PlatformError::BadGic)
-}
-
-/// Every node below one, with the buses above it.
-fn each<'a>(
-    parent: FdtNode<'a>,
-    bus: Option<&Bus<'a, '_>>,
-    f: &mut impl FnMut(FdtNode<'a>, Option<&Bus<'a, '_>>) -> Result<(), PlatformError>,
-) -> Result<(), PlatformError> {
-    for node in parent.children() {
-        f(node, bus)?;
-        each(node, Some(&Bus { node, above: bus }), f)?;
-    }
-    Ok(())
-}
-
-/// The registers of a node, whole frames all of them.
-fn registers<'a>(
-    node: FdtNode<'a>,
-    bus: Option<&Bus<'a, '_>>,
-) -> Result<impl Iterator<Item = Result<Range, PlatformError>>, PlatformError> {
-    Ok(super::ranges(node)?.map(move |range| {
-        let (start, end) = translate(bus, range?)?;
-        let whole = start.is_multiple_of(FRAME) && end.is_multiple_of(FRAME) && start < end;
-        if whole { Ok((start, end)) } else { Err(PlatformError::BadGic) }
-    }))
+    range.filter(whole).ok_or(PlatformError::BadGic)
 }
 
 /// A number of one cell or two; `None`: there is none.
 fn number(node: &FdtNode<'_>, name: &str) -> Result<Option<u64>, PlatformError> {
     let Some(property) = node.property(name) else { return Ok(None) };
-    match property.value() {
-        [a, b, c, d] => Ok(Some(u32::from_be_bytes([*a, *b, *c, *d]).into())),
-        bytes => {
-            let bytes = bytes.try_into().map_err(|_| PlatformError::BadGic)?;
-            Ok(Some(u64::from_be_bytes(bytes)))
-        }
-    }
+    tree::number(property.value()).map(Some).ok_or(PlatformError::BadGic)
 }
 
 /// Reads it. None of it may be in `banks`.
-pub(super) fn read(root: FdtNode<'_>, banks: &[Range]) -> Result<Described, PlatformError> {
+pub(super) fn read(fdt: &Fdt<'_>, banks: &[Range]) -> Result<Described, PlatformError> {
     let mut gic = Described::default();
     let mut found = false;
-    each(root, None, &mut |node, bus| {
-        if node.is_compatible("arm,gic-v3") && super::is_okay(&node) {
+    each_device(fdt, &mut |device| {
+        let node = device.node;
+        if node.is_compatible("arm,gic-v3") && is_okay(&node) {
             // A second one would be a master that nobody looks after.
             if found {
                 return Err(PlatformError::BadGic);
@@ -88,11 +40,20 @@ pub(super) fn read(root: FdtNode<'_>, banks: &[Range]) -> Result<Described, Plat
             found = true;
             let regions = number(&node, "#redistributor-regions")?.unwrap_or(1);
             gic.stride = number(&node, "redistributor-stride")?;
-            let mut all = registers(node, bus)?;
-            gic.distributor = all.next().ok_or(PlatformError::BadGic)??;
-            for _ in 0..regions {
-                let region = all.next().ok_or(PlatformError::BadGic)??;
-                gic.redistributors.try_push(region).map_err(|_| PlatformError::BadGic)?;
+            // The distributor's, the redistributors' regions, and what is nothing to us.
+            let mut n = 0;
+            device.each_register(|range| {
+                if n == 0 {
+                    gic.distributor = frames(range)?;
+                } else if n <= regions {
+                    let full = gic.redistributors.try_push(frames(range)?);
+                    full.map_err(|_| PlatformError::BadGic)?;
+                }
+                n += 1;
+                Ok(())
+            })?;
+            if n <= regions {
+                return Err(PlatformError::BadGic);
             }
         }
         Ok(())
@@ -100,9 +61,14 @@ pub(super) fn read(root: FdtNode<'_>, banks: &[Range]) -> Result<Described, Plat
     if !found {
         return Err(PlatformError::NoGic);
     }
-    each(root, None, &mut |node, bus| {
-        if node.is_compatible("arm,gic-v3-its") {
-            let range = registers(node, bus)?.next().ok_or(PlatformError::BadGic)??;
+    each_device(fdt, &mut |device| {
+        if device.node.is_compatible("arm,gic-v3-its") {
+            let mut first = None;
+            device.each_register(|range| {
+                first.get_or_insert(range);
+                Ok(())
+            })?;
+            let range = frames(first.flatten())?;
             // A control frame and GITS_TRANSLATER's.
             if range.1 - range.0 < 2 * FRAME {
                 return Err(PlatformError::BadGic);

@@ -6,9 +6,10 @@
 //! `umbra.dma` decides ([`super::super::options::Dma`]).
 
 use super::bus::{Device, Path, each_device, each_memory};
+use super::debug;
 use super::smmus::{self, COUNTERS, SmmuNodes};
-use super::{MAX_WITHHELD, PlatformError, Range, debug};
-use crate::boot::range_set::RangeSet;
+use super::tree::{MAX_DEVICE_RANGES, MAX_WITHHELD, PlatformError};
+use crate::boot::range_set::{Range, RangeSet};
 use arrayvec::ArrayVec;
 use core::fmt;
 use dtoolkit::fdt::{Fdt, FdtNode};
@@ -17,9 +18,6 @@ use dtoolkit::{Node, Property};
 
 #[cfg(test)]
 mod tests;
-
-/// Pieces of what the host may have of the address space beside RAM.
-pub const MAX_DEVICE_RANGES: usize = 512;
 
 /// What the host may have beside RAM.
 pub type DeviceRanges = RangeSet<MAX_DEVICE_RANGES>;

@@ -1,7 +1,8 @@
 //! SMMUv3s in the tree.
 
 use super::bus::{Path, each_device};
-use super::{PlatformError, Range};
+use super::tree::{PlatformError, overlaps};
+use crate::boot::range_set::Range;
 use crate::dma::examine::{Facts, Refusal};
 use crate::dma::registers::{FRAME_ALIGN, FRAME_BYTES};
 use arrayvec::ArrayVec;
@@ -58,7 +59,7 @@ pub fn read(fdt: &Fdt<'_>, banks: &[Range]) -> Result<SmmuNodes, PlatformError> 
         let fits = frame.is_some_and(|(start, end)| {
             start % FRAME_ALIGN == 0
                 && end - start == FRAME_BYTES
-                && !banks.iter().any(|bank| super::overlaps(*bank, (start, end)))
+                && !banks.iter().any(|bank| overlaps(*bank, (start, end)))
         });
         let facts = if !fits {
             Err(Refusal::Place)
@@ -82,7 +83,7 @@ pub fn read(fdt: &Fdt<'_>, banks: &[Range]) -> Result<SmmuNodes, PlatformError> 
         }
         device.each_range(|range| {
             for smmu in all.iter_mut().filter(|smmu| smmu.facts.is_ok()) {
-                if super::overlaps(range, (smmu.base, smmu.base + FRAME_BYTES)) {
+                if overlaps(range, (smmu.base, smmu.base + FRAME_BYTES)) {
                     smmu.facts = Err(Refusal::Place);
                 }
             }
