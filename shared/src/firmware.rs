@@ -97,6 +97,9 @@ flag_set! {
         /// MIGRATE_INFO_TYPE returns to an address where nothing is mapped: whoever called is hurt. That is
         /// how a test has a hypervisor find out that it has a defect.
         const RETURNS_NOWHERE = 1 << 1;
+        /// CPU_SUSPEND's standby returns only when another CPU has called for the end of the machine, and that
+        /// waits until what it returned to has had time: whoever suspended a CPU comes late.
+        const RETURNS_LATE = 1 << 2;
     }
 }
 

@@ -60,6 +60,8 @@ enum Firmware {
     Protects,
     /// A call hurts the caller.
     Hurts,
+    /// It keeps a suspended CPU until the machine ends.
+    Late,
 }
 
 impl Firmware {
@@ -68,6 +70,7 @@ impl Firmware {
             Self::Plain => FirmwareExtras::empty(),
             Self::Protects => FirmwareExtras::MEM_PROTECT,
             Self::Hurts => FirmwareExtras::RETURNS_NOWHERE,
+            Self::Late => FirmwareExtras::RETURNS_LATE,
         }
     }
 }
@@ -83,6 +86,8 @@ pub const CASES: &[Case] = &[
     with(case("r40_attack_memory_survives_a_system_reset2", "reset2"), Firmware::Plain),
     with(case("r40_attack_memory_survives_a_panic", "panic"), Firmware::Hurts),
     with(case("r40_attack_memory_survives_firmwares_own_reset", "reset"), Firmware::Protects),
+    // A CPU that is back at EL2 when all is wiped writes nothing there, not even to its stack.
+    with(case("r40_attack_memory_survives_a_cpu_that_comes_late", "late"), Firmware::Late),
     // What nobody is told of.
     Case {
         again: Some(""),

@@ -113,6 +113,10 @@ fn keep_a_secret(way: &str) {
                     let power_down = if power::suspend_is_extended() { 1 << 30 } else { 1 << 16 };
                     let _ = power::cpu_suspend(power_down, smp::entry(), 2);
                 }
+                // In firmware, in standby: that returns to where it was called.
+                if cpu == 2 && way == "late" {
+                    let _ = power::cpu_suspend(0, smp::entry(), 2);
+                }
                 // One that is to be killed is silent first.
                 if cpu == 2 || way == "killed" {
                     sysreg::wait_for_interrupt();
@@ -140,7 +144,7 @@ fn keep_a_secret(way: &str) {
 fn end(way: &str) {
     match way {
         "off" | "look" => power::off(),
-        "reset" => {
+        "reset" | "late" => {
             let _ = psci::system_reset::<Smc>();
         }
         // SYSTEM_RESET2, SYSTEM_WARM_RESET. Where firmware hasn't got it, that is said and nothing is

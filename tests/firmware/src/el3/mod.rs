@@ -17,7 +17,7 @@ use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use dtoolkit::fdt::Fdt;
 use umbra_firmware::config::{AFFINITY, Config};
 use umbra_firmware::features::{self, IdRegisters};
@@ -104,6 +104,9 @@ static TRNG: Trng = Trng::new();
 
 /// Memory is wiped at a reset.
 static PROTECTED: AtomicBool = AtomicBool::new(false);
+/// The machine ends, and how many CPUs are kept until it does ([`FirmwareExtras::RETURNS_LATE`]).
+static ENDS: AtomicBool = AtomicBool::new(false);
+static ASLEEP: AtomicUsize = AtomicUsize::new(0);
 
 /// PSCI's function of that name.
 const MIGRATE_INFO_TYPE: u32 = 0x8400_0006;
@@ -346,7 +349,15 @@ extern "C" fn firmware_smc(frame: &mut [u64; 31], index: usize) {
         }
         Action::Standby => {
             counter::wait(late);
-            wait_for_interrupt();
+            if returns_late(known) {
+                ASLEEP.fetch_add(1, Ordering::SeqCst);
+                while !ENDS.load(Ordering::SeqCst) {
+                    core::hint::spin_loop();
+                }
+                ASLEEP.fetch_sub(1, Ordering::SeqCst);
+            } else {
+                wait_for_interrupt();
+            }
             0
         }
         Action::PowerDown(entry) => {
@@ -360,11 +371,13 @@ extern "C" fn firmware_smc(frame: &mut [u64; 31], index: usize) {
             enter(entry)
         }
         Action::SystemOff => {
+            wait_for_the_late(known);
             protect_memory(&known.facts);
             power_off(&known.facts);
             hang()
         }
         Action::SystemReset => {
+            wait_for_the_late(known);
             protect_memory(&known.facts);
             reset(&known.facts);
             hang()
@@ -376,6 +389,25 @@ extern "C" fn firmware_smc(frame: &mut [u64; 31], index: usize) {
         sysreg::write_elr_el3(FIRMWARE_NOWHERE);
     }
     frame[0] = answer as u64;
+}
+
+fn returns_late(known: &Known) -> bool {
+    known.config.extras().contains(FirmwareExtras::RETURNS_LATE)
+}
+
+/// The machine ends; CPUs that [`FirmwareExtras::RETURNS_LATE`] has kept go back to EL2, and do there what they do.
+fn wait_for_the_late(known: &Known) {
+    /// Turns of a loop of a few instructions: enough for any way out of EL2.
+    const TURNS: u32 = 50_000_000;
+    if returns_late(known) {
+        ENDS.store(true, Ordering::SeqCst);
+        while ASLEEP.load(Ordering::SeqCst) != 0 {
+            core::hint::spin_loop();
+        }
+        for _ in 0..TURNS {
+            core::hint::spin_loop();
+        }
+    }
 }
 
 /// MEM_PROTECT has been turned on: nothing is left in memory of EL2 and below.
