@@ -16,9 +16,11 @@
 //!
 //! The guest's virtual timer is the machine's own. Its interrupt (PPI 27) is level-triggered and
 //! physical: it stops the guest, hyp says so ([`ExitInfo::vtimer`]), and the vCPU makes a virtual INTID
-//! 27 of it. From then until the guest has completed it the line stays up, and would stop the guest at
-//! once, forever: so for that long the physical PPI is masked at the redistributor around each run
-//! ([`HostCpu::mask_virtual_timer`]). The host's own deadline is hyp's to watch meanwhile (CNTHP).
+//! 27 of it. Until the guest has seen to its timer the line stays up, and would stop the guest at once,
+//! forever, whatever interrupt it is handling: so until an exit says that the line is down the physical PPI is
+//! masked at the redistributor around each run ([`HostCpu::mask_virtual_timer`]). If the guest sets its timer
+//! anew meanwhile, that is seen at the next exit, which comes when it completes what is in flight. The
+//! host's own deadline is hyp's to watch meanwhile (CNTHP).
 
 use crate::{
     fp::{TaskFp, VcpuFp},
@@ -312,7 +314,7 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
             None => vcpu.flags,
         };
         let in_flight = injected.or(vcpu.in_flight);
-        let mask_timer = in_flight == Some(VTIMER_INTID);
+        let mask_timer = vcpu.vtimer;
         host.mask_interrupts();
         if mask_timer {
             host.mask_virtual_timer(true);

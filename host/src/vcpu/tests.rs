@@ -241,7 +241,7 @@ fn one_interrupt_at_a_time_lowest_first() {
 }
 
 #[test]
-fn the_timer_goes_in_once_and_its_line_is_masked_while_in_flight() {
+fn the_timer_goes_in_once_and_its_line_is_masked_while_it_is_up() {
     let (timer, flight) = (ExitInfo::VTIMER, ExitInfo::VIRQ_IN_FLIGHT);
     let exits = [
         exit(Reason::Irq, timer, [0; 2]),
@@ -254,10 +254,30 @@ fn the_timer_goes_in_once_and_its_line_is_masked_while_in_flight() {
     let flags: Vec<_> = run.entries.iter().map(|e| e.flags).collect();
     let none = RunFlags::empty();
     assert_eq!(flags, [none, RunFlags::inject(27), none, none, none]);
-    // Around the entries 1, 2 and 3, and no others.
+    // Around the entries 1 and 2, and no others.
+    let masks: Vec<_> = run.host.timer_masks.iter().map(|m| m.0).collect();
+    assert_eq!(masks, [true, false, true, false]);
+    assert_eq!(run.log.iter().filter(|&&event| event == "timer").count(), 1);
+}
+
+#[test]
+fn a_timer_that_fires_while_another_interrupt_is_handled_stops_the_guest_once() {
+    let (timer, flight) = (ExitInfo::VTIMER, ExitInfo::VIRQ_IN_FLIGHT);
+    let exits = [
+        exit(Reason::Irq, timer | flight, [0; 2]),
+        exit(Reason::Hvc, timer | flight, [0; 2]),
+        exit(Reason::Irq, timer, [0; 2]),
+        exit(Reason::Hvc, flight, [0; 2]),
+        done(),
+    ];
+    let run = run(&[33], OURS, &exits);
+    let flags: Vec<_> = run.entries.iter().map(|e| e.flags).collect();
+    let none = RunFlags::empty();
+    assert_eq!(flags, [RunFlags::inject(33), none, none, RunFlags::inject(27), none]);
+    // With 33 in flight, too, as long as the line is up; and no longer: around the entries 1, 2 and 3.
     let masks: Vec<_> = run.host.timer_masks.iter().map(|m| m.0).collect();
     assert_eq!(masks, [true, false, true, false, true, false]);
-    assert_eq!(run.log.iter().filter(|&&event| event == "timer").count(), 1);
+    assert_eq!(run.log, ["irq", "hvc", "timer", "irq", "hvc", "hvc"]);
 }
 
 #[test]
@@ -267,6 +287,7 @@ fn a_level_that_is_still_up_after_completion_goes_in_again() {
     let run = run(&[], OURS, &exits);
     let injected = run.entries.iter().filter(|e| e.flags == RunFlags::inject(27)).count();
     assert_eq!(injected, 2);
+    assert_eq!(run.log, ["timer", "irq", "timer", "irq", "hvc"]);
 }
 
 #[test]
