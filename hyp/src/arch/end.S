@@ -121,7 +121,7 @@ umbra_end_wipe:
     b.ne    7b
     end_zero_pages x24, x25
     end_zero_pages x26, x27
-    // It stays nobody's: a CPU that comes back from firmware only now stops (end_arrive).
+    // It stays nobody's: a CPU that comes back from firmware only now stops (umbra_end_arrive).
     mov     x12, #-1
     str     x12, [x28]
     dc      civac, x28
@@ -149,63 +149,51 @@ umbra_end_park:
 11: wfe
     b       11b
 
-// A CPU is back from firmware, or out of reset, and may write nothing if the machine ends: not to its stack either.
-// What is translated may be wiped by now: it asks with the tables as they are. x19 = Stopping, x20 = the CPU's bit in
-// its set of CPUs. Clobbers x5-x7.
-.macro  end_arrive
+// The CPU whose number is in x19 is at hyp from now on (\op = orr), or no longer (bic). Clobbers x5-x8.
+.macro  end_here op:req
+    ldr     x5, ={STOPPING}
+    add     x5, x5, #{STOPPING_HERE}
+    mov     x6, #1
+    lsl     x6, x6, x19
+1:  ldaxr   x7, [x5]
+    \op     x7, x7, x6
+    stlxr   w8, x7, [x5]
+    cbnz    w8, 1b
+.endm
+
+// The CPU whose number is in x19 is back from firmware, or out of reset: it returns if the machine doesn't end. If it
+// does, the CPU may write nothing, not to a stack either. What is translated may be wiped by now: it asks with the
+// tables as they are. Clobbers x5-x9.
+.global umbra_end_arrive
+umbra_end_arrive:
     tlbi    alle2
     dsb     nsh
     isb
-    add     x5, x19, #{STOPPING_WHO}
-    ldar    x6, [x5]
-    cbnz    x6, umbra_end_park
-    add     x5, x19, #{STOPPING_HERE}
-1:  ldaxr   x6, [x5]
-    orr     x6, x6, x20
-    stlxr   w7, x6, [x5]
-    cbnz    w7, 1b
+    ldr     x9, ={STOPPING}
+    add     x9, x9, #{STOPPING_WHO}
+    ldar    x7, [x9]
+    cbnz    x7, umbra_end_park
+    end_here orr
     // Either the one that ends the machine sees it there, or it is seen here.
     dmb     ish
-    add     x5, x19, #{STOPPING_WHO}
-    ldar    x6, [x5]
-    cbz     x6, 3f
-    add     x5, x19, #{STOPPING_HERE}
-2:  ldaxr   x6, [x5]
-    bic     x6, x6, x20
-    stlxr   w7, x6, [x5]
-    cbnz    w7, 2b
+    ldar    x7, [x9]
+    cbz     x7, 2f
+    end_here bic
     b       umbra_end_park
-3:
-.endm
+2:  ret
 
-// x0 = the CPU's number. It is at hyp from now on. No stack.
-.global umbra_end_arrive
-umbra_end_arrive:
-    ldr     x19, ={STOPPING}
-    mov     x20, #1
-    lsl     x20, x20, x0
-    end_arrive
-    ret
-
-// x0-x3 = a call of firmware that takes long; x4 = Stopping; x5 = the CPU's bit. Until the call is back and the machine
-// doesn't end, the CPU is not at hyp and writes nothing. Returns firmware's x0.
+// x0-x3 = a call of firmware that takes long; x4 = the CPU's number. Until the call is back and the machine doesn't
+// end, the CPU is not at hyp and writes nothing. Returns firmware's x0.
 .global umbra_end_away
 umbra_end_away:
-    stp     x19, x20, [sp, #-32]!
-    stp     x29, x30, [sp, #16]
+    stp     x19, x30, [sp, #-16]!
     mov     x19, x4
-    mov     x20, x5
-    add     x5, x19, #{STOPPING_HERE}
-4:  ldaxr   x6, [x5]
-    bic     x6, x6, x20
-    stlxr   w7, x6, [x5]
-    cbnz    w7, 4b
+    end_here bic
     .irp    n, 4,5,6,7,8,9,10,11,12,13,14,15,16,17
     mov     x\n, xzr
     .endr
     smc     #0
-    end_arrive
-    ldp     x29, x30, [sp, #16]
-    ldp     x19, x20, [sp], #32
+    bl      umbra_end_arrive
+    ldp     x19, x30, [sp], #16
     ret
 .ltorg

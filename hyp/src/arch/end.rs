@@ -5,7 +5,8 @@
 //! what it held. So a CPU at EL1 or EL0, the host's or a guest's, comes to hyp at its next fetch, whatever it
 //! has masked, and stops there ([`stop_if_asked`]); no path that is counted asks. CPUs in WFE or WFI are
 //! woken, by an event and by every SGI, to fetch. Those in firmware come back through hyp's entry, or
-//! behind their call, and stop before they write anything ([`away`]). Then [`finish`] wipes, in memory, and calls firmware.
+//! behind their call, and stop before they write anything ([`away`]). Then [`finish`] wipes, in memory, and
+//! calls firmware.
 //!
 //! It is done with a translation of all of RAM of its own, which is in force while RAM is wiped and
 //! not otherwise: hyp has no memory of the host's or of a guest's mapped. The same wipes RAM at boot,
@@ -143,8 +144,7 @@ pub fn away(cpu: usize, call: [u64; 4]) -> u64 {
             in("x1") call[1],
             in("x2") call[2],
             in("x3") call[3],
-            in("x4") &raw const STOPPING,
-            in("x5") 1_u64 << cpu,
+            in("x4") cpu,
             clobber_abi("C"),
         );
     }
@@ -237,7 +237,7 @@ pub fn finish(call: [u64; 4]) -> ! {
             in("x3") call[1],
             in("x4") call[2],
             in("x5") call[3],
-            in("x6") image_pa(STOPPING.place().cast::<u8>()),
+            in("x6") image_pa(&raw const STOPPING) + Stopping::WHO as u64,
             options(noreturn)
         );
     }

@@ -53,16 +53,18 @@ pub struct Stopping {
 }
 
 impl Stopping {
+    /// Where it stands who has claimed the end, for end.S: bytes. The last routine leaves something there that is no
+    /// CPU's name, so that one which comes back from firmware when all else is wiped stops, too.
+    pub const WHO: usize = offset_of!(Self, who);
+    /// Where the set of CPUs is that are here, likewise. A CPU goes to firmware and comes back without a stack: see
+    /// `umbra_end_arrive` there. Either the one that ends the machine sees it here, or it sees that the machine ends;
+    /// then it is not here after all.
+    pub const HERE: usize = offset_of!(Self, here);
+
     /// Nobody has claimed the end, no CPU is here.
     #[must_use]
     pub const fn new() -> Self {
         Self { who: AtomicU64::new(0), here: AtomicU64::new(0), stopped: AtomicU64::new(0) }
-    }
-
-    /// Where it is written who has claimed the end, for the last routine: it leaves something there that is no CPU's
-    /// name, so that one which comes back from firmware when all else is wiped stops, too.
-    pub const fn place(&self) -> *const AtomicU64 {
-        &raw const self.who
     }
 
     /// Claims the end.
@@ -79,13 +81,6 @@ impl Stopping {
         let who = self.who.load(Ordering::SeqCst);
         who != 0 && who != me.0
     }
-
-    /// Where it stands who has claimed the end, for end.S: bytes.
-    pub const WHO: usize = offset_of!(Self, who);
-    /// Where the set of CPUs is that are here, likewise. A CPU goes to firmware and comes back without a stack: see
-    /// `end_arrive` there. Either the one that ends the machine sees it here, or it sees that the machine ends; then it
-    /// is not here after all.
-    pub const HERE: usize = offset_of!(Self, here);
 
     /// A CPU has stopped: it writes nothing any more.
     pub fn stop(&self, me: Who) {
@@ -110,7 +105,7 @@ mod tests {
 
     const EARLY: Who = Who::new(None);
 
-    /// What end.S does.
+    /// What end.S does, in `umbra_end_arrive` and `umbra_end_away`.
     impl Stopping {
         fn arrive(&self, cpu: usize) -> bool {
             if self.who.load(Ordering::SeqCst) != 0 {

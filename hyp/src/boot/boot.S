@@ -225,12 +225,12 @@ umbra_secondary_entry:
     msr     sctlr_el2, x6
     isb
     early_vectors
-    mov     x0, x4
-    mov     x8, x3
-    bl      umbra_end_arrive            // comes back with x0 and x8, or stops
-    mov     sp, x8
+    mov     x19, x4
+    bl      umbra_end_arrive            // or stops; keeps x3
+    mov     sp, x3
     mov     x29, xzr
     mov     x30, xzr
+    mov     x0, x19
     ldr     x5, =umbra_cpu_reset_main
     br      x5
 

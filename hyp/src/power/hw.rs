@@ -175,9 +175,13 @@ fn cpu_suspend(cpu: &mut Cpu, state: u32, entry: HostEntry) -> i64 {
     // host's, and 64 bits wide even if the host called with 32.
     cell(cpu.index()).suspend(entry);
     cpu.suspended_timer = Some([read_cntv_ctl_el0(), read_cntv_cval_el0()]);
-    let id = u64::from(FunctionId::CpuSuspend64 as u32);
-    let entry = [secondary_entry_address(), boot_params_address(cpu.index())];
-    let answer = away(cpu.index(), [id, u64::from(state), entry[0], entry[1]]);
+    let call = [
+        u64::from(FunctionId::CpuSuspend64 as u32),
+        u64::from(state),
+        secondary_entry_address(),
+        boot_params_address(cpu.index()),
+    ];
+    let answer = away(cpu.index(), call);
     cpu.suspended_timer = None;
     cell(cpu.index()).set(Power::On);
     answer

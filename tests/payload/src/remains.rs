@@ -108,14 +108,18 @@ fn keep_a_secret(way: &str) {
             sysreg::mask_interrupts();
             SETTLED.fetch_add(1, Ordering::SeqCst);
             loop {
-                // In firmware, without its registers: it would come back as from CPU_ON.
-                if cpu == 2 && way == "reset2" {
-                    let power_down = if power::suspend_is_extended() { 1 << 30 } else { 1 << 16 };
-                    let _ = power::cpu_suspend(power_down, smp::entry(), 2);
-                }
-                // In firmware, in standby: that returns to where it was called.
-                if cpu == 2 && way == "late" {
-                    let _ = power::cpu_suspend(0, smp::entry(), 2);
+                let in_firmware = match way {
+                    // Without its registers: it would come back as from CPU_ON.
+                    "reset2" if power::suspend_is_extended() => Some(1 << 30),
+                    "reset2" => Some(1 << 16),
+                    // In standby: that returns to where it was called.
+                    "late" => Some(0),
+                    _ => None,
+                };
+                if cpu == 2
+                    && let Some(state) = in_firmware
+                {
+                    let _ = power::cpu_suspend(state, smp::entry(), 2);
                 }
                 // One that is to be killed is silent first.
                 if cpu == 2 || way == "killed" {
