@@ -29,14 +29,12 @@ const WORDS: &str = "short iterations=320";
 /// CPU are 2.5, another compiler's ways rarely as much.
 pub const WIDE: f64 = 10.0;
 
-/// Instructions below which a difference says nothing: a tick of the counter is up to 16 of them, and what
-/// is measured is the mean over some hundred turns.
-const RESOLUTION: f64 = 0.5;
-/// Of a row that is one stretch, the longest, and no mean: where in a tick it begins and ends is chance.
+/// Instructions that a tick of the counter is, at most: of so many, where in a tick the first turn begins and the last
+/// one ends is chance.
 const TICK: f64 = 16.0;
-/// The rows of that kind begin so.
-const LONGEST: &str = "masked_";
-/// [`RESOLUTION`] from pair to pair: the shortest loops are two instructions.
+/// Instructions a turn below which a difference says nothing, however many turns there were.
+const RESOLUTION: f64 = 0.5;
+/// The same from pair to pair: the shortest loops are two instructions.
 const WIDE_RESOLUTION: f64 = 4.0;
 
 /// A release, major and minor.
@@ -142,6 +140,8 @@ pub fn update(qemu: &Qemu, tests: &Built, compiler: &str) -> Result<()> {
 #[derive(Clone, Debug, PartialEq)]
 struct Checked {
     key: String,
+    /// Of which `now` is the mean.
+    turns: u64,
     now: Option<f64>,
     counted: Option<f64>,
 }
@@ -175,7 +175,7 @@ impl Held {
 impl Checked {
     fn failure(&self, held: &Held) -> Option<String> {
         let (most, resolution) = held.bounds();
-        let resolution = if self.key.starts_with(LONGEST) { TICK } else { resolution };
+        let resolution = resolution.max(TICK / self.turns.max(1) as f64);
         match (self.counted, self.now) {
             (Some(counted), Some(now)) => {
                 let percent = 100.0 * (now - counted) / counted.max(1.0);
@@ -199,12 +199,12 @@ fn check(rows: &[Row], counts: &Map<String, Value>) -> Vec<Checked> {
         .map(|row| {
             let key = row.key();
             let counted = counts.get(&key).and_then(Value::as_f64);
-            Checked { key, now: Some(row.instructions), counted }
+            Checked { key, turns: row.iterations, now: Some(row.instructions), counted }
         })
         .collect();
     for (key, counted) in counts {
         if !all.iter().any(|checked| checked.key == *key) {
-            all.push(Checked { key: key.clone(), now: None, counted: counted.as_f64() });
+            all.push(Checked { key: key.clone(), turns: 0, now: None, counted: counted.as_f64() });
         }
     }
     all
@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     fn row(name: &str, instructions: f64) -> Row {
-        Row { name: name.to_owned(), instructions, ..Row::default() }
+        Row { name: name.to_owned(), iterations: 320, instructions, ..Row::default() }
     }
 
     const HERE: Pair = Pair { rustc: (1, 95), qemu: (7, 2) };
@@ -279,10 +279,11 @@ mod tests {
         let counts = json!({ "same": 700, "more": 700, "less": 700, "gone": 3 });
         assert_eq!(failures(&rows, counts.clone(), true), ["more", "less", "new", "gone"]);
         assert_eq!(failures(&[row("same", 713.9)], json!({ "same": 700 }), true), [""; 0]);
-        // A tick more of one stretch is no more of it; two are.
-        let stretches = [row("masked_a", 480.0), row("masked_b", 496.0)];
-        let counted = json!({ "masked_a": 464, "masked_b": 464 });
-        assert_eq!(failures(&stretches, counted, true), ["masked_b"]);
+        // A tick more of one turn is no more of it; two are, and one that is the mean of many.
+        let once = |name, instructions| Row { iterations: 1, ..row(name, instructions) };
+        let rows_of_one = [once("one", 480.0), once("two", 496.0), row("mean", 480.0)];
+        let counted = json!({ "one": 464, "two": 464, "mean": 464 });
+        assert_eq!(failures(&rows_of_one, counted, true), ["two", "mean"]);
         // From pair to pair ten, and some instructions.
         assert_eq!(failures(&rows, counts, false), ["new", "gone"]);
         let rows = [row("more", 771.0), row("less", 629.0), row("loop", 6.0), row("few", 9.0)];
