@@ -37,6 +37,7 @@ mod remains;
 mod runner;
 mod streaming;
 mod suite;
+mod task;
 mod window;
 mod workers;
 

@@ -5,7 +5,9 @@ use crate::{
     context::{context, effective_streaming},
     host,
     junk::Junk,
-    runner, workers,
+    runner,
+    task::Task,
+    workers,
 };
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use umbra_fuzz::{
@@ -15,8 +17,7 @@ use umbra_fuzz::{
 use umbra_host::{
     fp::{CpuRegisters, TaskFp},
     hypercall::{Hvc, Hypervisor},
-    kernel::{MAX_CPUS, gic, power, smp, sync::Lock, sysreg},
-    vcpu::HostCpu,
+    kernel::{MAX_CPUS, power, smp, sync::Lock, sysreg},
 };
 use umbra_patterns::{
     pattern::Mismatch,
@@ -91,50 +92,6 @@ pub fn pair(kind: Kind, guest: Option<Option<Vq>>) -> Pair {
         host: VlClass::of(context().host_vqs(cpu).max()),
         guest: guest.map(VlClass::of),
         mode: HostMode::of(MODES[cpu].load(Ordering::SeqCst).into()),
-    }
-}
-
-/// The task that is current on a CPU, for the library.
-pub struct Task {
-    hint: HostFlags,
-    /// Hyp has told us that the registers are gone.
-    gone: bool,
-}
-
-impl Task {
-    /// One whose registers are worth this.
-    pub const fn new(hint: HostFlags) -> Self {
-        Self { hint, gone: false }
-    }
-}
-
-impl TaskFp for Task {
-    fn registers(&self) -> CpuRegisters {
-        if self.gone || self.hint.contains(HostFlags::FOREIGN_FPSTATE) {
-            CpuRegisters::Saved
-        } else if self.hint.contains(HostFlags::SVE_DISCARDED) {
-            CpuRegisters::LiveFpsimd
-        } else {
-            CpuRegisters::Live
-        }
-    }
-
-    fn flush_cpu_state(&mut self) {
-        self.gone = true;
-    }
-}
-
-impl HostCpu for Task {
-    fn mask_interrupts(&mut self) {
-        sysreg::mask_interrupts();
-    }
-
-    fn unmask_interrupts(&mut self) {
-        sysreg::unmask_interrupts();
-    }
-
-    fn mask_virtual_timer(&mut self, masked: bool) {
-        gic::enable(gic::VIRTUAL_TIMER, !masked);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The VMs of a program, and entries into their vCPUs.
 
-use super::{cpu::Task, guest32, order};
-use crate::{context::context, workers};
+use super::{guest32, order};
+use crate::{context::context, task::Task, workers};
 use core::{
     ops::ControlFlow,
     sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering},

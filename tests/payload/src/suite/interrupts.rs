@@ -8,27 +8,14 @@ use crate::{
     runner::Skip,
     tests, workers,
 };
-use core::{
-    arch::global_asm,
-    ops::ControlFlow,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use core::sync::atomic::{AtomicBool, Ordering};
 use umbra_host::{
-    fp::{CpuRegisters, TaskFp},
     hypercall::{Exit, Hvc, Hypervisor},
-    kernel::{
-        gic, smp,
-        supply::{self, Pages},
-        timer,
-    },
-    vcpu::{Answer, ExitHandler, HostCpu, MmioAnswer, Supplied},
-    vm::{VcpuSettings, Vm},
+    kernel::{gic, smp, timer},
 };
 use umbra_shared::{
-    call::{Start, VmConfig},
     error::Error,
-    exit::{MmioAccess, Reason, RunFlags, SystemEvent},
-    vcpu::VcpuFeatures,
+    exit::{Reason, RunFlags},
 };
 
 tests![
@@ -38,7 +25,6 @@ tests![
     every_intid_arrives,
     sgi_is_the_hosts_to_deliver,
     virtual_timer_fires,
-    a_timer_that_fires_in_a_handler_does_not_stop_the_guest_for_ever,
     guest_clock_begins_near_zero,
     host_tick_is_not_lost_while_a_guest_spins,
     host_timer_is_untouched_by_runs,
@@ -194,134 +180,6 @@ fn virtual_timer_fires() -> Result<(), Skip> {
     assert!(exit.info.vtimer());
     // It was the guest's line, not the host's: the host's handler found no tick of its own due.
     assert!(timer::ticks(smp::cpu()) <= ticks + 1);
-    Ok(())
-}
-
-global_asm!(
-    ".pushsection .rodata",
-    ".balign 8",
-    "umbra_handler_start:",
-    "    b       0f",
-    "    nop",
-    "    .quad   4096",
-    "0:  mov     x1, #0xf8",
-    "    msr     s3_0_c4_c6_0, x1", // ICC_PMR_EL1
-    "    mov     x1, #1",
-    "    msr     s3_0_c12_c12_7, x1", // ICC_IGRPEN1_EL1
-    "    isb",
-    "1:  mrs     x2, s3_0_c12_c12_0", // ICC_IAR1_EL1
-    "    cmp     x2, #33",
-    "    b.ne    1b",
-    // The handler of 33: its timer is due from its first instruction on.
-    "    msr     cntv_cval_el0, xzr",
-    "    msr     cntv_ctl_el0, x1",
-    "    isb",
-    "    mov     x3, #1000",
-    "2:  subs    x3, x3, #1",
-    "    b.ne    2b",
-    "    msr     s3_0_c12_c12_1, x2", // ICC_EOIR1_EL1
-    "    isb",
-    "3:  mrs     x4, s3_0_c12_c12_0",
-    "    cmp     x4, #27",
-    "    b.ne    3b",
-    "    msr     cntv_ctl_el0, xzr",
-    "    isb",
-    "    msr     s3_0_c12_c12_1, x4",
-    "    movz    x0, #0x8600, lsl #16",
-    "    hvc     #0",
-    "4:  b       4b",
-    "umbra_handler_end:",
-    ".popsection",
-);
-
-unsafe extern "C" {
-    static umbra_handler_start: u8;
-    static umbra_handler_end: u8;
-}
-
-/// A run loop's host, which counts the physical interrupts that stop the guest, and loses patience.
-struct Patience(u32);
-
-/// As many exits as the handler below can't need: each interrupt of the guest's is worth one or two, and a
-/// tick or a kick of the host's may come between.
-const PATIENCE: u32 = 200;
-
-impl ExitHandler for Patience {
-    /// Whether the guest got through.
-    type Stop = bool;
-
-    fn interrupt(&mut self) -> ControlFlow<bool> {
-        self.0 += 1;
-        if self.0 < PATIENCE { ControlFlow::Continue(()) } else { ControlFlow::Break(false) }
-    }
-    fn hvc(&mut self, x: &[u64; 6]) -> ControlFlow<bool, Answer> {
-        ControlFlow::Break(x[0] == 0x8600_0000)
-    }
-    fn mmio(&mut self, _: u64, _: MmioAccess, _: u64) -> ControlFlow<bool, MmioAnswer> {
-        ControlFlow::Break(false)
-    }
-    fn fault(&mut self, _: u64) -> ControlFlow<bool, Supplied> {
-        ControlFlow::Break(false)
-    }
-    fn tables(&mut self) -> ControlFlow<bool, Supplied> {
-        ControlFlow::Break(false)
-    }
-    fn cpu_off(&mut self) -> bool {
-        false
-    }
-    fn system(&mut self, _: SystemEvent, _: u64, _: u64) -> bool {
-        false
-    }
-    fn broken(&mut self, _: u64) -> bool {
-        false
-    }
-}
-
-/// The CPU below the run loop.
-struct Here;
-
-impl TaskFp for Here {
-    fn registers(&self) -> CpuRegisters {
-        CpuRegisters::Live
-    }
-    fn flush_cpu_state(&mut self) {}
-}
-
-impl HostCpu for Here {
-    fn mask_interrupts(&mut self) {
-        umbra_host::kernel::sysreg::mask_interrupts();
-    }
-    fn unmask_interrupts(&mut self) {
-        umbra_host::kernel::sysreg::unmask_interrupts();
-    }
-    fn mask_virtual_timer(&mut self, masked: bool) {
-        gic::enable(gic::VIRTUAL_TIMER, !masked);
-    }
-}
-
-/// The library's run loop, and a guest whose timer fires while it handles another interrupt.
-fn a_timer_that_fires_in_a_handler_does_not_stop_the_guest_for_ever() -> Result<(), Skip> {
-    let start = &raw const umbra_handler_start;
-    let length = &raw const umbra_handler_end as usize - start as usize;
-    // SAFETY: the code between the two symbols, which nobody writes.
-    let code = unsafe { core::slice::from_raw_parts(start, length) };
-    let (first, count) = supply::image(code).expect("a page for the guest");
-    let mut vm = Vm::<4>::create(&Hvc, &mut Pages, VmConfig::default()).expect("VM_CREATE");
-    vm.map(&Hvc, &mut Pages, first, count, 0x4000_0000).expect("VM_MAP");
-    let settings = VcpuSettings {
-        features: VcpuFeatures::FPSIMD,
-        start: Start::At { entry: 0x4000_0000, argument: 0 },
-    };
-    let mut vcpu = vm.create_vcpu(&Hvc, &mut Pages, settings).expect("VCPU_CREATE");
-    assert!(vcpu.inject(33));
-    let mut patience = Patience(0);
-    let mut loaded = vcpu.load(&Hvc, &mut Here).expect("VCPU_LOAD");
-    let through = loaded.run(&mut Here, &mut patience).expect("VCPU_RUN");
-    loaded.put(&mut Here).expect("VCPU_PUT");
-    if let Err(failure) = vm.destroy(&Hvc, &mut Pages, [vcpu]) {
-        panic!("VM_DESTROY: {}", failure.error);
-    }
-    assert!(through, "stopped {} times, and the handler is not through", patience.0);
     Ok(())
 }
 

@@ -26,6 +26,7 @@ pub mod pages;
 mod power;
 mod registers;
 mod reserved;
+mod run_loop;
 mod sealed;
 mod sharing;
 mod sme_guest;
@@ -70,6 +71,7 @@ pub const ALL: &[Area] = &[
     ("aarch32_traps", aarch32_traps::TESTS),
     ("aarch32_fp", aarch32_fp::TESTS),
     ("interrupts", interrupts::TESTS),
+    ("run_loop", run_loop::TESTS),
     ("fp_switch", fp_switch::TESTS),
     ("fp_traps", fp_traps::TESTS),
     ("fp_smp", fp_smp::TESTS),
