@@ -48,7 +48,7 @@
 //! | module | blocks | other | for |
 //! |---|---|---|---|
 //! | `arch/console.rs` | 1 | 1 | the UART's registers |
-//! | `arch/end.rs` | 6 | 2 | the routines that stop CPUs and wipe memory (end.S), with another translation in force |
+//! | `arch/end.rs` | 5 | 2 | the routines that stop CPUs and wipe memory (end.S), with another translation in force |
 //! | `arch/exception.rs` | 4 | 3 | the vectors; a register, and a device, that may not be there; entry to a host that starts; an SError taken at EL2 |
 //! | `arch/fatal.rs` | 2 | 2 | the stack as a list of frames, when something has gone wrong |
 //! | `arch/lock.rs` | 4 | 0 | YIELD, WFE, WFI, SEV |

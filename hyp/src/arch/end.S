@@ -89,16 +89,32 @@ umbra_end_zero:
     ret
 
 // x0 = Plan, physical; x1 = TTBR0_EL2 of the translation of all RAM; x2-x5 = the call of firmware that ends the
-// machine; x6 = where it is written whose the end is, physical. Zeroes all that is not the host's: pages by owner first, then hyp's own, the plan and the
-// owners among it. Nothing is read there but what is in registers by then.
+// machine; x6 = whether firmware wipes. Takes hyp's own translation from all other CPUs, and zeroes all that is not the
+// host's: pages by owner first, then hyp's own, the plan and the owners among it. Nothing is read there but what is in
+// registers by then.
 .global umbra_end_wipe
 umbra_end_wipe:
     mov     x20, x2
     mov     x21, x3
     mov     x22, x4
     mov     x23, x5
-    mov     x28, x6
+    mrs     x9, ttbr0_el2
     end_translate x1
+    // A CPU that firmware returns only now, or that wakes only now, fetches nothing at EL2, its vectors included: it
+    // writes nothing behind the wipe, whatever it was about to do.
+    and     x9, x9, #0xfffffffff000
+    add     x10, x9, #4096
+7:  stp     xzr, xzr, [x9], #16
+    cmp     x9, x10
+    b.lo    7b
+    // Twice, as above.
+    dsb     ish
+    tlbi    alle2is
+    dsb     ish
+    tlbi    alle2is
+    dsb     ish
+    isb
+    cbnz    x6, 11f
     end_sizes
     ldp     x24, x25, [x0, #{PLAN_HYP}]
     ldp     x26, x27, [x0, #({PLAN_HYP} + 16)]
@@ -121,12 +137,8 @@ umbra_end_wipe:
     b.ne    7b
     end_zero_pages x24, x25
     end_zero_pages x26, x27
-    // It stays nobody's: a CPU that comes back from firmware only now stops (umbra_end_arrive).
-    mov     x12, #-1
-    str     x12, [x28]
-    dc      civac, x28
     dsb     sy
-    mov     x0, x20
+11: mov     x0, x20
     mov     x1, x21
     mov     x2, x22
     mov     x3, x23
@@ -146,54 +158,5 @@ umbra_end_park:
     .irp    n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30
     mov     x\n, xzr
     .endr
-11: wfe
-    b       11b
-
-// The CPU whose number is in x19 is at hyp from now on (\op = orr), or no longer (bic). Clobbers x5-x8.
-.macro  end_here op:req
-    ldr     x5, ={STOPPING}
-    add     x5, x5, #{STOPPING_HERE}
-    mov     x6, #1
-    lsl     x6, x6, x19
-1:  ldaxr   x7, [x5]
-    \op     x7, x7, x6
-    stlxr   w8, x7, [x5]
-    cbnz    w8, 1b
-.endm
-
-// The CPU whose number is in x19 is back from firmware, or out of reset: it returns if the machine doesn't end. If it
-// does, the CPU may write nothing, not to a stack either. What is translated may be wiped by now: it asks with the
-// tables as they are. Clobbers x5-x9.
-.global umbra_end_arrive
-umbra_end_arrive:
-    tlbi    alle2
-    dsb     nsh
-    isb
-    ldr     x9, ={STOPPING}
-    add     x9, x9, #{STOPPING_WHO}
-    ldar    x7, [x9]
-    cbnz    x7, umbra_end_park
-    end_here orr
-    // Either the one that ends the machine sees it there, or it is seen here.
-    dmb     ish
-    ldar    x7, [x9]
-    cbz     x7, 2f
-    end_here bic
-    b       umbra_end_park
-2:  ret
-
-// x0-x3 = a call of firmware that takes long; x4 = the CPU's number. Until the call is back and the machine doesn't
-// end, the CPU is not at hyp and writes nothing. Returns firmware's x0.
-.global umbra_end_away
-umbra_end_away:
-    stp     x19, x30, [sp, #-16]!
-    mov     x19, x4
-    end_here bic
-    .irp    n, 4,5,6,7,8,9,10,11,12,13,14,15,16,17
-    mov     x\n, xzr
-    .endr
-    smc     #0
-    bl      umbra_end_arrive
-    ldp     x19, x30, [sp], #16
-    ret
-.ltorg
+12: wfe
+    b       12b

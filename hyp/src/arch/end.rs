@@ -5,8 +5,8 @@
 //! what it held. So a CPU at EL1 or EL0, the host's or a guest's, comes to hyp at its next fetch, whatever it
 //! has masked, and stops there ([`stop_if_asked`]); no path that is counted asks. CPUs in WFE or WFI are
 //! woken, by an event and by every SGI, to fetch. Those in firmware come back through hyp's entry, or
-//! behind their call, and stop before they write anything ([`away`]). Then [`finish`] wipes, in memory, and
-//! calls firmware.
+//! behind their call, and stop there. Then [`finish`] empties hyp's own translation, so that one which comes later than
+//! that, or wakes later, fetches nothing and writes nothing; wipes, in memory; and calls firmware.
 //!
 //! It is done with a translation of all of RAM of its own, which is in force while RAM is wiped and
 //! not otherwise: hyp has no memory of the host's or of a guest's mapped. The same wipes RAM at boot,
@@ -46,9 +46,6 @@ core::arch::global_asm!(
     MAX_BANKS = const END_BANKS,
     STATE_BYTES = const STATE_BYTES,
     WIPED_STATES = const WIPED_STATES,
-    STOPPING = sym STOPPING,
-    STOPPING_WHO = const Stopping::WHO,
-    STOPPING_HERE = const Stopping::HERE,
 );
 
 // SAFETY: symbols of end.S, of which only the addresses are used.
@@ -57,7 +54,6 @@ unsafe extern "C" {
     static umbra_end_zero: u8;
     static umbra_end_wipe: u8;
     static umbra_end_park: u8;
-    static umbra_end_away: u8;
 }
 
 /// What is wiped at the end, and what stands in the way: end.S knows the offsets.
@@ -120,35 +116,19 @@ pub fn leave_it_to_firmware() {
     FIRMWARE_WIPES.store(true, Ordering::SeqCst);
 }
 
-fn firmware_wipes() -> bool {
-    FIRMWARE_WIPES.load(Ordering::SeqCst)
-}
-
 fn me() -> Who {
     Who::new(PerCpu::current_index())
 }
 
-/// A call of firmware's that takes long, with x0-x3, by a CPU of this number. Meanwhile nobody waits for it, and it
-/// writes nothing. When it is back it stops if the machine ends. Returns firmware's x0.
-///
-/// A CPU that firmware starts arrives likewise, in boot.S.
-pub fn away(cpu: usize, call: [u64; 4]) -> u64 {
-    let answer;
-    // SAFETY: the routine is mapped there by hyp's tables and keeps what a function of C keeps; firmware keeps
-    // the rest (SMCCC). It takes this CPU's bit from the set, and puts it back.
-    unsafe {
-        asm!(
-            "blr {routine}",
-            routine = in(reg) image_pa(&raw const umbra_end_away),
-            inout("x0") call[0] => answer,
-            in("x1") call[1],
-            in("x2") call[2],
-            in("x3") call[3],
-            in("x4") cpu,
-            clobber_abi("C"),
-        );
-    }
-    answer
+/// A CPU has come out of reset, or back from firmware. It stops here if the machine ends.
+pub fn arrived(cpu: usize) {
+    STOPPING.arrive(cpu);
+    stop_if_asked();
+}
+
+/// A CPU goes to firmware for long, and writes nothing until it has [`arrived`].
+pub fn leaves(cpu: usize) {
+    STOPPING.leave(cpu);
 }
 
 /// Stops this CPU for good if another ends the machine.
@@ -219,7 +199,7 @@ pub fn stop_others() {
 /// or that is past that. Firmware that returns finds nobody to return to.
 pub fn finish(call: [u64; 4]) -> ! {
     let ttbr = RAM_TTBR.load(Ordering::SeqCst);
-    if ttbr == 0 || firmware_wipes() {
+    if ttbr == 0 {
         let mut args = [0; 17];
         args[..3].copy_from_slice(&call[1..]);
         let _ = smccc::smc64(call[0] as u32, args);
@@ -237,7 +217,7 @@ pub fn finish(call: [u64; 4]) -> ! {
             in("x3") call[1],
             in("x4") call[2],
             in("x5") call[3],
-            in("x6") image_pa(&raw const STOPPING) + Stopping::WHO as u64,
+            in("x6") u64::from(FIRMWARE_WIPES.load(Ordering::SeqCst)),
             options(noreturn)
         );
     }

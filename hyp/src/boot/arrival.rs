@@ -104,6 +104,7 @@ extern "C" fn umbra_cpu_reset_main(index: u64) -> ! {
     let cpu = BOOT_PARAMS[index as usize].cpu.load(Ordering::Relaxed) as *mut Cpu;
     // SAFETY: made by `make_cpu` for this CPU, which has just come out of reset: nobody else holds it.
     let cpu = unsafe { &mut *cpu }.install();
+    end::arrived(index as usize);
     let first = exception_free(|token| {
         let resets = RESETS.get().borrow(token);
         resets.replace(resets.get() + 1) == 0

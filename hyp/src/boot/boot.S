@@ -225,12 +225,10 @@ umbra_secondary_entry:
     msr     sctlr_el2, x6
     isb
     early_vectors
-    mov     x19, x4
-    bl      umbra_end_arrive            // or stops; keeps x3
     mov     sp, x3
     mov     x29, xzr
     mov     x30, xzr
-    mov     x0, x19
+    mov     x0, x4
     ldr     x5, =umbra_cpu_reset_main
     br      x5
 

@@ -61,11 +61,6 @@ pub fn firmware(regs: [u64; 4]) -> i64 {
     i64::from(answer as i32)
 }
 
-/// The same for a call that takes long: nobody waits for this CPU meanwhile if the machine ends.
-fn away(cpu: usize, regs: [u64; 4]) -> i64 {
-    i64::from(end::away(cpu, regs) as i32)
-}
-
 fn psci_call(cpu: &mut Cpu, regs: [u64; 4]) -> i64 {
     match psci::decide(regs) {
         Action::Answer(answer) => answer,
@@ -156,7 +151,9 @@ fn implicit_put(cpu: &mut Cpu) {
 fn cpu_off(cpu: &mut Cpu) -> i64 {
     implicit_put(cpu);
     cell(cpu.index()).set(Power::Off);
-    let answer = away(cpu.index(), [u64::from(FunctionId::CpuOff as u32), 0, 0, 0]);
+    end::leaves(cpu.index());
+    let answer = firmware([u64::from(FunctionId::CpuOff as u32), 0, 0, 0]);
+    end::arrived(cpu.index());
     cell(cpu.index()).set(Power::On);
     answer
 }
@@ -175,13 +172,14 @@ fn cpu_suspend(cpu: &mut Cpu, state: u32, entry: HostEntry) -> i64 {
     // host's, and 64 bits wide even if the host called with 32.
     cell(cpu.index()).suspend(entry);
     cpu.suspended_timer = Some([read_cntv_ctl_el0(), read_cntv_cval_el0()]);
-    let call = [
+    end::leaves(cpu.index());
+    let answer = firmware([
         u64::from(FunctionId::CpuSuspend64 as u32),
         u64::from(state),
         secondary_entry_address(),
         boot_params_address(cpu.index()),
-    ];
-    let answer = away(cpu.index(), call);
+    ]);
+    end::arrived(cpu.index());
     cpu.suspended_timer = None;
     cell(cpu.index()).set(Power::On);
     answer
