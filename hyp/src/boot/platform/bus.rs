@@ -51,9 +51,9 @@ impl Bus<'_, '_> {
                 let length = entry.length::<u64>().ok()?;
                 let offset = range.0.checked_sub(child)?;
                 let fits = range.1.checked_sub(child)? <= length;
-                if fits { parent.checked_add(offset) } else { None }
+                fits.then(|| parent.checked_add(offset))
             });
-            let start = start.ok_or(NotMapped)?;
+            let start = start.flatten().ok_or(NotMapped)?;
             (start, start.checked_add(range.1 - range.0).ok_or(NotMapped)?)
         };
         above(self.above, up)

@@ -1,7 +1,7 @@
 //! The GIC in the device tree: where the registers are that can make it read and write memory.
 //!
-//! Bindings: arm,gic-v3 (Linux, bindings/interrupt-controller/arm,gic-v3.yaml). An ITS is looked for wherever it
-//! may be, and counts whether it is disabled or not: its registers are there.
+//! Bindings: arm,gic-v3 (Linux, bindings/interrupt-controller/arm,gic-v3.yaml). An ITS counts whether it is disabled or
+//! not: its registers are there. One where no device can be is refused.
 
 use super::bus::each_device;
 use super::tree::{self, PlatformError, is_okay, overlaps};
@@ -26,17 +26,26 @@ fn number(node: &FdtNode<'_>, name: &str) -> Result<Option<u64>, PlatformError> 
     tree::number(property.value()).map(Some).ok_or(PlatformError::BadGic)
 }
 
+fn is_gic(node: &FdtNode<'_>) -> bool {
+    node.is_compatible("arm,gic-v3") && is_okay(node)
+}
+
+fn is_its(node: &FdtNode<'_>) -> bool {
+    node.is_compatible("arm,gic-v3-its")
+}
+
+/// Parts of a GIC below a node and in it, whatever it is.
+fn parts(node: FdtNode<'_>) -> usize {
+    usize::from(is_gic(&node) || is_its(&node)) + node.children().map(parts).sum::<usize>()
+}
+
 /// Reads it. None of it may be in `banks`.
 pub(super) fn read(fdt: &Fdt<'_>, banks: &[Range]) -> Result<Described, PlatformError> {
     let mut gic = Described::default();
     let mut found = false;
     each_device(fdt, &mut |device| {
         let node = device.node;
-        if node.is_compatible("arm,gic-v3") && is_okay(&node) {
-            // A second one would be a master that nobody looks after.
-            if found {
-                return Err(PlatformError::BadGic);
-            }
+        if is_gic(&node) {
             found = true;
             let regions = number(&node, "#redistributor-regions")?.unwrap_or(1);
             gic.stride = number(&node, "redistributor-stride")?;
@@ -62,7 +71,7 @@ pub(super) fn read(fdt: &Fdt<'_>, banks: &[Range]) -> Result<Described, Platform
         return Err(PlatformError::NoGic);
     }
     each_device(fdt, &mut |device| {
-        if device.node.is_compatible("arm,gic-v3-its") {
+        if is_its(&device.node) {
             let mut first = None;
             device.each_register(|range| {
                 first.get_or_insert(range);
@@ -77,6 +86,10 @@ pub(super) fn read(fdt: &Fdt<'_>, banks: &[Range]) -> Result<Described, Platform
         }
         Ok(())
     })?;
+    // A second one would be a master that nobody looks after, and so is one where no device can be.
+    if parts(fdt.root()) != 1 + gic.its.len() {
+        return Err(PlatformError::BadGic);
+    }
     let odd = |stride: u64| !stride.is_multiple_of(FRAME) || stride < 2 * FRAME;
     if gic.redistributors.is_empty() || gic.stride.is_some_and(odd) {
         return Err(PlatformError::BadGic);

@@ -86,6 +86,30 @@ fn two_gics_are_refused() {
     assert_eq!(Platform::read(&Fdt::new(&dtb).unwrap()).unwrap_err(), PlatformError::BadGic);
 }
 
+/// Nobody would look after it, and a host might find it all the same.
+#[test]
+fn parts_of_a_gic_where_no_device_can_be_are_refused() {
+    let whole = tree(&[]);
+    let registers = cells(&[0, 0x2000_0000, 0, 0x2_0000, 0, 0x2010_0000, 0, 0x10_0000]);
+    for compatible in ["arm,gic-v3", "arm,gic-v3-its"] {
+        let part =
+            || node("part", &[("compatible", string(compatible)), ("reg", registers.clone())]);
+        for kind in ["options", "pci", "nothing"] {
+            let mut tree = DeviceTree::from_fdt(&Fdt::new(&whole).unwrap());
+            let name = if kind == "pci" { "pcie@30000000" } else { kind };
+            let mut parent = node(name, &[("device_type", string(kind))]);
+            if kind != "nothing" {
+                parent.add_child(part());
+            }
+            tree.root.add_child(parent);
+            let dtb = tree.to_dtb();
+            let read = Platform::read(&Fdt::new(&dtb).unwrap());
+            let expected = (kind != "nothing").then_some(PlatformError::BadGic);
+            assert_eq!(read.err(), expected, "{compatible} below {kind}");
+        }
+    }
+}
+
 #[test]
 fn a_gic_that_lies_is_refused() {
     let bad = |reg: &[u32], more: &[(&str, Vec<u8>)], its: &[[u32; 4]]| {
@@ -117,4 +141,8 @@ fn a_gic_that_lies_is_refused() {
     // A bus on which it isn't.
     let elsewhere = cells(&[0, 0, 8, 0, 0, 0x80a_0000]);
     assert_eq!(with_gic(plain_gic(), Some(elsewhere)).unwrap_err(), one);
+    // A bus that moves it out of the address space, and says something else later: the first counts.
+    let first = [0, 0, 0xffff_ffff, 0xfff0_0000, 0, 0x1000_0000];
+    let twice = cells(&[&first[..], &[0, 0, 8, 0, 0, 0x1000_0000]].concat());
+    assert_eq!(with_gic(plain_gic(), Some(twice)).unwrap_err(), one);
 }
