@@ -11,6 +11,7 @@ use umbra_shared::{
     },
     error::Error,
     exit::{ExitInfo, RunFlags},
+    interrupt::{Entry, Interface, States},
     vl::VqSet,
 };
 
@@ -50,6 +51,8 @@ pub struct VlInfo {
     pub affinity: u64,
     /// Whether it is online at hyp.
     pub online: bool,
+    /// Its list registers.
+    pub interface: Interface,
 }
 
 /// Umbra's hyp, or something that behaves like it.
@@ -59,6 +62,15 @@ pub trait Hypervisor {
 
     /// VCPU_RUN: x1, x2-x5. Interrupts are masked.
     fn vcpu_run(&self, flags: RunFlags, answer: [u64; 4]) -> Result<Exit, Error>;
+
+    /// VCPU_RUN with interrupts, of which there is at least one: x6-x13, and x8 after it. Of the flags, how many there
+    /// are is filled in.
+    fn vcpu_run_with(
+        &self,
+        flags: RunFlags,
+        answer: [u64; 4],
+        entries: &[Entry],
+    ) -> Result<(Exit, States), Error>;
 
     /// Interface version and features.
     fn version(&self) -> Result<Version, Error> {
@@ -76,6 +88,7 @@ pub trait Hypervisor {
             cpus: r[2],
             affinity: r[3],
             online: r[4] != 0,
+            interface: Interface::from_register(r[6]),
         })
     }
 
@@ -188,6 +201,7 @@ mod hvc {
         call::{Call, Function, VENDOR_UID, VENDOR_UID_FUNCTION},
         error::{Error, check},
         exit::{ExitInfo, RunFlags},
+        interrupt::{Entry, MAX_ENTRIES, States},
     };
 
     /// The hypervisor below, called with HVC #0.
@@ -267,6 +281,45 @@ mod hvc {
             } else {
                 Err(check(x0).err().unwrap_or(Error::NotSupported))
             }
+        }
+
+        fn vcpu_run_with(
+            &self,
+            flags: RunFlags,
+            answer: [u64; 4],
+            entries: &[Entry],
+        ) -> Result<(Exit, States), Error> {
+            let mut words = [0; MAX_ENTRIES / 2];
+            for (n, entry) in entries.iter().enumerate() {
+                let word = words.get_mut(n / 2).ok_or(Error::InvalidArgument)?;
+                *word |= entry.bits() << (32 * (n % 2));
+            }
+            let (x0, info, states): (u64, u64, u64);
+            let mut data = [0; 6];
+            // SAFETY: as in `hvc`.
+            unsafe {
+                asm!(
+                    "hvc #0",
+                    inout("x0") Function::VcpuRun.id() => x0,
+                    inout("x1") flags.with_entries(entries.len()).bits() => info,
+                    inout("x2") answer[0] => data[0],
+                    inout("x3") answer[1] => data[1],
+                    inout("x4") answer[2] => data[2],
+                    inout("x5") answer[3] => data[3],
+                    inout("x6") words[0] => data[4],
+                    inout("x7") words[1] => data[5],
+                    inout("x8") words[2] => states,
+                    inout("x9") words[3] => _, inout("x10") words[4] => _,
+                    inout("x11") words[5] => _, inout("x12") words[6] => _,
+                    inout("x13") words[7] => _,
+                    out("x14") _, out("x15") _, out("x16") _, out("x17") _,
+                    options(nostack),
+                );
+            }
+            check(x0).map(|()| {
+                let exit = Exit { info: ExitInfo::from_register(info), data };
+                (exit, States::from_register(states))
+            })
         }
     }
 }

@@ -10,8 +10,8 @@
 //! the host right after the exit, before the handler is asked anything.
 //!
 //! # Virtual interrupts
-//! Hyp carries one interrupt at a time; the others wait here ([`Vcpu::inject`]). While one is in flight,
-//! that is pending or active in the guest, nothing else is offered; when the guest completes it, hyp's
+//! One interrupt is offered to hyp at a time; the others wait here ([`Vcpu::inject`]). While it is in flight,
+//! that is pending or active in the guest, it is offered again with each entry; when the guest completes it, the
 //! maintenance interrupt stops the guest and the next goes in.
 //!
 //! The guest's virtual timer is the machine's own. Its interrupt (PPI 27) is level-triggered and
@@ -31,14 +31,15 @@ use umbra_shared::{
     call::{Start, VcpuIndex, VmHandle},
     error::Error,
     exit::{ExitInfo, MmioAccess, Reason, RunFlags, SystemEvent},
+    interrupt::{Entry, INTIDS, State},
     vcpu::VcpuFeatures,
 };
 
 /// The virtual timer's interrupt, for the host as for guests.
 pub const VTIMER_INTID: u16 = 27;
 
-/// INTIDs of SGIs, PPIs and SPIs: 0..1020.
-const INTIDS: usize = 1020;
+/// The priority of all of them.
+const PRIORITY: u8 = 0xa0;
 
 /// The CPU, as the OS's run loop sees it.
 pub trait HostCpu: TaskFp {
@@ -130,13 +131,13 @@ pub trait ExitHandler {
 /// Interrupts that wait to go in.
 #[derive(Clone, Debug)]
 struct Pending {
-    bits: [u64; INTIDS.div_ceil(64)],
+    bits: [u64; INTIDS.div_ceil(64) as usize],
     count: u16,
 }
 
 impl Pending {
     const fn new() -> Self {
-        Self { bits: [0; INTIDS.div_ceil(64)], count: 0 }
+        Self { bits: [0; INTIDS.div_ceil(64) as usize], count: 0 }
     }
 
     fn insert(&mut self, intid: u16) {
@@ -188,7 +189,7 @@ pub struct Vcpu {
     fp: VcpuFp,
     features: VcpuFeatures,
     pending: Pending,
-    in_flight: Option<u16>,
+    in_flight: Option<Entry>,
     vtimer: bool,
     open: Open,
     flags: RunFlags,
@@ -233,7 +234,7 @@ impl Vcpu {
     /// Makes an interrupt pending; it goes in as soon as none is in flight. False: no such INTID
     /// (they end at 1019).
     pub fn inject(&mut self, intid: u16) -> bool {
-        let exists = (intid as usize) < INTIDS;
+        let exists = intid < INTIDS;
         if exists {
             self.pending.insert(intid);
         }
@@ -268,16 +269,30 @@ impl Vcpu {
         Ok(LoadedVcpu { vcpu: self, hyp, loaded: true, this_cpu: PhantomData })
     }
 
-    /// What the next entry injects.
+    /// What the next entry carries.
     #[inline]
-    fn choose(&self) -> Option<u16> {
+    fn choose(&self) -> Option<Entry> {
+        let new = |intid| Entry::new(intid, PRIORITY, State::Pending) | Entry::EOI;
         if self.in_flight.is_some() {
-            None
+            self.in_flight
         } else if self.vtimer {
-            Some(VTIMER_INTID)
+            Some(new(VTIMER_INTID))
         } else {
-            self.pending.first()
+            self.pending.first().map(new)
         }
+    }
+}
+
+/// A run with an interrupt: what it left by, and what is left of the interrupt.
+#[cold]
+fn carry<H: Hypervisor>(
+    hyp: &H,
+    vcpu: &Vcpu,
+    entry: Entry,
+) -> (Result<Exit, Error>, Option<Entry>) {
+    match hyp.vcpu_run_with(vcpu.flags, vcpu.answer, &[entry]) {
+        Ok((exit, states)) => (Ok(exit), entry.left(states.get(0))),
+        Err(error) => (Err(error), vcpu.in_flight),
     }
 }
 
@@ -308,28 +323,26 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
     #[inline]
     fn enter(&mut self, host: &mut impl HostCpu) -> Result<Exit, Error> {
         let vcpu = &mut *self.vcpu;
-        let injected = vcpu.choose();
-        let flags = match injected {
-            Some(intid) => vcpu.flags | RunFlags::inject(intid),
-            None => vcpu.flags,
-        };
-        let in_flight = injected.or(vcpu.in_flight);
+        let offered = vcpu.choose();
         let mask_timer = vcpu.vtimer;
         host.mask_interrupts();
         if mask_timer {
             host.mask_virtual_timer(true);
         }
         vcpu.fp.vcpu_ctxflush_fp(host);
-        let result = self.hyp.vcpu_run(flags, vcpu.answer);
+        let (result, left) = match offered {
+            None => (self.hyp.vcpu_run(vcpu.flags, vcpu.answer), None),
+            Some(entry) => carry(self.hyp, vcpu, entry),
+        };
         vcpu.fp.vcpu_ctxsync_fp(&result, host);
         if mask_timer {
             host.mask_virtual_timer(false);
         }
         if let Ok(exit) = &result {
-            if let Some(intid) = injected {
-                vcpu.pending.remove(intid);
+            if let (Some(entry), None) = (offered, vcpu.in_flight) {
+                vcpu.pending.remove(entry.intid());
             }
-            vcpu.in_flight = if exit.info.virq_in_flight() { in_flight } else { None };
+            vcpu.in_flight = left;
             vcpu.vtimer = exit.info.vtimer();
             vcpu.flags = RunFlags::empty();
             vcpu.answer = [0; 4];

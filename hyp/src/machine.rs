@@ -11,6 +11,7 @@ use crate::world::features::id::{IdRegisters, REGISTERS};
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use spin::Once;
 use umbra_shared::call::Policy;
+use umbra_shared::interrupt::Interface;
 use umbra_shared::sme::Storage;
 use umbra_shared::vl::VqSet;
 
@@ -75,6 +76,8 @@ pub struct Shared {
     features: AtomicU64,
     /// Its ID registers.
     id: [AtomicU64; REGISTERS],
+    /// Its list registers ([`Interface`]).
+    interface: AtomicU64,
     /// It has been up at EL2.
     online: AtomicBool,
     /// Bytes of its host image.
@@ -90,6 +93,7 @@ impl Shared {
             svqs: AtomicU16::new(0),
             features: AtomicU64::new(0),
             id: [const { AtomicU64::new(0) }; REGISTERS],
+            interface: AtomicU64::new(0),
             online: AtomicBool::new(false),
             image_bytes: AtomicU64::new(0),
         }
@@ -103,6 +107,7 @@ impl Shared {
         mpidr: u64,
         vqs: VqSet,
         svqs: VqSet,
+        interface: Interface,
     ) {
         for (shared, &register) in self.id.iter().zip(&id.registers) {
             shared.store(register, Ordering::Relaxed);
@@ -111,6 +116,7 @@ impl Shared {
         self.svqs.store(svqs.bits(), Ordering::Relaxed);
         self.features.store(features.bits(), Ordering::Relaxed);
         self.mpidr.store(mpidr, Ordering::Relaxed);
+        self.interface.store(interface.register(), Ordering::Relaxed);
         self.online.store(true, Ordering::Release);
     }
 
@@ -122,6 +128,11 @@ impl Shared {
     /// Its streaming vector lengths.
     pub fn svqs(&self) -> VqSet {
         VqSet::from_bits(self.svqs.load(Ordering::Relaxed))
+    }
+
+    /// Its list registers.
+    pub fn interface(&self) -> Interface {
+        Interface::from_register(self.interface.load(Ordering::Relaxed))
     }
 
     /// What it has.

@@ -223,7 +223,8 @@ functions! {
     Version = 0x00;
     /// x1 CPU index or [`ALL_CPUS`] → x1 set of VQs ([`VqSet`](crate::vl::VqSet) bits), x2 host
     /// image bytes, x3 number of CPUs, x4 MPIDR_EL1 affinity of the CPU, x5 1 if it is online at hyp,
-    /// x6 set of streaming VQs.
+    /// x6 set of streaming VQs, x7 its list registers ([`Interface`](crate::interrupt::Interface)); of all CPUs: what
+    /// those that are online have in common.
     VlInfo = 0x01;
     /// x1 CPU index, x2 first counter → x1-x8 eight counters from there ([`Counter`]).
     Stats = 0x02;

@@ -1,12 +1,14 @@
 //! What VCPU_RUN takes and returns, all of it in registers.
 //!
-//! **In.** x1 = [`RunFlags`]; x2-x5 finish what the last exit left open:
+//! **In.** x1 = [`RunFlags`]; x6-x13 interrupts, if it says so ([`crate::interrupt`]); x2-x5 finish what the last exit left
+//! open:
 //! after [`Reason::Hvc`] they become the guest's x0-x3; after a [`Reason::Mmio`] read x2 is the data.
 //! After any other exit they are ignored. Hyp remembers what is open; the host can't write a register
 //! that the last exit did not hand to it.
 //!
 //! **Out.** x0 = 0 or an error (then nothing ran; BUSY also if an SError of the host's waits that it has masked, or
-//! DISR_EL1 holds one that it has deferred); x1 = [`ExitInfo`]; x2-x7 by reason:
+//! DISR_EL1 holds one that it has deferred); x1 = [`ExitInfo`]; x8 = [`States`](crate::interrupt::States) if there were
+//! entries; x2-x7 by reason:
 //!
 //! | reason | x2 | x3.. |
 //! |---|---|---|
@@ -32,9 +34,10 @@ flag_set! {
     /// x1 of VCPU_RUN.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct RunFlags: u64 {
-        /// Make the interrupt in [`RunFlags::INTID`] pending for the guest, unless one is in
-        /// flight already (then the call is refused with BUSY).
-        const VIRQ = 1 << 0;
+        /// The guest is left when fewer than two entries are pending or active, and when it ends an interrupt that
+        /// no entry has (ICH_HCR_EL2.UIE and LRENPIE): there is more to come. With fewer than two entries
+        /// INVALID_ARGUMENT.
+        const UNDERFLOW = 1 << 0;
         /// Instead of finishing the open MMIO access, or of trying a [`Reason::Fault`] again, give the
         /// guest a synchronous external abort; a call of its own that exited with [`Reason::Fault`] or
         /// [`Reason::Tables`] fails.
@@ -42,20 +45,24 @@ flag_set! {
         /// Don't finish the open MMIO access: execute the instruction again (the host has mapped
         /// memory there).
         const RETRY = 1 << 2;
-        /// Bits 47:32: the INTID, 0..1020.
-        const INTID = 0xffff << 32;
+        /// Bits 12:8: how many entries there are in x6 to x13 ([`crate::interrupt`]).
+        const ENTRIES = 0x1f << 8;
     }
 }
 
 impl RunFlags {
-    /// Flags that inject `intid`.
-    pub const fn inject(intid: u16) -> Self {
-        Self::from_bits_retain(Self::VIRQ.bits() | (intid as u64) << 32)
+    const ENTRIES_SHIFT: u32 = 8;
+
+    /// With so many entries, 31 at the most.
+    #[must_use]
+    pub const fn with_entries(self, count: usize) -> Self {
+        let entries = (count as u64) << Self::ENTRIES_SHIFT & Self::ENTRIES.bits();
+        Self::from_bits_retain(self.bits() & !Self::ENTRIES.bits() | entries)
     }
 
-    /// The INTID field.
-    pub const fn intid(self) -> u16 {
-        (self.bits() >> 32) as u16
+    /// How many entries there are.
+    pub const fn entries(self) -> usize {
+        ((self.bits() & Self::ENTRIES.bits()) >> Self::ENTRIES_SHIFT) as usize
     }
 }
 
@@ -146,14 +153,12 @@ pub struct MmioAccess {
 impl ExitInfo {
     /// The guest's virtual timer output is asserted: CNTV_CTL_EL0 has ENABLE and ISTATUS, not IMASK.
     pub const VTIMER: u64 = 1 << 8;
-    /// The injected interrupt has not been completed yet: it is pending or active.
-    pub const VIRQ_IN_FLIGHT: u64 = 1 << 9;
     const MMIO_SIZE_SHIFT: u32 = 16;
     const MMIO_WRITE: u64 = 1 << 18;
 
-    /// An exit for `reason` with flag bits ([`Self::VTIMER`], [`Self::VIRQ_IN_FLIGHT`]).
+    /// An exit for `reason` with flag bits ([`Self::VTIMER`]).
     pub const fn new(reason: Reason, flags: u64) -> Self {
-        Self(reason as u64 | flags & (Self::VTIMER | Self::VIRQ_IN_FLIGHT))
+        Self(reason as u64 | flags & Self::VTIMER)
     }
 
     /// An MMIO exit: size as log2 of the bytes (ESR_ELx.ISS.SAS).
@@ -185,11 +190,6 @@ impl ExitInfo {
         self.0 & Self::VTIMER != 0
     }
 
-    /// Whether an injected interrupt is still pending or active.
-    pub const fn virq_in_flight(self) -> bool {
-        self.0 & Self::VIRQ_IN_FLIGHT != 0
-    }
-
     /// Size and direction of an MMIO access.
     pub const fn mmio_access(self) -> MmioAccess {
         MmioAccess {
@@ -205,14 +205,16 @@ mod tests {
 
     #[test]
     fn fields_do_not_overlap() {
-        let info = ExitInfo::mmio(3, true, ExitInfo::VTIMER | ExitInfo::VIRQ_IN_FLIGHT);
+        let info = ExitInfo::mmio(3, true, ExitInfo::VTIMER);
         assert_eq!(info.reason(), Some(Reason::Mmio));
         assert_eq!(info.mmio_access(), MmioAccess { bytes: 8, write: true });
-        assert!(info.vtimer() && info.virq_in_flight());
+        assert!(info.vtimer());
         let info = ExitInfo::new(Reason::Irq, 0);
         assert_eq!(info.register(), 0);
         assert_eq!(ExitInfo::from_register(0xff).reason(), None);
-        assert_eq!(RunFlags::inject(1019).intid(), 1019);
-        assert!(RunFlags::inject(27).contains(RunFlags::VIRQ));
+        let flags = (RunFlags::ABORT | RunFlags::UNDERFLOW).with_entries(16);
+        assert_eq!(flags.entries(), 16);
+        assert_eq!(flags.with_entries(0), RunFlags::ABORT | RunFlags::UNDERFLOW);
+        assert!(RunFlags::from_bits(flags.bits()).is_some());
     }
 }

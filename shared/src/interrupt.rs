@@ -1,9 +1,13 @@
 //! Virtual interrupts, as VCPU_RUN takes them and gives them back.
 //!
-//! An [`Entry`] is what a list register of the GIC's holds (ICH_LR<n>_EL2; IHI 0069, 12.4), in half a register.
-//! x1 says how many there are; they are in x6 to x13, two to a register, the
-//! lower half first. Hyp keeps none of them: what the guest has not completed its host offers again. After the run x8 has
-//! [`States`]: what became of each.
+//! An [`Entry`] is what a list register of the GIC's holds (`ICH_LR<n>_EL2`; IHI 0069, 12.4), in half a register.
+//! [`RunFlags::ENTRIES`](crate::exit::RunFlags::ENTRIES) says how many there are; they are in x6 to x13, two to a register,
+//! the lower half first; what is beyond them isn't looked at. Hyp keeps none of them: what the guest has not completed its
+//! host offers again. After the run x8 has [`States`]: what became of each.
+//!
+//! Refused with INVALID_ARGUMENT, and nothing runs: more entries than the CPU has list registers
+//! ([`Interface`], VL_INFO), reserved bits, an INTID from [`INTIDS`] on, one INTID twice, an entry that is neither pending
+//! nor active, priority bits that the CPU lacks.
 
 use crate::flag_set;
 
@@ -23,7 +27,7 @@ flag_set! {
         const PRIORITY = 0xff << 16;
         /// It is of group 1; without, of group 0.
         const GROUP1 = 1 << 24;
-        /// The guest is left when it ends the interrupt (ICH_LR<n>_EL2.EOI): a level that is still up is to be
+        /// The guest is left when it ends the interrupt (`ICH_LR<n>_EL2.EOI`): a level that is still up is to be
         /// pending again.
         const EOI = 1 << 25;
         /// It is pending.
@@ -54,6 +58,15 @@ impl Entry {
     /// The priority: lower is more urgent.
     pub const fn priority(self) -> u8 {
         (self.bits() >> 16) as u8
+    }
+
+    /// What is left of it, if anything is.
+    pub const fn left(self, state: State) -> Option<Self> {
+        let rest = self.bits() & !(3 << Self::STATE_SHIFT);
+        match state {
+            State::Done => None,
+            _ => Some(Self::from_bits_retain(rest | (state as u64) << Self::STATE_SHIFT)),
+        }
     }
 
     /// What is left of it to do.
@@ -138,6 +151,43 @@ impl States {
     }
 }
 
+/// A CPU's list registers, as VL_INFO tells of them: how many there are in bits 4:0, and in bits 15:8 which bits a
+/// priority can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Interface {
+    /// List registers, [`MAX_ENTRIES`] at the most.
+    pub registers: u8,
+    /// The bits that a priority can have.
+    pub priorities: u8,
+}
+
+impl Interface {
+    /// That of a CPU with this ICH_VTR_EL2: ListRegs (4:0) is the number less one, and so is PRIbits (31:29).
+    pub const fn of(ich_vtr_el2: u64) -> Self {
+        let bits = (ich_vtr_el2 >> 29 & 7) as u32 + 1;
+        // Numbers above 15 are reserved.
+        let registers = (ich_vtr_el2 & 0xf) as u8 + 1;
+        Self { registers, priorities: !(0xff_u32 >> bits) as u8 }
+    }
+
+    /// What two CPUs both have.
+    pub const fn common(self, other: Self) -> Self {
+        let registers =
+            if self.registers < other.registers { self.registers } else { other.registers };
+        Self { registers, priorities: self.priorities & other.priorities }
+    }
+
+    /// Reads the register form.
+    pub const fn from_register(raw: u64) -> Self {
+        Self { registers: raw as u8 & 0x1f, priorities: (raw >> 8) as u8 }
+    }
+
+    /// The register form.
+    pub const fn register(self) -> u64 {
+        self.registers as u64 | (self.priorities as u64) << 8
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,7 +202,21 @@ mod tests {
             assert_eq!(entry.contains(Entry::ACTIVE), state.is_active());
             assert!(entry.bits() >> 32 == 0, "half a register");
         }
+        let entry = Entry::new(7, 8, State::Pending) | Entry::EOI;
+        let left = Entry::new(7, 8, State::Active) | Entry::EOI;
+        assert_eq!((entry.left(State::Active), entry.left(State::Done)), (Some(left), None));
         assert_eq!(Entry::from_bits(1 << 10), None, "reserved bits are none of an entry's");
+    }
+
+    #[test]
+    fn an_interface_is_what_ich_vtr_says() {
+        let qemu = Interface::of(4 << 29 | 4 << 26 | 3);
+        assert_eq!(qemu, Interface { registers: 4, priorities: 0xf8 });
+        assert_eq!(Interface::of(7 << 29 | 15), Interface { registers: 16, priorities: 0xff });
+        assert_eq!(Interface::from_register(qemu.register()), qemu);
+        let other = Interface { registers: 16, priorities: 0xf0 };
+        assert_eq!(qemu.common(other), Interface { registers: 4, priorities: 0xf0 });
+        assert_eq!(other.common(qemu), qemu.common(other));
     }
 
     #[test]

@@ -68,7 +68,8 @@ numbered! {
         /// A hypercall of the host's other than VCPU_RUN.
         Call = 1,
         /// VCPU_RUN, at its end. args\[0\] is x1, args\[1\] the hint of the host's word as it was read,
-        /// args\[2\] how often a trap of the guest's made its state live, args\[3\] hyp's word after it.
+        /// args\[2\] how often a trap of the guest's made its state live, args\[3\] hyp's word after it, args\[4\] x8
+        /// if it had interrupts.
         Run = 2,
         /// A call of the guest that is loaded. function is its ID, SMC64's for an AArch32 guest too, args\[0\]
         /// its x1, result its x0, or r0 sign-extended.
@@ -92,6 +93,9 @@ numbered! {
         /// An access of the host's to a register of the GIC at args\[0\], ESR_EL2 being args\[1\]; result is 1 if
         /// it was no abort. Pages that the GIC reads from now on are nobody's to give away.
         Gic = 10,
+        /// What the VCPU_RUN that comes next on this CPU is offered: args are x6-x12, function is x13, result what the
+        /// CPU's list registers are ([`Interface`](crate::interrupt::Interface)).
+        Offer = 11,
     }
 }
 

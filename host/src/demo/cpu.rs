@@ -25,6 +25,7 @@ use umbra_patterns::{
     regs::{self, Bench, Width},
     tag::Tag,
 };
+use umbra_shared::interrupt::{Entry, States};
 use umbra_shared::{
     call::Call,
     error::Error,
@@ -62,6 +63,17 @@ impl Hypervisor for Counted {
         let exit = Hvc.vcpu_run(flags, answer)?;
         RUNS[smp::cpu()].fetch_add(1, Ordering::Relaxed);
         Ok(exit)
+    }
+
+    fn vcpu_run_with(
+        &self,
+        flags: RunFlags,
+        answer: [u64; 4],
+        entries: &[Entry],
+    ) -> Result<(Exit, States), Error> {
+        let run = Hvc.vcpu_run_with(flags, answer, entries)?;
+        RUNS[smp::cpu()].fetch_add(1, Ordering::Relaxed);
+        Ok(run)
     }
 }
 

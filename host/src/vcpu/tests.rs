@@ -9,21 +9,30 @@ use std::{cell::RefCell, collections::VecDeque, vec::Vec};
 use umbra_shared::{
     call::Call,
     flags::{FlagShadowPage, HostFlags, HypFlags},
+    interrupt::States,
 };
 
 /// What VCPU_RUN was given, beside what the host looked like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Entry {
+struct Entered {
     flags: RunFlags,
     answer: [u64; 4],
     hint: HostFlags,
+    offered: Option<Entry>,
+}
+
+impl Entered {
+    /// The INTID and the state of what is offered.
+    fn offered(&self) -> Option<(u16, State)> {
+        self.offered.map(|entry| (entry.intid(), entry.state()))
+    }
 }
 
 struct Script {
     page: &'static FlagShadowPage,
     exits: RefCell<VecDeque<Result<Exit, Error>>>,
     word: HypFlags,
-    entries: RefCell<Vec<Entry>>,
+    entries: RefCell<Vec<Entered>>,
     loaded: RefCell<bool>,
 }
 
@@ -48,10 +57,25 @@ impl Hypervisor for Script {
     fn vcpu_run(&self, flags: RunFlags, answer: [u64; 4]) -> Result<Exit, Error> {
         assert!(*self.loaded.borrow());
         let hint = self.page.snapshot_hint().decode();
-        self.entries.borrow_mut().push(Entry { flags, answer, hint });
+        self.entries.borrow_mut().push(Entered { flags, answer, hint, offered: None });
         let exit = self.exits.borrow_mut().pop_front().expect("the script has an exit")?;
         self.page.publish(self.word);
         Ok(exit)
+    }
+
+    /// What becomes of the interrupt is in x7 of the exit.
+    fn vcpu_run_with(
+        &self,
+        flags: RunFlags,
+        answer: [u64; 4],
+        entries: &[Entry],
+    ) -> Result<(Exit, States), Error> {
+        let exit = self.vcpu_run(flags, answer);
+        let &[entry] = entries else { panic!("one at a time: {entries:?}") };
+        if let Some(run) = self.entries.borrow_mut().last_mut() {
+            run.offered = Some(entry);
+        }
+        exit.map(|exit| (exit, States::from_register(exit.data[5])))
     }
 }
 
@@ -162,12 +186,18 @@ fn exit(reason: Reason, flags: u64, data: [u64; 2]) -> Result<Exit, Error> {
     Ok(Exit { info, data: [data[0], data[1], 0, 0, 0, 0] })
 }
 
+/// The same, of a run whose interrupt is in this state after it.
+fn left(state: State, reason: Reason, flags: u64) -> Result<Exit, Error> {
+    let info = ExitInfo::new(reason, flags);
+    Ok(Exit { info, data: [0, 0, 0, 0, 0, States::default().with(0, state).register()] })
+}
+
 fn done() -> Result<Exit, Error> {
     exit(Reason::Hvc, 0, [99, 0])
 }
 
 struct Run {
-    entries: Vec<Entry>,
+    entries: Vec<Entered>,
     log: Vec<&'static str>,
     host: Host,
     result: Result<u64, Error>,
@@ -222,38 +252,43 @@ fn aborts_and_retries_are_said_once() {
     assert_eq!(flags, [RunFlags::empty(), RunFlags::ABORT, RunFlags::RETRY]);
 }
 
+fn offered(run: &Run) -> Vec<Option<(u16, State)>> {
+    run.entries.iter().map(Entered::offered).collect()
+}
+
+use State::{Active, Done, Pending};
+
 #[test]
 fn one_interrupt_at_a_time_lowest_first() {
-    let flight = ExitInfo::VIRQ_IN_FLIGHT;
     let exits = [
-        exit(Reason::Irq, flight, [0; 2]),
-        exit(Reason::Irq, flight, [0; 2]),
-        exit(Reason::Irq, 0, [0; 2]),
-        exit(Reason::Irq, 0, [0; 2]),
+        left(Pending, Reason::Irq, 0),
+        left(Active, Reason::Irq, 0),
+        left(Done, Reason::Irq, 0),
+        left(Done, Reason::Irq, 0),
         done(),
     ];
     let run = run(&[1019, 33], OURS, &exits);
-    let flags: Vec<_> = run.entries.iter().map(|e| e.flags).collect();
-    let none = RunFlags::empty();
-    assert_eq!(flags, [RunFlags::inject(33), none, none, RunFlags::inject(1019), none]);
+    let (a, b) = (33, 1019);
+    let expected =
+        [Some((a, Pending)), Some((a, Pending)), Some((a, Active)), Some((b, Pending)), None];
+    assert_eq!(offered(&run), expected);
     assert!(run.host.timer_masks.is_empty());
     assert!(!run.vcpu.has_interrupt());
 }
 
 #[test]
 fn the_timer_goes_in_once_and_its_line_is_masked_while_it_is_up() {
-    let (timer, flight) = (ExitInfo::VTIMER, ExitInfo::VIRQ_IN_FLIGHT);
+    let timer = ExitInfo::VTIMER;
     let exits = [
         exit(Reason::Irq, timer, [0; 2]),
-        exit(Reason::Hvc, timer | flight, [0; 2]),
-        exit(Reason::Hvc, flight, [0; 2]),
-        exit(Reason::Hvc, 0, [0; 2]),
+        left(Active, Reason::Hvc, timer),
+        left(Active, Reason::Hvc, 0),
+        left(Done, Reason::Hvc, 0),
         done(),
     ];
     let run = run(&[], OURS, &exits);
-    let flags: Vec<_> = run.entries.iter().map(|e| e.flags).collect();
-    let none = RunFlags::empty();
-    assert_eq!(flags, [none, RunFlags::inject(27), none, none, none]);
+    let expected = [None, Some((27, Pending)), Some((27, Active)), Some((27, Active)), None];
+    assert_eq!(offered(&run), expected);
     // Around the entries 1 and 2, and no others.
     let masks: Vec<_> = run.host.timer_masks.iter().map(|m| m.0).collect();
     assert_eq!(masks, [true, false, true, false]);
@@ -262,32 +297,43 @@ fn the_timer_goes_in_once_and_its_line_is_masked_while_it_is_up() {
 
 #[test]
 fn a_timer_that_fires_while_another_interrupt_is_handled_stops_the_guest_once() {
-    let (timer, flight) = (ExitInfo::VTIMER, ExitInfo::VIRQ_IN_FLIGHT);
+    let timer = ExitInfo::VTIMER;
     let exits = [
-        exit(Reason::Irq, timer | flight, [0; 2]),
-        exit(Reason::Hvc, timer | flight, [0; 2]),
-        exit(Reason::Irq, timer, [0; 2]),
-        exit(Reason::Hvc, flight, [0; 2]),
+        left(Active, Reason::Irq, timer),
+        left(Active, Reason::Hvc, timer),
+        left(Done, Reason::Irq, timer),
+        left(Active, Reason::Hvc, 0),
+        left(Done, Reason::Hvc, 0),
         done(),
     ];
     let run = run(&[33], OURS, &exits);
-    let flags: Vec<_> = run.entries.iter().map(|e| e.flags).collect();
-    let none = RunFlags::empty();
-    assert_eq!(flags, [RunFlags::inject(33), none, none, RunFlags::inject(27), none]);
+    let expected = [
+        Some((33, Pending)),
+        Some((33, Active)),
+        Some((33, Active)),
+        Some((27, Pending)),
+        Some((27, Active)),
+        None,
+    ];
+    assert_eq!(offered(&run), expected);
     // With 33 in flight, too, as long as the line is up; and no longer: around the entries 1, 2 and 3.
     let masks: Vec<_> = run.host.timer_masks.iter().map(|m| m.0).collect();
     assert_eq!(masks, [true, false, true, false, true, false]);
-    assert_eq!(run.log, ["irq", "hvc", "timer", "irq", "hvc", "hvc"]);
+    assert_eq!(run.log, ["irq", "hvc", "timer", "irq", "hvc", "hvc", "hvc"]);
 }
 
 #[test]
 fn a_level_that_is_still_up_after_completion_goes_in_again() {
     let timer = ExitInfo::VTIMER;
-    let exits = [exit(Reason::Irq, timer, [0; 2]), exit(Reason::Irq, timer, [0; 2]), done()];
+    let exits = [
+        exit(Reason::Irq, timer, [0; 2]),
+        left(Done, Reason::Irq, timer),
+        left(Done, Reason::Hvc, 0),
+        done(),
+    ];
     let run = run(&[], OURS, &exits);
-    let injected = run.entries.iter().filter(|e| e.flags == RunFlags::inject(27)).count();
-    assert_eq!(injected, 2);
-    assert_eq!(run.log, ["timer", "irq", "timer", "irq", "hvc"]);
+    assert_eq!(offered(&run), [None, Some((27, Pending)), Some((27, Pending)), None]);
+    assert_eq!(run.log, ["timer", "irq", "timer", "irq", "hvc", "hvc"]);
 }
 
 #[test]
@@ -298,7 +344,7 @@ fn a_refused_run_loses_no_interrupt_and_no_answer() {
     assert_eq!(run.vcpu.answer, [4, 7, 0, 0]);
     let mut vcpu = run.vcpu;
     vcpu.inject(40);
-    assert_eq!(vcpu.choose(), Some(40));
+    assert_eq!(vcpu.choose().map(Entry::intid), Some(40));
     assert!(!vcpu.inject(1020));
 }
 
@@ -349,8 +395,7 @@ fn the_guests_power_is_told() {
 
 #[test]
 fn a_reset_forgets_what_was_open() {
-    let flight = ExitInfo::VIRQ_IN_FLIGHT | ExitInfo::VTIMER;
-    let exits = [exit(Reason::Irq, flight, [0; 2]), Err(Error::Busy)];
+    let exits = [left(Pending, Reason::Irq, ExitInfo::VTIMER), Err(Error::Busy)];
     let mut vcpu = run(&[50, 60], OURS, &exits).vcpu;
     assert!(vcpu.has_interrupt());
     let hyp = Refusing;
@@ -376,6 +421,15 @@ impl Hypervisor for Refusing {
 
     fn vcpu_run(&self, _: RunFlags, _: [u64; 4]) -> Result<Exit, Error> {
         unreachable!()
+    }
+
+    fn vcpu_run_with(
+        &self,
+        flags: RunFlags,
+        answer: [u64; 4],
+        _: &[Entry],
+    ) -> Result<(Exit, States), Error> {
+        self.vcpu_run(flags, answer).map(|exit| (exit, States::default()))
     }
 }
 

@@ -3,6 +3,7 @@
 use super::*;
 use crate::hypercall::{Exit, Results};
 use std::{cell::RefCell, collections::BTreeSet};
+use umbra_shared::interrupt::{Entry, States};
 use umbra_shared::{
     call::{Call, Policy},
     exit::RunFlags,
@@ -104,6 +105,15 @@ impl Hypervisor for Fake {
 
     fn vcpu_run(&self, _: RunFlags, _: [u64; 4]) -> Result<Exit, HypError> {
         Err(HypError::NotLoaded)
+    }
+
+    fn vcpu_run_with(
+        &self,
+        flags: RunFlags,
+        answer: [u64; 4],
+        _: &[Entry],
+    ) -> Result<(Exit, States), HypError> {
+        self.vcpu_run(flags, answer).map(|exit| (exit, States::default()))
     }
 }
 

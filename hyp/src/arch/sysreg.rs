@@ -67,8 +67,6 @@ gap! {
     read_disr_el1 _write_disr_el1 "s3_0_c12_c1_1";
     /// ICC_SGI1R_EL1: interrupts for other CPUs. Write-only; a read is UNDEFINED, and nobody's.
     _read_icc_sgi1r_el1 write_icc_sgi1r_el1 "s3_0_c12_c11_5";
-    /// ICH_LR0_EL2: the one list register in use.
-    read_ich_lr0_el2 write_ich_lr0_el2 "s3_4_c12_c12_0";
     /// ICH_VMCR_EL2: the guest's ICC_PMR, BPR, IGRPEN, EOImode.
     read_ich_vmcr_el2 write_ich_vmcr_el2 "s3_4_c12_c11_7";
     /// ICH_AP0R0_EL2: active priorities, group 0.

@@ -16,7 +16,7 @@ use crate::power::{
 use crate::world::errata::{self, Erratum, SME_SYNC_FUNCTION, Workarounds, may_use_sme};
 use crate::world::features::id::{IdRegister, IdRegisters};
 use crate::world::features::{Features, Name};
-use crate::world::interrupts::virtual_interface_fits;
+use crate::world::interrupts::{interface, virtual_interface_fits};
 use crate::world::midr::Midr;
 use crate::world::switch::{self, El1Context, PSTATE_EL1H_MASKED, World};
 use core::arch::asm;
@@ -86,7 +86,7 @@ pub fn bring_up(cpu: &mut Cpu) {
     if workarounds.contains(Workarounds::NO_GUESTS) || !fits {
         lacks = Features::SHOWN;
     }
-    cpu.shared.publish(features.less(lacks), &id, mpidr, vqs, svqs);
+    cpu.shared.publish(features.less(lacks), &id, mpidr, vqs, svqs, interface());
     cpu.hw.set_access(Access::Closed);
 }
 

@@ -35,10 +35,24 @@ unsafe extern "C" {
 const LEFT_SYNCHRONOUS: u64 = 0;
 const LEFT_IRQ: u64 = 1;
 
+/// A run with one of these has interrupts for the guest, or should.
+const OFFERS: RunFlags = RunFlags::ENTRIES.union(RunFlags::UNDERFLOW);
+
 /// Handles the hypercall: `frame` holds the host's x0-x17 and takes the results.
 pub fn run(cpu: &mut Cpu, frame: &mut HostFrame) {
     cpu.opened = 0;
     let mut seen = Seen { flags: frame.x[1], ..Seen::default() };
+    if seen.flags & OFFERS.bits() != 0 {
+        log::forget();
+        cpu.log(|| {
+            let [.., x6, x7, x8, x9, x10, x11, x12, x13, _, _, _, _] = frame.x;
+            Transition {
+                function: x13,
+                result: interrupts::interface().register(),
+                ..Transition::new(Kind::Offer, [x6, x7, x8, x9, x10, x11, x12])
+            }
+        });
+    }
     match run_loaded(cpu, frame, &mut seen) {
         Ok(()) => frame.x[0] = 0,
         Err(error) => frame.x[0] = error.code() as u64,
@@ -47,7 +61,10 @@ pub fn run(cpu: &mut Cpu, frame: &mut HostFrame) {
     cpu.log(|| Transition {
         result: frame.x[0],
         results: [frame.x[1], frame.x[2], frame.x[3]],
-        ..Transition::new(Kind::Run, [seen.flags, seen.hint, cpu.opened, seen.word, 0, 0, 0])
+        ..Transition::new(
+            Kind::Run,
+            [seen.flags, seen.hint, cpu.opened, seen.word, seen.states, 0, 0],
+        )
     });
 }
 
@@ -57,6 +74,7 @@ struct Seen {
     flags: u64,
     hint: u64,
     word: u64,
+    states: u64,
 }
 
 #[inline(always)]
@@ -78,17 +96,12 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
             _ => Err(Error::PoweredOff),
         };
     }
-    if flags.contains(RunFlags::VIRQ) {
-        if flags.intid() >= 1020 {
-            return Err(Error::InvalidArgument);
-        }
-        if vcpu.gic.in_flight() {
-            return Err(Error::Busy);
-        }
-    }
     // An error that the host has deferred, or masked, is not the guest's to answer for, nor hyp's to take away.
     if cpu.world.host_error_waits() {
         return Err(Error::Busy);
+    }
+    if flags.intersects(OFFERS) {
+        offer(vcpu, frame, flags)?;
     }
     let hint = vcpu.flags.snapshot_hint().decode();
     seen.hint = hint.bits();
@@ -105,9 +118,6 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
         _ => complete(vcpu, flags, &frame.x),
     }
     vcpu.open = Open::Nothing;
-    if flags.contains(RunFlags::VIRQ) {
-        vcpu.gic.inject(flags.intid());
-    }
     stats.add(Counter::Runs, 1);
 
     // Walks that the host's EL1 has begun end before their registers become the guest's: out of
@@ -118,7 +128,7 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
         switch::switch_pauth(&cpu.world, &mut cpu.host, &vcpu.el1);
     }
     let host_timer = interrupts::enter_timer(&vcpu.timer);
-    vcpu.gic.enter();
+    vcpu.gic.enter(flags);
     cpu.world.enter_guest(vcpu.hcr, vcpu.vmpidr, vcpu.vttbr);
 
     // SAFETY: return state for the ERET into the guest, which runs under its own stage 2 at EL1 or EL0:
@@ -175,7 +185,7 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
         broken(vcpu, syndrome::pending_serror(disr));
     }
     cpu.world.leave_guest(cpu.host_vttbr);
-    let in_flight = vcpu.gic.leave();
+    let states = vcpu.gic.leave();
     let vtimer = interrupts::leave_timer(&mut vcpu.timer, host_timer);
     switch::switch_el1(&cpu.world, &mut vcpu.el1, &cpu.host);
     if switch::uses_pauth(vcpu.hcr) {
@@ -192,11 +202,20 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
     if vtimer {
         info |= ExitInfo::VTIMER;
     }
-    if in_flight {
-        info |= ExitInfo::VIRQ_IN_FLIGHT;
-    }
     frame.x[1] = info;
+    if let Some(states) = states {
+        frame.x[8] = states.register();
+        seen.states = frame.x[8];
+    }
     Ok(())
+}
+
+/// The interrupts that the run is to carry.
+#[cold]
+#[inline(never)]
+fn offer(vcpu: &mut Vcpu, frame: &HostFrame, flags: RunFlags) -> Result<(), Error> {
+    let words = frame.x[6..14].try_into().map_err(|_| Error::InvalidArgument)?;
+    vcpu.gic.offer(flags, words)
 }
 
 /// x2-x7 for the host. Not as a slice: that would be a call of memcpy.

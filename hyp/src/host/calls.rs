@@ -5,7 +5,7 @@
 use crate::arch::exception::HostFrame;
 use crate::arch::log::{self, Transition};
 use crate::cpu::Cpu;
-use crate::machine::{MACHINE, SHARED, machine};
+use crate::machine::{MACHINE, SHARED, Shared, machine};
 use crate::memory::hw;
 use crate::vm::slots;
 use crate::world::features::Name;
@@ -14,6 +14,7 @@ use umbra_shared::call::{
     VENDOR_UID_FUNCTION, VM_PAGES, VcpuConfig,
 };
 use umbra_shared::error::Error;
+use umbra_shared::interrupt::Interface;
 use umbra_shared::record::Kind;
 
 /// x1-x8 of an answer.
@@ -129,7 +130,10 @@ fn vl_info(cpu: Option<u64>) -> Result<Results, Error> {
     let cpus = machine.cpus as u64;
     let Some(cpu) = cpu else {
         let (vqs, svqs) = (machine.lengths.common.bits(), machine.streaming.common.bits());
-        return Ok([vqs.into(), 0, cpus, 0, 1, svqs.into(), 0, 0]);
+        let online = SHARED[..machine.cpus].iter().filter(|shared| shared.online());
+        let interface = online.map(Shared::interface).reduce(Interface::common);
+        let interface = interface.map_or(0, Interface::register);
+        return Ok([vqs.into(), 0, cpus, 0, 1, svqs.into(), interface, 0]);
     };
     let shared = usize::try_from(cpu)
         .ok()
@@ -143,7 +147,7 @@ fn vl_info(cpu: Option<u64>) -> Result<Results, Error> {
         shared.mpidr.load(Relaxed),
         u64::from(shared.online()),
         u64::from(shared.svqs().bits()),
-        0,
+        shared.interface().register(),
         0,
     ])
 }

@@ -4,6 +4,10 @@
 //! deadline is armed in CNTHP, so that its tick is not lost.
 
 use crate::arch::sysreg::*;
+use crate::world::entries::{self, ListRegisters};
+use umbra_shared::error::Error;
+use umbra_shared::exit::RunFlags;
+use umbra_shared::interrupt::{Interface, MAX_ENTRIES, States};
 
 /// A guest's virtual timer.
 #[derive(Clone, Debug, Default)]
@@ -32,7 +36,8 @@ pub struct VirtualGic {
     vmcr: u64,
     ap0r0: u64,
     ap1r0: u64,
-    lr0: u64,
+    /// What this run carries. The host offers what is left anew each time.
+    lists: ListRegisters,
 }
 
 /// CNTx_CTL bits.
@@ -40,14 +45,11 @@ const TIMER_ENABLE: u64 = 1;
 const TIMER_IMASK: u64 = 1 << 1;
 const TIMER_ISTATUS: u64 = 1 << 2;
 
-/// ICH_LR<n>_EL2: state (63:62), group 1 (60), EOI maintenance interrupt (41), priority (55:48).
-const LR_STATE: u64 = 3 << 62;
-const LR_PENDING: u64 = 1 << 62;
-const LR_GROUP1: u64 = 1 << 60;
-const LR_EOI_MAINTENANCE: u64 = 1 << 41;
-const LR_PRIORITY: u64 = 0xa0 << 48;
-
+/// ICH_HCR_EL2: En, UIE, LRENPIE, EOIcount (31:27).
 const ICH_HCR_EN: u64 = 1;
+const ICH_HCR_UIE: u64 = 1 << 1;
+const ICH_HCR_LRENPIE: u64 = 1 << 2;
+const ICH_HCR_EOI_COUNT_SHIFT: u32 = 27;
 
 /// The host's timer makes way for a guest's; the host's deadline moves to CNTHP. Returns the host's
 /// CTL and CVAL.
@@ -81,15 +83,16 @@ pub fn leave_timer(guest: &mut Timer, host: [u64; 2]) -> bool {
 }
 
 impl VirtualGic {
-    /// Whether an injected interrupt is pending or active.
-    pub const fn in_flight(&self) -> bool {
-        self.lr0 & LR_STATE != 0
-    }
-
-    /// Makes `intid` pending, with an exit when the guest completes it. The vCPU is loaded here.
-    pub fn inject(&mut self, intid: u16) {
-        self.lr0 = LR_PENDING | LR_GROUP1 | LR_EOI_MAINTENANCE | LR_PRIORITY | u64::from(intid);
-        write_ich_lr0_el2(self.lr0);
+    /// Takes the interrupts of the next run from the host's x6 to x13.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`entries::check`]; then it carries none.
+    #[cold]
+    #[inline(never)]
+    pub fn offer(&mut self, flags: RunFlags, words: &[u64; MAX_ENTRIES / 2]) -> Result<(), Error> {
+        self.lists = entries::check(flags, words, interface())?;
+        Ok(())
     }
 
     /// The vCPU is bound to this CPU: its interface goes into the registers, off for now. The host,
@@ -98,7 +101,6 @@ impl VirtualGic {
         write_ich_vmcr_el2(self.vmcr);
         write_ich_ap0r0_el2(self.ap0r0);
         write_ich_ap1r0_el2(self.ap1r0);
-        write_ich_lr0_el2(self.lr0);
     }
 
     /// It is unbound.
@@ -108,32 +110,91 @@ impl VirtualGic {
         self.ap1r0 = read_ich_ap1r0_el2();
     }
 
-    /// Turns the guest's CPU interface on.
+    /// Turns the guest's CPU interface on, with what the run carries.
     #[inline]
-    pub fn enter(&self) {
-        write_ich_hcr_el2(ICH_HCR_EN);
-    }
-
-    /// Turns it off, which also drops the maintenance interrupt. Returns whether an injected interrupt is
-    /// still pending or active.
-    #[inline]
-    pub fn leave(&mut self) -> bool {
-        let lr0 = read_ich_lr0_el2();
-        clear_ich_hcr_el2();
-        self.lr0 = lr0;
-        lr0 != 0 && self.injected()
-    }
-
-    /// The list register holds something; once it is completed, no longer, lest it ask for maintenance
-    /// again.
-    #[cold]
-    fn injected(&mut self) -> bool {
-        if !self.in_flight() {
-            self.lr0 = 0;
-            write_ich_lr0_el2(0);
+    pub fn enter(&self, flags: RunFlags) {
+        if self.lists.is_empty() {
+            write_ich_hcr_el2(ICH_HCR_EN);
+        } else {
+            self.enter_with_lists(flags.contains(RunFlags::UNDERFLOW));
         }
-        self.in_flight()
     }
+
+    #[cold]
+    #[inline(never)]
+    fn enter_with_lists(&self, underflow: bool) {
+        for (n, list) in self.lists.iter().enumerate() {
+            write_list_register(n, list.bits());
+        }
+        write_ich_hcr_el2(ICH_HCR_EN | if underflow { ICH_HCR_UIE | ICH_HCR_LRENPIE } else { 0 });
+    }
+
+    /// Turns it off, which also drops the maintenance interrupt. Returns what became of the interrupts of the run, if
+    /// it had any: the list registers are empty again.
+    #[inline]
+    pub fn leave(&mut self) -> Option<States> {
+        if self.lists.is_empty() {
+            clear_ich_hcr_el2();
+            None
+        } else {
+            Some(self.leave_with_lists())
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn leave_with_lists(&mut self) -> States {
+        let eois = read_ich_hcr_el2() >> ICH_HCR_EOI_COUNT_SHIFT;
+        clear_ich_hcr_el2();
+        let mut states = States::default().with_eoi_count(eois);
+        for n in 0..self.lists.len() {
+            states = states.with(n, entries::state(read_list_register(n)));
+            write_list_register(n, 0);
+        }
+        self.lists.clear();
+        states
+    }
+}
+
+macro_rules! list_registers {
+    ($($n:literal $register:literal)*) => {
+        /// `ICH_LR<n>_EL2`, which the CPU has.
+        fn write_list_register(n: usize, value: u64) {
+            match n {
+                // SAFETY: an implemented list register; it is looked at while a guest runs, and what is in it then is
+                // zero or has been checked.
+                $($n => unsafe {
+                    core::arch::asm!(concat!("msr ", $register, ", {}"), in(reg) value, options(nostack));
+                },)*
+                _ => {}
+            }
+        }
+
+        /// `ICH_LR<n>_EL2`, which the CPU has.
+        fn read_list_register(n: usize) -> u64 {
+            let mut value = 0;
+            match n {
+                // SAFETY: reading an implemented list register has no effect but to give its value.
+                $($n => unsafe {
+                    core::arch::asm!(concat!("mrs {}, ", $register), out(reg) value, options(nostack));
+                },)*
+                _ => {}
+            }
+            value
+        }
+    };
+}
+
+list_registers! {
+    0 "s3_4_c12_c12_0" 1 "s3_4_c12_c12_1" 2 "s3_4_c12_c12_2" 3 "s3_4_c12_c12_3"
+    4 "s3_4_c12_c12_4" 5 "s3_4_c12_c12_5" 6 "s3_4_c12_c12_6" 7 "s3_4_c12_c12_7"
+    8 "s3_4_c12_c13_0" 9 "s3_4_c12_c13_1" 10 "s3_4_c12_c13_2" 11 "s3_4_c12_c13_3"
+    12 "s3_4_c12_c13_4" 13 "s3_4_c12_c13_5" 14 "s3_4_c12_c13_6" 15 "s3_4_c12_c13_7"
+}
+
+/// This CPU's list registers.
+pub fn interface() -> Interface {
+    Interface::of(read_ich_vtr_el2())
 }
 
 /// The most priority bits with which all active priorities fit AP0R0 and AP1R0, which are switched.
@@ -147,21 +208,9 @@ pub fn virtual_interface_fits() -> bool {
 /// What the virtual CPU interface holds after reset is anything: a list register left over would
 /// interrupt a guest.
 pub fn clear_virtual_interface() {
-    macro_rules! clear {
-        ($count:expr; $($n:literal $register:literal)*) => {
-            $(if $count > $n {
-                // SAFETY: an implemented list register, with the interface off.
-                unsafe { core::arch::asm!(concat!("msr ", $register, ", xzr"), options(nostack)) };
-            })*
-        };
+    for n in 0..interface().registers {
+        write_list_register(n.into(), 0);
     }
-    let list_registers = (read_ich_vtr_el2() & 0x1f) + 1;
-    clear!(list_registers;
-        0 "s3_4_c12_c12_0" 1 "s3_4_c12_c12_1" 2 "s3_4_c12_c12_2" 3 "s3_4_c12_c12_3"
-        4 "s3_4_c12_c12_4" 5 "s3_4_c12_c12_5" 6 "s3_4_c12_c12_6" 7 "s3_4_c12_c12_7"
-        8 "s3_4_c12_c13_0" 9 "s3_4_c12_c13_1" 10 "s3_4_c12_c13_2" 11 "s3_4_c12_c13_3"
-        12 "s3_4_c12_c13_4" 13 "s3_4_c12_c13_5" 14 "s3_4_c12_c13_6" 15 "s3_4_c12_c13_7"
-    );
     write_ich_ap0r0_el2(0);
     write_ich_ap1r0_el2(0);
     write_ich_vmcr_el2(0);

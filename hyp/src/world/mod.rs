@@ -9,6 +9,7 @@
 //! | [`idregs`] | what guests read from ID registers |
 //! | [`registers`] | the table below, made from the data |
 //! | `switch` | all that put into effect |
+//! | [`entries`] | the interrupts of a run, checked |
 //! | `aarch32`, `interrupts` | what AArch32 adds; a guest's virtual timer and GIC CPU interface |
 //!
 #![doc = include_str!("registers.md")]
@@ -18,6 +19,7 @@ pub mod aarch32;
 pub mod controls;
 pub mod el1;
 pub mod el2;
+pub mod entries;
 pub mod errata;
 pub mod features;
 pub mod idregs;

@@ -46,6 +46,8 @@ pub const HVC: u32 = 0xd400_0002;
 pub const SMC: u32 = 0xd400_0003;
 /// MSR DAIFClr, #2
 pub const UNMASK_IRQ: u32 = 0xd503_42ff;
+/// MSR DAIFSet, #2
+pub const MASK_IRQ: u32 = 0xd503_42df;
 /// FMOV D0, X0, and X0, D0.
 pub const FMOV_D0_X0: u32 = 0x9e67_0000;
 pub const FMOV_X0_D0: u32 = 0x9e66_0000;
@@ -118,6 +120,20 @@ pub mod sysreg {
     pub const ICC_PMR: SysReg = reg(3, 0, 4, 6, 0);
     /// ICC_IGRPEN1_EL1
     pub const ICC_IGRPEN1: SysReg = reg(3, 0, 12, 12, 7);
+    /// ICC_IGRPEN0_EL1
+    pub const ICC_IGRPEN0: SysReg = reg(3, 0, 12, 12, 6);
+    /// ICC_IAR0_EL1
+    pub const ICC_IAR0: SysReg = reg(3, 0, 12, 8, 0);
+    /// ICC_EOIR0_EL1
+    pub const ICC_EOIR0: SysReg = reg(3, 0, 12, 8, 1);
+    /// ICC_IAR1_EL1
+    pub const ICC_IAR1: SysReg = reg(3, 0, 12, 12, 0);
+    /// ICC_RPR_EL1
+    pub const ICC_RPR: SysReg = reg(3, 0, 12, 11, 3);
+    /// ICC_DIR_EL1
+    pub const ICC_DIR: SysReg = reg(3, 0, 12, 11, 1);
+    /// ICC_CTLR_EL1
+    pub const ICC_CTLR: SysReg = reg(3, 0, 12, 12, 4);
     /// ICC_EOIR1_EL1
     pub const ICC_EOIR1: SysReg = reg(3, 0, 12, 12, 1);
     /// ICC_SGI1R_EL1

@@ -28,6 +28,7 @@ mod fuzz;
 mod host;
 mod instruction;
 mod instruction32;
+mod interrupted;
 mod junk;
 mod ledger;
 mod lpi;

@@ -680,7 +680,8 @@ impl Puppet {
 }
 
 impl Event {
-    fn new(exit: Exit) -> Self {
+    /// What an exit means.
+    pub fn new(exit: Exit) -> Self {
         let [why, x0, x1, x2, x3, x4] = exit.data;
         match (exit.info.reason(), why) {
             (Some(Reason::Hvc), DONE) => Self::Done([x0, x1, x2, x3, x4]),

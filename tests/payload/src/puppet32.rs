@@ -345,7 +345,8 @@ impl Puppet32 {
 }
 
 impl Event32 {
-    fn new(exit: Exit) -> Self {
+    /// What an exit means.
+    pub fn new(exit: Exit) -> Self {
         let [why, r0, r1, r2, r3, r4] = exit.data;
         if exit.info.reason() != Some(Reason::Hvc) {
             return Self::Exit(exit);

@@ -15,6 +15,7 @@ use crate::calls::{Choice, Outcome};
 use crate::fp::{Fp, Held};
 use crate::guest::GuestCall;
 use crate::memory::{Changes, Memory, Owner};
+use crate::offer::Offer;
 use crate::vm::{self, Power};
 use crate::{Platform, Spec};
 
@@ -232,6 +233,10 @@ impl Spec {
                 self.judged_pinning(record).map_err(differ)?;
                 return Ok(());
             }
+            Some(Kind::Offer) => {
+                self.cpus[cpu].offer = Some(Offer::read(record));
+                return Ok(());
+            }
             Some(Kind::ImplicitPut) => {
                 self.put(cpu);
                 nothing()
@@ -320,7 +325,7 @@ impl Spec {
     }
 
     fn judged_run(&mut self, cpu: usize, record: &Record) -> Result<Outcome, String> {
-        let [flags, hint, opened, word, ..] = record.args;
+        let [flags, hint, opened, word, states, ..] = record.args;
         let refused = |error| Ok(Outcome { result: Err(error), ..nothing() });
         let Some((slot, index)) = self.cpus[cpu].loaded else { return refused(Error::NotLoaded) };
         let vm::Vm { policy, ended, protected, .. } = self.vms[usize::from(slot)];
@@ -347,13 +352,15 @@ impl Spec {
         if over {
             return refused(Error::PoweredOff);
         }
-        if flags.contains(RunFlags::VIRQ) {
-            if flags.intid() >= 1020 {
+        let offer = self.cpus[cpu].offer.take();
+        if flags.intersects(RunFlags::ENTRIES.union(RunFlags::UNDERFLOW)) {
+            let Some(offer) = offer else {
+                return Err("nothing says what it was offered".to_owned());
+            };
+            if !offer.is_good(flags) {
                 return refused(Error::InvalidArgument);
             }
-            if vcpu.in_flight {
-                return refused(Error::Busy);
-            }
+            offer.can_become(flags, states)?;
         }
         let aarch32 = vcpu.features.aarch32;
         let x2 = record.results[1];
@@ -373,7 +380,6 @@ impl Spec {
             _ => {}
         }
         let Some(fp) = self.cpus[cpu].fp else { return Ok(nothing()) };
-        vcpu.in_flight = info.virq_in_flight();
         vcpu.broken = info.reason() == Some(Reason::Broken);
         let hint = HostFlags::from_bits_truncate(hint);
         let possible = fp.run(hint, opened, vcpu.features, policy, self.cpus[cpu].held);

@@ -27,6 +27,7 @@ pub mod fp;
 pub mod guest;
 pub mod judge;
 pub mod memory;
+pub mod offer;
 pub mod vm;
 
 use std::collections::BTreeMap;
@@ -68,6 +69,8 @@ pub struct Cpu {
     pub loaded: Option<(u8, usize)>,
     /// Its FP registers; `None` until it has come out of reset.
     pub fp: Option<fp::Fp>,
+    /// The interrupts that its next run is offered.
+    pub offer: Option<offer::Offer>,
 }
 
 /// The state of everything.

@@ -55,8 +55,6 @@ pub struct Vcpu {
     pub last_runs: u8,
     /// It can't go on.
     pub broken: bool,
-    /// An interrupt that was injected has not been completed.
-    pub in_flight: bool,
 }
 
 /// A VM, or a slot for one.

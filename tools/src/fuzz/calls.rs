@@ -425,9 +425,13 @@ impl Guide {
         });
         let rng = &mut self.rng;
         let flags = match rng.u8(..32) {
-            0 | 1 => RunFlags::inject(rng.u16(..1100)).bits(),
-            2 => rng.u64(..8),
-            3 => rng.u64(..),
+            0..4 => {
+                // More than fit, at times; which they are the payload chooses.
+                let few = if rng.u8(..8) == 0 { rng.usize(..32) } else { rng.usize(1..5) };
+                (RunFlags::from_bits_retain(rng.u64(..2))).with_entries(few).bits()
+            }
+            4 => rng.u64(..8),
+            5 => rng.u64(..),
             _ => 0,
         };
         let mut command = [Arg::Number(0); 3];

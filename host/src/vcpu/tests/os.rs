@@ -334,6 +334,15 @@ impl Hypervisor for Here<'_> {
         assert!(machine.cpus[self.cpu].masked);
         machine.run(self.cpu)
     }
+
+    fn vcpu_run_with(
+        &self,
+        flags: RunFlags,
+        answer: [u64; 4],
+        _: &[Entry],
+    ) -> Result<(Exit, States), Error> {
+        self.vcpu_run(flags, answer).map(|exit| (exit, States::default()))
+    }
 }
 
 impl TaskFp for Here<'_> {

@@ -14,6 +14,7 @@ use crate::{
     ledger::PAGE,
     suite::pages::{MMIO, hyp_page},
 };
+use arrayvec::ArrayVec;
 use core::{
     arch::global_asm,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
@@ -22,6 +23,7 @@ use umbra_fuzz::program::{Arg, Call, ENTRY_NANOSECONDS, HANDLES, PAGES, cpu_of_p
 use umbra_host::{
     hypercall::{Hvc, Hypervisor},
     kernel::{
+        MAX_CPUS,
         exception::{probe_read, probe_write},
         smp, sysreg, timer,
     },
@@ -31,6 +33,7 @@ use umbra_shared::{
     call::{Counter, Function, VmHandle},
     error::{Error, SUCCESS},
     exit::RunFlags,
+    interrupt::{Entry, MAX_ENTRIES},
 };
 
 /// Where a guest's agent stores what it is told to.
@@ -129,6 +132,31 @@ fn assert_wiped(n: u8) {
     }
 }
 
+/// Interrupts to offer, by chance: mostly such as can be, and now and then one that can't.
+fn interrupts(count: usize) -> ArrayVec<Entry, MAX_ENTRIES> {
+    static OFFERS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+    let cpu = smp::cpu();
+    let offer = OFFERS[cpu].fetch_add(1, Ordering::Relaxed) << 8 | cpu as u64;
+    let one = |n: usize| {
+        // SplitMix64's finaliser.
+        let z = (offer * 16 + n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let chance = z ^ z >> 31;
+        let (state, priority) = (1 + chance % 3, chance >> 8 & 0xf8);
+        let (intid, flags) = ((chance >> 16 & 0x3f) * 16 % 1008 + n as u64, chance >> 24 & 3);
+        let good = intid | priority << 16 | flags << 24 | state << 30;
+        match chance >> 32 & 0x7f {
+            0 => Entry::from_bits_retain(chance >> 40),
+            1 => Entry::from_bits_retain(good | 1 << (10 + (chance >> 40) % 6)),
+            2 => Entry::from_bits_retain(good & !(3 << 30)),
+            3 => Entry::from_bits_retain(good & !0x3ff | 32),
+            _ => Entry::from_bits_retain(good),
+        }
+    };
+    (0..count).map(one).collect()
+}
+
 /// Enters whatever vCPU is loaded, once. Returns x0.
 pub fn enter(args: &[Arg; 4]) -> u64 {
     let [flags, x0, x1, x2] = args.map(resolve);
@@ -136,7 +164,12 @@ pub fn enter(args: &[Arg; 4]) -> u64 {
     let daif = sysreg::mask_interrupts();
     // Whatever it executes, it does not do so for ever.
     host::set_timer(timer::now() + ticks(ENTRY_NANOSECONDS), 1);
-    let result = Hvc.vcpu_run(RunFlags::from_bits_retain(flags), [x0, x1, x2, 0]);
+    let (flags, answer) = (RunFlags::from_bits_retain(flags), [x0, x1, x2, 0]);
+    let result = match flags.entries() {
+        // Of what is in x6 to x13 then hyp's record tells.
+        0 | 17.. => Hvc.vcpu_run(flags, answer),
+        count => Hvc.vcpu_run_with(flags, answer, &interrupts(count)).map(|(exit, _)| exit),
+    };
     host::release_interrupt(daif);
     // There is no flag-shadow page here that would say whose registers are live. Every load of a guest's
     // is followed by one save.

@@ -7,6 +7,7 @@ use crate::{
     host,
     instruction::reg as reg64,
     instruction32::{self as insn, Cp, cp15, reg},
+    interrupted::Interrupted,
     ledger,
     puppet::{self, Event, Puppet},
     puppet32::{self, Event32, Puppet32, Routine},
@@ -22,6 +23,7 @@ use umbra_shared::{
     error::{Error, SUCCESS},
     exit::{Reason, RunFlags},
     guest::{GuestFunction, INVALID_PARAMETER, NOT_SUPPORTED},
+    interrupt::{Entry, State},
     vcpu::{UntrustedFeatures, VcpuFeatures},
 };
 
@@ -340,12 +342,16 @@ fn aarch32_interrupts_and_timer() -> Result<(), Skip> {
     guest.exec(reg::ICC_PMR.mcr(), 0xf8);
     guest.exec(reg::ICC_IGRPEN1.mcr(), 1);
     for intid in [27, 42, 1019] {
-        guest.attempt(insn::WFI, 0).exit(Reason::Wfi);
-        let exit = guest.try_enter(RunFlags::inject(intid), [0; 4]).expect("VCPU_RUN");
-        assert!(exit.info.virq_in_flight(), "in flight");
-        let event = guest.attempt(insn::UNMASK_IRQ, 0);
-        assert_eq!(event, Event32::Interrupt(intid.into()));
-        guest.exec(reg::ICC_EOIR1.mcr(), intid.into());
+        let host = Interrupted::of(*guest);
+        host.offer(Entry::new(intid, 0xa0, State::Pending));
+        let unmask = [guest.area(), insn::UNMASK_IRQ, 0].map(u64::from);
+        let event = host.resume([Routine::Exec.address(), unmask[0], unmask[1], unmask[2]]);
+        let Event::Exit(exit) = event else { panic!("no event of an AArch32 guest's: {event:x?}") };
+        assert_eq!(Event32::new(exit), Event32::Interrupt(intid.into()));
+        assert_eq!(host.left()[..], [(intid, State::Active)]);
+        let end = [guest.area(), reg::ICC_EOIR1.mcr(), intid.into()].map(u64::from);
+        host.resume([Routine::Exec.address(), end[0], end[1], end[2]]);
+        assert!(host.left().is_empty());
         assert_eq!(guest.exec(cp15(12, 0, 12, 0).mrc(), 0), 1023, "ICC_IAR1: nothing more");
     }
     // The virtual timer, through CNTV_CVAL (MCRR p15, 3, r0, r1, c14).

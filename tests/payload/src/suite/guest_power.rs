@@ -159,7 +159,7 @@ fn attack_a_protected_vm_that_has_turned_itself_off() -> Result<(), Skip> {
         a.start();
         a.smccc(Routine::Hvc, function, args).exit(Reason::System);
         let refused = Err(Error::PoweredOff);
-        for flags in [RunFlags::empty(), RunFlags::ABORT, RunFlags::inject(40)] {
+        for flags in [RunFlags::empty(), RunFlags::ABORT, RunFlags::UNDERFLOW] {
             assert_eq!(a.try_enter(flags, [BASE; 4]), refused);
         }
         if elsewhere {

@@ -4,23 +4,25 @@ use crate::{
     context::need_cpus,
     host,
     instruction::{self as insn, reg, sysreg},
-    puppet::{Event, Machine, Puppet, Routine},
+    interrupted::Interrupted,
+    puppet::{Event, Machine, Routine},
     runner::Skip,
     tests, workers,
 };
 use core::sync::atomic::{AtomicBool, Ordering};
 use umbra_host::{
-    hypercall::{Exit, Hvc, Hypervisor},
+    hypercall::{Hvc, Hypervisor},
     kernel::{gic, smp, timer},
 };
 use umbra_shared::{
     error::Error,
     exit::{Reason, RunFlags},
+    interrupt::{Entry, State},
 };
 
 tests![
     an_injected_interrupt_is_taken_once,
-    one_interrupt_at_a_time,
+    an_active_interrupt_stays_with_its_vcpu,
     completion_stops_the_guest,
     every_intid_arrives,
     sgi_is_the_hosts_to_deliver,
@@ -32,85 +34,63 @@ tests![
     an_interrupt_from_another_cpu_stops_the_guest,
 ];
 
-/// A guest that takes interrupts.
-fn guest() -> Puppet {
-    let guest = Machine::normal().started(None);
-    guest.write(sysreg::ICC_PMR, 0xf8);
-    guest.write(sysreg::ICC_IGRPEN1, 1);
-    guest
+/// The guest of a host that has interrupts for it.
+fn guest() -> Interrupted {
+    Interrupted::new()
 }
 
-/// Enters with an interrupt; the guest has it masked, so its routine ends first.
-#[track_caller]
-fn inject(guest: &Puppet, intid: u16) -> Exit {
-    guest.attempt(insn::WFI, 0).exit(Reason::Wfi);
-    let exit = guest.try_enter(RunFlags::inject(intid), [0; 4]).expect("VCPU_RUN");
-    assert!(exit.info.virq_in_flight(), "in flight");
-    exit
-}
-
-/// Unmasks and takes the interrupt: its INTID.
-#[track_caller]
-fn take(guest: &Puppet) -> u64 {
-    match guest.attempt(insn::UNMASK_IRQ, 0) {
-        Event::Interrupt { intid } => intid,
-        event => panic!("no interrupt in the guest: {event:x?}"),
-    }
+/// A level interrupt, as a host has it for a device.
+fn level(intid: u16) -> Entry {
+    Entry::new(intid, 0xa0, State::Pending) | Entry::EOI
 }
 
 fn an_injected_interrupt_is_taken_once() -> Result<(), Skip> {
     let guest = guest();
-    inject(&guest, 42);
-    assert_eq!(take(&guest), 42);
+    guest.offer(level(42));
+    assert_eq!(guest.take(), 42);
+    assert_eq!(guest.left()[..], [(42, State::Active)]);
     guest.write(sysreg::ICC_EOIR1, 42);
     // Unmasked from here on: nothing more comes.
     guest.exec(insn::UNMASK_IRQ, 0);
     for n in 0..8 {
         assert_eq!(guest.exec(insn::NOP, n), n);
     }
-    // 1023: spurious.
-    assert_eq!(guest.read(reg(3, 0, 12, 12, 0)), 1023);
+    assert_eq!(guest.read(sysreg::ICC_IAR1), 1023, "spurious");
     Ok(())
 }
 
-fn one_interrupt_at_a_time() -> Result<(), Skip> {
+/// Each time after another: what is active keeps out what is no more urgent, and a vCPU that was put meanwhile has it
+/// still.
+fn an_active_interrupt_stays_with_its_vcpu() -> Result<(), Skip> {
     let guest = guest();
-    inject(&guest, 40);
-    let busy = |flags| guest.try_enter(flags, [0; 4]).err();
-    assert_eq!(busy(RunFlags::inject(41)), Some(Error::Busy), "pending");
-    assert_eq!(take(&guest), 40);
-    assert_eq!(busy(RunFlags::inject(41)), Some(Error::Busy), "active");
-    assert_eq!(busy(RunFlags::inject(40)), Some(Error::Busy), "the same");
+    guest.offer(level(40));
+    assert_eq!(guest.take(), 40);
+    guest.puppet().put();
+    let sibling = Interrupted::new();
+    assert_eq!(sibling.read(sysreg::ICC_RPR), 0xff, "it is the other's");
+    sibling.puppet().put();
+    guest.puppet().load();
+    guest.offer(level(41));
+    guest.exec(insn::UNMASK_IRQ, 0);
+    assert_eq!(guest.read(sysreg::ICC_RPR), 0xa0, "active, loaded again");
+    assert_eq!(guest.read(sysreg::ICC_IAR1), 1023, "no more urgent");
+    guest.exec(insn::MASK_IRQ, 0);
     guest.write(sysreg::ICC_EOIR1, 40);
-    inject(&guest, 41);
-    assert_eq!(take(&guest), 41);
-    // Put and load in between change nothing.
-    guest.put();
-    guest.load();
-    assert_eq!(busy(RunFlags::inject(41)), Some(Error::Busy), "active, loaded again");
+    assert_eq!(guest.take(), 41);
     guest.write(sysreg::ICC_EOIR1, 41);
+    assert!(guest.left().is_empty());
     Ok(())
 }
 
 fn completion_stops_the_guest() -> Result<(), Skip> {
     let guest = guest();
-    inject(&guest, 50);
-    assert_eq!(take(&guest), 50);
-    // The EOI raises the maintenance interrupt, which stops the guest for the next injection.
-    let args = [guest.instruction_address(), sysreg::ICC_EOIR1.msr().into(), 50];
-    let mut event = guest.enter(RunFlags::empty(), exec(args));
-    let mut maintenance = false;
-    for _ in 0..100 {
-        match event {
-            Event::Exit(exit) if exit.info.reason() == Some(Reason::Irq) => {
-                maintenance |= !exit.info.virq_in_flight();
-                event = guest.enter(RunFlags::empty(), [0; 4]);
-            }
-            _ => break,
-        }
-    }
-    assert!(matches!(event, Event::Done(_)), "{event:x?}");
-    assert!(maintenance, "no exit for the completion");
+    guest.offer(level(50));
+    assert_eq!(guest.take(), 50);
+    guest.stops();
+    // The EOI raises the maintenance interrupt, which stops the guest: a line that is still up is to go in again.
+    guest.write(sysreg::ICC_EOIR1, 50);
+    assert!(guest.stops() >= 1, "no exit for the completion");
+    assert!(guest.left().is_empty());
     Ok(())
 }
 
@@ -122,15 +102,15 @@ fn exec(args: [u64; 3]) -> [u64; 4] {
 fn every_intid_arrives() -> Result<(), Skip> {
     let guest = guest();
     for intid in [0, 1, 15, 16, 27, 31, 32, 33, 255, 256, 511, 987, 1019] {
-        inject(&guest, intid);
-        assert_eq!(take(&guest), u64::from(intid));
+        guest.offer(level(intid));
+        assert_eq!(guest.take(), u64::from(intid));
         guest.write(sysreg::ICC_EOIR1, intid.into());
     }
     Ok(())
 }
 
 fn sgi_is_the_hosts_to_deliver() -> Result<(), Skip> {
-    let guest = guest();
+    let guest = guest().puppet();
     let value = 7 << 24 | 0x5;
     let exit = guest.attempt(sysreg::ICC_SGI1R.msr(), value).exit(Reason::Sgi);
     assert_eq!(exit.data[0], value);
@@ -145,7 +125,7 @@ fn sgi_is_the_hosts_to_deliver() -> Result<(), Skip> {
 }
 
 fn virtual_timer_fires() -> Result<(), Skip> {
-    let guest = guest();
+    let guest = guest().puppet();
     // The physical PPI would stop the guest again and again: masked, as a run loop does.
     gic::enable(gic::VIRTUAL_TIMER, false);
     guest.write(sysreg::CNTV_CTL, 0);
@@ -200,7 +180,7 @@ fn guest_clock_begins_near_zero() -> Result<(), Skip> {
 }
 
 fn host_tick_is_not_lost_while_a_guest_spins() -> Result<(), Skip> {
-    let guest = guest();
+    let guest = guest().puppet();
     let cpu = smp::cpu();
     let spin = [Routine::Spin.address(), guest.scratch(), 0, 0];
     let before = timer::ticks(cpu);
@@ -222,7 +202,7 @@ fn host_tick_is_not_lost_while_a_guest_spins() -> Result<(), Skip> {
 }
 
 fn host_timer_is_untouched_by_runs() -> Result<(), Skip> {
-    let guest = guest();
+    let guest = guest().puppet();
     let daif = umbra_host::kernel::sysreg::mask_interrupts();
     // Far, but not so far that an emulator overflows when it computes the nanoseconds.
     for (deadline, control) in [(1 << 50, 1), (77, 2), (1 << 49, 0)] {
@@ -256,7 +236,7 @@ fn host_timer_is_untouched_by_runs() -> Result<(), Skip> {
 /// The host's timer on and off, masked and open, expired, about to, and far away, beside a guest's timer in
 /// the same states: a guest is stopped by the host's at its time if it fires, and by nothing else.
 fn host_timer_in_every_state_stops_a_guest_if_it_fires() -> Result<(), Skip> {
-    let guest = guest();
+    let guest = guest().puppet();
     let daif = umbra_host::kernel::sysreg::mask_interrupts();
     // The guest's own line is closed: it is not what stops it here.
     gic::enable(gic::VIRTUAL_TIMER, false);

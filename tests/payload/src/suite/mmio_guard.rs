@@ -46,7 +46,7 @@ fn enrol(guest: &Puppet, ipa: u64) {
 /// The whole of what the host is told: a page, and nothing of what the guest was about to do in it.
 #[track_caller]
 fn is_bare(exit: Exit, page: u64) {
-    let flags = ExitInfo::VTIMER | ExitInfo::VIRQ_IN_FLIGHT;
+    let flags = ExitInfo::VTIMER;
     assert_eq!(exit.info.register() & !flags, Reason::Fault as u64, "{exit:x?}");
     assert_eq!(exit.data, [page, 0, 0, 0, 0, 0]);
 }

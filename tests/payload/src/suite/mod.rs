@@ -20,6 +20,7 @@ mod interrupts;
 mod its;
 mod levels;
 mod lifecycle;
+mod list_registers;
 mod memory;
 mod mmio_guard;
 pub mod pages;
@@ -71,6 +72,7 @@ pub const ALL: &[Area] = &[
     ("aarch32_traps", aarch32_traps::TESTS),
     ("aarch32_fp", aarch32_fp::TESTS),
     ("interrupts", interrupts::TESTS),
+    ("list_registers", list_registers::TESTS),
     ("run_loop", run_loop::TESTS),
     ("fp_switch", fp_switch::TESTS),
     ("fp_traps", fp_traps::TESTS),

@@ -21,6 +21,7 @@ use umbra_shared::{
     error::{Error, check},
     exit::{ExitInfo, Reason, RunFlags},
     guest::{GuestFunction, INVALID_PARAMETER, NOT_SUPPORTED},
+    interrupt::{Entry, States},
     vcpu::VcpuFeatures,
 };
 
@@ -92,6 +93,15 @@ impl Hypervisor for Spelling {
         let (x0, r) = self.raw(Function::VcpuRun, args);
         let data = [r[1], r[2], r[3], r[4], r[5], r[6]];
         check(x0).map(|()| Exit { info: ExitInfo::from_register(r[0]), data })
+    }
+
+    fn vcpu_run_with(
+        &self,
+        flags: RunFlags,
+        answer: [u64; 4],
+        entries: &[Entry],
+    ) -> Result<(Exit, States), Error> {
+        Hvc.vcpu_run_with(flags, answer, entries)
     }
 }
 

@@ -23,6 +23,7 @@ use umbra_shared::{
     error::Error,
     exit::{Reason, RunFlags},
     flags::HypFlags,
+    interrupt::{Entry, States},
 };
 
 tests![
@@ -258,6 +259,15 @@ impl Hypervisor for Shared {
     fn vcpu_run(&self, _: RunFlags, _: [u64; 4]) -> Result<Exit, Error> {
         Err(Error::NotLoaded)
     }
+
+    fn vcpu_run_with(
+        &self,
+        flags: RunFlags,
+        answer: [u64; 4],
+        _: &[Entry],
+    ) -> Result<(Exit, States), Error> {
+        self.vcpu_run(flags, answer).map(|exit| (exit, States::default()))
+    }
 }
 
 /// The library's view of a puppet's page.
@@ -418,7 +428,7 @@ fn r34_a_refused_run_takes_nothing_away() -> Result<(), Skip> {
             os.uses_registers(generation);
             // Not loaded, and loaded.
             for _ in 0..2 {
-                let refused = os.tries(&fp, || guest.try_enter(RunFlags::inject(1020), [0; 4]));
+                let refused = os.tries(&fp, || guest.try_enter(RunFlags::UNDERFLOW, [0; 4]));
                 assert!(matches!(refused, Err(Error::NotLoaded | Error::InvalidArgument)));
                 let found = os.registers();
                 os.returns_to_user();
