@@ -31,7 +31,7 @@ use umbra_shared::{
     call::{Start, VcpuIndex, VmHandle},
     error::Error,
     exit::{ExitInfo, MmioAccess, Reason, RunFlags, SystemEvent},
-    interrupt::{Entry, INTIDS, State},
+    interrupt::{Entry, INTIDS, State, States},
     vcpu::VcpuFeatures,
 };
 
@@ -283,19 +283,6 @@ impl Vcpu {
     }
 }
 
-/// A run with an interrupt: what it left by, and what is left of the interrupt.
-#[cold]
-fn carry<H: Hypervisor>(
-    hyp: &H,
-    vcpu: &Vcpu,
-    entry: Entry,
-) -> (Result<Exit, Error>, Option<Entry>) {
-    match hyp.vcpu_run_with(vcpu.flags, vcpu.answer, &[entry]) {
-        Ok((exit, states)) => (Ok(exit), entry.left(states.get(0))),
-        Err(error) => (Err(error), vcpu.in_flight),
-    }
-}
-
 /// A vCPU that is loaded on this CPU.
 #[derive(Debug)]
 pub struct LoadedVcpu<'v, H: Hypervisor> {
@@ -319,30 +306,53 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
         }
     }
 
-    /// One entry: flush, VCPU_RUN, sync, with interrupts masked over all three.
+    /// One entry. Most carry no interrupt.
     #[inline]
     fn enter(&mut self, host: &mut impl HostCpu) -> Result<Exit, Error> {
+        match self.vcpu.choose() {
+            None => self.enter_by(host, |hyp, flags, answer| hyp.vcpu_run(flags, answer)),
+            Some(entry) => self.enter_with(host, entry),
+        }
+    }
+
+    /// One that does.
+    #[cold]
+    #[inline(never)]
+    fn enter_with(&mut self, host: &mut impl HostCpu, entry: Entry) -> Result<Exit, Error> {
+        let mut states = States::default();
+        let exit = self.enter_by(host, |hyp, flags, answer| {
+            let (exit, after) = hyp.vcpu_run_with(flags, answer, &[entry])?;
+            states = after;
+            Ok(exit)
+        })?;
         let vcpu = &mut *self.vcpu;
-        let offered = vcpu.choose();
+        if vcpu.in_flight.is_none() {
+            vcpu.pending.remove(entry.intid());
+        }
+        vcpu.in_flight = entry.left(states.get(0));
+        Ok(exit)
+    }
+
+    /// Flush, VCPU_RUN, sync, with interrupts masked over all three.
+    #[inline(always)]
+    fn enter_by(
+        &mut self,
+        host: &mut impl HostCpu,
+        run: impl FnOnce(&H, RunFlags, [u64; 4]) -> Result<Exit, Error>,
+    ) -> Result<Exit, Error> {
+        let vcpu = &mut *self.vcpu;
         let mask_timer = vcpu.vtimer;
         host.mask_interrupts();
         if mask_timer {
             host.mask_virtual_timer(true);
         }
         vcpu.fp.vcpu_ctxflush_fp(host);
-        let (result, left) = match offered {
-            None => (self.hyp.vcpu_run(vcpu.flags, vcpu.answer), None),
-            Some(entry) => carry(self.hyp, vcpu, entry),
-        };
+        let result = run(self.hyp, vcpu.flags, vcpu.answer);
         vcpu.fp.vcpu_ctxsync_fp(&result, host);
         if mask_timer {
             host.mask_virtual_timer(false);
         }
         if let Ok(exit) = &result {
-            if let (Some(entry), None) = (offered, vcpu.in_flight) {
-                vcpu.pending.remove(entry.intid());
-            }
-            vcpu.in_flight = left;
             vcpu.vtimer = exit.info.vtimer();
             vcpu.flags = RunFlags::empty();
             vcpu.answer = [0; 4];
