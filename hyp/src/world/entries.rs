@@ -125,8 +125,8 @@ mod tests {
             ("neither pending nor active", Entry::new(41, 0xa0, State::Done)),
             ("a priority too fine", Entry::new(41, 0xa4, State::Pending)),
             ("the same INTID", Entry::new(40, 0x80, State::Active)),
-            ("a reserved bit", Entry::from_bits_retain(good.bits() + 1 | 1 << 10)),
-            ("another", Entry::from_bits_retain(good.bits() + 1 | 1 << 29)),
+            ("a reserved bit", Entry::from_bits_retain((good.bits() + 1) | (1 << 10))),
+            ("another", Entry::from_bits_retain((good.bits() + 1) | (1 << 29))),
         ];
         for (what, entry) in bad {
             for entries in [&[good, entry][..], &[good, Entry::new(7, 0, State::Active), entry]] {

@@ -264,7 +264,7 @@ fn attack_what_no_list_register_may_hold() -> Result<(), Skip> {
     let mut bad: ArrayVec<Entry, 32> = (1020..1024).map(|intid| pending(intid, 0xa0)).collect();
     bad.push(Entry::new(41, 0xa0, State::Done));
     // Reserved bits of an entry; an upper half that is another's.
-    bad.extend((10..16).chain(26..30).map(|n| bits(good.bits() + 1 | 1 << n)));
+    bad.extend((10..16).chain(26..30).map(|n| bits((good.bits() + 1) | (1 << n))));
     bad.extend((0..8).filter(|n| priorities >> n & 1 == 0).map(|n| pending(41, 1 << n)));
     for entry in bad {
         refused(none, &[entry]);
