@@ -166,8 +166,8 @@ pub trait Hypervisor {
     }
 
     /// Creates a vCPU of donated pages.
-    fn vcpu_create(&self, config: VcpuConfig) -> Result<VcpuIndex, Error> {
-        self.call(&Call::VcpuCreate(config)).map(|r| VcpuIndex(r[0]))
+    fn vcpu_create(&self, config: VcpuConfig) -> Result<(), Error> {
+        self.call(&Call::VcpuCreate(config)).map(drop)
     }
 
     /// Binds a vCPU to this CPU.

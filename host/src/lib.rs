@@ -21,7 +21,7 @@
 //!     vm::{PageSupplier, VcpuSettings, Vm},
 //! };
 //! use umbra_shared::{
-//!     call::{Start, VmConfig},
+//!     call::{Start, UntrustedAffinity, VcpuIndex, VmConfig},
 //!     error::Error,
 //!     exit::{MmioAccess, SystemEvent},
 //!     vcpu::VcpuFeatures,
@@ -108,7 +108,8 @@
 //!         vm.map(hyp, supplier, memory, pages, 0x8000_0000)?;
 //!         let features = VcpuFeatures::FPSIMD;
 //!         let start = Start::At { entry: 0x8000_0000, argument: 0 };
-//!         let settings = VcpuSettings { features, start };
+//!         let (index, affinity) = (VcpuIndex(0), UntrustedAffinity(0));
+//!         let settings = VcpuSettings { index, affinity, features, start };
 //!         vm.create_vcpu(hyp, supplier, settings)
 //!     })();
 //!     let (vcpu, outcome) = match outcome {

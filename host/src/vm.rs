@@ -14,8 +14,8 @@ use thiserror::Error;
 use umbra_shared::{
     PAGE_SIZE,
     call::{
-        MAX_PAGES_PER_CALL, Start, UntrustedPa, UntrustedPages, VM_PAGES, VcpuConfig, VmConfig,
-        VmHandle,
+        MAX_PAGES_PER_CALL, MAX_VCPUS, Start, UntrustedAffinity, UntrustedPa, UntrustedPages,
+        VM_PAGES, VcpuConfig, VcpuIndex, VmConfig, VmHandle,
     },
     error::Error as HypError,
     flags::FlagShadowPage,
@@ -65,9 +65,13 @@ pub enum BuildError {
 /// What a vCPU is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VcpuSettings {
+    /// Its index in the VM, below [`MAX_VCPUS`]: one that no other has.
+    pub index: VcpuIndex,
+    /// Its affinity in the VM (MPIDR_EL1's Aff2, Aff1 and Aff0 in bits 23:0): one that no other has.
+    pub affinity: UntrustedAffinity,
     /// What it has.
     pub features: VcpuFeatures,
-    /// Where it starts. Of a protected VM the first vCPU is on, and all others are off until the guest turns them
+    /// Where it starts. Of a protected VM vCPU 0 is on, and all others are off until the guest turns them
     /// on.
     pub start: Start,
 }
@@ -78,9 +82,6 @@ struct Out {
     first: u64,
     count: u64,
 }
-
-/// The vCPUs a VM's books have room for.
-pub const MAX_VCPUS: usize = 32;
 
 /// A VM. `RANGES` bounds the physically contiguous ranges it is made of.
 ///
@@ -320,6 +321,8 @@ impl<const RANGES: usize> Vm<RANGES> {
         let created = self.donate(supplier, count, |vm, first| {
             hyp.vcpu_create(VcpuConfig {
                 vm,
+                index: settings.index,
+                affinity: settings.affinity,
                 pages: UntrustedPages { start: UntrustedPa(first), count },
                 flag_page: UntrustedPa(pa),
                 features: settings.features.into(),
@@ -327,9 +330,9 @@ impl<const RANGES: usize> Vm<RANGES> {
             })
         });
         match created {
-            Ok(index) => {
+            Ok(()) => {
                 self.vcpus += 1;
-                Ok(Vcpu::new(self.handle, index, fp, settings.features))
+                Ok(Vcpu::new(self.handle, settings.index, fp, settings.features))
             }
             Err(error) => {
                 match fp.vcpu_run_unmap_fp(hyp) {

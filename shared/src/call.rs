@@ -138,11 +138,26 @@ pub struct VmHandle(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct VcpuIndex(pub u64);
 
+/// VMs at a time: with 8-bit VMIDs, less the host's 0, there are no more. One costs 4 pages at the least, its host's.
+pub const MAX_VMS: usize = 255;
+
+/// vCPUs of a VM: the indices that there are. Whatever has been made of the rest, one costs its pages
+/// ([`VcpuFeatures::pages`](crate::vcpu::VcpuFeatures::pages)), its host's.
+pub const MAX_VCPUS: usize = 64;
+
+/// A vCPU's affinity as the host named it: MPIDR_EL1's Aff2, Aff1 and Aff0 in bits 23:0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct UntrustedAffinity(pub u64);
+
 /// What VCPU_CREATE is told of a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct VcpuConfig {
     /// The VM it belongs to.
     pub vm: VmHandle,
+    /// Its index there: one that no other has.
+    pub index: VcpuIndex,
+    /// Its affinity there: one that no other has.
+    pub affinity: UntrustedAffinity,
     /// Pages donated for its registers and its FP image ([`VcpuFeatures::pages`](crate::vcpu::VcpuFeatures::pages)).
     pub pages: UntrustedPages,
     /// Its flag-shadow page, shared before.
@@ -166,6 +181,21 @@ pub enum Start {
     },
     /// It is off until the guest turns it on (PSCI CPU_ON).
     Off,
+}
+
+/// Bits of x3 of VCPU_CREATE that mean nothing.
+const PLACE_RESERVED: u64 = 0xff << 56;
+
+impl VcpuConfig {
+    /// x3 of VCPU_CREATE: pages (15:0), index (31:16), affinity (55:32). What doesn't fit is nothing that hyp takes, and a
+    /// reserved bit says so.
+    const fn place(&self) -> u64 {
+        let (pages, index, affinity) = (self.pages.count, self.index.0, self.affinity.0);
+        if pages >> 16 | index >> 16 | affinity >> 24 != 0 {
+            return PLACE_RESERVED;
+        }
+        pages | index << 16 | affinity << 32
+    }
 }
 
 impl Start {
@@ -253,8 +283,9 @@ functions! {
     /// x1 VM, a protected one with all its vCPUs and its payload in place: from now on it can run, and nothing
     /// of the host's choosing gets into it but answers to exits that are open.
     VmSeal = 0x26;
-    /// x1 VM, x2 first page, x3 number of pages, x4 flag-shadow page, x5 [`UntrustedFeatures`], and bit 33 if
-    /// it is off, x6 entry, x7 argument, both zero if it is off → x1 index.
+    /// x1 VM, x2 first page, x3 number of pages (bits 15:0), its index (31:16) and its affinity (55:32: Aff2, Aff1,
+    /// Aff0), x4 flag-shadow page, x5 [`UntrustedFeatures`], and bit 33 if it is off, x6 entry, x7 argument, both zero
+    /// if it is off.
     VcpuCreate = 0x30;
     /// x1 VM, x2 vCPU: bind it to this CPU.
     VcpuLoad = 0x31;
@@ -488,11 +519,11 @@ impl Call {
             Self::VmReclaim { vm, page } => (Function::VmReclaim, [vm.0, page.0, 0, 0, 0, 0, 0]),
             Self::VcpuCreate(c) => {
                 let (off, entry, argument) = c.start.encode();
-                let (first, count) = (c.pages.start.0, c.pages.count);
+                let (first, place) = (c.pages.start.0, c.place());
                 let features = c.features.0 | off;
                 (
                     Function::VcpuCreate,
-                    [c.vm.0, first, count, c.flag_page.0, features, entry, argument],
+                    [c.vm.0, first, place, c.flag_page.0, features, entry, argument],
                 )
             }
             Self::VcpuLoad { vm, vcpu } => (Function::VcpuLoad, [vm.0, vcpu.0, 0, 0, 0, 0, 0]),
@@ -536,9 +567,14 @@ impl Call {
             Function::VmSeal => Self::VmSeal { vm: VmHandle(a[0]) },
             Function::VmDestroy => Self::VmDestroy { vm: VmHandle(a[0]) },
             Function::VmReclaim => Self::VmReclaim { vm: VmHandle(a[0]), page: UntrustedPa(a[1]) },
+            Function::VcpuCreate if a[2] & PLACE_RESERVED != 0 => {
+                return Err(Error::InvalidArgument);
+            }
             Function::VcpuCreate => Self::VcpuCreate(VcpuConfig {
                 vm: VmHandle(a[0]),
-                pages: UntrustedPages { start: UntrustedPa(a[1]), count: a[2] },
+                index: VcpuIndex(a[2] >> 16 & 0xffff),
+                affinity: UntrustedAffinity(a[2] >> 32 & 0xff_ffff),
+                pages: UntrustedPages { start: UntrustedPa(a[1]), count: a[2] & 0xffff },
                 flag_page: UntrustedPa(a[3]),
                 features: UntrustedFeatures(a[4] & !Start::OFF),
                 start: match Start::decode(a[4], a[5], a[6]) {

@@ -54,7 +54,7 @@ errors! {
     Dying = -25, "the VM is being torn down";
     /// The VM is not being torn down, so nothing of it can be reclaimed.
     NotDying = -26, "the VM is not being torn down";
-    /// A table is full: VMs, vCPUs of a VM, shared pages.
+    /// A table is full: VMs, shared pages.
     Limit = -27, "limit reached";
     /// The donated pages are fewer than this needs; x1 says how many it needs.
     TooFewPages = -28, "too few pages donated";
@@ -95,6 +95,8 @@ errors! {
     /// A device of the host's reaches all of memory, so that there can be no protected VM on this machine
     /// (`umbra.dma`).
     NotIsolated = -46, "a device reaches all of memory";
+    /// The index, or the affinity, is that of another vCPU of the VM.
+    VcpuInUse = -47, "another vCPU has this index or affinity";
 }
 
 impl Error {

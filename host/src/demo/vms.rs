@@ -15,7 +15,7 @@ use umbra_host::{
 };
 use umbra_patterns::protocol::{Argument, BASE, MAX_VCPUS, Mode};
 use umbra_shared::{
-    call::{Start, VmConfig},
+    call::{Start, UntrustedAffinity, VcpuIndex, VmConfig},
     vcpu::VcpuFeatures,
     vl::{Vq, VqSet},
 };
@@ -71,7 +71,12 @@ pub fn build(image: &[u8], cpus: usize, sve: bool) -> Result<([DemoVm; VMS], Vcp
                 0 => Start::At { entry: BASE, argument: argument.encode() },
                 _ => Start::Off,
             };
-            let settings = VcpuSettings { features: VcpuFeatures::sve(vq), start };
+            let settings = VcpuSettings {
+                index: VcpuIndex(i as u64),
+                affinity: UntrustedAffinity(i as u64),
+                features: VcpuFeatures::sve(vq),
+                start,
+            };
             *vcpu = Some(vm.create_vcpu(&Hvc, &mut Pages, settings)?);
             guest::set_on(n, i, i == 0);
         }

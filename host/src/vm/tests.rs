@@ -154,6 +154,15 @@ impl PageSupplier for Supplier {
 
 const MEMORY_PAGES: u64 = 40;
 
+fn settings(n: usize) -> VcpuSettings {
+    VcpuSettings {
+        index: VcpuIndex(n as u64),
+        affinity: UntrustedAffinity(n as u64),
+        features: VcpuFeatures::FPSIMD,
+        start: START,
+    }
+}
+
 /// Builds a VM with 40 pages of memory and two vCPUs, and takes it down, whatever happens between.
 /// True if nothing was refused.
 fn life<const RANGES: usize>(hyp: &Fake, supplier: &mut Supplier) -> bool {
@@ -165,8 +174,8 @@ fn life<const RANGES: usize>(hyp: &Fake, supplier: &mut Supplier) -> bool {
         None => good = false,
     }
     let mut vcpus = Vec::new();
-    for vq in [Some(Vq::MAX), None] {
-        let settings = VcpuSettings { features: VcpuFeatures::sve(vq), start: START };
+    for (n, vq) in [Some(Vq::MAX), None].into_iter().enumerate() {
+        let settings = VcpuSettings { features: VcpuFeatures::sve(vq), ..settings(n) };
         match vm.create_vcpu(hyp, supplier, settings) {
             Ok(vcpu) => vcpus.push(vcpu),
             Err(_) => good = false,
@@ -234,8 +243,7 @@ fn a_vm_with_vcpus_about_is_not_destroyed() {
     let hyp = Fake::default();
     let mut supplier = Supplier::new(usize::MAX);
     let mut vm = Vm::<16>::create(&hyp, &mut supplier, VmConfig::default()).unwrap();
-    let settings = VcpuSettings { features: VcpuFeatures::FPSIMD, start: START };
-    let vcpu = vm.create_vcpu(&hyp, &mut supplier, settings).unwrap();
+    let vcpu = vm.create_vcpu(&hyp, &mut supplier, settings(0)).unwrap();
     let failure = vm.destroy(&hyp, &mut supplier, []).unwrap_err();
     assert_eq!(failure.error, BuildError::VcpusLeft);
     failure.vm.destroy(&hyp, &mut supplier, [vcpu]).unwrap();

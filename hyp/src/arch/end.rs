@@ -20,11 +20,12 @@ use super::sysreg::{dsb_sy, isb, write_icc_sgi1r_el1};
 use core::arch::asm;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use umbra_shared::call::MAX_VMS;
 
 /// Banks of RAM: as many as `memory::pages` lets there be, which asserts so.
 pub const END_BANKS: usize = 16;
-/// Stage-2 roots: one for each VMID of 6 bits and one more.
-pub const END_ROOTS: usize = 66;
+/// Stage-2 roots, by VMID: the host's, and each VM's.
+pub const END_ROOTS: usize = 1 + MAX_VMS;
 /// Bytes of an owner in the table of owners, of which the first says which state it is.
 pub const STATE_BYTES: usize = 2;
 /// The states whose pages are wiped, as a set: those that neither the host nor hyp itself owns.

@@ -11,7 +11,7 @@ use crate::vm::slots;
 use crate::world::features::Name;
 use umbra_shared::call::{
     Call, Features, INTERFACE_VERSION, NO_PAGE, Policy, SVE_HINT, UntrustedPa, VENDOR_UID,
-    VENDOR_UID_FUNCTION, VM_PAGES, VcpuConfig,
+    VENDOR_UID_FUNCTION, VM_PAGES,
 };
 use umbra_shared::error::Error;
 use umbra_shared::interrupt::Interface;
@@ -99,7 +99,7 @@ fn perform(cpu: &mut Cpu, call: Call) -> Result<Results, Error> {
         Call::VmSeal { vm } => slots::seal(vm).map(|()| NOTHING),
         Call::VmDestroy { vm } => slots::destroy(vm).map(|()| NOTHING),
         Call::VmReclaim { vm, page } => slots::reclaim(vm, page).map(one),
-        Call::VcpuCreate(config) => create_vcpu(&config),
+        Call::VcpuCreate(config) => slots::create_vcpu(&config).map(|()| NOTHING),
         Call::VcpuLoad { vm, vcpu } => cpu.load(vm, vcpu).map(|()| NOTHING),
         Call::VcpuPut => cpu.put().map(|()| NOTHING),
         Call::VcpuReset { vm, vcpu, start } => slots::reset_vcpu(vm, vcpu, start).map(|()| NOTHING),
@@ -164,8 +164,4 @@ fn unshare(page: UntrustedPa) -> Result<(), Error> {
         let page = memory.pages.lookup(page.0)?;
         memory.unshare_flag_page(page)
     })
-}
-
-fn create_vcpu(config: &VcpuConfig) -> Result<Results, Error> {
-    slots::create_vcpu(config).map(|index| one(index.0))
 }

@@ -113,6 +113,8 @@ pub struct NewVcpu {
     pub flag_page: Page,
     /// Its number in the VM.
     pub index: usize,
+    /// MPIDR_EL1's Aff2, Aff1 and Aff0.
+    pub affinity: u32,
     /// What it has.
     pub features: VcpuFeatures,
     /// When its FP registers move.

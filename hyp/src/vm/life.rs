@@ -30,19 +30,14 @@ use super::hardware::{Boot, Machine, Memory as _, NewVcpu, There};
 use crate::arch::MAX_CPUS;
 use crate::memory::handover::{self, Arrival};
 use crate::memory::pages::{Page, VmId};
-use arrayvec::ArrayVec;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{
-    MAX_PAGES_PER_CALL, Policy, Start, UntrustedIpa, UntrustedPa, UntrustedPages, VM_PAGES,
-    VcpuConfig, VcpuIndex, VmConfig, VmHandle,
+    MAX_PAGES_PER_CALL, MAX_VCPUS, MAX_VMS, Policy, Start, UntrustedIpa, UntrustedPa,
+    UntrustedPages, VM_PAGES, VcpuConfig, VcpuIndex, VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
 use umbra_shared::vcpu::VcpuFeatures;
 
-/// VMs at a time: with 8-bit VMIDs, less the host's 0, there could be 255.
-pub const MAX_VMS: usize = 64;
-/// vCPUs of a VM.
-pub const MAX_VCPUS: usize = 16;
 /// Bits of a handle that are the slot's number; the rest counts how often the slot was used.
 const SLOT_BITS: u32 = 8;
 
@@ -72,6 +67,8 @@ pub(super) struct VcpuSlot<V> {
     pub(super) vcpu: V,
     pub(super) features: VcpuFeatures,
     pub(super) power: Power,
+    /// Aff2, Aff1 and Aff0: no sibling has the same.
+    pub(super) affinity: u32,
     flag_page: Page,
     pub(super) loaded_on: Option<usize>,
 }
@@ -96,7 +93,8 @@ pub struct Vm<T, V> {
     sealed: bool,
     /// A protected VM has turned itself off: it runs no more.
     pub(super) ended: bool,
-    pub(super) vcpus: ArrayVec<VcpuSlot<V>, MAX_VCPUS>,
+    /// By index.
+    pub(super) vcpus: [Option<VcpuSlot<V>>; MAX_VCPUS],
     /// Pages the host has not got back.
     pub(super) pages_out: u64,
     /// When it was created.
@@ -146,7 +144,7 @@ impl<T, V> Vm<T, V> {
             config: VmConfig { policy: Policy::Lazy, protected: false },
             sealed: false,
             ended: false,
-            vcpus: ArrayVec::new_const(),
+            vcpus: [const { None }; MAX_VCPUS],
             pages_out: 0,
             clock: 0,
             last_vcpu: [0; MAX_CPUS],
@@ -162,6 +160,15 @@ impl<T, V> Vm<T, V> {
     pub(super) fn check(&self, handle: VmHandle) -> Result<(), Error> {
         let known = handle.0 >> SLOT_BITS == self.generation && !self.is_free();
         if known { Ok(()) } else { Err(Error::BadVm) }
+    }
+
+    /// The vCPU that an index names.
+    pub(super) fn vcpu(&mut self, index: VcpuIndex) -> Result<(usize, &mut VcpuSlot<V>), Error> {
+        let index = usize::try_from(index.0).map_err(|_| Error::BadVcpu)?;
+        match self.vcpus.get_mut(index) {
+            Some(Some(slot)) => Ok((index, slot)),
+            _ => Err(Error::BadVcpu),
+        }
     }
 
     /// The stage 2 of a VM that is neither dying nor about to.
@@ -298,7 +305,8 @@ impl<T, V> Vm<T, V> {
     ///
     /// # Errors
     ///
-    /// BAD_VM, DYING, NOT_PROTECTED, SEALED; BAD_VCPU if it has no vCPU, which it could never get.
+    /// BAD_VM, DYING, NOT_PROTECTED, SEALED; BAD_VCPU if it has no vCPU 0, which it could never get, and which alone
+    /// can begin.
     pub fn seal(&mut self, handle: VmHandle) -> Result<(), Error> {
         self.check(handle)?;
         self.tables()?;
@@ -308,7 +316,7 @@ impl<T, V> Vm<T, V> {
         if self.sealed {
             return Err(Error::Sealed);
         }
-        if self.vcpus.is_empty() {
+        if self.vcpus[0].is_none() {
             return Err(Error::BadVcpu);
         }
         self.sealed = true;
@@ -331,7 +339,7 @@ impl<T, V> Vm<T, V> {
         if matches!(self.life, Life::Dying) {
             return Err(Error::Dying);
         }
-        if self.vcpus.iter().any(|vcpu| vcpu.loaded_on.is_some()) {
+        if self.vcpus.iter().flatten().any(|vcpu| vcpu.loaded_on.is_some()) {
             self.closing = true;
             return Err(Error::Busy);
         }
@@ -340,7 +348,7 @@ impl<T, V> Vm<T, V> {
             m.drop_tables(vm, tables);
         }
         m.memory(|memory| {
-            for vcpu in self.vcpus.drain(..) {
+            for vcpu in self.vcpus.iter_mut().filter_map(Option::take) {
                 memory.pages().unpin_flag_page(vcpu.flag_page);
             }
         });
@@ -380,26 +388,28 @@ impl<T, V> Vm<T, V> {
     ///
     /// # Errors
     ///
-    /// BAD_VM, DYING, SEALED, LIMIT, TOO_FEW_PAGES, those of [`check_features`] and of [`check_start`],
+    /// BAD_VM, DYING, SEALED, BAD_VCPU for an index beyond the last, VCPU_IN_USE, TOO_FEW_PAGES, those of [`check_features`] and of [`check_start`],
     /// INVALID_ARGUMENT for a protected VM's vCPU 0 that is off or another that is on, BUSY or NOT_SHARED for
     /// the flag-shadow page, and what is wrong with the pages.
     pub fn create_vcpu<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
         m: &M,
         config: &VcpuConfig,
-    ) -> Result<VcpuIndex, Error> {
+    ) -> Result<(), Error> {
         let vm = slot(config.vm)?;
         self.check(config.vm)?;
-        let (full, sealed) = (self.vcpus.is_full(), self.sealed);
-        let (index, clock) = (self.vcpus.len(), self.clock);
-        let VmConfig { policy, protected } = self.config;
-        let tables = self.tables()?;
-        if sealed {
+        self.tables()?;
+        if self.sealed {
             return Err(Error::Sealed);
         }
-        if full {
-            return Err(Error::Limit);
+        let index = usize::try_from(config.index.0).map_err(|_| Error::BadVcpu)?;
+        let place = self.vcpus.get(index).ok_or(Error::BadVcpu)?;
+        let affinity = u32::try_from(config.affinity.0).map_err(|_| Error::InvalidArgument)?;
+        if place.is_some() || self.vcpus.iter().flatten().any(|vcpu| vcpu.affinity == affinity) {
+            return Err(Error::VcpuInUse);
         }
+        let VmConfig { policy, protected } = self.config;
+        let clock = self.clock;
         let features = check_features(m, config.features)?;
         let needed = features.pages();
         if config.pages.count < needed {
@@ -423,13 +433,24 @@ impl<T, V> Vm<T, V> {
             Ok((range, flag_page))
         })?;
         let start = config.start;
-        let new = NewVcpu { pages, flag_page, index, features, policy, protected, start, clock };
-        let vcpu = m.new_vcpu(tables, &new);
+        let new = NewVcpu {
+            pages,
+            flag_page,
+            index,
+            affinity,
+            features,
+            policy,
+            protected,
+            start,
+            clock,
+        };
+        let vcpu = m.new_vcpu(self.tables()?, &new);
         m.set_stopped(vm, index, false);
         let power = Power::of(start);
-        self.vcpus.push(VcpuSlot { vcpu, features, power, flag_page, loaded_on: None });
+        let slot = VcpuSlot { vcpu, features, power, affinity, flag_page, loaded_on: None };
+        self.vcpus[index] = Some(slot);
         self.pages_out += config.pages.count;
-        Ok(VcpuIndex(index as u64))
+        Ok(())
     }
 
     /// VCPU_LOAD on a CPU that has nothing loaded. `fits` says whether the CPU has the vCPU's vector
@@ -453,12 +474,12 @@ impl<T, V> Vm<T, V> {
         if self.config.protected && !self.sealed {
             return Err(Error::NotSealed);
         }
-        let index = usize::try_from(index.0).map_err(|_| Error::BadVcpu)?;
-        let slot = self.vcpus.get_mut(index).ok_or(Error::BadVcpu)?;
+        let ended = self.ended;
+        let (index, slot) = self.vcpu(index)?;
         if slot.loaded_on.is_some() {
             return Err(Error::Busy);
         }
-        if self.ended || slot.power == Power::Off {
+        if ended || slot.power == Power::Off {
             return Err(Error::PoweredOff);
         }
         fits(&slot.vcpu)?;
@@ -472,12 +493,13 @@ impl<T, V> Vm<T, V> {
         if let (Life::Alive(tables), true) = (&self.life, last != this && last != 0) {
             m.forget_sibling(tables);
         }
-        Ok((&self.vcpus[index].vcpu, index))
+        let (index, slot) = self.vcpu(VcpuIndex(index as u64))?;
+        Ok((&slot.vcpu, index))
     }
 
     /// The vCPU is loaded no longer.
     pub fn put(&mut self, index: usize) {
-        if let Some(slot) = self.vcpus.get_mut(index) {
+        if let Some(Some(slot)) = self.vcpus.get_mut(index) {
             slot.loaded_on = None;
         }
     }

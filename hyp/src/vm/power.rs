@@ -13,10 +13,10 @@
 
 use super::features::check_start;
 use super::hardware::{Boot, Machine};
-use super::life::{Power, Vm, slot};
+use super::life::{Power, VcpuSlot, Vm, slot};
 use crate::memory::pages::VmId;
 use arm_psci::ErrorCode;
-use umbra_shared::call::{Start, VcpuIndex, VmHandle};
+use umbra_shared::call::{MAX_VCPUS, Start, VcpuIndex, VmHandle};
 use umbra_shared::error::Error;
 
 /// AFFINITY_INFO's answers.
@@ -32,12 +32,16 @@ pub enum Affinity {
 }
 
 impl<T, V> Vm<T, V> {
-    /// The vCPU with this affinity: Aff0 is its number, all else is zero.
-    fn by_affinity(&self, target: u64) -> Result<usize, ErrorCode> {
-        usize::try_from(target)
-            .ok()
-            .filter(|&index| index < self.vcpus.len())
-            .ok_or(ErrorCode::InvalidParameters)
+    /// The vCPU with this affinity, as PSCI's calls have it: MPIDR_EL1's Aff3 in bits 39:32, which nobody has, Aff2 to
+    /// Aff0 in 23:0, and all else zero.
+    fn by_affinity(&mut self, target: u64) -> Result<(usize, &mut VcpuSlot<V>), ErrorCode> {
+        let mut all = self.vcpus.iter_mut().enumerate();
+        all.find_map(|(index, slot)| {
+            slot.as_mut()
+                .filter(|slot| u64::from(slot.affinity) == target)
+                .map(|slot| (index, slot))
+        })
+        .ok_or(ErrorCode::InvalidParameters)
     }
 
     /// CPU_ON by the guest. Returns the number of the vCPU that can be loaded now.
@@ -52,8 +56,7 @@ impl<T, V> Vm<T, V> {
         target: u64,
         boot: Boot,
     ) -> Result<usize, ErrorCode> {
-        let index = self.by_affinity(target)?;
-        let slot = &mut self.vcpus[index];
+        let (index, slot) = self.by_affinity(target)?;
         match slot.power {
             Power::On => return Err(ErrorCode::AlreadyOn),
             Power::Pending(_) => return Err(ErrorCode::OnPending),
@@ -75,7 +78,7 @@ impl<T, V> Vm<T, V> {
 
     /// CPU_OFF by the guest's vCPU with this number, which is loaded.
     pub fn cpu_off<M: Machine<Tables = T, Vcpu = V>>(&mut self, m: &M, vm: VmId, index: usize) {
-        if let Some(slot) = self.vcpus.get_mut(index) {
+        if let Some(Some(slot)) = self.vcpus.get_mut(index) {
             slot.power = Power::Off;
             m.set_stopped(vm, index, true);
         }
@@ -86,8 +89,8 @@ impl<T, V> Vm<T, V> {
     /// # Errors
     ///
     /// INVALID_PARAMETERS for no vCPU of the VM's.
-    pub fn affinity_info(&self, target: u64) -> Result<Affinity, ErrorCode> {
-        let slot = &self.vcpus[self.by_affinity(target)?];
+    pub fn affinity_info(&mut self, target: u64) -> Result<Affinity, ErrorCode> {
+        let (_, slot) = self.by_affinity(target)?;
         Ok(match slot.power {
             Power::On => Affinity::On,
             Power::Pending(_) => Affinity::OnPending,
@@ -101,7 +104,7 @@ impl<T, V> Vm<T, V> {
     pub fn end<M: Machine<Tables = T, Vcpu = V>>(&mut self, m: &M, vm: VmId) -> bool {
         self.ended = self.config.protected;
         if self.ended {
-            (0..self.vcpus.len()).for_each(|index| m.set_stopped(vm, index, true));
+            (0..MAX_VCPUS).for_each(|index| m.set_stopped(vm, index, true));
         }
         self.ended
     }
@@ -124,8 +127,7 @@ impl<T, V> Vm<T, V> {
         if self.config.protected {
             return Err(Error::Protected);
         }
-        let index = usize::try_from(index.0).map_err(|_| Error::BadVcpu)?;
-        let slot = self.vcpus.get_mut(index).ok_or(Error::BadVcpu)?;
+        let (index, slot) = self.vcpu(index)?;
         if slot.loaded_on.is_some() {
             return Err(Error::Busy);
         }

@@ -19,7 +19,7 @@ use crate::memory::stage2::{Entry, Stage2, Vttbr};
 use crate::memory::tables::{Stage2Tables, Tlbs};
 use crate::vm::features::check_features;
 use crate::vm::hardware::{self, Boot, Machine, NewVcpu, There};
-use crate::vm::life::{self, MAX_VCPUS, MAX_VMS};
+use crate::vm::life;
 use crate::vm::power::Affinity;
 use crate::world::aarch32::{Aarch32Regs, PSTATE_E, PSTATE_SVC_MASKED, PSTATE_T32};
 use crate::world::features::{HCR_RW, Name};
@@ -32,8 +32,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{
-    Policy, Start, UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig,
-    VmHandle,
+    MAX_VCPUS, MAX_VMS, Policy, Start, UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig,
+    VcpuIndex, VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
 use umbra_shared::flags::FlagShadowPage;
@@ -113,6 +113,8 @@ pub struct Vcpu {
     pub gic: VirtualGic,
     /// FP.
     pub fp: VcpuFp<Image>,
+    /// Its number in the VM.
+    index: usize,
     /// VMPIDR_EL2.
     pub vmpidr: u64,
     /// VTTBR_EL2.
@@ -180,10 +182,10 @@ impl Vcpu {
         self.hcr = if aarch32 { hcr & !HCR_RW } else { hcr };
     }
 
-    /// It runs no more. Of which VM it is its VMID says, and which of its vCPUs, Aff0.
+    /// It runs no more. Of which VM it is its VMID says.
     pub fn stop(&self) {
         let vm = (Vttbr::from_bits(self.vttbr).vmid() - 1) as usize;
-        STOPPED[vm][self.vmpidr as usize % MAX_VCPUS].store(true, Ordering::Relaxed);
+        STOPPED[vm][self.index % MAX_VCPUS].store(true, Ordering::Relaxed);
     }
 
     /// As much of a value as its registers hold.
@@ -372,8 +374,9 @@ impl Machine for Target {
             timer: Timer::with_offset(new.clock),
             gic: VirtualGic::default(),
             fp: VcpuFp::new(image, new.features, new.policy),
-            // RES1, and the index as Aff0.
-            vmpidr: 1 << 31 | new.index as u64,
+            index: new.index,
+            // RES1.
+            vmpidr: 1 << 31 | u64::from(new.affinity),
             vttbr: tables.stage2.vttbr().bits(),
             open: Open::Nothing,
             hcr: 0,
@@ -507,7 +510,7 @@ pub fn needs(config: &VcpuConfig) -> Option<VcpuFeatures> {
 /// # Errors
 ///
 /// Those of [`life::Vm::create_vcpu`].
-pub fn create_vcpu(config: &VcpuConfig) -> Result<VcpuIndex, Error> {
+pub fn create_vcpu(config: &VcpuConfig) -> Result<(), Error> {
     slot(config.vm)?.create_vcpu(&Target, config)
 }
 

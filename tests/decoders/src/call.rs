@@ -58,7 +58,9 @@ fn check(x0: u64, args: &Args) {
             assert_eq!(error, Error::InvalidArgument);
             let bad = match function {
                 Some(Function::VmCreate) => !good_config(args[2]),
-                Some(Function::VcpuCreate) => !good_start(args[4], args[5], args[6]),
+                Some(Function::VcpuCreate) => {
+                    args[2] >> 56 != 0 || !good_start(args[4], args[5], args[6])
+                }
                 Some(Function::VcpuReset) => {
                     args[2] & !OFF != 0 || !good_start(args[2], args[3], args[4])
                 }

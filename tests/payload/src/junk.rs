@@ -111,7 +111,16 @@ impl Junk {
         } else if matches!(function, Function::VmTopup | Function::VcpuCreate)
             && self.within(args[1])
         {
-            args[2] = args[2].min((end - args[1]) / PAGE).min(9);
+            let most = ((end - args[1]) / PAGE).min(9);
+            args[2] = match function {
+                // Beside the number of pages there are the vCPU's index and its affinity.
+                Function::VcpuCreate if self.random.below(8) != 0 => {
+                    let index = self.random.below(3);
+                    (args[2] & 0xffff).min(most) | index << 16 | index << 32
+                }
+                Function::VcpuCreate => args[2] & !0xffff | (args[2] & 0xffff).min(most),
+                _ => args[2].min(most),
+            };
         }
         self.calls += 1;
         if !wanted(function) {

@@ -21,7 +21,10 @@ use umbra_host::{
 use umbra_patterns::{pattern, tag::Tag};
 use umbra_shared::{
     PAGE_SIZE,
-    call::{Policy, Start, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle},
+    call::{
+        Policy, Start, UntrustedAffinity, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex,
+        VmConfig, VmHandle,
+    },
     error::Error,
     exit::{Reason, RunFlags},
     flags::{FlagShadowPage, HostFlags},
@@ -242,8 +245,11 @@ pub fn flag_page() -> (u64, &'static FlagShadowPage) {
 /// What VCPU_CREATE takes for a vCPU of no puppet's, with pages of the test's.
 pub fn vcpu_config(vm: VmHandle, features: VcpuFeatures, start: Start) -> VcpuConfig {
     let pages = ledger::take(features.pages());
+    let index = ledger::vcpus(vm);
     VcpuConfig {
         vm,
+        index: VcpuIndex(index),
+        affinity: UntrustedAffinity(index),
         pages: UntrustedPages { start: UntrustedPa(pages), count: features.pages() },
         flag_page: UntrustedPa(flag_page().0),
         features: features.into(),
@@ -440,15 +446,18 @@ impl Machine {
         } else {
             Start::At { entry: BASE, argument: 0 }
         };
-        let index = Hvc.vcpu_create(VcpuConfig {
+        let index = VcpuIndex(ledger::vcpus(self.vm));
+        assert!(index.0 < MAX_PUPPETS, "the guest's memory has no area for this vCPU");
+        Hvc.vcpu_create(VcpuConfig {
             vm: self.vm,
+            index,
+            affinity: UntrustedAffinity(index.0),
             pages: UntrustedPages { start: UntrustedPa(first), count },
             flag_page: UntrustedPa(flag_page),
             features: features.into(),
             start,
         })?;
         ledger::count_vcpu(self.vm);
-        assert!(index.0 < MAX_PUPPETS, "the guest's memory has no area for this vCPU");
         let owner = GUEST_OWNER + (self.vm.0 & 3) as u16 * 4 + index.0 as u16;
         let VcpuFeatures { vq, svq, .. } = features;
         Ok(Puppet { machine: *self, index, vq, svq, flags, flag_page, owner })

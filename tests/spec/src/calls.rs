@@ -188,11 +188,11 @@ impl Spec {
             Call::VmSeal { vm: handle } => {
                 let vm = &mut self.vms[usize::from(vm::slot(handle)?)];
                 vm.check_alive(handle)?;
-                match (vm.protected, vm.sealed, vm.vcpus.len()) {
+                match (vm.protected, vm.sealed, vm.vcpus.contains_key(&0)) {
                     (false, ..) => Err(Error::NotProtected),
                     (true, true, _) => Err(Error::Sealed),
-                    (true, false, 0) => Err(Error::BadVcpu),
-                    (true, false, _) => {
+                    (true, false, false) => Err(Error::BadVcpu),
+                    (true, false, true) => {
                         vm.sealed = true;
                         Ok(Outcome::ok())
                     }
@@ -204,14 +204,15 @@ impl Spec {
                 if vm.life == Life::Dying {
                     return Err(Error::Dying);
                 }
-                if vm.vcpus.iter().any(|vcpu| vcpu.loaded_on.is_some()) {
+                if vm.vcpus.values().any(|vcpu| vcpu.loaded_on.is_some()) {
                     vm.life = Life::Closing;
                     return Err(Error::Busy);
                 }
                 vm.life = Life::Dying;
                 vm.maps.clear();
                 let unused = Owner::of(PageState::FlagPage, 0);
-                let changes = vm.vcpus.drain(..).map(|vcpu| (vcpu.flag_page, unused)).collect();
+                let vcpus = core::mem::take(&mut vm.vcpus);
+                let changes = vcpus.values().map(|vcpu| (vcpu.flag_page, unused)).collect();
                 Ok(Outcome::changing(changes))
             }
             Call::VmReclaim { vm: handle, page } => {
@@ -252,7 +253,7 @@ impl Spec {
                     return Err(Error::NotSealed);
                 }
                 let index = usize::try_from(vcpu.0).map_err(|_| Error::BadVcpu)?;
-                let vcpu = vm.vcpus.get_mut(index).ok_or(Error::BadVcpu)?;
+                let vcpu = vm.vcpus.get_mut(&index).ok_or(Error::BadVcpu)?;
                 if vcpu.loaded_on.is_some() {
                     return Err(Error::Busy);
                 }
@@ -289,7 +290,7 @@ impl Spec {
                     return Err(Error::Protected);
                 }
                 let index = usize::try_from(vcpu.0).map_err(|_| Error::BadVcpu)?;
-                let vcpu = vm.vcpus.get_mut(index).ok_or(Error::BadVcpu)?;
+                let vcpu = vm.vcpus.get_mut(&index).ok_or(Error::BadVcpu)?;
                 if vcpu.loaded_on.is_some() {
                     return Err(Error::Busy);
                 }
@@ -306,7 +307,7 @@ impl Spec {
     /// The vCPU loaded on a CPU is loaded no longer; whether there was one.
     pub fn put(&mut self, cpu: usize) -> bool {
         let Some((slot, index)) = self.cpus[cpu].loaded.take() else { return false };
-        if let Some(vcpu) = self.vms[usize::from(slot)].vcpus.get_mut(index) {
+        if let Some(vcpu) = self.vms[usize::from(slot)].vcpus.get_mut(&index) {
             vcpu.loaded_on = None;
         }
         self.cpus[cpu].fp = self.cpus[cpu].fp.map(crate::fp::Fp::put);
@@ -373,8 +374,13 @@ impl Spec {
         if vm.sealed {
             return Err(Error::Sealed);
         }
-        if vm.vcpus.len() == VCPUS {
-            return Err(Error::Limit);
+        let (index, affinity) = (config.index.0 as usize, config.affinity.0);
+        if index >= VCPUS {
+            return Err(Error::BadVcpu);
+        }
+        let taken = vm.vcpus.values().any(|vcpu| vcpu.affinity == affinity);
+        if taken || vm.vcpus.contains_key(&index) {
+            return Err(Error::VcpuInUse);
         }
         let features = self.features(config.features)?;
         if config.pages.count < features.pages() {
@@ -382,7 +388,7 @@ impl Spec {
         }
         check_start(features, config.start)?;
         let off = config.start == Start::Off;
-        if config.pages.count > features.pages() || vm.protected && off == vm.vcpus.is_empty() {
+        if config.pages.count > features.pages() || vm.protected && off == (index == 0) {
             return Err(Error::InvalidArgument);
         }
         self.memory.range(config.pages)?;
@@ -392,9 +398,8 @@ impl Spec {
         changes.insert(flag_page, Owner::of(PageState::FlagPageUsed, 0));
         let vm = &mut self.vms[usize::from(slot)];
         let power = if off { Power::Off } else { Power::On };
-        vm.vcpus.push(Vcpu { flag_page, features, power, ..Vcpu::default() });
+        vm.vcpus.insert(index, Vcpu { flag_page, features, affinity, power, ..Vcpu::default() });
         vm.pages_out += config.pages.count;
-        let index = vm.vcpus.len() as u64 - 1;
-        Ok(Outcome { x1: Some(index), ..Outcome::changing(changes) })
+        Ok(Outcome::changing(changes))
     }
 }

@@ -70,7 +70,7 @@ impl Spec {
     pub fn guest_call(&mut self, cpu: usize, call: GuestCall) -> Answer {
         let Some((slot, index)) = self.cpus[cpu].loaded else { return Answer::default() };
         let vm = &self.vms[usize::from(slot)];
-        let aarch32 = vm.vcpus[index].features.aarch32;
+        let aarch32 = vm.vcpus[&index].features.aarch32;
         let answer = match call.function {
             0x8000_0000 => Answer::x0(0x1_0002),
             0x8000_0001 => match call.args[0] as u32 {
@@ -106,19 +106,20 @@ impl Spec {
         let [x1, x2, _] = if smc64 { call.args } else { call.args.map(|x| x & 0xffff_ffff) };
         let bits = self.platform.ipa_bits;
         let vm = &mut self.vms[usize::from(slot)];
-        let target = usize::try_from(x1).ok().filter(|&n| n < vm.vcpus.len());
+        let target = vm.vcpus.iter().find(|(_, vcpu)| vcpu.affinity == x1).map(|(&n, _)| n);
         match (call.function & 0x1f, smc64) {
             (0, false) => Answer::x0(0x1_0001),
             (1, _) if x1 >> 32 != 0 || x1 & 0xfcfe_0000 != 0 => Answer::x0(INVALID_PARAMETERS),
             (1, _) => Answer::told(SUCCESS, Reason::Wfi),
             (2, false) => {
-                vm.vcpus[caller].power = Power::Off;
-                vm.vcpus[caller].leaves = true;
+                let vcpu = vm.vcpus.entry(caller).or_default();
+                vcpu.power = Power::Off;
+                vcpu.leaves = true;
                 Answer::told(SUCCESS, Reason::CpuOff)
             }
             (3, _) => {
                 let Some(target) = target else { return Answer::x0(INVALID_PARAMETERS) };
-                let vcpu = &mut vm.vcpus[target];
+                let vcpu = vm.vcpus.entry(target).or_default();
                 let loaded = vcpu.loaded_on.is_some();
                 let bits = if vcpu.features.aarch32 { 32 } else { bits };
                 // T32 begins at odd addresses.
@@ -136,7 +137,7 @@ impl Spec {
             }
             (4, _) => match target.filter(|_| x2 == 0) {
                 None => Answer::x0(INVALID_PARAMETERS),
-                Some(target) => Answer::x0(match &vm.vcpus[target] {
+                Some(target) => Answer::x0(match &vm.vcpus[&target] {
                     vcpu if vcpu.power == Power::Pending => 2,
                     vcpu if vcpu.power == Power::Off && vcpu.loaded_on.is_none() => 1,
                     _ => 0,
@@ -147,7 +148,7 @@ impl Spec {
             (0x12, _) if (1..1 << 31).contains(&(x1 as u32)) => Answer::x0(INVALID_PARAMETERS),
             (0x12, _) => self.end(slot, caller),
             (0xa, false) => {
-                let aarch32 = vm.vcpus[caller].features.aarch32;
+                let aarch32 = vm.vcpus[&caller].features.aarch32;
                 let there = match x1 as u32 {
                     0x8000_0000 => true,
                     asked @ 0x8400_0000..=0x8400_001f => {
@@ -170,7 +171,7 @@ impl Spec {
         if vm.protected {
             vm.ended = true;
             // Whoever is inside the guest now comes out of it once more.
-            for (n, vcpu) in vm.vcpus.iter_mut().enumerate() {
+            for (&n, vcpu) in &mut vm.vcpus {
                 vcpu.last_runs = if n == caller || vcpu.loaded_on.is_some() { 2 } else { 0 };
             }
         }

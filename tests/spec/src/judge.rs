@@ -306,9 +306,9 @@ impl Spec {
             return Err(format!("is made again: {}, should: {}", again != 0, expected.again));
         }
         // r0 has 32 bits, and what is in it may be a number without a sign.
-        let narrow = self.cpus[cpu]
-            .loaded
-            .is_some_and(|(slot, index)| self.vms[usize::from(slot)].vcpus[index].features.aarch32);
+        let narrow = self.cpus[cpu].loaded.is_some_and(|(slot, index)| {
+            self.vms[usize::from(slot)].vcpus[&index].features.aarch32
+        });
         let width = |x: i64| if narrow { i64::from(x as i32) } else { x };
         let x0 = record.result as i64;
         if let Some(should) = expected.x0.filter(|&should| width(should) != width(x0)) {
@@ -330,7 +330,7 @@ impl Spec {
         let Some((slot, index)) = self.cpus[cpu].loaded else { return refused(Error::NotLoaded) };
         let vm::Vm { policy, ended, protected, .. } = self.vms[usize::from(slot)];
         let enrolled = self.vms[usize::from(slot)].enrolled.clone();
-        let Some(vcpu) = self.vms[usize::from(slot)].vcpus.get_mut(index) else {
+        let Some(vcpu) = self.vms[usize::from(slot)].vcpus.get_mut(&index) else {
             return Err("a vCPU runs that does not exist".to_owned());
         };
         let Some(flags) = RunFlags::from_bits(flags) else {

@@ -89,9 +89,9 @@ pub struct Spec {
 }
 
 /// VMs at a time.
-pub const VMS: usize = 64;
+pub const VMS: usize = 255;
 /// vCPUs of a VM.
-pub const VCPUS: usize = 16;
+pub const VCPUS: usize = 64;
 
 impl Spec {
     /// A machine on which nothing has happened yet.

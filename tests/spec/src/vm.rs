@@ -44,6 +44,8 @@ pub struct Vcpu {
     pub flag_page: u64,
     /// What it has.
     pub features: VcpuFeatures,
+    /// Aff2, Aff1, Aff0.
+    pub affinity: u64,
     /// Where it is loaded.
     pub loaded_on: Option<usize>,
     /// Whether it is on.
@@ -72,8 +74,8 @@ pub struct Vm {
     pub ended: bool,
     /// When its FP registers move.
     pub policy: Policy,
-    /// vCPUs.
-    pub vcpus: Vec<Vcpu>,
+    /// vCPUs, by index.
+    pub vcpus: BTreeMap<usize, Vcpu>,
     /// Its memory: guest address to page.
     pub maps: BTreeMap<u64, u64>,
     /// Guest addresses of pages that are devices'.
@@ -100,8 +102,8 @@ pub fn handle(slot: u8, generation: u64) -> VmHandle {
 impl Vcpu {
     /// It in its reset state.
     pub fn anew(&self, power: Power) -> Self {
-        let (flag_page, features, loaded_on) = (self.flag_page, self.features, self.loaded_on);
-        Self { flag_page, features, loaded_on, power, ..Self::default() }
+        let Self { flag_page, features, affinity, loaded_on, .. } = *self;
+        Self { flag_page, features, affinity, loaded_on, power, ..Self::default() }
     }
 }
 

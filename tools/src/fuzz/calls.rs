@@ -247,13 +247,24 @@ impl Guide {
                 let maps: Vec<_> = self.spec.vms[slot].maps.keys().copied().collect();
                 let entry =
                     if maps.is_empty() { GUEST } else { maps[self.rng.usize(..maps.len())] };
+                // In no order, but for a protected VM's first; and now and then one that is there already.
+                let vm_of_it = &self.spec.vms[slot];
+                let first = vm_of_it.protected && !vm_of_it.vcpus.contains_key(&0);
+                let free: Vec<_> = (1..6).filter(|n| !vm_of_it.vcpus.contains_key(n)).collect();
+                let index = match free.as_slice() {
+                    _ if first => 0,
+                    [] => self.rng.usize(..64),
+                    free => free[self.rng.usize(..free.len())],
+                } as u64;
+                let affinity = if self.rng.u8(..4) == 0 { index ^ 1 } else { index };
                 // Of a protected VM all but the first are off; of a normal one, some.
-                let others = self.spec.vms[slot].protected && !self.spec.vms[slot].vcpus.is_empty();
+                let others = self.spec.vms[slot].protected && !first;
                 let off = others || !self.spec.vms[slot].protected && self.rng.u8(..4) == 0;
                 let features = UntrustedFeatures::from(features).0 | if off { OFF } else { 0 };
                 let entry = if off { 0 } else { entry };
-                let (count, entry, features) = (Number(count), Number(entry), Number(features));
-                set(&[Vm(vm), Page(pages, 0), count, Page(flag_page, 0), features, entry]);
+                let place = Number(count | index << 16 | affinity << 32);
+                let (entry, features) = (Number(entry), Number(features));
+                set(&[Vm(vm), Page(pages, 0), place, Page(flag_page, 0), features, entry]);
                 Function::VcpuCreate
             }
             VM_MAP..54 => {
@@ -291,8 +302,7 @@ impl Guide {
                     set(&[Vm(vm)]);
                     Function::VmSeal
                 } else {
-                    let vcpus = self.spec.vms[slot].vcpus.len() as u64;
-                    set(&[Vm(vm), Number(self.rng.u64(..vcpus))]);
+                    set(&[Vm(vm), Number(self.vcpu(slot))]);
                     Function::VcpuLoad
                 }
             }
@@ -327,9 +337,8 @@ impl Guide {
             }
             93 => {
                 let (vm, slot) = self.vm(|vm| alive(vm) && !vm.vcpus.is_empty())?;
-                let vcpus = self.spec.vms[slot].vcpus.len() as u64;
                 let (flags, entry) = if self.rng.bool() { (OFF, 0) } else { (0, GUEST) };
-                let vcpu = Number(self.rng.u64(..vcpus));
+                let vcpu = Number(self.vcpu(slot));
                 set(&[Vm(vm), vcpu, Number(flags), Number(entry)]);
                 Function::VcpuReset
             }
@@ -356,6 +365,12 @@ impl Guide {
             args[self.rng.usize(..4)] = self.any();
         }
         Some((function, args))
+    }
+
+    /// The index of a vCPU of a VM that has one.
+    fn vcpu(&mut self, slot: usize) -> u64 {
+        let all: Vec<_> = self.spec.vms[slot].vcpus.keys().collect();
+        *all[self.rng.usize(..all.len())] as u64
     }
 
     /// One of these lengths, or none.
@@ -421,7 +436,7 @@ impl Guide {
     fn enter(&mut self, cpu: u8) -> Event {
         let loaded = self.spec.cpus[usize::from(cpu)].loaded;
         let streams = loaded.is_some_and(|(slot, index)| {
-            self.spec.vms[usize::from(slot)].vcpus[index].features.svq.is_some()
+            self.spec.vms[usize::from(slot)].vcpus[&index].features.svq.is_some()
         });
         let rng = &mut self.rng;
         let flags = match rng.u8(..32) {

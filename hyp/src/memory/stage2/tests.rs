@@ -13,8 +13,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use umbra_shared::call::{
-    Policy, Start, UntrustedIpa, UntrustedPa, UntrustedPages, VM_PAGES, VcpuConfig, VcpuIndex,
-    VmConfig, VmHandle,
+    Policy, Start, UntrustedAffinity, UntrustedIpa, UntrustedPa, UntrustedPages, VM_PAGES,
+    VcpuConfig, VcpuIndex, VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
 use umbra_shared::vcpu::{UntrustedFeatures, VcpuFeatures};
@@ -548,6 +548,8 @@ fn a_sibling_finds_nothing_of_the_last_vcpus() {
         let pages = UntrustedPages { start: UntrustedPa(pa(24 + n * count)), count };
         let config = VcpuConfig {
             vm: handle,
+            index: VcpuIndex(n),
+            affinity: UntrustedAffinity(n),
             pages,
             flag_page: UntrustedPa(flag_page),
             features: UntrustedFeatures(0),

@@ -17,7 +17,7 @@ use umbra_host::{
 };
 use umbra_patterns::protocol::{ARGUMENT, Argument, BASE, BENCH, BENCH_NEXT, Mode, Routine};
 use umbra_shared::{
-    call::{Features, Policy, Start, VmConfig},
+    call::{Features, Policy, Start, UntrustedAffinity, VcpuIndex, VmConfig},
     exit::{MmioAccess, SystemEvent},
     flags::HostFlags,
     guest::{NOT_SUPPORTED, is_hosts},
@@ -218,7 +218,12 @@ pub fn vm(image: &[u8], config: VmConfig) -> GuestVm {
 pub fn vcpu(vm: &mut GuestVm, index: u8, vq: Option<Vq>) -> Vcpu {
     let argument = Argument { vcpu: index, owner: 0, vq, svq: None, mode: Mode::Bench };
     let start = Start::At { entry: BASE, argument: argument.encode() };
-    let settings = VcpuSettings { features: VcpuFeatures::sve(vq), start };
+    let settings = VcpuSettings {
+        index: VcpuIndex(0),
+        affinity: UntrustedAffinity(0),
+        features: VcpuFeatures::sve(vq),
+        start,
+    };
     let mut vcpu = vm.create_vcpu(&Hvc, &mut Pages, settings).expect("VCPU_CREATE");
     vm.seal(&Hvc).expect("VM_SEAL");
     let mut bench = Bench::load(&mut vcpu, HostFlags::empty());

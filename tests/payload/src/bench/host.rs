@@ -8,7 +8,7 @@ use umbra_host::{
     hypercall::{Hvc, Hypervisor},
 };
 use umbra_shared::{
-    call::{Function, MAX_PAGES_PER_CALL, Start, VcpuConfig, VcpuIndex, VmConfig, VmHandle},
+    call::{Function, MAX_PAGES_PER_CALL, Start, VcpuConfig, VmConfig, VmHandle},
     vcpu::VcpuFeatures,
     vl::Vq,
 };
@@ -135,8 +135,9 @@ fn vcpus(iterations: u64) {
     for vq in lengths {
         let vm = ledger::vm(VmConfig::normal());
         let (mut config, vl) = (vcpu(vm, vq), vq.map_or(0, Vq::vl_bytes));
-        let mut index = VcpuIndex(0);
-        let create = repeat(1, |_| index = Hvc.vcpu_create(config).expect("VCPU_CREATE"));
+        let index = config.index;
+        let create = repeat(1, |_| Hvc.vcpu_create(config).expect("VCPU_CREATE"));
+        ledger::count_vcpu(vm);
         emit!("@bench name=vcpu_create vm=normal vl={vl} pages={} {create}", config.pages.count);
         let once = |_| {
             Hvc.vcpu_load(vm, index).expect("VCPU_LOAD");
@@ -146,7 +147,8 @@ fn vcpus(iterations: u64) {
         emit!("@bench name=load_put vm=normal vl={vl} {}", repeat(iterations, once));
         // A sibling in between: the TLB may hold what the other left of the same addresses.
         config = vcpu(vm, vq);
-        let sibling = Hvc.vcpu_create(config).expect("VCPU_CREATE");
+        Hvc.vcpu_create(config).expect("VCPU_CREATE");
+        let sibling = config.index;
         let siblings = |n: u64| {
             let index = if n.is_multiple_of(2) { index } else { sibling };
             Hvc.vcpu_load(vm, index).expect("VCPU_LOAD");

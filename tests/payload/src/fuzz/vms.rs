@@ -25,7 +25,7 @@ use umbra_patterns::{
     protocol::{ARGUMENT, Argument, BASE, Command, FAIL, Failure, Mode, NEXT, counter},
 };
 use umbra_shared::{
-    call::{Start, VcpuIndex, VmConfig, VmHandle},
+    call::{Start, UntrustedAffinity, VcpuIndex, VmConfig, VmHandle},
     error::Error,
     exit::{MmioAccess, SystemEvent},
     flags::{FlagShadowPage, HostFlags},
@@ -206,7 +206,12 @@ fn create_with(name: VcpuName, features: VcpuFeatures) -> u64 {
     told[1].store(0, Ordering::SeqCst);
     set_on(name, !off);
     let start = if off { Start::Off } else { Start::At { entry, argument } };
-    let settings = VcpuSettings { features, start };
+    let settings = VcpuSettings {
+        index: VcpuIndex(name.vcpu.into()),
+        affinity: UntrustedAffinity(name.vcpu.into()),
+        features,
+        start,
+    };
     let mut supplier = Supplier(None);
     match slot.vm.create_vcpu(&Hvc, &mut supplier, settings) {
         Ok(vcpu) => {

@@ -19,7 +19,10 @@ use umbra_host::{
     kernel::{gic, mmu, sysreg},
 };
 use umbra_shared::{
-    call::{Policy, Start, UntrustedPa, UntrustedPages, VcpuConfig, VmConfig},
+    call::{
+        Policy, Start, UntrustedAffinity, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex,
+        VmConfig,
+    },
     error::{Error, SUCCESS},
     exit::{Reason, RunFlags},
     guest::{GuestFunction, INVALID_PARAMETER, NOT_SUPPORTED},
@@ -54,6 +57,8 @@ fn create(features: u64, entry: u64, argument: u64) -> Result<(), Error> {
     let count = VcpuFeatures::AARCH32.pages();
     let config = VcpuConfig {
         vm,
+        index: VcpuIndex(0),
+        affinity: UntrustedAffinity(0),
         pages: UntrustedPages { start: UntrustedPa(ledger::take(count)), count },
         flag_page: UntrustedPa(flag_page),
         features: UntrustedFeatures(features),

@@ -2,14 +2,16 @@
 
 use crate::{
     context::{context, need_cpus},
-    instruction as insn, ledger,
+    instruction::{self as insn, sysreg},
+    ledger,
     puppet::{BASE, Event, Machine, NOWHERE, Puppet, Routine, vcpu_config},
     runner::Skip,
     tests, workers,
 };
+use arrayvec::ArrayVec;
 use umbra_host::hypercall::{Hvc, Hypervisor};
 use umbra_shared::{
-    call::{Start, VcpuConfig, VcpuIndex, VmConfig, VmHandle},
+    call::{Start, UntrustedAffinity, VcpuConfig, VcpuIndex, VmConfig, VmHandle},
     error::Error,
     exit::{Reason, RunFlags, SystemEvent},
     vcpu::VcpuFeatures,
@@ -25,6 +27,7 @@ tests![
     a_vcpu_is_turned_on_where_its_guest_says,
     a_vcpu_is_off_when_it_is_nowhere,
     r25_a_vcpu_turned_on_again_finds_the_reset_state,
+    affinities_are_as_their_host_says,
     only_one_cpu_on_succeeds,
     a_normal_vms_host_resets_its_vcpus,
     suspend_is_a_standby,
@@ -100,7 +103,7 @@ fn attack_an_entry_for_a_protected_vms_second_vcpu() -> Result<(), Skip> {
     for start in [at(BASE, 0), at(0, 0), at(NOWHERE, 7)] {
         assert_eq!(Hvc.vcpu_create(config(machine.vm, start)), Err(Error::InvalidArgument));
     }
-    assert_eq!(Hvc.vcpu_create(config(machine.vm, Start::Off)), Ok(VcpuIndex(1)));
+    assert_eq!(Hvc.vcpu_create(config(machine.vm, Start::Off)), Ok(()));
     Hvc.vm_seal(machine.vm).expect("VM_SEAL");
     let second = VcpuIndex(1);
     assert_eq!(Hvc.vcpu_load(machine.vm, second), Err(Error::PoweredOff));
@@ -358,6 +361,45 @@ fn r25_a_vcpu_turned_on_again_finds_the_reset_state() -> Result<(), Skip> {
             b.check_reset();
         }
         b.put();
+    }
+    Ok(())
+}
+
+/// Who has which affinity is the host's choice, and by that alone a guest finds its vCPUs: in whatever order they were made,
+/// and whatever their indices are.
+fn affinities_are_as_their_host_says() -> Result<(), Skip> {
+    let machine = Machine::normal();
+    let first = machine.vcpu(None);
+    let mut others: ArrayVec<(u64, u64), 3> = ArrayVec::new();
+    for (index, affinity) in [(63, 0x7f_0a0f), (7, 0x10), (30, 0x1_0000)] {
+        let config = VcpuConfig {
+            index: VcpuIndex(index),
+            affinity: UntrustedAffinity(affinity),
+            ..config(machine.vm, Start::Off)
+        };
+        Hvc.vcpu_create(config).expect("VCPU_CREATE");
+        others.push((index, affinity));
+    }
+    first.load();
+    first.start();
+    assert_eq!(first.read(sysreg::MPIDR) & 0xff_00ff_ffff, 0);
+    for &(index, affinity) in &others {
+        assert_eq!(psci(&first, AFFINITY_INFO, [affinity, 0, 0]), OFF, "{affinity:#x}");
+        assert_eq!(psci(&first, AFFINITY_INFO, [index, 0, 0]), INVALID_PARAMETERS, "{index}");
+        // Nobody has Aff3.
+        let with_aff3 = 1 << 32 | affinity;
+        assert_eq!(psci(&first, AFFINITY_INFO, [with_aff3, 0, 0]), INVALID_PARAMETERS);
+        let told = first.smccc(Routine::Hvc, CPU_ON, [affinity, BASE, 0]).exit(Reason::CpuOn);
+        assert_eq!(told.data[0], index, "the host is told its index");
+        first.start();
+    }
+    first.put();
+    for (index, affinity) in others {
+        // It is no puppet of its own, and borrows the first one's room for an instruction.
+        Hvc.vcpu_load(machine.vm, VcpuIndex(index)).expect("VCPU_LOAD");
+        assert!(matches!(first.resume(RunFlags::empty(), [0; 4]), Event::Done(_)));
+        assert_eq!(first.read(sysreg::MPIDR) & 0xff_00ff_ffff, affinity);
+        Hvc.vcpu_put().expect("VCPU_PUT");
     }
     Ok(())
 }

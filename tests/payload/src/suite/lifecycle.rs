@@ -14,7 +14,8 @@ use umbra_host::{
 };
 use umbra_shared::{
     call::{
-        Function, Start, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex, VmConfig, VmHandle,
+        Function, MAX_VCPUS, MAX_VMS, Start, UntrustedAffinity, UntrustedPa, UntrustedPages,
+        VcpuConfig, VcpuIndex, VmConfig, VmHandle,
     },
     error::Error,
     exit::{Reason, RunFlags},
@@ -47,6 +48,8 @@ tests![
 fn config(vm: VmHandle, first: u64, count: u64, flag_page: u64, features: u64) -> VcpuConfig {
     VcpuConfig {
         vm,
+        index: VcpuIndex(ledger::vcpus(vm)),
+        affinity: UntrustedAffinity(ledger::vcpus(vm)),
         pages: UntrustedPages { start: UntrustedPa(first), count },
         flag_page: UntrustedPa(flag_page),
         features: UntrustedFeatures(features),
@@ -152,7 +155,7 @@ fn vcpu_create_refuses_bad_pages() -> Result<(), Skip> {
     };
     assert_eq!(Hvc.vcpu_create(unaligned_entry), Err(Error::InvalidArgument));
     each(first, count + 1).for_each(assert_ours);
-    assert_eq!(create(first, count), Ok(VcpuIndex(0)));
+    assert_eq!(create(first, count), Ok(()));
     Ok(())
 }
 
@@ -304,21 +307,33 @@ fn tables_run_out_and_are_topped_up() -> Result<(), Skip> {
 fn vcpus_have_a_limit() -> Result<(), Skip> {
     let vm = ledger::vm(VmConfig::default());
     let count = VcpuFeatures::FPSIMD.pages();
-    for n in 0..=64 {
+    // The last first, and every one with an affinity of its own.
+    let make = |index: u64, affinity: u64| {
         let (flags, _) = flag_page();
         let first = ledger::take(count);
-        match Hvc.vcpu_create(config(vm, first, count, flags, 0)) {
-            Ok(index) => assert_eq!(index, VcpuIndex(n)),
-            Err(Error::Limit) => {
-                assert!(n >= 8, "only {n} vCPUs");
-                assert_ours(first);
-                assert_eq!(Hvc.unshare_flag_page(flags), Ok(()));
-                return Ok(());
-            }
-            Err(error) => panic!("vCPU {n}: {error}"),
+        let config = VcpuConfig {
+            index: VcpuIndex(index),
+            affinity: UntrustedAffinity(affinity),
+            ..config(vm, first, count, flags, 0)
+        };
+        let made = Hvc.vcpu_create(config);
+        if made.is_err() {
+            assert_ours(first);
+            assert_eq!(Hvc.unshare_flag_page(flags), Ok(()));
         }
+        made
+    };
+    let affinity = |index: u64| index % 16 | index / 16 << 8 | 0x5a_0000;
+    for index in (0..MAX_VCPUS as u64).rev() {
+        assert_eq!(make(index, affinity(index)), Ok(()), "vCPU {index}");
+        assert_eq!(make(index, 0), Err(Error::VcpuInUse), "vCPU {index} again");
+        assert_eq!(make(index ^ 1, affinity(index)), Err(Error::VcpuInUse), "its affinity");
     }
-    panic!("no limit to vCPUs");
+    for beyond in [MAX_VCPUS as u64, 255, 0xffff] {
+        assert_eq!(make(beyond, 0), Err(Error::BadVcpu), "vCPU {beyond}");
+        assert_eq!(Hvc.vcpu_load(vm, VcpuIndex(beyond)), Err(Error::BadVcpu));
+    }
+    Ok(())
 }
 
 fn vms_have_a_limit() -> Result<(), Skip> {
@@ -329,9 +344,9 @@ fn vms_have_a_limit() -> Result<(), Skip> {
             Err(Error::Limit) => break,
             Err(error) => panic!("VM {made}: {error}"),
         }
-        assert!(made < 80, "no limit to VMs");
+        assert!(made <= MAX_VMS, "more than there are VMIDs for");
     }
-    assert!(made >= 16, "only {made} VMs");
+    assert_eq!(made, MAX_VMS);
     Ok(())
 }
 
@@ -417,7 +432,8 @@ fn r30_create_and_destroy_many_times() -> Result<(), Skip> {
         let vq = choose(n);
         let count = VcpuFeatures::sve(vq).pages();
         let vl = vq.map_or(0, |vq| vq.vl_bytes() as u64);
-        let index = Hvc.vcpu_create(config(vm, pages, count, flags, vl)).expect("VCPU_CREATE");
+        Hvc.vcpu_create(config(vm, pages, count, flags, vl)).expect("VCPU_CREATE");
+        let index = VcpuIndex(0);
         if n % 16 == 0 {
             // It runs, and stops at once: there is nothing to fetch.
             if protected {

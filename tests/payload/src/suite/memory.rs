@@ -122,6 +122,8 @@ fn donated_pages_come_back_wiped() -> Result<(), Skip> {
     Hvc.vm_map(vm, memory, BASE).expect("VM_MAP");
     let config = umbra_shared::call::VcpuConfig {
         vm,
+        index: umbra_shared::call::VcpuIndex(0),
+        affinity: umbra_shared::call::UntrustedAffinity(0),
         pages: umbra_shared::call::UntrustedPages {
             start: umbra_shared::call::UntrustedPa(pages),
             count,

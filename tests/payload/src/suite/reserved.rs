@@ -14,7 +14,10 @@ use crate::{
 };
 use umbra_host::hypercall::{Hvc, Hypervisor};
 use umbra_shared::{
-    call::{Counter, Policy, Start, UntrustedPa, UntrustedPages, VM_PAGES, VcpuConfig, VmConfig},
+    call::{
+        Counter, Policy, Start, UntrustedAffinity, UntrustedPa, UntrustedPages, VM_PAGES,
+        VcpuConfig, VcpuIndex, VmConfig,
+    },
     error::Error,
     firmware::{ODD_CUT, ODD_DEBUG, ODD_DTB, ODD_INITRD, ODD_NO_DEBUG, ODD_RESERVED, odd_content},
     vcpu::VcpuFeatures,
@@ -75,6 +78,8 @@ fn a_range_that_touches_reserved_memory_is_refused() -> Result<(), Skip> {
             let count = features.pages();
             let config = VcpuConfig {
                 vm,
+                index: VcpuIndex(0),
+                affinity: UntrustedAffinity(0),
                 pages: UntrustedPages { start: UntrustedPa(page), count },
                 flag_page: UntrustedPa(flags),
                 features: features.into(),

@@ -9,7 +9,7 @@ use umbra_host::{
     vm::{VcpuSettings, Vm},
 };
 use umbra_shared::{
-    call::{Start, VmConfig},
+    call::{Start, UntrustedAffinity, VcpuIndex, VmConfig},
     exit::{MmioAccess, SystemEvent},
     flags::HostFlags,
     vcpu::VcpuFeatures,
@@ -107,6 +107,8 @@ fn a_timer_that_fires_in_a_handler_does_not_stop_the_guest_for_ever() -> Result<
     let mut vm = Vm::<4>::create(&Hvc, &mut Pages, VmConfig::default()).expect("VM_CREATE");
     vm.map(&Hvc, &mut Pages, first, count, 0x4000_0000).expect("VM_MAP");
     let settings = VcpuSettings {
+        index: VcpuIndex(0),
+        affinity: UntrustedAffinity(0),
         features: VcpuFeatures::FPSIMD,
         start: Start::At { entry: 0x4000_0000, argument: 0 },
     };

@@ -16,7 +16,10 @@ use umbra_patterns::{
     regs::sme,
 };
 use umbra_shared::{
-    call::{Features, Policy, Start, UntrustedPa, UntrustedPages, VcpuConfig},
+    call::{
+        Features, Policy, Start, UntrustedAffinity, UntrustedPa, UntrustedPages, VcpuConfig,
+        VcpuIndex,
+    },
     error::Error,
     vcpu::{UntrustedFeatures, VcpuFeatures},
     vl::Vq,
@@ -101,6 +104,8 @@ fn smcr_of_a_guest_takes_any_value() -> Result<(), Skip> {
 fn create(machine: &Machine, pages: (u64, u64), flag_page: u64, raw: u64) -> Result<(), Error> {
     let config = VcpuConfig {
         vm: machine.vm,
+        index: VcpuIndex(ledger::vcpus(machine.vm)),
+        affinity: UntrustedAffinity(ledger::vcpus(machine.vm)),
         pages: UntrustedPages { start: UntrustedPa(pages.0), count: pages.1 },
         flag_page: UntrustedPa(flag_page),
         features: UntrustedFeatures(raw),

@@ -15,8 +15,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use umbra_host::hypercall::{Exit, Hvc, Hypervisor, Results};
 use umbra_shared::{
     call::{
-        Call, Counter, Function, INTERFACE_VERSION, SVE_HINT, Start, UntrustedPa, UntrustedPages,
-        VENDOR_UID, VENDOR_UID_FUNCTION, VM_PAGES, VcpuConfig, VmConfig,
+        Call, Counter, Function, INTERFACE_VERSION, SVE_HINT, Start, UntrustedAffinity,
+        UntrustedPa, UntrustedPages, VENDOR_UID, VENDOR_UID_FUNCTION, VM_PAGES, VcpuConfig,
+        VcpuIndex, VmConfig,
     },
     error::{Error, check},
     exit::{ExitInfo, Reason, RunFlags},
@@ -139,12 +140,15 @@ fn life(hyp: Spelling) {
     let pages = ledger::take(features.pages());
     let config = VcpuConfig {
         vm,
+        index: VcpuIndex(0),
+        affinity: UntrustedAffinity(0),
         pages: UntrustedPages { start: UntrustedPa(pages), count: features.pages() },
         flag_page: UntrustedPa(flags),
         features: features.into(),
         start: Start::At { entry: BASE, argument: 0 },
     };
-    let vcpu = hyp.vcpu_create(config).expect("VCPU_CREATE");
+    hyp.vcpu_create(config).expect("VCPU_CREATE");
+    let vcpu = config.index;
     assert_eq!(hyp.vm_seal(vm), Err(Error::NotProtected), "VM_SEAL");
     hyp.vcpu_load(vm, vcpu).expect("VCPU_LOAD");
     let daif = umbra_host::kernel::sysreg::mask_interrupts();

@@ -7,9 +7,8 @@ use umbra_hyp::fp::{Access, FpHw, Svcr, VcpuFp};
 use umbra_hyp::memory::handover::{Hands, Ready};
 use umbra_hyp::memory::pages::{Page, PageRange, Pages, VmId};
 use umbra_hyp::vm::hardware::{self, Boot, Machine, NewVcpu, There};
-use umbra_hyp::vm::life::MAX_VMS;
 use umbra_shared::PAGE_SIZE;
-use umbra_shared::call::Policy;
+use umbra_shared::call::{MAX_VMS, Policy};
 use umbra_shared::vl::{Vq, VqSet};
 
 pub const PAGE: u64 = PAGE_SIZE as u64;

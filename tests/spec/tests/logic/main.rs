@@ -15,10 +15,10 @@ use umbra_hyp::memory::pages::{Pages, State, VmId};
 use umbra_hyp::power::guest::{Action, decide};
 use umbra_hyp::power::psci::error;
 use umbra_hyp::vm::hardware::{Boot, Machine};
-use umbra_hyp::vm::life::{self, MAX_VMS, Vm};
+use umbra_hyp::vm::life::{self, Vm};
 use umbra_shared::call::{
-    Call, Policy, Start, UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig, VcpuIndex,
-    VmConfig, VmHandle,
+    Call, MAX_VMS, Policy, Start, UntrustedAffinity, UntrustedIpa, UntrustedPa, UntrustedPages,
+    VcpuConfig, VcpuIndex, VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
 use umbra_shared::exit::Reason;
@@ -149,7 +149,7 @@ impl World {
             }
             Call::VmDestroy { vm } => on!(vm, destroy, vm).map(|()| 0),
             Call::VmReclaim { vm, page } => on!(vm, reclaim, vm, page),
-            Call::VcpuCreate(config) => on!(config.vm, create_vcpu, &config).map(|index| index.0),
+            Call::VcpuCreate(config) => on!(config.vm, create_vcpu, &config).map(|()| 0),
             Call::VcpuLoad { vm, vcpu } => {
                 if self.cpus[cpu].loaded.is_some() {
                     return Err(Error::Busy);
@@ -192,7 +192,7 @@ impl World {
         let Some((slot, index, ref cell)) = self.cpus[cpu].loaded else { return };
         let Self { target, vms, .. } = self;
         let vm = &mut vms[usize::from(slot)];
-        if self.spec.vms[usize::from(slot)].vcpus[index].power != Power::On
+        if self.spec.vms[usize::from(slot)].vcpus[&index].power != Power::On
             || vm_ended(&self.spec, slot)
         {
             // It executes nothing.
@@ -264,13 +264,13 @@ impl World {
         let Some((slot, index, cell)) = loaded else { return };
         let stopped = self.target.stopped.borrow().contains(&(*slot, *index));
         let vcpus = &self.spec.vms[usize::from(*slot)].vcpus;
-        let off = vcpus[*index].power != Power::On || vm_ended(&self.spec, *slot);
+        let off = vcpus[index].power != Power::On || vm_ended(&self.spec, *slot);
         assert_eq!(stopped, off, "vCPU {index} of VM {slot}");
         if stopped {
             return;
         }
         let spec = &self.spec.vms[usize::from(*slot)];
-        let (policy, features) = (spec.policy, spec.vcpus[*index].features);
+        let (policy, features) = (spec.policy, spec.vcpus[index].features);
         let mut vcpu = cell.borrow_mut();
         fp.enter(hw, &vcpu, hint, &self.stats);
         let mut opened = 0;
@@ -475,8 +475,11 @@ impl World {
                 let count = asked.pages() + u64::from(c % 16 == 0);
                 let raw = vl_bytes | svl_bytes << 16 | u64::from(aarch32) << 32;
                 let free = |owner: Owner| owner.state == PageState::FlagPage;
+                let index = u64::from(c) / 64 % 4;
                 let config = VcpuConfig {
                     vm: handle,
+                    index: VcpuIndex(if c == 77 { 64 } else { index }),
+                    affinity: UntrustedAffinity(if c % 5 == 0 { 0x1_0200 } else { index }),
                     pages: UntrustedPages { start: self.run_of(b, count), count },
                     flag_page: self.page_of(c, free),
                     features: UntrustedFeatures(raw),
@@ -559,6 +562,8 @@ fn a_protected_vms_life() {
     let count = VcpuFeatures::sve(Some(vq(4))).pages();
     let vcpu = VcpuConfig {
         vm,
+        index: VcpuIndex(0),
+        affinity: UntrustedAffinity(0),
         pages: pages(20, count),
         flag_page: page(11),
         features: VcpuFeatures::sve(Some(vq(4))).into(),
@@ -572,7 +577,14 @@ fn a_protected_vms_life() {
     // Nothing comes in behind the seal, but for an empty page.
     world.call(0, Call::VmSeal { vm });
     world.call(0, Call::ShareFlagPage { page: page(12) });
-    let late = VcpuConfig { pages: pages(40, count), flag_page: page(12), ..vcpu };
+    let late = VcpuConfig {
+        index: VcpuIndex(1),
+        affinity: UntrustedAffinity(1),
+        pages: pages(40, count),
+        flag_page: page(12),
+        start: Start::Off,
+        ..vcpu
+    };
     world.call(0, Call::VcpuCreate(late));
     world.call(0, Call::VmMap { vm, page: page(13), ipa: UntrustedIpa(0x8000_1000) });
     // CPU 1 lacks its length.
