@@ -12,6 +12,7 @@ use umbra_shared::{
     error::Error,
     exit::{ExitInfo, RunFlags},
     interrupt::{Entry, Interface, States},
+    register::UntrustedRegister,
     vl::VqSet,
 };
 
@@ -178,6 +179,27 @@ pub trait Hypervisor {
     /// Puts a normal VM's vCPU, which is loaded nowhere, into its reset state.
     fn vcpu_reset(&self, vm: VmHandle, vcpu: VcpuIndex, start: Start) -> Result<(), Error> {
         self.call(&Call::VcpuReset { vm, vcpu, start }).map(drop)
+    }
+
+    /// A register of a normal VM's vCPU, which is loaded nowhere: lower and upper half.
+    fn vcpu_read(
+        &self,
+        vm: VmHandle,
+        vcpu: VcpuIndex,
+        register: UntrustedRegister,
+    ) -> Result<[u64; 2], Error> {
+        self.call(&Call::VcpuRead { vm, vcpu, register }).map(|r| [r[0], r[1]])
+    }
+
+    /// The same with a new value.
+    fn vcpu_write(
+        &self,
+        vm: VmHandle,
+        vcpu: VcpuIndex,
+        register: UntrustedRegister,
+        value: [u64; 2],
+    ) -> Result<(), Error> {
+        self.call(&Call::VcpuWrite { vm, vcpu, register, value }).map(drop)
     }
 
     /// Unbinds the loaded vCPU.

@@ -11,6 +11,7 @@
 
 use crate::error::Error;
 use crate::flag_set;
+use crate::register::UntrustedRegister;
 use crate::vcpu::UntrustedFeatures;
 
 /// Bits that make a function ID ours: fast call (31), SMC64 (30), owner 6 (29:24).
@@ -296,6 +297,10 @@ functions! {
     /// x1 VM, a normal one, x2 vCPU, which is loaded nowhere, x3 zero, or bit 33 if it is to be off, x4 entry, x5
     /// argument: it is in its reset state.
     VcpuReset = 0x34;
+    /// x1 VM, a normal one, x2 vCPU, which is loaded nowhere, x3 [`UntrustedRegister`] → x1, x2 its value.
+    VcpuRead = 0x35;
+    /// The same, x4 and x5 its new value.
+    VcpuWrite = 0x36;
 }
 
 impl Function {
@@ -486,6 +491,26 @@ pub enum Call {
         /// where it is to start
         start: Start,
     },
+    /// [`Function::VcpuRead`]
+    VcpuRead {
+        /// the VM
+        vm: VmHandle,
+        /// the vCPU
+        vcpu: VcpuIndex,
+        /// which of its registers
+        register: UntrustedRegister,
+    },
+    /// [`Function::VcpuWrite`]
+    VcpuWrite {
+        /// the VM
+        vm: VmHandle,
+        /// the vCPU
+        vcpu: VcpuIndex,
+        /// which of its registers
+        register: UntrustedRegister,
+        /// lower and upper half
+        value: [u64; 2],
+    },
 }
 
 /// Arguments of a call: x1-x7.
@@ -531,6 +556,12 @@ impl Call {
             Self::VcpuReset { vm, vcpu, start } => {
                 let (off, entry, argument) = start.encode();
                 (Function::VcpuReset, [vm.0, vcpu.0, off, entry, argument, 0, 0])
+            }
+            Self::VcpuRead { vm, vcpu, register } => {
+                (Function::VcpuRead, [vm.0, vcpu.0, register.0, 0, 0, 0, 0])
+            }
+            Self::VcpuWrite { vm, vcpu, register, value: [low, high] } => {
+                (Function::VcpuWrite, [vm.0, vcpu.0, register.0, low, high, 0, 0])
             }
         };
         (function.id(), args)
@@ -597,6 +628,17 @@ impl Call {
                     },
                 }
             }
+            Function::VcpuRead => Self::VcpuRead {
+                vm: VmHandle(a[0]),
+                vcpu: VcpuIndex(a[1]),
+                register: UntrustedRegister(a[2]),
+            },
+            Function::VcpuWrite => Self::VcpuWrite {
+                vm: VmHandle(a[0]),
+                vcpu: VcpuIndex(a[1]),
+                register: UntrustedRegister(a[2]),
+                value: [a[3], a[4]],
+            },
             Function::VcpuRun => return Err(Error::NotSupported),
         })
     }

@@ -97,6 +97,8 @@ errors! {
     NotIsolated = -46, "a device reaches all of memory";
     /// The index, or the affinity, is that of another vCPU of the VM.
     VcpuInUse = -47, "another vCPU has this index or affinity";
+    /// The vCPU has no such register.
+    BadRegister = -48, "no such register";
 }
 
 impl Error {

@@ -96,6 +96,38 @@ impl Image {
         self.fpmr = 0;
     }
 
+    /// Bytes of Z, P and FFR, or of V, from an offset on.
+    ///
+    /// # Panics
+    ///
+    /// If there are not as many.
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) {
+        assert!(offset + bytes.len() <= self.file, "{offset} is outside of {} bytes", self.file);
+        // SAFETY: inside the memory that `new` was given, which is the image's alone; `bytes` is no part of it.
+        unsafe {
+            self.base.as_ptr().add(offset).copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len())
+        };
+    }
+
+    /// The same bytes anew.
+    ///
+    /// # Panics
+    ///
+    /// If there are not as many.
+    pub fn write(&mut self, offset: usize, bytes: &[u8]) {
+        assert!(offset + bytes.len() <= self.file, "{offset} is outside of {} bytes", self.file);
+        // SAFETY: as above.
+        unsafe {
+            self.base.as_ptr().add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
+        };
+    }
+
+    /// FPSR, FPCR and FPMR.
+    pub const fn status(&mut self) -> [&mut u64; 3] {
+        let [fpsr, fpcr] = &mut self.status;
+        [fpsr, fpcr, &mut self.fpmr]
+    }
+
     /// The last line of defence of I3: refuses an image that the save about to run would overrun.
     fn require(&self, bytes: usize) {
         assert!(

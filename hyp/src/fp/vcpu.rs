@@ -91,6 +91,36 @@ impl<I> VcpuFp<I> {
         self.policy
     }
 
+    /// Its registers in memory, while it is loaded nowhere.
+    pub const fn image(&mut self) -> &mut I {
+        &mut self.image
+    }
+
+    /// Whether what is there is streaming mode's.
+    pub const fn is_streaming(&self) -> bool {
+        self.svcr.contains(Svcr::SM)
+    }
+
+    /// SVCR, likewise.
+    pub const fn svcr_bits(&self) -> u64 {
+        self.svcr.bits()
+    }
+
+    /// ZCR_EL1, likewise.
+    pub const fn zcr_el1(&mut self) -> &mut u64 {
+        &mut self.zcr_el1
+    }
+
+    /// SMCR_EL1, likewise.
+    pub const fn smcr_el1(&mut self) -> &mut u64 {
+        &mut self.smcr_el1
+    }
+
+    /// FPEXC32_EL2, likewise.
+    pub const fn fpexc(&mut self) -> &mut u64 {
+        &mut self.fpexc
+    }
+
     /// Whether a CPU of which guests can use these VLs and SVLs can provide exactly the vCPU's.
     ///
     /// # Errors

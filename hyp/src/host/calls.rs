@@ -26,6 +26,10 @@ const fn one(x1: u64) -> Results {
     [x1, 0, 0, 0, 0, 0, 0, 0]
 }
 
+const fn two([x1, x2]: [u64; 2]) -> Results {
+    [x1, x2, 0, 0, 0, 0, 0, 0]
+}
+
 /// Handles the host's HVC.
 pub fn handle(cpu: &mut Cpu, frame: &mut HostFrame) {
     if frame.x[0] & 0xffff_ffff & !SVE_HINT == VENDOR_UID_FUNCTION {
@@ -102,6 +106,10 @@ fn perform(cpu: &mut Cpu, call: Call) -> Result<Results, Error> {
         Call::VcpuCreate(config) => slots::create_vcpu(&config).map(|()| NOTHING),
         Call::VcpuLoad { vm, vcpu } => cpu.load(vm, vcpu).map(|()| NOTHING),
         Call::VcpuPut => cpu.put().map(|()| NOTHING),
+        Call::VcpuRead { vm, vcpu, register } => slots::read_register(vm, vcpu, register).map(two),
+        Call::VcpuWrite { vm, vcpu, register, value } => {
+            slots::write_register(vm, vcpu, register, value).map(|()| NOTHING)
+        }
         Call::VcpuReset { vm, vcpu, start } => slots::reset_vcpu(vm, vcpu, start).map(|()| NOTHING),
     }
 }

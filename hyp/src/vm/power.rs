@@ -109,6 +109,21 @@ impl<T, V> Vm<T, V> {
         self.ended
     }
 
+    /// A normal VM's vCPU that is loaded nowhere, for its host to look at its registers, and to write them.
+    ///
+    /// # Errors
+    ///
+    /// BAD_VM, DYING, PROTECTED, BAD_VCPU, BUSY while it is loaded.
+    pub fn registers(&mut self, handle: VmHandle, index: VcpuIndex) -> Result<&V, Error> {
+        self.check(handle)?;
+        self.tables()?;
+        if self.config.protected {
+            return Err(Error::Protected);
+        }
+        let (_, slot) = self.vcpu(index)?;
+        if slot.loaded_on.is_some() { Err(Error::Busy) } else { Ok(&slot.vcpu) }
+    }
+
     /// VCPU_RESET: a normal VM's vCPU is as if it had just been made.
     ///
     /// # Errors

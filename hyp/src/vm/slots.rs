@@ -37,6 +37,7 @@ use umbra_shared::call::{
 };
 use umbra_shared::error::Error;
 use umbra_shared::flags::FlagShadowPage;
+use umbra_shared::register::UntrustedRegister;
 use umbra_shared::vcpu::VcpuFeatures;
 use umbra_shared::vl::VqSet;
 
@@ -129,9 +130,9 @@ pub struct Vcpu {
     /// as long as the VM lives.
     pub devices: [u64; DEVICES],
     /// What it was made with.
-    features: VcpuFeatures,
+    pub(super) features: VcpuFeatures,
     /// What AArch32 adds to EL1, while the vCPU is loaded nowhere.
-    aarch32: Aarch32Regs,
+    pub(super) aarch32: Aarch32Regs,
     /// Its flag-shadow page.
     pub flags: &'static FlagShadowPage,
 }
@@ -606,6 +607,45 @@ pub fn lookup(vm: VmId, ipa: u64) -> There {
 /// Those of [`life::Vm::reset_vcpu`].
 pub fn reset_vcpu(handle: VmHandle, index: VcpuIndex, start: Start) -> Result<(), Error> {
     slot(handle)?.reset_vcpu(&Target, handle, index, start)
+}
+
+/// VCPU_READ.
+///
+/// # Errors
+///
+/// BAD_REGISTER, and those of [`life::Vm::registers`].
+pub fn read_register(
+    handle: VmHandle,
+    index: VcpuIndex,
+    register: UntrustedRegister,
+) -> Result<[u64; 2], Error> {
+    with_unloaded(handle, index, |vcpu| vcpu.read(register))
+}
+
+/// VCPU_WRITE.
+///
+/// # Errors
+///
+/// BAD_REGISTER, INVALID_ARGUMENT for a value that the register can't have, and those of [`life::Vm::registers`].
+pub fn write_register(
+    handle: VmHandle,
+    index: VcpuIndex,
+    register: UntrustedRegister,
+    value: [u64; 2],
+) -> Result<(), Error> {
+    with_unloaded(handle, index, |vcpu| vcpu.write(register, value))
+}
+
+/// A normal VM's vCPU that is loaded nowhere.
+fn with_unloaded<R>(
+    handle: VmHandle,
+    index: VcpuIndex,
+    f: impl FnOnce(&mut Vcpu) -> Result<R, Error>,
+) -> Result<R, Error> {
+    let mut vm = slot(handle)?;
+    let mut place = *vm.registers(handle, index)?;
+    // SAFETY: it is loaded nowhere, and the slot's lock is held until `f` is done: nobody else uses it.
+    f(unsafe { place.0.as_mut() })
 }
 
 /// CPU_ON by a guest of this VM. Returns the number of the vCPU that can be loaded now.

@@ -32,6 +32,18 @@ pub struct Aarch32Regs {
 }
 
 impl Aarch32Regs {
+    /// SPSR_abt, SPSR_und, SPSR_irq, SPSR_fiq, DACR32_EL2 and IFSR32_EL2, while they are in no CPU's registers.
+    pub fn registers(&mut self) -> [&mut u64; 6] {
+        [
+            &mut self.spsr_abt,
+            &mut self.spsr_und,
+            &mut self.spsr_irq,
+            &mut self.spsr_fiq,
+            &mut self.dacr32_el2,
+            &mut self.ifsr32_el2,
+        ]
+    }
+
     /// The vCPU is bound to this CPU, which has AArch32: its registers go into place.
     pub fn load(&self) {
         write_spsr_abt(self.spsr_abt);

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use umbra_shared::register::system;
+
 /// Calls a macro with them, in pairs: the one place where they are listed.
 macro_rules! el1_registers {
     ($with:ident) => {
@@ -31,3 +33,34 @@ macro_rules! names {
 
 /// Their names.
 pub const NAMES: &[&str] = el1_registers!(names);
+
+/// Their numbers, as MRS has them ([`umbra_shared::register`]): that each is its name's, a guest that reads them says
+/// (`tests/payload/src/suite/one_reg.rs`).
+pub const NUMBERS: [u16; 24] = [
+    system(3, 0, 1, 0, 0),
+    system(3, 0, 1, 0, 2),
+    system(3, 0, 2, 0, 0),
+    system(3, 0, 2, 0, 1),
+    system(3, 0, 2, 0, 2),
+    system(3, 0, 10, 2, 0),
+    system(3, 0, 10, 3, 0),
+    system(3, 0, 12, 0, 0),
+    system(3, 0, 5, 2, 0),
+    system(3, 0, 6, 0, 0),
+    system(3, 0, 5, 1, 0),
+    system(3, 0, 5, 1, 1),
+    system(3, 0, 13, 0, 1),
+    system(3, 0, 7, 4, 0),
+    system(3, 0, 13, 0, 4),
+    system(3, 3, 13, 0, 2),
+    system(3, 3, 13, 0, 3),
+    system(3, 0, 14, 1, 0),
+    system(3, 0, 4, 1, 0),
+    system(3, 4, 4, 1, 0),
+    system(3, 0, 4, 0, 1),
+    system(3, 0, 4, 0, 0),
+    system(3, 2, 0, 0, 0),
+    system(2, 0, 0, 2, 2),
+];
+
+const _: () = assert!(NUMBERS.len() == NAMES.len());

@@ -24,6 +24,11 @@ impl Timer {
         Self { ctl: 0, cval: 0, offset }
     }
 
+    /// CNTV_CTL_EL0, without ISTATUS, CNTV_CVAL_EL0 and CNTVOFF_EL2, while it is in no CPU's registers.
+    pub fn registers(&mut self) -> [&mut u64; 3] {
+        [&mut self.ctl, &mut self.cval, &mut self.offset]
+    }
+
     /// The timer is off; the clock goes on.
     pub fn reset(&mut self) {
         *self = Self::with_offset(self.offset);
@@ -83,6 +88,11 @@ pub fn leave_timer(guest: &mut Timer, host: [u64; 2]) -> bool {
 }
 
 impl VirtualGic {
+    /// ICH_VMCR_EL2, ICH_AP0R0_EL2 and ICH_AP1R0_EL2, while it is in no CPU's registers.
+    pub fn registers(&mut self) -> [&mut u64; 3] {
+        [&mut self.vmcr, &mut self.ap0r0, &mut self.ap1r0]
+    }
+
     /// Takes the interrupts of the next run from the host's x6 to x13.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 
 use super::aarch32;
 use super::controls::{CONSTANT, Controls, walk};
-use super::el1::el1_registers;
+use super::el1::{NUMBERS, el1_registers};
 use super::features::id::REGISTERS;
 use super::features::{
     CONTROLS, Control, Features, HCR_API_APK, HCR_RW, Name, OPTIONAL, OPTIONAL_OF, Optional,
@@ -47,6 +47,13 @@ macro_rules! el1_regs {
         #[allow(missing_docs, reason = "the fields are the Arm ARM's register names")]
         pub struct El1Regs {
             $(pub $a: u64, pub $b: u64,)*
+        }
+
+        impl El1Regs {
+            /// One of them, by its place in [`super::el1::NAMES`].
+            fn place(&mut self, n: usize) -> Option<&mut u64> {
+                [$(&mut self.$a, &mut self.$b,)*].into_iter().nth(n)
+            }
         }
 
         routine!("umbra_switch_el1", "", $($a $b,)*);
@@ -108,6 +115,22 @@ impl El1Context {
     /// The same of an AArch32 EL1.
     pub fn reset_aarch32() -> Self {
         Self::with_sctlr(aarch32::SCTLR_RESET)
+    }
+
+    /// The register that MRS calls so, of those that move at each switch, while no CPU has them.
+    pub fn register(&mut self, number: u16) -> Option<&mut u64> {
+        let n = NUMBERS.iter().position(|&other| other == number)?;
+        self.regs.place(n)
+    }
+
+    /// Half a key of pointer authentication: APIA, APIB, APDA, APDB and APGA, lower and upper.
+    pub fn key(&mut self, n: usize) -> Option<&mut u64> {
+        self.pauth.0.get_mut(n)
+    }
+
+    /// TPIDR2_EL0.
+    pub fn tpidr2_el0(&mut self) -> &mut u64 {
+        &mut self.optional[Optional::Tpidr2El0 as usize]
     }
 
     fn with_sctlr(sctlr_el1: u64) -> Self {

@@ -390,6 +390,11 @@ impl Machine {
         first.put();
     }
 
+    /// Bytes of its memory, from [`BASE`] on.
+    pub const fn bytes(&self) -> usize {
+        self.count as usize * PAGE_SIZE
+    }
+
     /// Whether it is.
     pub fn is_protected(&self) -> bool {
         self.protected
@@ -492,6 +497,11 @@ impl Puppet {
     pub fn za(&self, second: bool) -> u64 {
         assert!(self.machine.count > MEMORY_PAGES, "there is no room for ZA");
         BASE + (MEMORY_PAGES + (2 * self.index.0 + u64::from(second)) * ZA_PAGES) * PAGE
+    }
+
+    /// It with the registers of another: their tags are that one's.
+    pub fn in_place_of(self, other: &Self) -> Self {
+        Self { owner: other.owner, ..self }
     }
 
     /// Owner of its tags.

@@ -25,6 +25,11 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// It does what it is asked, and changes no page.
+    pub(crate) fn done() -> Self {
+        Self::ok()
+    }
+
     fn ok() -> Self {
         Self { result: Ok(()), x1: None, changes: Changes::new() }
     }
@@ -49,6 +54,8 @@ pub struct Choice {
     pub no_slot: bool,
     /// x1.
     pub x1: u64,
+    /// It refused to show a system register, or to give it a value.
+    pub register: Option<Error>,
 }
 
 /// What VCPU_CREATE and VCPU_RESET take as a start.
@@ -282,6 +289,12 @@ impl Spec {
                 } else {
                     Err(Error::NotLoaded)
                 }
+            }
+            Call::VcpuRead { vm, vcpu, register } => {
+                self.register(vm, vcpu, register, None, choice)
+            }
+            Call::VcpuWrite { vm, vcpu, register, value } => {
+                self.register(vm, vcpu, register, Some(value), choice)
             }
             Call::VcpuReset { vm: handle, vcpu, start } => {
                 let vm = &mut self.vms[usize::from(vm::slot(handle)?)];

@@ -261,6 +261,9 @@ impl Spec {
                 let choice = Choice {
                     no_slot: record.result == Error::Limit.code() as u64,
                     x1: record.results[0],
+                    register: [Error::BadRegister, Error::InvalidArgument]
+                        .into_iter()
+                        .find(|error| error.code() as u64 == record.result),
                 };
                 self.call(cpu, &call, choice)
             }

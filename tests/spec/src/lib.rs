@@ -28,6 +28,7 @@ pub mod guest;
 pub mod judge;
 pub mod memory;
 pub mod offer;
+pub mod register;
 pub mod vm;
 
 use std::collections::BTreeMap;

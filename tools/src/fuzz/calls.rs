@@ -342,6 +342,20 @@ impl Guide {
                 set(&[Vm(vm), vcpu, Number(flags), Number(entry)]);
                 Function::VcpuReset
             }
+            97 => {
+                let (vm, slot) = self.vm(|vm| alive(vm) && !vm.vcpus.is_empty())?;
+                let vcpu = Number(self.vcpu(slot));
+                let (kind, n) = match self.rng.u64(..6) {
+                    // TPIDR_EL0 and what is beside it, as often as any.
+                    2 => (2, 0xde82 ^ self.rng.u64(..8)),
+                    kind => (kind, self.rng.u64(..33)),
+                };
+                let register = Number(kind << 32 | n << 8 | self.rng.u64(..3) / 2);
+                // What may be written is harmless for the guest's agent, which has to go on.
+                let harmless = matches!(kind, 2 | 3 | 4 | 5);
+                set(&[Vm(vm), vcpu, register, Number(self.rng.u64(..)), Number(0)]);
+                if harmless && self.rng.bool() { Function::VcpuWrite } else { Function::VcpuRead }
+            }
             94 => Function::Version,
             95 => {
                 set(&[Number(self.rng.u64(..5)), Number(self.rng.u64(..4))]);
@@ -418,7 +432,7 @@ impl Guide {
         });
         let mut done = false;
         if let Ok(call) = call::Call::decode(function.id(), &numbers) {
-            let choice = Choice { no_slot: false, x1: next.0 };
+            let choice = Choice { no_slot: false, x1: next.0, register: None };
             done = self.spec.call(usize::from(cpu), &call, choice).result.is_ok();
         }
         self.accepted += usize::from(done);

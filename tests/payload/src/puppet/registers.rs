@@ -97,6 +97,29 @@ impl Puppet {
         self.call(Routine::SetStatus, [fpsr.into(), fpcr.into(), 0]);
     }
 
+    /// The image that they make at its largest VL, and FPSR and FPCR.
+    pub fn expected_image<'b>(&self, generation: u32, buffer: &'b mut [u8]) -> &'b [u8] {
+        let tag = self.tag(generation);
+        match self.vq {
+            Some(vq) => {
+                let image = &mut buffer[..Layout::new(vq).image_bytes()];
+                pattern::expected(tag, Layout::new(vq), image);
+                image
+            }
+            None => {
+                let image = &mut buffer[..FPSIMD_BYTES];
+                pattern::expected_fpsimd(tag, image.first_chunk_mut().expect("as large"));
+                image
+            }
+        }
+    }
+
+    /// FPSR and FPCR.
+    pub fn expected_status(&self, generation: u32) -> (u64, u64) {
+        let tag = self.tag(generation);
+        (pattern::fpsr(tag).into(), pattern::fpcr(tag).into())
+    }
+
     /// Its registers are as [`Puppet::fill`] left them.
     #[track_caller]
     pub fn check(&self, generation: u32) {

@@ -23,6 +23,7 @@ mod lifecycle;
 mod list_registers;
 mod memory;
 mod mmio_guard;
+mod one_reg;
 pub mod pages;
 mod power;
 mod registers;
@@ -65,6 +66,7 @@ pub const ALL: &[Area] = &[
     ("guest_power", guest_power::TESTS),
     ("sharing", sharing::TESTS),
     ("registers", registers::TESTS),
+    ("one_reg", one_reg::TESTS),
     ("hidden", hidden::TESTS),
     ("exits", exits::TESTS),
     ("levels", levels::TESTS),

@@ -23,6 +23,7 @@ use umbra_shared::{
     exit::{ExitInfo, Reason, RunFlags},
     guest::{GuestFunction, INVALID_PARAMETER, NOT_SUPPORTED},
     interrupt::{Entry, States},
+    register::Register,
     vcpu::VcpuFeatures,
 };
 
@@ -64,7 +65,8 @@ const fn arguments(function: Function) -> usize {
         | Function::VmDestroy => 1,
         Function::Stats | Function::VmReclaim | Function::VmUnmap | Function::VcpuLoad => 2,
         Function::VmCreate | Function::VmTopup | Function::VmMap => 3,
-        Function::VcpuRun | Function::VcpuReset => 5,
+        Function::VcpuRead => 3,
+        Function::VcpuRun | Function::VcpuReset | Function::VcpuWrite => 5,
         Function::VcpuCreate => 7,
     }
 }
@@ -162,6 +164,8 @@ fn life(hyp: Spelling) {
     assert_eq!(after[runs] - before[runs], 2, "VCPU_RUN ran the guest");
     umbra_host::kernel::sysreg::restore_interrupts(daif);
     hyp.vcpu_put().expect("VCPU_PUT");
+    hyp.vcpu_write(vm, vcpu, Register::X(7).encode(), [0x77, 0]).expect("VCPU_WRITE");
+    assert_eq!(hyp.vcpu_read(vm, vcpu, Register::X(7).encode()), Ok([0x77, 0]), "VCPU_READ");
     hyp.vcpu_reset(vm, vcpu, Start::Off).expect("VCPU_RESET");
     assert_eq!(hyp.vcpu_load(vm, vcpu), Err(Error::PoweredOff), "VCPU_RESET");
     hyp.vm_destroy(vm).expect("VM_DESTROY");

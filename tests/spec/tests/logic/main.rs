@@ -179,7 +179,10 @@ impl World {
     /// A call of the host's, by hyp and by the specification.
     fn call(&mut self, cpu: usize, call: Call) {
         let result = self.perform(cpu, call);
-        let choice = Choice { no_slot: false, x1: result.unwrap_or(0) };
+        let register = result
+            .err()
+            .filter(|error| matches!(error, Error::BadRegister | Error::InvalidArgument));
+        let choice = Choice { no_slot: false, x1: result.unwrap_or(0), register };
         let expected = self.spec.call(cpu, &call, choice);
         self.compare(&format!("{call:?}"), result, &expected);
         if let (Call::VmCreate { .. }, Ok(handle)) = (call, result) {
