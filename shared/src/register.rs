@@ -51,19 +51,19 @@ pub const fn system(op0: u16, op1: u16, crn: u16, crm: u16, op2: u16) -> u16 {
 }
 
 impl Register {
-    const fn new(kind: u64, number: u64, quadword: u8) -> UntrustedRegister {
+    const fn named(kind: u64, number: u64, quadword: u8) -> UntrustedRegister {
         UntrustedRegister(kind << 32 | number << 8 | quadword as u64)
     }
 
     /// As the calls have it.
     pub const fn encode(self) -> UntrustedRegister {
         match self {
-            Self::X(n) => Self::new(0, n as u64, 0),
-            Self::Pc => Self::new(1, 0, 0),
-            Self::Pstate => Self::new(1, 1, 0),
-            Self::System(number) => Self::new(2, number as u64, 0),
-            Self::Z { n, quadword } => Self::new(3, n as u64, quadword),
-            Self::P { n, quadword } => Self::new(4, n as u64, quadword),
+            Self::X(n) => Self::named(0, n as u64, 0),
+            Self::Pc => Self::named(1, 0, 0),
+            Self::Pstate => Self::named(1, 1, 0),
+            Self::System(number) => Self::named(2, number as u64, 0),
+            Self::Z { n, quadword } => Self::named(3, n as u64, quadword),
+            Self::P { n, quadword } => Self::named(4, n as u64, quadword),
         }
     }
 }
