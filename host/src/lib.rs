@@ -1,10 +1,11 @@
 //! The EL1 side of Umbra, for any operating system to embed.
 //!
-//! An OS that runs as Umbra's host brings vCPUs to life with four modules:
+//! An OS that runs as Umbra's host brings vCPUs to life with five modules:
 //!
 //! - [`hypercall`]: the calls themselves, behind the [`Hypervisor`](hypercall::Hypervisor) trait;
 //! - [`vm`]: VMs built from the OS's pages, and every page back at the end;
 //! - [`vcpu`]: load, run, put, with exits dispatched to the OS's handlers and virtual interrupts;
+//! - [`vgic`]: a guest's GICv3, which decides what interrupts a run carries;
 //! - [`fp`]: what the OS says of its tasks' FP registers as it enters a guest, and what it is told of them.
 //!
 //! Guests' PSCI is hyp's: the OS learns by exits which vCPUs can be loaded, and that a machine is off.
@@ -139,4 +140,5 @@ pub mod hypercall;
 #[cfg(all(feature = "kernel", target_arch = "aarch64"))]
 pub mod kernel;
 pub mod vcpu;
+pub mod vgic;
 pub mod vm;
