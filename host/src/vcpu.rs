@@ -10,36 +10,34 @@
 //! the host right after the exit, before the handler is asked anything.
 //!
 //! # Virtual interrupts
-//! One interrupt is offered to hyp at a time; the others wait here ([`Vcpu::inject`]). While it is in flight,
-//! that is pending or active in the guest, it is offered again with each entry; when the guest completes it, the
-//! maintenance interrupt stops the guest and the next goes in.
+//! Which interrupts a run carries is its VM's GIC to say ([`vgic`](crate::vgic)): before an entry it fills the list
+//! registers, after it it is told what became of each. An entry for which it has nothing takes no part in that. SGIs are
+//! sent here, too.
 //!
 //! The guest's virtual timer is the machine's own. Its interrupt (PPI 27) is level-triggered and
-//! physical: it stops the guest, hyp says so ([`ExitInfo::vtimer`]), and the vCPU makes a virtual INTID
-//! 27 of it. Until the guest has seen to its timer the line stays up, and would stop the guest at once,
+//! physical: it stops the guest, hyp says so ([`ExitInfo::vtimer`]), and the vCPU makes a virtual line of it.
+//! Until the guest has seen to its timer the physical line stays up, and would stop the guest at once,
 //! forever, whatever interrupt it is handling: so until an exit says that the line is down the physical PPI is
 //! masked at the redistributor around each run ([`HostCpu::mask_virtual_timer`]). If the guest sets its timer
-//! anew meanwhile, that is seen at the next exit, which comes when it completes what is in flight. The
+//! anew meanwhile, that is seen at the next exit, which comes when it completes the interrupt. The
 //! host's own deadline is hyp's to watch meanwhile (CNTHP).
 
 use crate::{
     fp::{TaskFp, VcpuFp},
     hypercall::{Exit, Hypervisor},
+    vgic::{Events, Flushed, Interface, SgiRegister},
 };
 use core::{marker::PhantomData, ops::ControlFlow};
 use umbra_shared::{
     call::{Start, VcpuIndex, VmHandle},
     error::Error,
     exit::{ExitInfo, MmioAccess, Reason, RunFlags, SystemEvent},
-    interrupt::{Entry, INTIDS, State, States},
+    interrupt::{Entry, MAX_ENTRIES, States},
     vcpu::VcpuFeatures,
 };
 
 /// The virtual timer's interrupt, for the host as for guests.
 pub const VTIMER_INTID: u16 = 27;
-
-/// The priority of all of them.
-const PRIORITY: u8 = 0xa0;
 
 /// The CPU, as the OS's run loop sees it.
 pub trait HostCpu: TaskFp {
@@ -97,7 +95,7 @@ pub trait ExitHandler {
         access: MmioAccess,
         data: u64,
     ) -> ControlFlow<Self::Stop, MmioAnswer>;
-    /// The guest waits for an interrupt, and none is pending here.
+    /// The guest waits for an interrupt, and its GIC has none for it.
     fn wfi(&mut self) -> ControlFlow<Self::Stop> {
         ControlFlow::Continue(())
     }
@@ -110,15 +108,12 @@ pub trait ExitHandler {
     fn cpu_on(&mut self, _index: VcpuIndex) -> ControlFlow<Self::Stop> {
         ControlFlow::Continue(())
     }
-    /// The guest has turned this vCPU off: until the guest turns it on again it can't be loaded.
+    /// The guest has turned this vCPU off: until the guest turns it on again it can't be loaded. Its GIC is to know
+    /// ([`Vgic::set_power`](crate::vgic::Vgic::set_power)).
     fn cpu_off(&mut self) -> Self::Stop;
     /// The guest turns its machine off or resets it; of SYSTEM_RESET2 these are the type and the cookie. A
     /// protected VM runs no more; a normal one's vCPUs can be [reset](Vcpu::reset).
     fn system(&mut self, event: SystemEvent, kind: u64, cookie: u64) -> Self::Stop;
-    /// The guest wrote ICC_SGI1R_EL1.
-    fn sgi(&mut self, _value: u64) -> ControlFlow<Self::Stop> {
-        ControlFlow::Continue(())
-    }
     /// The guest has given its memory at `address` back: `page` is the host's again. Whoever keeps the
     /// VM tells it so ([`Vm::returned`](crate::vm::Vm::returned)).
     fn relinquished(&mut self, _address: u64, _page: u64) -> ControlFlow<Self::Stop> {
@@ -126,47 +121,6 @@ pub trait ExitHandler {
     }
     /// The guest can't continue.
     fn broken(&mut self, esr: u64) -> Self::Stop;
-}
-
-/// Interrupts that wait to go in.
-#[derive(Clone, Debug)]
-struct Pending {
-    bits: [u64; INTIDS.div_ceil(64) as usize],
-    count: u16,
-}
-
-impl Pending {
-    const fn new() -> Self {
-        Self { bits: [0; INTIDS.div_ceil(64) as usize], count: 0 }
-    }
-
-    fn insert(&mut self, intid: u16) {
-        let (word, bit) = (&mut self.bits[intid as usize / 64], 1 << (intid % 64));
-        if *word & bit == 0 {
-            *word |= bit;
-            self.count += 1;
-        }
-    }
-
-    fn remove(&mut self, intid: u16) {
-        let (word, bit) = (&mut self.bits[intid as usize / 64], 1 << (intid % 64));
-        if *word & bit != 0 {
-            *word &= !bit;
-            self.count -= 1;
-        }
-    }
-
-    /// The lowest. Usually there is none, and every entry asks.
-    #[inline]
-    fn first(&self) -> Option<u16> {
-        if self.count == 0 { None } else { self.search() }
-    }
-
-    #[cold]
-    fn search(&self) -> Option<u16> {
-        let word = self.bits.iter().position(|&w| w != 0)?;
-        Some(word as u16 * 64 + self.bits[word].trailing_zeros() as u16)
-    }
 }
 
 /// What the last exit left open.
@@ -188,8 +142,7 @@ pub struct Vcpu {
     index: VcpuIndex,
     fp: VcpuFp,
     features: VcpuFeatures,
-    pending: Pending,
-    in_flight: Option<Entry>,
+    /// Its timer's line was up at the last exit.
     vtimer: bool,
     open: Open,
     flags: RunFlags,
@@ -203,8 +156,6 @@ impl Vcpu {
             index,
             fp,
             features,
-            pending: Pending::new(),
-            in_flight: None,
             vtimer: false,
             open: Open::Nothing,
             flags: RunFlags::empty(),
@@ -231,27 +182,16 @@ impl Vcpu {
         self.features
     }
 
-    /// Makes an interrupt pending; it goes in as soon as none is in flight. False: no such INTID
-    /// (they end at 1019).
-    pub fn inject(&mut self, intid: u16) -> bool {
-        let exists = intid < INTIDS;
-        if exists {
-            self.pending.insert(intid);
-        }
-        exists
-    }
-
-    /// Whether it would find an interrupt if it ran: it need not wait in WFI.
-    pub fn has_interrupt(&self) -> bool {
-        self.in_flight.is_some() || self.vtimer || self.pending.count != 0
-    }
-
-    /// Puts a normal VM's vCPU into its reset state: off, or about to begin there.
-    pub fn reset<H: Hypervisor>(&mut self, hyp: &H, start: Start) -> Result<(), Error> {
+    /// Puts a normal VM's vCPU into its reset state: off, or about to begin there. Its timer is off then; its GIC is
+    /// not reset.
+    pub fn reset<H: Hypervisor, E: Events>(
+        &mut self,
+        hyp: &H,
+        gic: &mut Interface<'_, E>,
+        start: Start,
+    ) -> Result<(), Error> {
         hyp.vcpu_reset(self.vm, self.index, start)?;
-        self.pending = Pending::new();
-        self.in_flight = None;
-        self.vtimer = false;
+        self.timer_is_off(gic);
         self.open = Open::Nothing;
         self.flags = RunFlags::empty();
         self.answer = [0; 4];
@@ -269,16 +209,9 @@ impl Vcpu {
         Ok(LoadedVcpu { vcpu: self, hyp, loaded: true, this_cpu: PhantomData })
     }
 
-    /// What the next entry carries.
-    #[inline]
-    fn choose(&self) -> Option<Entry> {
-        let new = |intid| Entry::new(intid, PRIORITY, State::Pending) | Entry::EOI;
-        if self.in_flight.is_some() {
-            self.in_flight
-        } else if self.vtimer {
-            Some(new(VTIMER_INTID))
-        } else {
-            self.pending.first().map(new)
+    fn timer_is_off<E: Events>(&mut self, gic: &mut Interface<'_, E>) {
+        if core::mem::take(&mut self.vtimer) {
+            gic.timer(false);
         }
     }
 }
@@ -294,11 +227,6 @@ pub struct LoadedVcpu<'v, H: Hypervisor> {
 }
 
 impl<H: Hypervisor> LoadedVcpu<'_, H> {
-    /// The vCPU, for injecting interrupts.
-    pub fn vcpu(&mut self) -> &mut Vcpu {
-        self.vcpu
-    }
-
     /// Answers the HVC at which the handler broke off; without, it is answered with zeroes.
     pub fn answer(&mut self, x: Answer) {
         if self.vcpu.open == Open::Hvc {
@@ -306,34 +234,78 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
         }
     }
 
-    /// One entry. Most carry no interrupt.
+    /// One entry, with interrupts masked over flush, VCPU_RUN and sync: whatever kicks the vCPU from then on stops the
+    /// guest at once. Most carry no interrupt, and begin and end with the timer's line down.
     #[inline]
-    fn enter(&mut self, host: &mut impl HostCpu) -> Result<Exit, Error> {
-        match self.vcpu.choose() {
-            None => self.enter_by(host, |hyp, flags, answer| hyp.vcpu_run(flags, answer)),
-            Some(entry) => self.enter_with(host, entry),
-        }
+    fn enter<E: Events>(
+        &mut self,
+        host: &mut impl HostCpu,
+        gic: &mut Interface<'_, E>,
+    ) -> Result<Exit, Error> {
+        host.mask_interrupts();
+        let result = if self.vcpu.vtimer || gic.is_due() {
+            self.enter_with_interrupts(host, gic)
+        } else {
+            let result = self.enter_by(host, |hyp, flags, answer| hyp.vcpu_run(flags, answer));
+            if let Ok(exit) = &result
+                && exit.info.vtimer()
+            {
+                self.line(true, gic);
+            }
+            result
+        };
+        host.unmask_interrupts();
+        result
     }
 
-    /// One that does.
+    /// One that may carry some.
     #[cold]
     #[inline(never)]
-    fn enter_with(&mut self, host: &mut impl HostCpu, entry: Entry) -> Result<Exit, Error> {
+    fn enter_with_interrupts<E: Events>(
+        &mut self,
+        host: &mut impl HostCpu,
+        gic: &mut Interface<'_, E>,
+    ) -> Result<Exit, Error> {
+        let mask_timer = self.vcpu.vtimer;
+        if mask_timer {
+            host.mask_virtual_timer(true);
+        }
+        let mut entries = [Entry::empty(); MAX_ENTRIES];
+        let Flushed { count, underflow } = gic.flush(&mut entries);
+        let entries = &entries[..count];
         let mut states = States::default();
-        let exit = self.enter_by(host, |hyp, flags, answer| {
-            let (exit, after) = hyp.vcpu_run_with(flags, answer, &[entry])?;
+        let result = self.enter_by(host, |hyp, flags, answer| {
+            if entries.is_empty() {
+                return hyp.vcpu_run(flags, answer);
+            }
+            let underflow = if underflow { RunFlags::UNDERFLOW } else { RunFlags::empty() };
+            let (exit, after) = hyp.vcpu_run_with(flags | underflow, answer, entries)?;
             states = after;
             Ok(exit)
-        })?;
-        let vcpu = &mut *self.vcpu;
-        if vcpu.in_flight.is_none() {
-            vcpu.pending.remove(entry.intid());
+        });
+        if mask_timer {
+            host.mask_virtual_timer(false);
         }
-        vcpu.in_flight = entry.left(states.get(0));
-        Ok(exit)
+        match &result {
+            Ok(exit) => {
+                // A level that was ended is pending again if its line is up: as it is now.
+                self.line(exit.info.vtimer(), gic);
+                gic.sync(entries, states);
+            }
+            Err(_) => gic.cancel(entries),
+        }
+        result
     }
 
-    /// Flush, VCPU_RUN, sync, with interrupts masked over all three.
+    /// The timer's line is that.
+    #[cold]
+    fn line<E: Events>(&mut self, up: bool, gic: &mut Interface<'_, E>) {
+        if self.vcpu.vtimer != up {
+            self.vcpu.vtimer = up;
+            gic.timer(up);
+        }
+    }
+
     #[inline(always)]
     fn enter_by(
         &mut self,
@@ -341,19 +313,10 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
         run: impl FnOnce(&H, RunFlags, [u64; 4]) -> Result<Exit, Error>,
     ) -> Result<Exit, Error> {
         let vcpu = &mut *self.vcpu;
-        let mask_timer = vcpu.vtimer;
-        host.mask_interrupts();
-        if mask_timer {
-            host.mask_virtual_timer(true);
-        }
         vcpu.fp.vcpu_ctxflush_fp(host);
         let result = run(self.hyp, vcpu.flags, vcpu.answer);
         vcpu.fp.vcpu_ctxsync_fp(&result, host);
-        if mask_timer {
-            host.mask_virtual_timer(false);
-        }
         if let Ok(exit) = &result {
-            vcpu.vtimer = exit.info.vtimer();
             vcpu.flags = RunFlags::empty();
             vcpu.answer = [0; 4];
             vcpu.open = match exit.info.reason() {
@@ -363,30 +326,36 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
                 _ => Open::Nothing,
             };
         }
-        host.unmask_interrupts();
         result
     }
 
     /// Runs the guest until the handler breaks off, or hyp refuses.
-    pub fn run<E: ExitHandler>(
+    pub fn run<X: ExitHandler, E: Events>(
         &mut self,
         host: &mut impl HostCpu,
-        handler: &mut E,
-    ) -> Result<E::Stop, Error> {
+        gic: &mut Interface<'_, E>,
+        handler: &mut X,
+    ) -> Result<X::Stop, Error> {
         loop {
-            let exit = self.enter(host)?;
-            if let ControlFlow::Break(stop) = self.dispatch(&exit, handler) {
+            let timer = self.vcpu.vtimer;
+            let exit = self.enter(host, gic)?;
+            if self.vcpu.vtimer && !timer {
+                handler.virtual_timer();
+            }
+            if let ControlFlow::Break(stop) = self.dispatch(&exit, gic, handler) {
                 return Ok(stop);
             }
         }
     }
 
     #[inline(always)]
-    fn dispatch<E: ExitHandler>(&mut self, exit: &Exit, handler: &mut E) -> ControlFlow<E::Stop> {
+    fn dispatch<X: ExitHandler, E: Events>(
+        &mut self,
+        exit: &Exit,
+        gic: &mut Interface<'_, E>,
+        handler: &mut X,
+    ) -> ControlFlow<X::Stop> {
         let [a, b, c, ..] = exit.data;
-        if self.vcpu.vtimer && self.vcpu.in_flight.is_none() {
-            handler.virtual_timer();
-        }
         match exit.info.reason() {
             Some(Reason::Hvc) => self.vcpu.answer = handler.hvc(&exit.data)?,
             Some(Reason::Irq) => handler.interrupt()?,
@@ -394,7 +363,7 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
                 let answer = handler.mmio(a, exit.info.mmio_access(), b)?;
                 self.finish_mmio(exit.info, answer);
             }
-            reason => return self.rare(reason, [a, b, c], handler),
+            reason => return self.rare(reason, [a, b, c], gic, handler),
         }
         ControlFlow::Continue(())
     }
@@ -402,15 +371,16 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
     /// What is no part of a guest's daily work, and WFI, which waits anyway.
     #[cold]
     #[inline(never)]
-    fn rare<E: ExitHandler>(
+    fn rare<X: ExitHandler, E: Events>(
         &mut self,
         reason: Option<Reason>,
         [a, b, c]: [u64; 3],
-        handler: &mut E,
-    ) -> ControlFlow<E::Stop> {
+        gic: &mut Interface<'_, E>,
+        handler: &mut X,
+    ) -> ControlFlow<X::Stop> {
         match reason {
             Some(Reason::Wfi) => {
-                if !self.vcpu.has_interrupt() {
+                if !gic.has_interrupt() {
                     handler.wfi()?;
                 }
             }
@@ -425,14 +395,22 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
                 }
             }
             Some(Reason::CpuOn) => handler.cpu_on(VcpuIndex(a))?,
-            Some(Reason::CpuOff) => return ControlFlow::Break(handler.cpu_off()),
+            Some(Reason::CpuOff) => {
+                // When it is on again its timer is not.
+                self.vcpu.timer_is_off(gic);
+                return ControlFlow::Break(handler.cpu_off());
+            }
             Some(Reason::System) => {
                 return ControlFlow::Break(match SystemEvent::from_register(a) {
                     Some(event) => handler.system(event, b, c),
                     None => handler.broken(0),
                 });
             }
-            Some(Reason::Sgi) => handler.sgi(a)?,
+            Some(Reason::Sgi) => {
+                if let Some(register) = SgiRegister::from_exit(b) {
+                    gic.send_sgi(register, a);
+                }
+            }
             Some(Reason::Relinquished) => handler.relinquished(a, b)?,
             // A reason this version doesn't know can't be continued either.
             Some(Reason::Broken | Reason::Hvc | Reason::Irq | Reason::Mmio) | None => {

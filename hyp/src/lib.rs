@@ -64,7 +64,7 @@
 //! | `boot/start.rs` | 7 | 2 | addresses that the linker script and boot.S define; the device tree and the package where the loader put them; the jump to the final tables |
 //! | `cpu.rs` | 2 | 1 | per-CPU data, whole |
 //! | `dma/hw.rs` | 4 | 2 | registers of an SMMU; tables and queues that it reads and writes, as atomics |
-//! | `fp/hw.rs` | 20 | 3 | the routines that move FP registers (regs.S); images in donated memory |
+//! | `fp/hw.rs` | 22 | 3 | the routines that move FP registers (regs.S); images in donated memory |
 //! | `guest/entropy.rs` | 1 | 0 | RNDRRS |
 //! | `guest/run.rs` | 3 | 1 | entry to a guest (enter.S); the return state of an ERET, into the guest and back to the host |
 //! | `guest/traps.rs` | 1 | 1 | the return state of a guest whose trap ends without a switch; the function that enter.S calls |
@@ -73,7 +73,7 @@
 //! | `memory/frames.rs` | 3 | 2 | lists of free pages, threaded through the pages |
 //! | `memory/hw.rs` | 5 | 1 | pages that hyp has mapped: wiped, cleaned, and flag-shadow pages as atomics |
 //! | `memory/tables.rs` | 6 | 4 | TLB maintenance; functions that aarch64-paging wants and nobody calls |
-//! | `vm/slots.rs` | 6 | 2 | a vCPU in its donated pages, which its slot or its CPU has to itself |
+//! | `vm/slots.rs` | 7 | 2 | a vCPU in its donated pages, which its slot or its CPU has to itself |
 //! | `world/interrupts.rs` | 2 | 0 | list registers, by number |
 //! | `world/switch.rs` | 3 | 1 | the world switch; HCR_EL2 |
 //!

@@ -17,7 +17,7 @@
 //! | `Mmio` | guest-physical address | x3: data of a write |
 //! | `Wfi` | - | the guest waits for an interrupt |
 //! | `Fault` | guest-physical address | nothing is mapped there and the access can't be emulated (a fetch, a pair, a cache operation), or is a protected guest's and no device's: then it is the page's address and nothing more. Map it and run again |
-//! | `Sgi` | value written to ICC_SGI1R_EL1 | |
+//! | `Sgi` | value written | x3: to ICC_SGI1R_EL1 (0), ICC_ASGI1R_EL1 (1) or ICC_SGI0R_EL1 (2) |
 //! | `Relinquished` | guest-physical address | x3: the page, which is the host's again |
 //! | `Broken` | ESR_EL2 | the guest did what hyp can't continue from; every further run answers the same. Of a protected guest ESR_EL2 has its EC only |
 //! | `CpuOn` | the vCPU's index | PSCI CPU_ON: it can be loaded from now on; the caller's call has been answered |

@@ -45,6 +45,8 @@ const VCPU_COLUMNS: &Columns = &[
     ("hvc", "HVC exits"),
     ("mmio", "MMIO exits"),
     ("timer", "timer exits"),
+    ("spis", "SPIs"),
+    ("sgis", "SGIs"),
 ];
 
 const OFFERS_COLUMNS: &Columns = &[("what", "machine offers"), ("is", "")];

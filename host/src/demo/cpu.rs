@@ -8,6 +8,7 @@
 
 use super::{
     PLAN, Plan, Trouble, VMS,
+    gics::Running,
     guest::{self, Exits, HZ, OWNER, Pause, Slot},
     report, stopped,
 };
@@ -285,9 +286,12 @@ fn run(
 ) -> Result<(), Trouble> {
     let plan = PLAN.wait();
     let mut loaded = super::hyp("VCPU_LOAD", this.load(&Counted, host))?;
-    let mut exits = Exits::new(vm, vcpu as u64, slot, ITERATIONS, last);
+    let registers = plan.list_registers;
+    let mut gic =
+        Running::here(&plan.gics[vm], vm, vcpu, host.cpu, registers).ok_or(Trouble::Gic)?;
+    let mut exits = Exits::new(plan, vm, vcpu as u64, slot, ITERATIONS, last);
     let result = loop {
-        match super::hyp("VCPU_RUN", loaded.run(host, &mut exits)) {
+        match super::hyp("VCPU_RUN", loaded.run(host, &mut gic.interface, &mut exits)) {
             Err(trouble) => break Err(trouble),
             Ok(Pause::Look) => host.look(),
             Ok(Pause::Slice | Pause::Off | Pause::Stopped) => break Ok(()),

@@ -1,6 +1,6 @@
 //! What the host does for the guests: devices and calls.
 
-use super::{VMS, stopped};
+use super::{Plan, VMS, gics, stopped};
 use core::{
     ops::ControlFlow,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -11,7 +11,8 @@ use umbra_host::{
     vcpu::{Answer, ExitHandler, MmioAnswer, Supplied, Vcpu},
 };
 use umbra_patterns::protocol::{
-    ARGUMENT, BASE, CONTINUE, DEVICE, DEVICE_BYTES, ECHO, FAIL, Failure, REPORT, STOP, counter,
+    ARGUMENT, BASE, CONTINUE, DEVICE, DEVICE_BYTES, ECHO, FAIL, Failure, LOWER, RAISE, REPORT,
+    STOP, counter,
 };
 use umbra_shared::{
     call::VcpuIndex,
@@ -61,6 +62,10 @@ pub struct Slot {
     pub hvc: u64,
     pub mmio: u64,
     pub timer: u64,
+    /// Interrupts of its device.
+    pub spis: u64,
+    /// SGIs that it has had from its siblings, as it says.
+    pub sgis: u64,
     /// Rounds it has been run in.
     pub rounds: usize,
     /// It has turned itself off.
@@ -79,6 +84,8 @@ impl Slot {
             hvc: 0,
             mmio: 0,
             timer: 0,
+            spis: 0,
+            sgis: 0,
             rounds: 0,
             off: false,
             sums: (0, 0),
@@ -110,6 +117,7 @@ pub enum Pause {
 
 /// A vCPU's exits during one slice.
 pub struct Exits<'s> {
+    plan: &'static Plan,
     pub vm: usize,
     pub index: u64,
     pub slot: &'s mut Slot,
@@ -122,9 +130,16 @@ pub struct Exits<'s> {
 }
 
 impl<'s> Exits<'s> {
-    pub fn new(vm: usize, index: u64, slot: &'s mut Slot, left: u64, last: bool) -> Self {
+    pub fn new(
+        plan: &'static Plan,
+        vm: usize,
+        index: u64,
+        slot: &'s mut Slot,
+        left: u64,
+        last: bool,
+    ) -> Self {
         let patience = Patience::new(PATIENCE, HZ / 2);
-        Self { vm, index, slot, left, last, interrupts: 0, patience }
+        Self { plan, vm, index, slot, left, last, interrupts: 0, patience }
     }
 
     fn report(&mut self, verified: u64) -> ControlFlow<Pause, Answer> {
@@ -163,7 +178,10 @@ impl ExitHandler for Exits<'_> {
         self.slot.hvc += 1;
         match x[0] {
             ECHO => ControlFlow::Continue([x[1] + 1, 0, 0, 0]),
-            REPORT => self.report(x[1]),
+            REPORT => {
+                self.slot.sgis = x[2];
+                self.report(x[1])
+            }
             FAIL => {
                 let failure = Failure::decode([x[1], x[2], x[3], x[4], x[5]]);
                 ControlFlow::Break(Pause::Failed(failure))
@@ -186,6 +204,13 @@ impl ExitHandler for Exits<'_> {
         data: u64,
     ) -> ControlFlow<Pause, MmioAnswer> {
         self.slot.mmio += 1;
+        let vgic = &self.plan.gics[self.vm];
+        if let Some(loaded) = gics::access(vgic, self.vm, address, access, data) {
+            return ControlFlow::Continue(match access.write {
+                true => MmioAnswer::Written,
+                false => MmioAnswer::Read(loaded),
+            });
+        }
         if !(DEVICE..DEVICE + DEVICE_BYTES).contains(&address) {
             return ControlFlow::Break(Pause::Nothing(address));
         }
@@ -201,6 +226,15 @@ impl ExitHandler for Exits<'_> {
                 MmioAnswer::Written
             }
             (4, false) if address == counter(self.index, 4) => MmioAnswer::Read((*narrow).into()),
+            (4, true) if address == RAISE => {
+                self.slot.spis += 1;
+                gics::device(vgic, self.vm, true);
+                MmioAnswer::Written
+            }
+            (4, true) if address == LOWER => {
+                gics::device(vgic, self.vm, false);
+                MmioAnswer::Written
+            }
             _ => MmioAnswer::Abort,
         })
     }

@@ -1,6 +1,7 @@
 //! The demonstration's course.
 
 mod cpu;
+mod gics;
 mod guest;
 mod offers;
 mod vms;
@@ -14,6 +15,7 @@ use umbra_host::{
     emit,
     hypercall::{Hvc, Hypervisor, Version},
     kernel::{MAX_CPUS, exception, initrd, machine::Machine, pages, smp, sync, timer},
+    vgic::Vgic,
     vm::BuildError,
 };
 use umbra_patterns::{pattern::Mismatch, protocol::Failure};
@@ -34,6 +36,8 @@ enum Trouble {
     NoGuest,
     Cpu(usize),
     UnknownCpu(usize),
+    Gic,
+    NoSgis(usize),
     Build(BuildError),
     Hyp(&'static str, HypError),
     Guest { vm: usize, vcpu: usize, failure: Failure },
@@ -63,6 +67,8 @@ impl fmt::Display for Trouble {
             }
             Self::Cpu(cpu) => write!(f, "CPU {cpu} did not come up"),
             Self::UnknownCpu(cpu) => write!(f, "hyp does not know CPU {cpu}"),
+            Self::Gic => write!(f, "there can be no GIC for the guests"),
+            Self::NoSgis(vm) => write!(f, "no vCPU of VM {vm} has had an SGI from another"),
             Self::Build(error) => write!(f, "VM: {error}"),
             Self::Hyp(what, error) => write!(f, "{what}: {error}"),
             Self::Guest { vm, vcpu, failure } => write!(f, "VM {vm} vCPU {vcpu}: {failure}"),
@@ -116,7 +122,12 @@ struct Plan {
     sve: bool,
     /// Each CPU's number at hyp, and its vector lengths.
     at_hyp: [(u64, VqSet); MAX_CPUS],
+    /// Each CPU's affinity.
+    affinities: [u64; MAX_CPUS],
+    /// List registers that all CPUs have.
+    list_registers: u8,
     vms: [sync::Lock<Option<vms::DemoVm>>; VMS],
+    gics: [Vgic<'static>; VMS],
     slots: [[sync::Lock<Slot>; MAX_CPUS]; VMS],
 }
 
@@ -156,7 +167,15 @@ fn demonstrate(machine: &'static Machine) -> Result<(), Trouble> {
     let (vms, vcpus) = vms::build(guest, cpus, sve)?;
     let slots = vcpus.map(|of_vm| of_vm.map(|vcpu| sync::Lock::new(Slot::new(vcpu))));
     let vms = vms.map(|vm| sync::Lock::new(Some(vm)));
-    let plan = PLAN.call_once(|| Plan { cpus, sve, at_hyp, vms, slots });
+    let interface = hyp("VL_INFO", Hvc.vl_info(None))?.interface;
+    let priority_bits = interface.priorities.count_ones() as u8;
+    let gic = |vm| gics::new(vm, cpus, priority_bits).ok_or(Trouble::Gic);
+    let gics = [gic(0)?, gic(1)?];
+    let mut affinities = [0; MAX_CPUS];
+    affinities.iter_mut().zip(&machine.cpus).for_each(|(to, &from)| *to = from);
+    let list_registers = interface.registers;
+    let plan =
+        PLAN.call_once(|| Plan { cpus, sve, at_hyp, affinities, list_registers, vms, gics, slots });
     cpu::work(0);
     let finished = timer::wait_until(120, || (1..cpus).all(smp::is_done));
     timer::set_tick(0);
@@ -250,20 +269,28 @@ fn counters(machine: &Machine, plan: &Plan) -> Result<(), Trouble> {
         }
     }
     for (vm, slots) in plan.slots.iter().enumerate() {
+        let mut sgis = 0;
         for (vcpu, slot) in slots.iter().take(plan.cpus).enumerate() {
             let slot = slot.lock();
             emit!(
-                "@vcpu vm={vm} vcpu={vcpu} vl={} verified={} migrations={} hvc={} mmio={} timer={}",
+                "@vcpu vm={vm} vcpu={vcpu} vl={} verified={} migrations={} hvc={} mmio={} timer={} \
+                 spis={} sgis={}",
                 slot.vl_bytes(),
                 slot.verified,
                 slot.migrations,
                 slot.hvc,
                 slot.mmio,
                 slot.timer,
+                slot.spis,
+                slot.sgis,
             );
+            sgis += slot.sgis;
             if !slot.off && !stopped() {
                 return Err(Trouble::NotOff { vm, vcpu });
             }
+        }
+        if plan.cpus > 1 && sgis == 0 && !stopped() {
+            return Err(Trouble::NoSgis(vm));
         }
     }
     Ok(())

@@ -7,7 +7,10 @@
 use super::{MAX_CPUS, layout, machine::Machine, sync::Lock, sync::Once, sysreg, timer};
 use arm_gic::{
     IntId, InterruptGroup,
-    gicv3::{GicCpuInterface, GicDistributor, GicRedistributor, GicRedistributorIterator},
+    gicv3::{
+        GicCpuInterface, GicDistributor, GicRedistributor, GicRedistributorIterator, SgiTarget,
+        SgiTargetGroup,
+    },
 };
 use core::sync::atomic::{AtomicU64, Ordering};
 use safe_mmio::UniqueMmioPointer;
@@ -20,6 +23,9 @@ pub const MAINTENANCE: IntId = IntId::ppi(9);
 pub const HYP_TIMER: IntId = IntId::ppi(10);
 /// The virtual timer.
 pub const VIRTUAL_TIMER: IntId = IntId::ppi(11);
+
+/// A vCPU that runs on the CPU is to come out: the SGI has done so, and there is nothing else to do.
+pub const KICK: IntId = IntId::sgi(7);
 
 /// What a binary does for an interrupt.
 pub type Handler = fn(IntId);
@@ -64,7 +70,7 @@ pub(super) fn init_cpu(cpu: usize) {
     }
     GicCpuInterface::set_priority_mask(0xff);
     GicCpuInterface::enable_group1(true);
-    for intid in [MAINTENANCE, HYP_TIMER, VIRTUAL_TIMER] {
+    for intid in [MAINTENANCE, HYP_TIMER, VIRTUAL_TIMER, KICK] {
         enable(intid, true);
     }
 }
@@ -84,6 +90,23 @@ pub fn enable(intid: IntId, on: bool) {
     sysreg::restore_interrupts(daif);
 }
 
+/// Sends the CPU with this affinity an SGI.
+///
+/// # Panics
+///
+/// If it is no SGI, or no affinity.
+pub fn send_sgi(affinity: u64, intid: IntId) {
+    let byte = |shift: u32| (affinity >> shift) as u8;
+    let target = SgiTarget::List {
+        affinity3: byte(32),
+        affinity2: byte(16),
+        affinity1: byte(8),
+        target_list: 1 << (affinity & 0xf),
+    };
+    let sent = GicCpuInterface::send_sgi(intid, target, SgiTargetGroup::CurrentGroup1);
+    assert!(sent.is_ok(), "SGI to {affinity:#x}");
+}
+
 /// Interrupts that `cpu` has taken so far.
 pub fn taken(cpu: usize) -> u64 {
     TAKEN[cpu].load(Ordering::Relaxed)
@@ -95,8 +118,7 @@ pub(super) fn handle() {
         if intid == VIRTUAL_TIMER {
             timer::interrupt();
         }
-        if intid != MAINTENANCE
-            && intid != HYP_TIMER
+        if ![MAINTENANCE, HYP_TIMER, KICK].contains(&intid)
             && let Some(handler) = HANDLER.get()
         {
             handler(intid);

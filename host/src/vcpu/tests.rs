@@ -4,28 +4,28 @@ mod os;
 mod tasks;
 
 use super::*;
-use crate::{fp::CpuRegisters, hypercall::Results};
+use crate::{
+    fp::CpuRegisters,
+    hypercall::Results,
+    vgic::{
+        Line, SpiCell, VcpuCell, Vgic,
+        tests::{Told, edge, running},
+    },
+};
 use std::{cell::RefCell, collections::VecDeque, vec::Vec};
 use umbra_shared::{
     call::Call,
     flags::{FlagShadowPage, HostFlags, HypFlags},
-    interrupt::States,
+    interrupt::State,
 };
 
 /// What VCPU_RUN was given, beside what the host looked like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Entered {
     flags: RunFlags,
     answer: [u64; 4],
     hint: HostFlags,
-    offered: Option<Entry>,
-}
-
-impl Entered {
-    /// The INTID and the state of what is offered.
-    fn offered(&self) -> Option<(u16, State)> {
-        self.offered.map(|entry| (entry.intid(), entry.state()))
-    }
+    offered: Vec<(u16, State)>,
 }
 
 struct Script {
@@ -57,13 +57,13 @@ impl Hypervisor for Script {
     fn vcpu_run(&self, flags: RunFlags, answer: [u64; 4]) -> Result<Exit, Error> {
         assert!(*self.loaded.borrow());
         let hint = self.page.snapshot_hint().decode();
-        self.entries.borrow_mut().push(Entered { flags, answer, hint, offered: None });
+        self.entries.borrow_mut().push(Entered { flags, answer, hint, offered: Vec::new() });
         let exit = self.exits.borrow_mut().pop_front().expect("the script has an exit")?;
         self.page.publish(self.word);
         Ok(exit)
     }
 
-    /// What becomes of the interrupt is in x7 of the exit.
+    /// What becomes of the interrupts is in x7 of the exit.
     fn vcpu_run_with(
         &self,
         flags: RunFlags,
@@ -71,9 +71,9 @@ impl Hypervisor for Script {
         entries: &[Entry],
     ) -> Result<(Exit, States), Error> {
         let exit = self.vcpu_run(flags, answer);
-        let &[entry] = entries else { panic!("one at a time: {entries:?}") };
+        assert!(!entries.is_empty(), "that is another way in");
         if let Some(run) = self.entries.borrow_mut().last_mut() {
-            run.offered = Some(entry);
+            run.offered = entries.iter().map(|entry| (entry.intid(), entry.state())).collect();
         }
         exit.map(|exit| (exit, States::from_register(exit.data[5])))
     }
@@ -186,10 +186,25 @@ fn exit(reason: Reason, flags: u64, data: [u64; 2]) -> Result<Exit, Error> {
     Ok(Exit { info, data: [data[0], data[1], 0, 0, 0, 0] })
 }
 
-/// The same, of a run whose interrupt is in this state after it.
-fn left(state: State, reason: Reason, flags: u64) -> Result<Exit, Error> {
-    let info = ExitInfo::new(reason, flags);
-    Ok(Exit { info, data: [0, 0, 0, 0, 0, States::default().with(0, state).register()] })
+/// The same, of a run whose interrupts are in these states after it.
+fn left(states: &[State], reason: Reason, flags: u64) -> Result<Exit, Error> {
+    let all = states.iter().enumerate();
+    let states = all.fold(States::default(), |states, (n, &state)| states.with(n, state));
+    Ok(Exit { info: ExitInfo::new(reason, flags), data: [0, 0, 0, 0, 0, states.register()] })
+}
+
+/// A GIC for one vCPU, with SPIs 32 to 63 that are edge-triggered.
+fn gic() -> &'static Vgic<'static> {
+    let vcpus = Box::leak(Box::new([VcpuCell::new(0)]));
+    let spis = Box::leak(Box::new([const { SpiCell::new() }; 32]));
+    let vgic = Box::leak(Box::new(running(vcpus, spis)));
+    (32..64).for_each(|intid| edge(vgic, intid));
+    vgic
+}
+
+/// Its vCPU's part, on a CPU with four list registers.
+fn interface(vgic: &'static Vgic<'static>) -> Interface<'static, Told> {
+    Interface::new(vgic, 0, 4, Told::default()).unwrap()
 }
 
 fn done() -> Result<Exit, Error> {
@@ -202,6 +217,7 @@ struct Run {
     host: Host,
     result: Result<u64, Error>,
     vcpu: Vcpu,
+    gic: Interface<'static, Told>,
 }
 
 fn run(inject: &[u16], word: HypFlags, exits: &[Result<Exit, Error>]) -> Run {
@@ -215,17 +231,19 @@ fn run(inject: &[u16], word: HypFlags, exits: &[Result<Exit, Error>]) -> Run {
     };
     let fp = VcpuFp::vcpu_run_map_fp(&hyp, page, 0x1000).unwrap();
     let mut vcpu = Vcpu::new(VmHandle(1), VcpuIndex(0), fp, VcpuFeatures::FPSIMD);
+    let vgic = gic();
     for &intid in inject {
-        assert!(vcpu.inject(intid));
+        vgic.pulse(Line::Spi(intid), &mut Told::default()).unwrap();
     }
+    let mut gic = interface(vgic);
     let mut host = Host::default();
     let mut vmm = Vmm::default();
     let mut loaded = vcpu.load(&hyp, &mut host).unwrap();
-    let result = loaded.run(&mut host, &mut vmm);
+    let result = loaded.run(&mut host, &mut gic, &mut vmm);
     loaded.put(&mut host).unwrap();
     assert!(!*hyp.loaded.borrow() && !host.masked && !host.timer_masked);
     assert!(hyp.exits.borrow().is_empty(), "exits left");
-    Run { entries: hyp.entries.take(), log: vmm.log, host, result, vcpu }
+    Run { entries: hyp.entries.take(), log: vmm.log, host, result, vcpu, gic }
 }
 
 const OURS: HypFlags = HypFlags::HOST_FP_PRESERVED;
@@ -252,28 +270,41 @@ fn aborts_and_retries_are_said_once() {
     assert_eq!(flags, [RunFlags::empty(), RunFlags::ABORT, RunFlags::RETRY]);
 }
 
-fn offered(run: &Run) -> Vec<Option<(u16, State)>> {
-    run.entries.iter().map(Entered::offered).collect()
+fn offered(run: &Run) -> Vec<Vec<(u16, State)>> {
+    run.entries.iter().map(|entry| entry.offered.clone()).collect()
 }
 
 use State::{Active, Done, Pending};
 
 #[test]
-fn one_interrupt_at_a_time_lowest_first() {
+fn all_that_fit_go_in_and_what_is_left_goes_in_again() {
     let exits = [
-        left(Pending, Reason::Irq, 0),
-        left(Active, Reason::Irq, 0),
-        left(Done, Reason::Irq, 0),
-        left(Done, Reason::Irq, 0),
+        left(&[Active, Pending], Reason::Irq, 0),
+        left(&[Done, Active], Reason::Irq, 0),
+        left(&[Done], Reason::Irq, 0),
         done(),
     ];
-    let run = run(&[1019, 33], OURS, &exits);
-    let (a, b) = (33, 1019);
-    let expected =
-        [Some((a, Pending)), Some((a, Pending)), Some((a, Active)), Some((b, Pending)), None];
+    let run = run(&[60, 33], OURS, &exits);
+    let (a, b) = (33, 60);
+    let expected = [
+        vec![(a, Pending), (b, Pending)],
+        vec![(a, Active), (b, Pending)],
+        vec![(b, Active)],
+        vec![],
+    ];
     assert_eq!(offered(&run), expected);
     assert!(run.host.timer_masks.is_empty());
-    assert!(!run.vcpu.has_interrupt());
+    assert!(!run.gic.has_interrupt());
+}
+
+/// More than there are list registers for.
+#[test]
+fn underflow_is_asked_for_while_others_wait() {
+    let exits = [left(&[Done; 4], Reason::Irq, 0), left(&[Done], Reason::Irq, 0), done()];
+    let run = run(&[40, 41, 42, 43, 44], OURS, &exits);
+    let flags: Vec<_> = run.entries.iter().map(|entry| entry.flags).collect();
+    assert_eq!(flags, [RunFlags::UNDERFLOW, RunFlags::empty(), RunFlags::empty()]);
+    assert_eq!(offered(&run)[1], [(44, Pending)]);
 }
 
 #[test]
@@ -281,14 +312,14 @@ fn the_timer_goes_in_once_and_its_line_is_masked_while_it_is_up() {
     let timer = ExitInfo::VTIMER;
     let exits = [
         exit(Reason::Irq, timer, [0; 2]),
-        left(Active, Reason::Hvc, timer),
-        left(Active, Reason::Hvc, 0),
-        left(Done, Reason::Hvc, 0),
+        left(&[Active], Reason::Hvc, timer),
+        left(&[Active], Reason::Hvc, 0),
+        left(&[Done], Reason::Hvc, 0),
         done(),
     ];
     let run = run(&[], OURS, &exits);
-    let expected = [None, Some((27, Pending)), Some((27, Active)), Some((27, Active)), None];
-    assert_eq!(offered(&run), expected);
+    let (waits, runs) = (vec![(27, Pending)], vec![(27, Active)]);
+    assert_eq!(offered(&run), [vec![], waits, runs.clone(), runs, vec![]]);
     // Around the entries 1 and 2, and no others.
     let masks: Vec<_> = run.host.timer_masks.iter().map(|m| m.0).collect();
     assert_eq!(masks, [true, false, true, false]);
@@ -299,27 +330,27 @@ fn the_timer_goes_in_once_and_its_line_is_masked_while_it_is_up() {
 fn a_timer_that_fires_while_another_interrupt_is_handled_stops_the_guest_once() {
     let timer = ExitInfo::VTIMER;
     let exits = [
-        left(Active, Reason::Irq, timer),
-        left(Active, Reason::Hvc, timer),
-        left(Done, Reason::Irq, timer),
-        left(Active, Reason::Hvc, 0),
-        left(Done, Reason::Hvc, 0),
+        left(&[Active], Reason::Irq, timer),
+        left(&[Active, Pending], Reason::Hvc, timer),
+        left(&[Done, Active], Reason::Irq, timer),
+        left(&[Active], Reason::Hvc, 0),
+        left(&[Done], Reason::Hvc, 0),
         done(),
     ];
     let run = run(&[33], OURS, &exits);
     let expected = [
-        Some((33, Pending)),
-        Some((33, Active)),
-        Some((33, Active)),
-        Some((27, Pending)),
-        Some((27, Active)),
-        None,
+        vec![(33, Pending)],
+        vec![(33, Active), (27, Pending)],
+        vec![(33, Active), (27, Pending)],
+        vec![(27, Active)],
+        vec![(27, Active)],
+        vec![],
     ];
     assert_eq!(offered(&run), expected);
     // With 33 in flight, too, as long as the line is up; and no longer: around the entries 1, 2 and 3.
     let masks: Vec<_> = run.host.timer_masks.iter().map(|m| m.0).collect();
     assert_eq!(masks, [true, false, true, false, true, false]);
-    assert_eq!(run.log, ["irq", "hvc", "timer", "irq", "hvc", "hvc", "hvc"]);
+    assert_eq!(run.log, ["timer", "irq", "hvc", "irq", "hvc", "hvc", "hvc"]);
 }
 
 #[test]
@@ -327,13 +358,39 @@ fn a_level_that_is_still_up_after_completion_goes_in_again() {
     let timer = ExitInfo::VTIMER;
     let exits = [
         exit(Reason::Irq, timer, [0; 2]),
-        left(Done, Reason::Irq, timer),
-        left(Done, Reason::Hvc, 0),
+        left(&[Done], Reason::Irq, timer),
+        left(&[Done], Reason::Hvc, 0),
         done(),
     ];
     let run = run(&[], OURS, &exits);
-    assert_eq!(offered(&run), [None, Some((27, Pending)), Some((27, Pending)), None]);
-    assert_eq!(run.log, ["timer", "irq", "timer", "irq", "hvc", "hvc"]);
+    let waits = vec![(27, Pending)];
+    assert_eq!(offered(&run), [vec![], waits.clone(), waits, vec![]]);
+    assert_eq!(run.log, ["timer", "irq", "irq", "hvc", "hvc"]);
+}
+
+#[test]
+fn an_sgi_goes_where_its_register_says() {
+    let sgi = |value, which| exit(Reason::Sgi, 0, [value, which]);
+    // 7 to Aff0 0, by each register: of group 1, which ICC_SGI1R_EL1 alone reaches; then by none.
+    let exits = [
+        sgi(7 << 24 | 1, 1),
+        sgi(7 << 24 | 1, 2),
+        sgi(7 << 24 | 1, 3),
+        sgi(7 << 24 | 1, 0),
+        left(&[Done], Reason::Irq, 0),
+        done(),
+    ];
+    let run = run(&[], OURS, &exits);
+    assert_eq!(offered(&run)[..4], [vec![], vec![], vec![], vec![]]);
+    assert_eq!(offered(&run)[4], [(7, Pending)]);
+}
+
+#[test]
+fn a_vcpu_that_goes_off_takes_its_timer_with_it() {
+    let off = Ok(Exit { info: ExitInfo::new(Reason::CpuOff, ExitInfo::VTIMER), data: [0; 6] });
+    let run = run(&[], OURS, &[off]);
+    assert_eq!(run.result, Ok(0x0ff));
+    assert!(!run.gic.has_interrupt(), "its line is down");
 }
 
 #[test]
@@ -342,10 +399,10 @@ fn a_refused_run_loses_no_interrupt_and_no_answer() {
     let run = run(&[], OURS, &exits);
     assert_eq!(run.result, Err(Error::Busy));
     assert_eq!(run.vcpu.answer, [4, 7, 0, 0]);
-    let mut vcpu = run.vcpu;
-    vcpu.inject(40);
-    assert_eq!(vcpu.choose().map(Entry::intid), Some(40));
-    assert!(!vcpu.inject(1020));
+    let exits = [Err(Error::Busy)];
+    let refused = self::run(&[40], OURS, &exits);
+    assert_eq!(offered(&refused), [[(40, Pending)]]);
+    assert!(refused.gic.has_interrupt(), "it waits as before");
 }
 
 #[test]
@@ -395,15 +452,15 @@ fn the_guests_power_is_told() {
 
 #[test]
 fn a_reset_forgets_what_was_open() {
-    let exits = [left(Pending, Reason::Irq, ExitInfo::VTIMER), Err(Error::Busy)];
-    let mut vcpu = run(&[50, 60], OURS, &exits).vcpu;
-    assert!(vcpu.has_interrupt());
+    let exits = [exit(Reason::Irq, ExitInfo::VTIMER, [0; 2]), Err(Error::Busy)];
+    let Run { mut vcpu, mut gic, .. } = run(&[], OURS, &exits);
+    assert!(gic.has_interrupt());
     let hyp = Refusing;
     let start = Start::At { entry: 0x8000_0000, argument: 1 };
-    assert_eq!(vcpu.reset(&hyp, start), Err(Error::Protected));
-    assert!(vcpu.has_interrupt(), "a refused reset changes nothing");
-    assert_eq!(vcpu.reset(&hyp, Start::Off), Ok(()));
-    assert!(!vcpu.has_interrupt() && vcpu.flags.is_empty());
+    assert_eq!(vcpu.reset(&hyp, &mut gic, start), Err(Error::Protected));
+    assert!(gic.has_interrupt(), "a refused reset changes nothing");
+    assert_eq!(vcpu.reset(&hyp, &mut gic, Start::Off), Ok(()));
+    assert!(!gic.has_interrupt() && vcpu.flags.is_empty());
 }
 
 /// Takes vCPUs that are off for normal ones.
@@ -447,12 +504,13 @@ fn a_fault_can_be_answered_from_outside() {
     let fp = VcpuFp::vcpu_run_map_fp(&hyp, page, 0x1000).unwrap();
     let mut vcpu = Vcpu::new(VmHandle(1), VcpuIndex(0), fp, VcpuFeatures::FPSIMD);
     let (mut host, mut vmm) = (Host::default(), Vmm::default());
+    let mut gic = interface(self::gic());
     let mut loaded = vcpu.load(&hyp, &mut host).unwrap();
     loaded.answer_supply(Supplied::Abort);
-    assert_eq!(loaded.run(&mut host, &mut vmm), Ok(9));
-    assert_eq!(loaded.run(&mut host, &mut vmm), Ok(9));
+    assert_eq!(loaded.run(&mut host, &mut gic, &mut vmm), Ok(9));
+    assert_eq!(loaded.run(&mut host, &mut gic, &mut vmm), Ok(9));
     loaded.answer_supply(Supplied::Abort);
-    assert_eq!(loaded.run(&mut host, &mut vmm), Ok(99));
+    assert_eq!(loaded.run(&mut host, &mut gic, &mut vmm), Ok(99));
     loaded.put(&mut host).unwrap();
     let flags: Vec<_> = hyp.entries.take().iter().map(|entry| entry.flags).collect();
     assert_eq!(flags, [RunFlags::empty(), RunFlags::empty(), RunFlags::ABORT]);

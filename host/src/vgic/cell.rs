@@ -136,3 +136,37 @@ impl VcpuCell {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_cpu_changes_meanwhile_is_kept() {
+        let cell = Cell::new();
+        let mut tries = 0;
+        let (old, new) = cell
+            .update(|word| {
+                tries += 1;
+                if tries == 1 {
+                    cell.set(word | Word::LINE);
+                }
+                Some(word | Word::LATCH)
+            })
+            .unwrap();
+        assert_eq!((tries, cell.get()), (2, Word::RESET | Word::LINE | Word::LATCH));
+        assert_eq!((old, new), (Word::RESET | Word::LINE, cell.get()));
+        assert_eq!(cell.update(|_| None), None);
+        assert_eq!(cell.get(), new);
+    }
+
+    #[test]
+    fn controls_that_are_not_of_the_mask_are_kept() {
+        let vcpu = VcpuCell::new(0);
+        let off = (Control::empty(), Control::OFF);
+        assert_eq!(vcpu.set_control(Control::OFF, Control::all()), off);
+        let both = Control::OFF | Control::DPG0;
+        assert_eq!(vcpu.set_control(Control::DPG0, Control::DPG0), (Control::OFF, both));
+        assert_eq!(vcpu.set_control(Control::OFF, Control::empty()), (both, Control::DPG0));
+    }
+}

@@ -45,6 +45,7 @@ impl Due {
         }
     }
 
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.summary.load(SeqCst) == 0
     }

@@ -15,6 +15,7 @@
 //! | `distributor`, `redistributor`, `sgi` | what a guest accesses: frames, and ICC_SGI1R_EL1 |
 //! | `lines` | what devices and the embedder do |
 //! | `run` | before and after a run of a vCPU |
+//! | `interface` | a vCPU's run loop, as [`vcpu`](crate::vcpu) has it |
 //! | [`outside`] | state read and written by whoever saves and restores the VM |
 //!
 //! Redistributors' frames follow one another in the order of vCPUs, [`registers::REDISTRIBUTOR_BYTES`] each: the last
@@ -51,6 +52,7 @@ mod access;
 mod cell;
 mod distributor;
 mod due;
+mod interface;
 mod lines;
 pub mod outside;
 mod redistributor;
@@ -59,10 +61,11 @@ mod route;
 mod run;
 mod sgi;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod word;
 
 pub use cell::{SpiCell, VcpuCell};
+pub use interface::Interface;
 pub use lines::Line;
 pub use run::Flushed;
 pub use sgi::SgiRegister;

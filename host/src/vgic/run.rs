@@ -279,6 +279,12 @@ impl Vgic<'_> {
         true
     }
 
+    /// Whether a flush would look at anything. A run without a flush needs no sync.
+    #[inline]
+    pub fn is_due(&self, vcpu: usize) -> bool {
+        self.vcpus.get(vcpu).is_some_and(|own| !own.due.is_empty())
+    }
+
     /// Whether a vCPU that waits (WFI) has something to do: an interrupt that is pending, enabled and of an enabled group.
     /// One whose redistributor is asleep is to be woken for it (IHI 0069, chapter 11: a wake request).
     pub fn has_interrupt(&self, vcpu: usize) -> bool {

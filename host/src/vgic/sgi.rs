@@ -14,6 +14,16 @@ pub enum SgiRegister {
 }
 
 impl SgiRegister {
+    /// As an exit names it ([`umbra_shared::exit`]).
+    pub const fn from_exit(x3: u64) -> Option<Self> {
+        match x3 {
+            0 => Some(Self::Sgi1),
+            1 => Some(Self::Asgi1),
+            2 => Some(Self::Sgi0),
+            _ => None,
+        }
+    }
+
     /// Whether it makes an SGI pending that its receiver has in this group. With one security state ICC_SGI1R_EL1 reaches
     /// both, and the others group 0.
     const fn reaches(self, group1: bool) -> bool {

@@ -153,14 +153,13 @@ fn system_register(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
         (3, 0, 1, 0, 1) => 0,
         // ICC_SRE_EL1: system registers only, no bypass.
         (3, 0, 12, 12, 5) => 7,
-        // ICC_SGI1R_EL1: the host has the distributor.
-        (3, 0, 12, 11, 5) if !r.read => {
+        // ICC_SGI1R_EL1, ICC_ASGI1R_EL1, ICC_SGI0R_EL1: the host has the distributor.
+        (3, 0, 12, 11, 5..=7) if !r.read => {
             let value = read_register(vcpu, r.register);
             step_over(vcpu, esr);
-            return Some(Exit::new(Reason::Sgi, [value, 0, 0, 0, 0, 0]));
+            let which = u64::from(r.op2) - 5;
+            return Some(Exit::new(Reason::Sgi, [value, which, 0, 0, 0, 0]));
         }
-        // ICC_ASGI1R_EL1, ICC_SGI0R_EL1: there is no other security state and no group 0.
-        (3, 0, 12, 11, 6 | 7) if !r.read => 0,
         // DC ISW, CSW, CISW (TSW): set and way mean nothing to a guest. Its memory was cleaned when it
         // got it, and nobody else writes it through another attribute.
         (1, 0, 7, 6 | 10 | 14, 2) => 0,

@@ -51,15 +51,13 @@ fn coprocessor(vcpu: &mut Vcpu, esr: u64, i: Coprocessor) -> Option<Exit> {
         Access::System(0, 1, 0, 1 | 3) => 0,
         // ICC_SRE: system registers only, no bypass.
         Access::System(0, 12, 12, 5) => 7,
-        // ICC_SGI1R: the host has the distributor.
-        Access::System64(0, 12) if !i.read => {
+        // ICC_SGI1R, ICC_ASGI1R, ICC_SGI0R: the host has the distributor.
+        Access::System64(which @ 0..=2, 12) if !i.read => {
             let half = |register| vcpu.register_width(access::read_register(vcpu, register));
             let value = half(i.register) | half(i.second) << 32;
             step_over(vcpu, esr);
-            return Some(Exit::new(Reason::Sgi, [value, 0, 0, 0, 0, 0]));
+            return Some(Exit::new(Reason::Sgi, [value, which.into(), 0, 0, 0, 0]));
         }
-        // ICC_ASGI1R, ICC_SGI0R: there is no other security state and no group 0.
-        Access::System64(1 | 2, 12) if !i.read => 0,
         // DCISW, DCCSW, DCCISW (TSW): as in AArch64.
         Access::System(0, 7, 6 | 10 | 14, 2) if !i.read => 0,
         // Debug: nothing is there; reads as zero, writes ignored.

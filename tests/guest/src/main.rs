@@ -17,6 +17,7 @@
 
 mod bench;
 mod driven;
+mod gic;
 mod machine;
 mod work;
 
@@ -31,14 +32,12 @@ global_asm!(
     MAX_VCPUS = const MAX_VCPUS,
     STACK_BYTES = const 16384,
     main = sym main,
-    irq = sym irq,
+    irq = sym gic::irq,
     exception = sym exception,
 );
 
 /// PSCI CPU_OFF.
 const CPU_OFF: u64 = 0x8400_0002;
-/// INTID of the virtual timer.
-const TIMER: u64 = 27;
 
 /// Timer interrupts each vCPU has handled. Plain loads and stores only.
 static TIMER_INTERRUPTS: [AtomicU64; MAX_VCPUS] = [const { AtomicU64::new(0) }; MAX_VCPUS];
@@ -92,11 +91,11 @@ extern "C" fn main(argument: u64) -> ! {
     };
     umbra_patterns::regs::enable();
     if argument.vcpu == 0 {
-        machine::begin();
+        machine::begin(argument.mode);
     }
     match argument.mode {
         Mode::Verify => {
-            enable_interrupts();
+            gic::begin_vcpu();
             work::run(&argument)
         }
         Mode::Driven => {
@@ -122,23 +121,6 @@ fn enable_interrupts() {
             all = in(reg) 0xffu64,
             options(nostack),
         );
-    }
-}
-
-extern "C" fn irq() {
-    let intid: u64;
-    // SAFETY: ICC_IAR1_EL1 acknowledges.
-    unsafe { asm!("mrs {}, S3_0_C12_C12_0", "dsb sy", out(reg) intid, options(nostack)) };
-    if intid == TIMER {
-        // The line must be down before the interrupt is completed.
-        // SAFETY: CNTV_CTL_EL0 = 0 stops the timer.
-        unsafe { asm!("msr cntv_ctl_el0, xzr", "isb", options(nostack)) };
-        let count = &TIMER_INTERRUPTS[vcpu()];
-        count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-    }
-    if intid < 1020 {
-        // SAFETY: ICC_EOIR1_EL1 completes what was acknowledged.
-        unsafe { asm!("msr S3_0_C12_C12_1, {}", "isb", in(reg) intid, options(nostack)) };
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a vCPU does all day.
 
-use crate::{TIMER_INTERRUPTS, fail, hvc, off};
+use crate::{TIMER_INTERRUPTS, fail, gic, hvc, off};
 use core::{arch::asm, cell::UnsafeCell, sync::atomic::Ordering};
 use umbra_patterns::{
     pattern::{Kept, Mismatch},
@@ -108,7 +108,7 @@ impl Worker {
             fail(failure);
         }
         self.verified += 1;
-        if hvc([REPORT, self.verified, 0, 0, 0, 0]) == STOP {
+        if hvc([REPORT, self.verified, gic::from_others(), 0, 0, 0]) == STOP {
             off();
         }
     }
@@ -116,10 +116,12 @@ impl Worker {
     /// Exits in one way after the other. The registers are full of patterns.
     fn exit(&mut self) {
         self.exits += 1;
-        match self.exits % 4 {
+        match self.exits % 6 {
             0 => self.timer(),
             1 => self.echo(),
             2 => self.mmio8(),
+            3 => gic::send_sgis(),
+            4 => gic::raise(),
             _ => self.mmio4(),
         }
     }

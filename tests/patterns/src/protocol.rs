@@ -19,6 +19,22 @@ pub const DEVICE: u64 = 0x0a00_0000;
 /// Bytes of the counter device.
 pub const DEVICE_BYTES: u64 = 0x1000;
 
+/// A store of 4 bytes raises the device's interrupt, a level.
+pub const RAISE: u64 = DEVICE + 0x800;
+/// And one here lowers it.
+pub const LOWER: u64 = DEVICE + 0x804;
+/// Its INTID.
+pub const DEVICE_SPI: u16 = 40;
+
+/// The guest's GIC: the distributor.
+pub const GICD: u64 = 0x0800_0000;
+/// The redistributors, one for each vCPU.
+pub const GICR: u64 = 0x080a_0000;
+/// Bytes of the distributor, and of each redistributor.
+pub const GICD_BYTES: u64 = 0x1_0000;
+/// See there.
+pub const GICR_BYTES: u64 = 0x2_0000;
+
 /// The most vCPUs the guest image has stacks for.
 pub const MAX_VCPUS: usize = 8;
 
@@ -27,7 +43,7 @@ pub const fn counter(vcpu: u64, bytes: u64) -> u64 {
     DEVICE + vcpu * 16 + if bytes == 8 { 0 } else { 8 }
 }
 
-/// x1: verified iterations → x0: [`CONTINUE`] or [`STOP`].
+/// x1: verified iterations, x2: SGIs that others have sent to this vCPU → x0: [`CONTINUE`] or [`STOP`].
 pub const REPORT: u64 = 0xc300_0001;
 /// x1-x5: a [`Failure`]. No return.
 pub const FAIL: u64 = 0xc300_0002;
@@ -275,6 +291,8 @@ pub enum Failure {
     },
     /// The timer's interrupt did not come.
     Timer,
+    /// One that the guest has sent itself (0), or asked its device for (2), did not come.
+    NoInterrupt(u64),
     /// An exception nobody expected.
     Exception {
         /// ESR_EL1
@@ -311,6 +329,7 @@ impl Failure {
             Self::Echo(found) => [3, found, 0, 0, 0],
             Self::Mmio { expected, found } => [4, expected, found, 0, 0],
             Self::Timer => [5, 0, 0, 0, 0],
+            Self::NoInterrupt(which) => [8, which, 0, 0, 0],
             Self::Exception { esr, elr, far } => [6, esr, elr, far, 0],
             Self::Garbled(code) => [0, code, 0, 0, 0],
         }
@@ -334,6 +353,7 @@ impl Failure {
             3 => Self::Echo(x[1]),
             4 => Self::Mmio { expected: x[1], found: x[2] },
             5 => Self::Timer,
+            8 => Self::NoInterrupt(x[1]),
             6 => Self::Exception { esr: x[1], elr: x[2], far: x[3] },
             code => Self::Garbled(code),
         }
@@ -353,6 +373,7 @@ impl fmt::Display for Failure {
                 write!(f, "device counter is {found:#x}, expected {expected:#x}")
             }
             Self::Timer => f.write_str("the timer interrupt did not come"),
+            Self::NoInterrupt(which) => write!(f, "interrupt {which} did not come"),
             Self::Exception { esr, elr, far } => {
                 write!(f, "exception: ESR {esr:#x} ELR {elr:#x} FAR {far:#x}")
             }

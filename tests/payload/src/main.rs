@@ -32,6 +32,7 @@ mod interrupted;
 mod junk;
 mod ledger;
 mod lpi;
+mod own_gic;
 mod puppet;
 mod puppet32;
 mod remains;

@@ -8,7 +8,7 @@ use crate::{
     runner::{Message, catch, forget_catchers},
     streaming,
 };
-use arm_gic::{IntId, gicv3::GicCpuInterface, gicv3::SgiTarget, gicv3::SgiTargetGroup};
+use arm_gic::IntId;
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use umbra_host::kernel::{MAX_CPUS, gic, machine::Machine, power, smp, sync::Lock, sysreg, timer};
 use umbra_patterns::regs;
@@ -149,16 +149,7 @@ pub fn wake(cpu: usize) {
 
 /// Sends a CPU an SGI.
 pub fn interrupt(cpu: usize, intid: IntId) {
-    let affinity = context().machine.cpus[cpu];
-    let byte = |shift: u32| (affinity >> shift) as u8;
-    let target = SgiTarget::List {
-        affinity3: byte(32),
-        affinity2: byte(16),
-        affinity1: byte(8),
-        target_list: 1 << (affinity & 0xf),
-    };
-    let sent = GicCpuInterface::send_sgi(intid, target, SgiTargetGroup::CurrentGroup1);
-    assert!(sent.is_ok(), "SGI to {affinity:#x}");
+    gic::send_sgi(context().machine.cpus[cpu], intid);
 }
 
 /// Waits for the CPUs to finish. One that doesn't is beyond help.

@@ -37,7 +37,8 @@ impl Spec {
         match (kind, number, quadword) {
             (0, 0..=30, 0) => refused(wide || narrow && low >> 32 != 0)?,
             (1, 0, 0) => {
-                let odd = if narrow { low & 1 != 0 || low >> 32 != 0 } else { low % 4 != 0 };
+                let odd =
+                    if narrow { low & 1 != 0 || low >> 32 != 0 } else { !low.is_multiple_of(4) };
                 refused(value.is_some() && (wide || odd))?;
             }
             // Which PSTATE is a guest's, and which system registers there are, is not told here a second time.

@@ -384,7 +384,9 @@ impl<'m> Here<'m> {
     pub fn run(&mut self, loaded: &mut LoadedVcpu<'_, Self>, outcome: Outcome) {
         if self.machine.borrow().can_run(self.cpu) {
             self.machine.borrow_mut().outcome = outcome;
-            let _ = loaded.run(self, &mut Once);
+            // Nothing comes to its interrupts here.
+            let mut gic = super::interface(super::gic());
+            let _ = loaded.run(self, &mut gic, &mut Once);
         }
     }
 }

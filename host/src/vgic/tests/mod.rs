@@ -12,7 +12,7 @@ use umbra_shared::interrupt::{Entry, MAX_ENTRIES, State, States};
 
 /// What the embedder was told.
 #[derive(Debug, Default)]
-struct Told {
+pub(crate) struct Told {
     kicks: Vec<usize>,
     resampled: Vec<(usize, u16)>,
 }
@@ -48,7 +48,7 @@ fn spis() -> [SpiCell; 32] {
 }
 
 /// A GIC whose SPIs and PPIs are enabled, of group 1, routed to the first vCPU, with a priority of 0x80.
-fn running<'a>(vcpus: &'a [VcpuCell], spis: &'a [SpiCell]) -> Vgic<'a> {
+pub(crate) fn running<'a>(vcpus: &'a [VcpuCell], spis: &'a [SpiCell]) -> Vgic<'a> {
     let vgic = Vgic::new(vcpus, spis, 5).unwrap();
     let told = &mut Told::default();
     vgic.write_distributor(0, Width::Word, 2, told);
@@ -66,7 +66,7 @@ fn running<'a>(vcpus: &'a [VcpuCell], spis: &'a [SpiCell]) -> Vgic<'a> {
 }
 
 /// Edge-triggered instead of level-sensitive.
-fn edge(vgic: &Vgic<'_>, intid: u16) {
+pub(crate) fn edge(vgic: &Vgic<'_>, intid: u16) {
     let at = 0xc00 + u64::from(intid) / 16 * 4;
     let old = vgic.read_distributor(at, Width::Word);
     let new = old | 2 << (intid % 16 * 2);

@@ -1,7 +1,7 @@
 //! Round trips, as the guest sees them.
 
 use super::{Measured, Plan, WARM_UP, row, timed};
-use crate::{context::context, workers};
+use crate::{context::context, own_gic, workers};
 use core::{arch::asm, ops::ControlFlow};
 use umbra_host::{
     emit,
@@ -10,9 +10,11 @@ use umbra_host::{
     kernel::{
         gic, smp,
         supply::{self, Pages},
+        sync::Once,
         sysreg,
     },
     vcpu::{Answer, ExitHandler, HostCpu, LoadedVcpu, MmioAnswer, Supplied, Vcpu},
+    vgic::{VcpuCell, Vgic},
     vm::{VcpuSettings, Vm},
 };
 use umbra_patterns::protocol::{ARGUMENT, Argument, BASE, BENCH, BENCH_NEXT, Mode, Routine};
@@ -240,6 +242,13 @@ pub fn destroy(vm: GuestVm, vcpus: impl IntoIterator<Item = Vcpu>) {
     }
 }
 
+/// The GIC of all of them: none of these guests has interrupts.
+fn gic() -> &'static Vgic<'static> {
+    static CELLS: [VcpuCell; 1] = [VcpuCell::new(0)];
+    static GIC: Once<Vgic<'static>> = Once::new();
+    GIC.call_once(|| own_gic::enabled(&CELLS, &[]))
+}
+
 /// A loaded vCPU that waits for orders, and the host that runs it.
 struct Bench<'v> {
     loaded: LoadedVcpu<'v, Hvc>,
@@ -254,7 +263,7 @@ impl<'v> Bench<'v> {
 
     fn run<const TOUCH: u8>(&mut self) -> u64 {
         let mut exits = Exits::<TOUCH> { interrupts: 0 };
-        self.loaded.run(&mut self.task, &mut exits).expect("VCPU_RUN")
+        self.loaded.run(&mut self.task, &mut own_gic::first(gic()), &mut exits).expect("VCPU_RUN")
     }
 
     fn order<const TOUCH: u8>(&mut self, routine: Routine, iterations: u64) -> u64 {
@@ -280,7 +289,7 @@ impl<'v> Bench<'v> {
         self.loaded.answer([Routine::Spin as u64, 0, 0, 0]);
         let mut run = |interrupts| {
             let mut exits = Exits::<NONE> { interrupts };
-            self.loaded.run(&mut task, &mut exits).expect("VCPU_RUN")
+            self.loaded.run(&mut task, &mut own_gic::first(gic()), &mut exits).expect("VCPU_RUN")
         };
         run(WARM_UP);
         row(iterations, || timed(|| _ = run(iterations)))

@@ -422,7 +422,7 @@ fn load(cpu: usize, n: usize, name: VcpuName, at: &mut Option<usize>) {
             assert!(on || vms::is_on(name) || order::is_storm(), "VCPU_LOAD of a vCPU that is off");
             assert!(fits, "VCPU_LOAD of a vCPU whose vector length this CPU lacks");
             order::done(cpu, n, 0);
-            let mut entry = vms::Entry::of(&mut driven.book, driven.flags);
+            let mut entry = vms::Entry::of(&mut driven.book, driven.flags, &driven.gic);
             let left = loaded_steps(cpu, &mut loaded, &mut entry, at, guest);
             match left {
                 Leave::Put | Leave::End => {
@@ -471,7 +471,7 @@ fn bring_up(cpu: usize, first: VcpuName) {
     let features = driven.vcpu.features();
     let mut task = Task::new(HostFlags::empty());
     if let Ok(mut loaded) = driven.vcpu.load(&Hvc, &mut task) {
-        let mut entry = vms::Entry::of(&mut driven.book, driven.flags);
+        let mut entry = vms::Entry::of(&mut driven.book, driven.flags, &driven.gic);
         let run = Run { command: Command::Check, hint: HostFlags::empty(), once: false };
         enter(cpu, &mut loaded, &mut entry, run, features.vq);
         let mut task = Task::new(HostFlags::FOREIGN_FPSTATE);

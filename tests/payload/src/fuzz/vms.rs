@@ -1,7 +1,12 @@
 //! The VMs of a program, and entries into their vCPUs.
 
 use super::{guest32, order};
-use crate::{context::context, task::Task, workers};
+use crate::{
+    context::context,
+    own_gic::{self, Own},
+    task::Task,
+    workers,
+};
 use core::{
     ops::ControlFlow,
     sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering},
@@ -18,6 +23,7 @@ use umbra_host::{
         timer::Patience,
     },
     vcpu::{Answer, ExitHandler, LoadedVcpu, MmioAnswer, Supplied, Vcpu},
+    vgic::{VcpuCell, Vgic},
     vm::{BuildError, PageSupplier, VcpuSettings, Vm},
 };
 use umbra_patterns::{
@@ -52,7 +58,13 @@ pub struct Driven {
     pub vcpu: Vcpu,
     pub flags: &'static FlagShadowPage,
     pub book: Book,
+    /// A GIC of its own: of interrupts it has its timer's.
+    pub gic: Vgic<'static>,
 }
+
+/// Their cells.
+static CELLS: [[[VcpuCell; 1]; VCPUS]; VMS] =
+    [const { [const { [const { VcpuCell::new(0) }; 1] }; VCPUS] }; VMS];
 
 /// Where a guest is.
 #[derive(Default)]
@@ -222,7 +234,9 @@ fn create_with(name: VcpuName, features: VcpuFeatures) -> u64 {
             let (number, aarch32) = (name.vcpu.into(), features.aarch32);
             let vm = name.vm.into();
             let book = Book { vm, number, aarch32, ..Book::default() };
-            slot.vcpus[slot.count] = Some(Driven { vcpu, flags, book });
+            let cells = &CELLS[usize::from(name.vm)][usize::from(name.vcpu)];
+            let gic = own_gic::enabled(cells, &[]);
+            slot.vcpus[slot.count] = Some(Driven { vcpu, flags, book, gic });
             slot.count += 1;
             0
         }
@@ -345,12 +359,13 @@ pub fn load_another(name: VcpuName) {
 pub struct Entry<'b> {
     book: &'b mut Book,
     pub flags: &'static FlagShadowPage,
+    gic: Own<'b>,
 }
 
 impl<'b> Entry<'b> {
     /// Of this vCPU.
-    pub fn of(book: &'b mut Book, flags: &'static FlagShadowPage) -> Self {
-        Self { book, flags }
+    pub fn of(book: &'b mut Book, flags: &'static FlagShadowPage, gic: &'b Vgic<'b>) -> Self {
+        Self { book, flags, gic: own_gic::first(gic) }
     }
 
     /// Runs the vCPU until it has obeyed, or left before if that will do. `seen` is told of each exit.
@@ -375,7 +390,7 @@ impl<'b> Entry<'b> {
         let patience = Patience::new(PATIENCE, LOOKS);
         let flags = self.flags;
         let mut exits = Exits { book: self.book, command, once: run.once, flags, seen, patience };
-        let stop = match loaded.run(task, &mut exits) {
+        let stop = match loaded.run(task, &mut self.gic, &mut exits) {
             Ok(stop) => stop,
             Err(error) => panic!("VCPU_RUN: {error}"),
         };
@@ -567,7 +582,7 @@ fn check(driven: &mut Driven) {
         Ok(loaded) => loaded,
         Err(error) => panic!("VCPU_LOAD at the program's end: {error}"),
     };
-    let mut entry = Entry::of(&mut driven.book, driven.flags);
+    let mut entry = Entry::of(&mut driven.book, driven.flags, &driven.gic);
     let run = Run { command: Command::Check, hint: HostFlags::empty(), once: false };
     entry.run(&mut loaded, &mut task, run, &|_, _| {});
     if let Err(error) = loaded.put(&mut task) {

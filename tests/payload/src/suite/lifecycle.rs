@@ -323,7 +323,7 @@ fn vcpus_have_a_limit() -> Result<(), Skip> {
         }
         made
     };
-    let affinity = |index: u64| index % 16 | index / 16 << 8 | 0x5a_0000;
+    let affinity = |index: u64| (index % 16) | ((index / 16) << 8) | 0x5a_0000;
     for index in (0..MAX_VCPUS as u64).rev() {
         assert_eq!(make(index, affinity(index)), Ok(()), "vCPU {index}");
         assert_eq!(make(index, 0), Err(Error::VcpuInUse), "vCPU {index} again");

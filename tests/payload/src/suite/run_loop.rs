@@ -1,11 +1,17 @@
 //! The library's run loop, with guests that it must get through.
 
-use crate::{runner::Skip, task::Task, tests};
+use crate::{
+    own_gic::{self, Nobody},
+    runner::Skip,
+    task::Task,
+    tests,
+};
 use core::{arch::global_asm, ops::ControlFlow};
 use umbra_host::{
     hypercall::Hvc,
     kernel::supply::{self, Pages},
     vcpu::{Answer, ExitHandler, MmioAnswer, Supplied},
+    vgic::{Line, SpiCell, VcpuCell},
     vm::{VcpuSettings, Vm},
 };
 use umbra_shared::{
@@ -113,10 +119,14 @@ fn a_timer_that_fires_in_a_handler_does_not_stop_the_guest_for_ever() -> Result<
         start: Start::At { entry: 0x4000_0000, argument: 0 },
     };
     let mut vcpu = vm.create_vcpu(&Hvc, &mut Pages, settings).expect("VCPU_CREATE");
-    assert!(vcpu.inject(33));
+    let (cells, spis) = ([VcpuCell::new(0)], [const { SpiCell::new() }; 32]);
+    let vgic = own_gic::enabled(&cells, &spis);
+    // Level-sensitive, and up once.
+    vgic.set_line(Line::Spi(33), true, &mut Nobody).expect("an SPI");
     let (mut task, mut patience) = (Task::new(HostFlags::empty()), Patience(0));
     let mut loaded = vcpu.load(&Hvc, &mut task).expect("VCPU_LOAD");
-    let through = loaded.run(&mut task, &mut patience).expect("VCPU_RUN");
+    let mut gic = own_gic::first(&vgic);
+    let through = loaded.run(&mut task, &mut gic, &mut patience).expect("VCPU_RUN");
     loaded.put(&mut task).expect("VCPU_PUT");
     if let Err(failure) = vm.destroy(&Hvc, &mut Pages, [vcpu]) {
         panic!("VM_DESTROY: {}", failure.error);
