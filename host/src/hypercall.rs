@@ -139,15 +139,27 @@ pub trait Hypervisor {
         self.call(&Call::VmTopup { vm, pages: pages(first, count) }).map(drop)
     }
 
-    /// Puts a page of memory in place.
-    fn vm_map(&self, vm: VmHandle, page: u64, ipa: u64) -> Result<(), Error> {
-        let call = Call::VmMap { vm, page: UntrustedPa(page), ipa: UntrustedIpa(ipa) };
-        self.call(&call).map(drop)
+    /// Puts pages of memory in place; returns how many, one at least. The rest is to be asked for again
+    /// ([ranges](umbra_shared::call#ranges)).
+    fn vm_map_range(&self, vm: VmHandle, first: u64, count: u64, ipa: u64) -> Result<u64, Error> {
+        let call = Call::VmMap { vm, pages: pages(first, count), ipa: UntrustedIpa(ipa) };
+        self.call(&call).and_then(|r| done(r[0], count))
     }
 
-    /// Takes a page of a normal VM back; returns which.
+    /// Puts one page of memory in place.
+    fn vm_map(&self, vm: VmHandle, page: u64, ipa: u64) -> Result<(), Error> {
+        self.vm_map_range(vm, page, 1, ipa).map(drop)
+    }
+
+    /// Takes pages of a normal VM back; returns the first and how many, which lie one behind the other.
+    fn vm_unmap_range(&self, vm: VmHandle, ipa: u64, count: u64) -> Result<(u64, u64), Error> {
+        let call = Call::VmUnmap { vm, ipa: UntrustedIpa(ipa), count };
+        self.call(&call).and_then(|r| Ok((r[0], done(r[1], count)?)))
+    }
+
+    /// Takes one page of a normal VM back; returns which.
     fn vm_unmap(&self, vm: VmHandle, ipa: u64) -> Result<u64, Error> {
-        self.call(&Call::VmUnmap { vm, ipa: UntrustedIpa(ipa) }).map(|r| r[0])
+        self.vm_unmap_range(vm, ipa, 1).map(|(page, _)| page)
     }
 
     /// A protected VM has its payload and all its vCPUs: from now on it can run.
@@ -161,9 +173,15 @@ pub trait Hypervisor {
         self.call(&Call::VmDestroy { vm }).map(drop)
     }
 
-    /// Takes a page of a dying VM back; returns how many are still out.
+    /// Takes pages of a dying VM back; returns how many are still out, and how many came back, one at least.
+    fn vm_reclaim_range(&self, vm: VmHandle, first: u64, count: u64) -> Result<(u64, u64), Error> {
+        let call = Call::VmReclaim { vm, pages: pages(first, count) };
+        self.call(&call).and_then(|r| Ok((r[0], done(r[1], count)?)))
+    }
+
+    /// Takes one page of a dying VM back; returns how many are still out.
     fn vm_reclaim(&self, vm: VmHandle, page: u64) -> Result<u64, Error> {
-        self.call(&Call::VmReclaim { vm, page: UntrustedPa(page) }).map(|r| r[0])
+        self.vm_reclaim_range(vm, page, 1).map(|(out, _)| out)
     }
 
     /// Creates a vCPU of donated pages.
@@ -206,6 +224,11 @@ pub trait Hypervisor {
     fn vcpu_put(&self) -> Result<(), Error> {
         self.call(&Call::VcpuPut).map(drop)
     }
+}
+
+/// Of `count` pages so many are done. What does none or more is not this interface.
+fn done(n: u64, count: u64) -> Result<u64, Error> {
+    if (1..=count).contains(&n) { Ok(n) } else { Err(Error::NotSupported) }
 }
 
 fn pages(first: u64, count: u64) -> UntrustedPages {

@@ -19,7 +19,8 @@
 //!     fp::{CpuRegisters, TaskFp},
 //!     hypercall::Hypervisor,
 //!     vcpu::{Answer, ExitHandler, HostCpu, MmioAnswer, Supplied},
-//!     vm::{PageSupplier, VcpuSettings, Vm},
+//!     vgic::{Events, Interface, SpiCell, VcpuCell, Vgic},
+//!     vm::{Line, PageSupplier, VcpuSettings, Vm},
 //! };
 //! use umbra_shared::{
 //!     call::{Start, UntrustedAffinity, VcpuIndex, VmConfig},
@@ -53,7 +54,15 @@
 //!     fn mask_virtual_timer(&mut self, _masked: bool) { /* GICR_I{C,S}ENABLER0 */ }
 //! }
 //!
-//! /// The devices of the VM.
+//! /// Who is told of interrupts: here the only vCPU is where they come from.
+//! struct Told;
+//!
+//! impl Events for Told {
+//!     fn kick(&mut self, _vcpu: usize) { /* smp_send_reschedule(), wake_up() */ }
+//!     fn resample(&mut self, _vcpu: usize, _intid: u16) { /* eventfd_signal() */ }
+//! }
+//!
+//! /// The devices of the VM. Its GIC's frames are among them (`Vgic::read_distributor` and its like).
 //! struct Machine {
 //!     counter: u64,
 //! }
@@ -103,7 +112,9 @@
 //!     pages: u64,
 //! ) -> Result<&'static str, umbra_host::vm::BuildError> {
 //!     let config = VmConfig::protected();
-//!     let mut vm = Vm::<16>::create(hyp, supplier, config)?;
+//!     let mut vm = Vm::create([Line::FREE; 16], hyp, supplier, config)?;
+//!     let (vcpus, spis) = ([VcpuCell::new(0)], [const { SpiCell::new() }; 32]);
+//!     let vgic = Vgic::new(&vcpus, &spis, 5).expect("a GIC for one vCPU");
 //!     let mut os = Os { foreign: false, fpsimd_last_state: Some(1) };
 //!     let outcome = (|| {
 //!         vm.map(hyp, supplier, memory, pages, 0x8000_0000)?;
@@ -120,7 +131,9 @@
 //!                 // A protected VM is built no more, and can run.
 //!                 vm.seal(hyp)?;
 //!                 let mut loaded = vcpu.load(hyp, &mut os)?;
-//!                 let stop = loaded.run(&mut os, &mut Machine { counter: 0 })?;
+//!                 // As many list registers as VL_INFO tells of.
+//!                 let mut gic = Interface::new(&vgic, 0, 4, Told).expect("its vCPU");
+//!                 let stop = loaded.run(&mut os, &mut gic, &mut Machine { counter: 0 })?;
 //!                 loaded.put(&mut os)?;
 //!                 Ok::<_, umbra_host::vm::BuildError>(stop)
 //!             })();

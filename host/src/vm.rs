@@ -6,10 +6,15 @@
 //! error paths included, does a page belong to nobody. [`Vm::destroy`] settles the books or comes back
 //! with what is still open.
 //!
-//! Pages come from a [`PageSupplier`]. Everything hyp takes is physically contiguous per call.
+//! Pages come from a [`PageSupplier`]. Everything hyp takes is physically contiguous per call. The books are lines
+//! ([`Line`]) that the embedder gives: an array, a slice of its own, a vector. A line is 16 bytes and holds a
+//! piece of memory, however large; neighbours share one.
+
+mod books;
 
 use crate::{fp::VcpuFp, hypercall::Hypervisor, vcpu::Vcpu};
 use arrayvec::ArrayVec;
+use books::Books;
 use thiserror::Error;
 use umbra_shared::{
     PAGE_SIZE,
@@ -21,6 +26,8 @@ use umbra_shared::{
     flags::FlagShadowPage,
     vcpu::VcpuFeatures,
 };
+
+pub use books::Line;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -57,6 +64,9 @@ pub enum BuildError {
     /// The page is none that the VM has.
     #[error("the VM does not have that page")]
     NotOut,
+    /// The VM has the page already.
+    #[error("the VM has that page already")]
+    AlreadyOut,
     /// Not all vCPUs of the VM were handed in to be destroyed.
     #[error("vCPUs of the VM are still about")]
     VcpusLeft,
@@ -76,22 +86,15 @@ pub struct VcpuSettings {
     pub start: Start,
 }
 
-/// The pages of a VM that hyp holds: `[first, first + count)` pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Out {
-    first: u64,
-    count: u64,
-}
-
-/// A VM. `RANGES` bounds the physically contiguous ranges it is made of.
+/// A VM, with its books in `B`: as many lines bound the physically contiguous ranges that it is made of.
 ///
 /// Dropping it forgets pages; [`Vm::destroy`] is the way out.
 #[derive(Debug)]
 #[must_use = "a VM holds pages until it is destroyed"]
-pub struct Vm<const RANGES: usize> {
+pub struct Vm<B> {
     handle: VmHandle,
     config: VmConfig,
-    out: ArrayVec<Out, RANGES>,
+    out: Books<B>,
     /// Shared pages whose vCPU was never created, or has been handed back.
     flag_pages: ArrayVec<VcpuFp, MAX_VCPUS>,
     vcpus: usize,
@@ -100,38 +103,42 @@ pub struct Vm<const RANGES: usize> {
 
 /// A destruction that could not be finished: call [`Vm::destroy`] again.
 #[derive(Debug)]
-pub struct DestroyFailure<const RANGES: usize> {
+pub struct DestroyFailure<B> {
     /// The VM with everything still open.
-    pub vm: Vm<RANGES>,
+    pub vm: Vm<B>,
     /// What stopped it.
     pub error: BuildError,
 }
 
-impl<const RANGES: usize> Vm<RANGES> {
-    /// Creates a VM.
+impl<B: AsRef<[Line]> + AsMut<[Line]>> Vm<B> {
+    /// Creates a VM. What is in `lines` doesn't matter.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`]; then nothing is out.
     pub fn create<H: Hypervisor, S: PageSupplier>(
+        lines: B,
         hyp: &H,
         supplier: &mut S,
         config: VmConfig,
     ) -> Result<Self, BuildError> {
-        const { assert!(RANGES > 0) };
+        let mut out = Books::new(lines);
         let first = supplier.allocate(POOL_PAGES).ok_or(BuildError::NoPages)?;
-        match hyp.vm_create(first, POOL_PAGES, config) {
-            Ok(handle) => {
-                let mut out = ArrayVec::new();
-                out.push(Out { first, count: POOL_PAGES });
-                Ok(Self {
-                    handle,
-                    config,
-                    out,
-                    flag_pages: ArrayVec::new(),
-                    vcpus: 0,
-                    dying: false,
-                })
-            }
+        let created = out
+            .enter(first, POOL_PAGES)
+            .and_then(|()| Ok(hyp.vm_create(first, POOL_PAGES, config)?));
+        match created {
+            Ok(handle) => Ok(Self {
+                handle,
+                config,
+                out,
+                flag_pages: ArrayVec::new(),
+                vcpus: 0,
+                dying: false,
+            }),
             Err(error) => {
                 supplier.free(first, POOL_PAGES);
-                Err(error.into())
+                Err(error)
             }
         }
     }
@@ -148,28 +155,13 @@ impl<const RANGES: usize> Vm<RANGES> {
 
     /// Pages that hyp holds for it.
     pub fn pages_out(&self) -> u64 {
-        self.out.iter().map(|range| range.count).sum()
+        self.out.pages()
     }
 
-    /// Enters pages that are about to be donated. Full books refuse.
-    fn enter(&mut self, first: u64, count: u64) -> Result<(), BuildError> {
-        if let Some(last) = self.out.last_mut()
-            && last.first + last.count * PAGE == first
-        {
-            last.count += count;
-            return Ok(());
-        }
-        self.out.try_push(Out { first, count }).map_err(|_| BuildError::NoRoom)
-    }
-
-    /// Strikes out the pages entered last: they were not taken.
-    fn strike_last(&mut self, count: u64) {
-        if let Some(last) = self.out.last_mut() {
-            last.count -= count;
-            if last.count == 0 {
-                self.out.pop();
-            }
-        }
+    /// Strikes out pages that were entered last and not taken.
+    fn not_taken(&mut self, first: u64, count: u64) {
+        let struck = self.out.strike(first, count);
+        debug_assert_eq!(struck, Ok(()), "entered just now");
     }
 
     /// Allocates and donates pages with `donate`; if that is refused they are free again.
@@ -180,10 +172,10 @@ impl<const RANGES: usize> Vm<RANGES> {
         donate: impl FnOnce(VmHandle, u64) -> Result<T, HypError>,
     ) -> Result<T, BuildError> {
         let first = supplier.allocate(count).ok_or(BuildError::NoPages)?;
-        let entered = self.enter(first, count);
+        let entered = self.out.enter(first, count);
         let result = entered.and_then(|()| {
             donate(self.handle, first).map_err(|error| {
-                self.strike_last(count);
+                self.not_taken(first, count);
                 error.into()
             })
         });
@@ -193,10 +185,16 @@ impl<const RANGES: usize> Vm<RANGES> {
         result
     }
 
-    /// Puts `count` pages at `first`, with their content, at guest-physical address `ipa` on.
+    /// Puts `count` pages at `first`, with their content, at guest-physical address `ipa` on. Where both addresses
+    /// are multiples of 2 MiB they are blocks of a guest's tables.
     ///
     /// The pages, which came from `supplier`, are the VM's from here on, also if this fails half-way:
     /// those that could not be mapped go back to the supplier.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::AlreadyOut`] if the VM has some of the pages already: then none goes anywhere.
+    /// Any other [`BuildError`].
     pub fn map<H: Hypervisor, S: PageSupplier>(
         &mut self,
         hyp: &H,
@@ -205,36 +203,41 @@ impl<const RANGES: usize> Vm<RANGES> {
         count: u64,
         ipa: u64,
     ) -> Result<(), BuildError> {
-        for n in 0..count {
-            let page = first + n * PAGE;
-            if let Err(error) = self.map_page(hyp, supplier, page, ipa + n * PAGE) {
-                supplier.free(page, count - n);
-                return Err(error);
+        let mut done = 0;
+        while done < count {
+            match self.out.enter(first + done * PAGE, count - done) {
+                Err(error) if error != BuildError::AlreadyOut => {
+                    supplier.free(first + done * PAGE, count - done);
+                    return Err(error);
+                }
+                entered => entered?,
             }
+            let refused = loop {
+                if done == count {
+                    return Ok(());
+                }
+                let (page, left) = (first + done * PAGE, count - done);
+                // An address that wraps around is none to hyp either.
+                let at = ipa.wrapping_add(done * PAGE);
+                match hyp.vm_map_range(self.handle, page, left, at) {
+                    Ok(more) => done += more,
+                    Err(error) => break error,
+                }
+            };
+            let (page, left) = (first + done * PAGE, count - done);
+            // Before anything else takes the line that it may need.
+            self.not_taken(page, left);
+            let error = match refused {
+                HypError::NoTables => match self.topup(hyp, supplier) {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                },
+                error => error.into(),
+            };
+            supplier.free(page, left);
+            return Err(error);
         }
         Ok(())
-    }
-
-    fn map_page<H: Hypervisor, S: PageSupplier>(
-        &mut self,
-        hyp: &H,
-        supplier: &mut S,
-        page: u64,
-        ipa: u64,
-    ) -> Result<(), BuildError> {
-        loop {
-            self.enter(page, 1)?;
-            match hyp.vm_map(self.handle, page, ipa) {
-                Ok(()) => return Ok(()),
-                Err(error) => {
-                    self.strike_last(1);
-                    if error != HypError::NoTables {
-                        return Err(error.into());
-                    }
-                    self.topup(hyp, supplier)?;
-                }
-            }
-        }
     }
 
     /// More pages for stage-2 tables: for a guest's call that takes some ([`ExitHandler::tables`]).
@@ -257,43 +260,48 @@ impl<const RANGES: usize> Vm<RANGES> {
         Ok(())
     }
 
-    /// Takes the page at guest-physical address `ipa` back from a normal guest, to the supplier.
+    /// Takes `count` pages from guest-physical address `ipa` on back from a normal guest, to the supplier.
+    ///
+    /// # Errors
+    ///
+    /// A [`BuildError`], behind as many of them as could be taken.
     pub fn unmap<H: Hypervisor, S: PageSupplier>(
         &mut self,
         hyp: &H,
         supplier: &mut S,
         ipa: u64,
+        count: u64,
     ) -> Result<(), BuildError> {
-        // A page from the middle of a range makes two of it: room for that is made sure of first.
-        if self.out.is_full() {
-            return Err(BuildError::NoRoom);
+        let mut done = 0;
+        while done < count {
+            // Pages from the middle of a run make two of it: room for that is made sure of first.
+            if !self.out.have_room() {
+                return Err(BuildError::NoRoom);
+            }
+            let at = ipa.wrapping_add(done * PAGE);
+            match hyp.vm_unmap_range(self.handle, at, count - done) {
+                Ok((page, more)) => {
+                    self.out.strike(page, more)?;
+                    supplier.free(page, more);
+                    done += more;
+                }
+                // What is left of a block takes a table.
+                Err(HypError::NoTables) => self.topup(hyp, supplier)?,
+                Err(error) => return Err(error.into()),
+            }
         }
-        let page = hyp.vm_unmap(self.handle, ipa)?;
-        self.returned(supplier, page)
+        Ok(())
     }
 
     /// The guest has given a page back ([`Reason::Relinquished`](umbra_shared::exit::Reason)): it goes
     /// to the supplier. [`BuildError::NoRoom`]: not yet, because the books have no line left for the rest
-    /// of the range that it was in; it goes there when the VM is destroyed.
+    /// of the run that it was in; it goes there when the VM is destroyed.
     pub fn returned<S: PageSupplier>(
         &mut self,
         supplier: &mut S,
         page: u64,
     ) -> Result<(), BuildError> {
-        let holds = |range: &Out| (range.first..range.first + range.count * PAGE).contains(&page);
-        let Some(at) = self.out.iter().position(holds) else { return Err(BuildError::NotOut) };
-        let Out { first, count } = self.out[at];
-        let before = (page - first) / PAGE;
-        let after = count - before - 1;
-        if before != 0 && after != 0 && self.out.is_full() {
-            return Err(BuildError::NoRoom);
-        }
-        self.out.remove(at);
-        for rest in [Out { first: page + PAGE, count: after }, Out { first, count: before }] {
-            if rest.count != 0 {
-                self.out.insert(at, rest);
-            }
-        }
+        self.out.strike(page, 1)?;
         supplier.free(page, 1);
         Ok(())
     }
@@ -353,7 +361,7 @@ impl<const RANGES: usize> Vm<RANGES> {
         hyp: &H,
         supplier: &mut S,
         vcpus: impl IntoIterator<Item = Vcpu>,
-    ) -> Result<(), DestroyFailure<RANGES>> {
+    ) -> Result<(), DestroyFailure<B>> {
         for vcpu in vcpus {
             if vcpu.vm() == self.handle {
                 self.vcpus -= 1;
@@ -381,15 +389,16 @@ impl<const RANGES: usize> Vm<RANGES> {
                 Err(error) => return Err(error.into()),
             }
         }
-        while let Some(last) = self.out.last_mut() {
-            let page = last.first + (last.count - 1) * PAGE;
-            match hyp.vm_reclaim(self.handle, page) {
-                // NOT_OWNED: the guest gave it back when the books had no room to say so.
-                Ok(_) | Err(HypError::NotOwned) => {}
+        while let Some((first, count)) = self.out.first() {
+            let back = match hyp.vm_reclaim_range(self.handle, first, count) {
+                Ok((_, back)) => back,
+                // The guest gave it back when the books had no room to say so.
+                Err(HypError::NotOwned) => 1,
                 Err(error) => return Err(error.into()),
-            }
-            self.strike_last(1);
-            supplier.free(page, 1);
+            };
+            // From a run's beginning: no line more.
+            self.out.strike(first, back)?;
+            supplier.free(first, back);
         }
         while let Some(fp) = self.flag_pages.pop() {
             match fp.vcpu_run_unmap_fp(hyp) {

@@ -71,7 +71,7 @@
 //! | `host/traps.rs` | 5 | 3 | this CPU's data at an exception; the host's return state |
 //! | `irq/hw.rs` | 6 | 0 | the GIC's registers; its tables in hyp's pool; a command in a page of the host's |
 //! | `memory/frames.rs` | 3 | 2 | lists of free pages, threaded through the pages |
-//! | `memory/hw.rs` | 5 | 1 | pages that hyp has mapped: wiped, cleaned, and flag-shadow pages as atomics |
+//! | `memory/hw.rs` | 6 | 2 | pages that hyp has mapped: wiped, cleaned, and flag-shadow pages as atomics |
 //! | `memory/tables.rs` | 6 | 4 | TLB maintenance; functions that aarch64-paging wants and nobody calls |
 //! | `vm/slots.rs` | 7 | 2 | a vCPU in its donated pages, which its slot or its CPU has to itself |
 //! | `world/interrupts.rs` | 2 | 0 | list registers, by number |
@@ -103,12 +103,13 @@
 //! No lock is held while a guest or the host runs: an entry and an exit take none, a loaded vCPU being its CPU's
 //! own; a guest's call about its memory or its vCPUs, and a protected guest's first access to a device, take its
 //! VM's and let it go before anybody goes on. What a
-//! CPU does with a lock held is bounded by [`umbra_shared::call::MAX_PAGES_PER_CALL`] and [`irq::its::COMMANDS_A_TRAP`], and measured (`tests/bench`,
+//! CPU does with a lock held is bounded by [`umbra_shared::call::MAX_PAGES_PER_CALL`],
+//! [`umbra_shared::call::MASKED_INSTRUCTIONS`] and [`irq::its::COMMANDS_A_TRAP`], and measured (`tests/bench`,
 //! `masked_*`). Locks go to whoever has waited longest (`arch::lock`), so that a wait is bounded, too: by the
 //! other CPUs' turns.
 //!
-//! Nothing fails for want of memory once a transition has begun. A VM brings its tables: [`vm::life`] asks
-//! whether the worst case is there before a page changes hands, with the slot locked from then on, so
+//! Nothing fails for want of memory once a transition has begun. A VM brings its tables: [`vm::ranges`] and
+//! [`vm::calls`] ask whether the worst case is there before a page changes hands, with the slot locked from then on, so
 //! that nobody else can use them up. Hyp and the host have enough from boot for all of RAM in single
 //! pages. vCPUs and slots are counted before anything is donated.
 

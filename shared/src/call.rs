@@ -5,6 +5,22 @@
 //! an [`Error`] code, x1-x8 the results. Registers x18-x30 are preserved; x0-x17 are not.
 //! Bit 16 of a function ID is SMCCC 1.3's "no live SVE state" hint and never selects a function.
 //!
+//! # Ranges
+//!
+//! VM_MAP, VM_UNMAP and VM_RECLAIM take any number of pages but none (INVALID_ARGUMENT), do some of them, one at
+//! least, and say how many; the caller asks again for the rest. A call
+//!
+//! - goes no further than the block of [`BLOCK_PAGES`] that its first page lies in, of guest-physical addresses for
+//!   VM_MAP and VM_UNMAP, of physical ones for VM_RECLAIM, and has no opinion on what lies behind;
+//! - stops when an interrupt waits for the CPU, after [`MASKED_INSTRUCTIONS`] at the most;
+//! - if it is VM_MAP, checks every page of that block that is asked for, and does nothing if one is refused;
+//! - if it is VM_UNMAP, stops where the next page lies elsewhere in memory, or there is none;
+//! - if it is VM_RECLAIM, stops where the next page is not the VM's: a guest may have given it back.
+//!
+//! An error changes nothing. [`BLOCK_PAGES`] that begin at a multiple of their size, in both address spaces, and are
+//! put in place by one call, are one entry of the guest's stage 2, until a part of them changes hands. Taking
+//! such a part away takes a table (NO_TABLES).
+//!
 //! [`Call`] is the typed form: the host encodes one, hyp decodes what it was given. Decoding checks
 //! what can be checked without hyp's records (reserved bits, ranges); addresses and handles stay
 //! untrusted types until hyp has looked them up.
@@ -270,16 +286,18 @@ functions! {
     VmCreate = 0x20;
     /// x1 VM, x2 first page, x3 number of pages: more pages for stage-2 tables.
     VmTopup = 0x21;
-    /// x1 VM, x2 page, x3 guest-physical address: put a page of memory in place; with its content, unless
-    /// the VM is sealed: then it is zeroed once the host has lost it.
+    /// x1 VM, x2 first page, x3 guest-physical address, x4 number of pages: put pages of memory in place; with their
+    /// content, unless the VM is sealed: then they are zeroed once the host has lost them → x1 pages in place. See
+    /// [ranges](crate::call#ranges).
     VmMap = 0x22;
     /// x1 VM: begin teardown. BUSY while one of its vCPUs is loaded: from then on no other is, nothing
     /// is added to the VM, and it is to be called again when all are put.
     VmDestroy = 0x23;
-    /// x1 VM, x2 page: get one page of a dying VM back, wiped → x1 pages still out. At zero the
-    /// handle is gone.
+    /// x1 VM, x2 first page, x3 number of pages: get pages of a dying VM back, wiped → x1 pages still out, x2 pages
+    /// back. At zero out the handle is gone. See [ranges](crate::call#ranges).
     VmReclaim = 0x24;
-    /// x1 VM, x2 guest-physical address: take a page of a normal VM back → x1 the page.
+    /// x1 VM, x2 guest-physical address, x3 number of pages: take pages of a normal VM back → x1 the first page, x2
+    /// how many, one behind the other. See [ranges](crate::call#ranges).
     VmUnmap = 0x25;
     /// x1 VM, a protected one with all its vCPUs and its payload in place: from now on it can run, and nothing
     /// of the host's choosing gets into it but answers to exits that are open.
@@ -333,6 +351,14 @@ pub const VM_PAGES: u64 = 4;
 
 /// The most pages one call takes over: what bounds the time hyp spends with interrupts masked.
 pub const MAX_PAGES_PER_CALL: u64 = 64;
+
+/// Pages of a block: 2 MiB.
+pub const BLOCK_PAGES: u64 = 512;
+
+/// Instructions that a call with a range of pages executes with interrupts masked before it looks whether one waits,
+/// at the most, on a CPU with cache lines of 64 bytes, what comes before and behind included (`tests/bench`, rows
+/// `masked_vm_*`).
+pub const MASKED_INSTRUCTIONS: u64 = 100_000;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident;)*) => {
@@ -442,17 +468,19 @@ pub enum Call {
     VmMap {
         /// the VM
         vm: VmHandle,
-        /// the page
-        page: UntrustedPa,
-        /// where the guest finds it
+        /// the pages
+        pages: UntrustedPages,
+        /// where the guest finds the first
         ipa: UntrustedIpa,
     },
     /// [`Function::VmUnmap`]
     VmUnmap {
         /// the VM
         vm: VmHandle,
-        /// where the guest has it
+        /// where the guest has the first
         ipa: UntrustedIpa,
+        /// how many
+        count: u64,
     },
     /// [`Function::VmSeal`]
     VmSeal {
@@ -468,8 +496,8 @@ pub enum Call {
     VmReclaim {
         /// the VM
         vm: VmHandle,
-        /// the page
-        page: UntrustedPa,
+        /// the pages
+        pages: UntrustedPages,
     },
     /// [`Function::VcpuCreate`]
     VcpuCreate(VcpuConfig),
@@ -537,11 +565,17 @@ impl Call {
             Self::VmTopup { vm, pages } => {
                 (Function::VmTopup, [vm.0, pages.start.0, pages.count, 0, 0, 0, 0])
             }
-            Self::VmMap { vm, page, ipa } => (Function::VmMap, [vm.0, page.0, ipa.0, 0, 0, 0, 0]),
-            Self::VmUnmap { vm, ipa } => (Function::VmUnmap, [vm.0, ipa.0, 0, 0, 0, 0, 0]),
+            Self::VmMap { vm, pages, ipa } => {
+                (Function::VmMap, [vm.0, pages.start.0, ipa.0, pages.count, 0, 0, 0])
+            }
+            Self::VmUnmap { vm, ipa, count } => {
+                (Function::VmUnmap, [vm.0, ipa.0, count, 0, 0, 0, 0])
+            }
             Self::VmSeal { vm } => (Function::VmSeal, [vm.0, 0, 0, 0, 0, 0, 0]),
             Self::VmDestroy { vm } => (Function::VmDestroy, [vm.0, 0, 0, 0, 0, 0, 0]),
-            Self::VmReclaim { vm, page } => (Function::VmReclaim, [vm.0, page.0, 0, 0, 0, 0, 0]),
+            Self::VmReclaim { vm, pages } => {
+                (Function::VmReclaim, [vm.0, pages.start.0, pages.count, 0, 0, 0, 0])
+            }
             Self::VcpuCreate(c) => {
                 let (off, entry, argument) = c.start.encode();
                 let (first, place) = (c.pages.start.0, c.place());
@@ -591,13 +625,20 @@ impl Call {
                 vm: VmHandle(a[0]),
                 pages: UntrustedPages { start: UntrustedPa(a[1]), count: a[2] },
             },
-            Function::VmMap => {
-                Self::VmMap { vm: VmHandle(a[0]), page: UntrustedPa(a[1]), ipa: UntrustedIpa(a[2]) }
+            Function::VmMap => Self::VmMap {
+                vm: VmHandle(a[0]),
+                pages: UntrustedPages { start: UntrustedPa(a[1]), count: a[3] },
+                ipa: UntrustedIpa(a[2]),
+            },
+            Function::VmUnmap => {
+                Self::VmUnmap { vm: VmHandle(a[0]), ipa: UntrustedIpa(a[1]), count: a[2] }
             }
-            Function::VmUnmap => Self::VmUnmap { vm: VmHandle(a[0]), ipa: UntrustedIpa(a[1]) },
             Function::VmSeal => Self::VmSeal { vm: VmHandle(a[0]) },
             Function::VmDestroy => Self::VmDestroy { vm: VmHandle(a[0]) },
-            Function::VmReclaim => Self::VmReclaim { vm: VmHandle(a[0]), page: UntrustedPa(a[1]) },
+            Function::VmReclaim => Self::VmReclaim {
+                vm: VmHandle(a[0]),
+                pages: UntrustedPages { start: UntrustedPa(a[1]), count: a[2] },
+            },
             Function::VcpuCreate if a[2] & PLACE_RESERVED != 0 => {
                 return Err(Error::InvalidArgument);
             }

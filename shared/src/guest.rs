@@ -96,7 +96,8 @@ functions! {
     /// [`Reason::Mmio`](crate::exit::Reason::Mmio), with their data, and no memory comes there any more.
     MmioGuard = 0xc600_0007;
     /// x1 guest-physical address of a page: it leaves the guest and is the host's, wiped if it was not shared. The host learns of it
-    /// by [`Reason::Relinquished`](crate::exit::Reason::Relinquished).
+    /// by [`Reason::Relinquished`](crate::exit::Reason::Relinquished); if the page was part of a block, the rest of which
+    /// takes a table, first by [`Reason::Tables`](crate::exit::Reason::Tables).
     MemRelinquish = 0xc600_0009;
 }
 

@@ -11,7 +11,7 @@ use umbra_host::{
         supply::{self, Pages},
     },
     vcpu::Vcpu,
-    vm::{VcpuSettings, Vm},
+    vm::{Line, VcpuSettings, Vm},
 };
 use umbra_patterns::protocol::{Argument, BASE, MAX_VCPUS, Mode};
 use umbra_shared::{
@@ -22,7 +22,7 @@ use umbra_shared::{
 
 const _: () = assert!(MAX_CPUS <= MAX_VCPUS);
 
-pub type DemoVm = Vm<64>;
+pub type DemoVm = Vm<[Line; 64]>;
 
 /// The vCPUs of all VMs.
 pub type Vcpus = [[Option<Vcpu>; MAX_CPUS]; VMS];
@@ -42,7 +42,7 @@ fn vl(common: VqSet, vm: usize, vcpu: usize) -> Option<Vq> {
 
 /// A VM with the guest in its memory.
 pub fn vm(image: &[u8], config: VmConfig) -> Result<DemoVm, Trouble> {
-    let mut vm = DemoVm::create(&Hvc, &mut Pages, config)?;
+    let mut vm = DemoVm::create([Line::FREE; 64], &Hvc, &mut Pages, config)?;
     let mapped = supply::image(image).ok_or(Trouble::NoGuest).and_then(|(first, count)| {
         vm.map(&Hvc, &mut Pages, first, count, BASE).map_err(Trouble::from)
     });

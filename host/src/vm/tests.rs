@@ -2,10 +2,13 @@
 
 use super::*;
 use crate::hypercall::{Exit, Results};
-use std::{cell::RefCell, collections::BTreeSet};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
 use umbra_shared::interrupt::{Entry, States};
 use umbra_shared::{
-    call::{Call, Policy},
+    call::{Call, UntrustedPages},
     exit::RunFlags,
     vl::Vq,
 };
@@ -20,6 +23,9 @@ struct State {
     in_use: BTreeSet<u64>,
     tables: u64,
     mapped: u64,
+    /// Guest address to page.
+    memory: BTreeMap<u64, u64>,
+    split: bool,
     vcpus: u64,
     alive: bool,
     dying: bool,
@@ -28,9 +34,11 @@ struct State {
 #[derive(Default)]
 struct Fake(RefCell<State>);
 
-/// Mappings that one table page of the fake lasts for: few, so that topups happen.
 const START: Start = Start::At { entry: 0x8000_0000, argument: 0 };
-const MAPPINGS_PER_TABLE: u64 = 2;
+/// Calls that map something for which one table page of the fake lasts: few, so that topups happen.
+const MAPPINGS_PER_TABLE: u64 = 1;
+/// Pages that a call does at the most.
+const PAGES_A_CALL: u64 = 3;
 
 impl State {
     fn take(&mut self, pages: UntrustedPages) -> Result<(), HypError> {
@@ -42,7 +50,8 @@ impl State {
         Ok(())
     }
 
-    fn do_call(&mut self, call: &Call) -> Result<u64, HypError> {
+    /// x1 and x2.
+    fn do_call(&mut self, call: &Call) -> Result<(u64, u64), HypError> {
         match *call {
             Call::VmCreate { pages, .. } => {
                 assert!(!self.alive);
@@ -54,12 +63,33 @@ impl State {
                 self.take(pages)?;
                 self.tables += pages.count;
             }
-            Call::VmMap { page, .. } => {
+            Call::VmMap { pages, ipa, .. } => {
                 if self.mapped == self.tables * MAPPINGS_PER_TABLE {
                     return Err(HypError::NoTables);
                 }
-                self.take(UntrustedPages { start: page, count: 1 })?;
+                // As an interrupt would have it.
+                let count = pages.count.min(PAGES_A_CALL);
+                self.take(UntrustedPages { count, ..pages })?;
+                self.memory
+                    .extend((0..count).map(|n| (ipa.0 + n * PAGE, pages.start.0 + n * PAGE)));
                 self.mapped += 1;
+                return Ok((count, 0));
+            }
+            Call::VmUnmap { ipa, count, .. } => {
+                let first = *self.memory.get(&ipa.0).ok_or(HypError::NotMapped)?;
+                // The rest of a block takes a table, the first time.
+                if !core::mem::replace(&mut self.split, true) {
+                    return Err(HypError::NoTables);
+                }
+                let mut done = 0;
+                while done < count.min(PAGES_A_CALL)
+                    && self.memory.get(&(ipa.0 + done * PAGE)) == Some(&(first + done * PAGE))
+                {
+                    self.memory.remove(&(ipa.0 + done * PAGE));
+                    assert!(self.held.remove(&(first + done * PAGE)));
+                    done += 1;
+                }
+                return Ok((first, done));
             }
             Call::ShareFlagPage { page } => assert!(self.shared.insert(page.0)),
             Call::UnshareFlagPage { page } => {
@@ -73,23 +103,32 @@ impl State {
                 self.take(config.pages)?;
                 self.in_use.insert(config.flag_page.0);
                 self.vcpus += 1;
-                return Ok(self.vcpus - 1);
+                return Ok((self.vcpus - 1, 0));
             }
             Call::VmDestroy { .. } => {
                 assert!(!self.dying);
                 self.dying = true;
                 self.in_use.clear();
             }
-            Call::VmReclaim { page, .. } => {
-                assert!(self.dying && self.held.remove(&page.0));
+            Call::VmReclaim { pages, .. } => {
+                assert!(self.dying);
+                let mut done = 0;
+                while done < pages.count.min(PAGES_A_CALL)
+                    && self.held.remove(&(pages.start.0 + done * PAGE))
+                {
+                    done += 1;
+                }
+                if done == 0 {
+                    return Err(HypError::NotOwned);
+                }
                 if self.held.is_empty() {
                     self.alive = false;
                 }
-                return Ok(self.held.len() as u64);
+                return Ok((self.held.len() as u64, done));
             }
             ref other => panic!("{other:?}"),
         }
-        Ok(7)
+        Ok((7, 0))
     }
 }
 
@@ -100,7 +139,7 @@ impl Hypervisor for Fake {
         if state.fail_at == Some(state.calls) {
             return Err(HypError::Limit);
         }
-        state.do_call(call).map(|r| [r, 0, 0, 0, 0, 0, 0, 0])
+        state.do_call(call).map(|(x1, x2)| [x1, x2, 0, 0, 0, 0, 0, 0])
     }
 
     fn vcpu_run(&self, _: RunFlags, _: [u64; 4]) -> Result<Exit, HypError> {
@@ -163,15 +202,26 @@ fn settings(n: usize) -> VcpuSettings {
     }
 }
 
-/// Builds a VM with 40 pages of memory and two vCPUs, and takes it down, whatever happens between.
-/// True if nothing was refused.
-fn life<const RANGES: usize>(hyp: &Fake, supplier: &mut Supplier) -> bool {
-    let config = VmConfig { policy: Policy::Lazy, protected: true };
-    let Ok(mut vm) = Vm::<RANGES>::create(hyp, supplier, config) else { return false };
+const CONFIGS: [VmConfig; 2] = [VmConfig::normal(), VmConfig::protected()];
+
+/// Builds a VM with 40 pages of memory and two vCPUs, and takes it down, whatever happens between; a normal one loses
+/// some of its memory before. True if nothing was refused.
+fn life(hyp: &Fake, supplier: &mut Supplier, config: VmConfig, lines: usize) -> bool {
+    let lines = vec![Line::FREE; lines];
+    let Ok(mut vm) = Vm::create(lines, hyp, supplier, config) else { return false };
     let mut good = true;
-    match supplier.allocate(MEMORY_PAGES) {
-        Some(memory) => good &= vm.map(hyp, supplier, memory, MEMORY_PAGES, 0x8000_0000).is_ok(),
-        None => good = false,
+    for n in 0..2 {
+        match supplier.allocate(MEMORY_PAGES / 2) {
+            Some(memory) => {
+                let ipa = 0x8000_0000 + n * MEMORY_PAGES / 2 * PAGE;
+                good &= vm.map(hyp, supplier, memory, MEMORY_PAGES / 2, ipa).is_ok();
+            }
+            None => good = false,
+        }
+    }
+    if !config.protected {
+        // Over the gap between the two.
+        good &= vm.unmap(hyp, supplier, 0x8000_0000 + 15 * PAGE, 10).is_ok();
     }
     let mut vcpus = Vec::new();
     for (n, vq) in [Some(Vq::MAX), None].into_iter().enumerate() {
@@ -196,53 +246,86 @@ fn life<const RANGES: usize>(hyp: &Fake, supplier: &mut Supplier) -> bool {
 
 #[test]
 fn r16_every_call_fails_once_and_every_page_comes_back() {
-    let count = {
-        let hyp = Fake::default();
-        let mut supplier = Supplier::new(usize::MAX);
-        assert!(life::<16>(&hyp, &mut supplier));
-        assert!(supplier.out.is_empty());
-        hyp.0.borrow().calls
-    };
-    assert!(count > 100, "{count}");
-    for fail_at in 1..=count {
-        let hyp = Fake::default();
-        hyp.0.borrow_mut().fail_at = Some(fail_at);
-        let mut supplier = Supplier::new(usize::MAX);
-        assert!(!life::<16>(&hyp, &mut supplier), "call {fail_at} was not noticed");
-        assert!(supplier.out.is_empty(), "call {fail_at}: {:x?} lost", supplier.out);
-        let state = hyp.0.borrow();
-        assert!(state.held.is_empty() && state.shared.is_empty() && !state.alive);
-    }
-}
-
-#[test]
-fn r16_every_allocation_fails_once_and_every_page_comes_back() {
-    for left in 0.. {
-        let hyp = Fake::default();
-        let mut supplier = Supplier::new(left);
-        let good = life::<16>(&hyp, &mut supplier);
-        assert!(supplier.out.is_empty(), "{left} allocations: {:x?} lost", supplier.out);
-        if good {
-            assert!(left > 6);
-            break;
+    for config in CONFIGS {
+        let count = {
+            let hyp = Fake::default();
+            let mut supplier = Supplier::new(usize::MAX);
+            assert!(life(&hyp, &mut supplier, config, 16));
+            assert!(supplier.out.is_empty());
+            hyp.0.borrow().calls
+        };
+        assert!(count > 40, "{count}");
+        for fail_at in 1..=count {
+            let hyp = Fake::default();
+            hyp.0.borrow_mut().fail_at = Some(fail_at);
+            let mut supplier = Supplier::new(usize::MAX);
+            let good = life(&hyp, &mut supplier, config, 16);
+            assert!(!good, "call {fail_at} was not noticed");
+            assert!(supplier.out.is_empty(), "call {fail_at}: {:x?} lost", supplier.out);
+            let state = hyp.0.borrow();
+            assert!(state.held.is_empty() && state.shared.is_empty() && !state.alive);
         }
     }
 }
 
 #[test]
+fn r16_every_allocation_fails_once_and_every_page_comes_back() {
+    for config in CONFIGS {
+        for left in 0.. {
+            let hyp = Fake::default();
+            let mut supplier = Supplier::new(left);
+            let good = life(&hyp, &mut supplier, config, 16);
+            assert!(supplier.out.is_empty(), "{left} allocations: {:x?} lost", supplier.out);
+            if good {
+                assert!(left > 6);
+                break;
+            }
+        }
+    }
+}
+
+/// With any number of lines, up to as many as it takes; and with each of them any call may fail.
+#[test]
 fn full_books_refuse_and_lose_nothing() {
+    for config in CONFIGS {
+        let mut enough = 0;
+        for (lines, fail_at) in (0..16).flat_map(|lines| (0..60).map(move |n| (lines, n))) {
+            let hyp = Fake::default();
+            hyp.0.borrow_mut().fail_at = (fail_at != 0).then_some(fail_at);
+            let mut supplier = Supplier::new(usize::MAX);
+            let good = life(&hyp, &mut supplier, config, lines);
+            enough += usize::from(good && fail_at == 0);
+            assert!(supplier.out.is_empty(), "{lines} lines, call {fail_at}");
+            assert!(hyp.0.borrow().held.is_empty(), "{lines} lines, call {fail_at}");
+        }
+        assert!((4..12).contains(&enough), "{enough}");
+    }
+}
+
+/// Pages that the VM has already are not given twice, and stay where they are.
+#[test]
+fn no_page_is_given_twice() {
     let hyp = Fake::default();
     let mut supplier = Supplier::new(usize::MAX);
-    assert!(!life::<2>(&hyp, &mut supplier));
+    let mut vm = Vm::create([Line::FREE; 8], &hyp, &mut supplier, VmConfig::default()).unwrap();
+    let memory = supplier.allocate(4).unwrap();
+    vm.map(&hyp, &mut supplier, memory, 4, 0x8000_0000).unwrap();
+    let calls = hyp.0.borrow().calls;
+    let again = vm.map(&hyp, &mut supplier, memory + 3 * PAGE, 1, 0x9000_0000);
+    assert_eq!(again, Err(BuildError::AlreadyOut));
+    assert_eq!(hyp.0.borrow().calls, calls, "hyp was asked");
+    assert!(supplier.out.contains(&(memory + 3 * PAGE)), "it was freed");
+    vm.destroy(&hyp, &mut supplier, []).unwrap();
     assert!(supplier.out.is_empty());
-    assert!(hyp.0.borrow().held.is_empty());
 }
 
 #[test]
 fn a_vm_with_vcpus_about_is_not_destroyed() {
     let hyp = Fake::default();
     let mut supplier = Supplier::new(usize::MAX);
-    let mut vm = Vm::<16>::create(&hyp, &mut supplier, VmConfig::default()).unwrap();
+    // In storage of the embedder's, as a slice.
+    let mut lines = [Line::FREE; 16];
+    let mut vm = Vm::create(&mut lines[..], &hyp, &mut supplier, VmConfig::default()).unwrap();
     let vcpu = vm.create_vcpu(&hyp, &mut supplier, settings(0)).unwrap();
     let failure = vm.destroy(&hyp, &mut supplier, []).unwrap_err();
     assert_eq!(failure.error, BuildError::VcpusLeft);

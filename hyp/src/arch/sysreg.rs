@@ -63,6 +63,8 @@ gap! {
     read_ich_vtr_el2 _write_ich_vtr_el2 "s3_4_c12_c11_1";
     /// ISR_EL1: physical interrupts pending.
     read_isr_el1 _write_isr_el1 "isr_el1";
+    /// DCZID_EL0: what DC ZVA zeroes, and whether it may.
+    read_dczid_el0 _write_dczid_el0 "dczid_el0";
     /// DISR_EL1 (FEAT_RAS): an SError that ESB has deferred.
     read_disr_el1 _write_disr_el1 "s3_0_c12_c1_1";
     /// ICC_SGI1R_EL1: interrupts for other CPUs. Write-only; a read is UNDEFINED, and nobody's.

@@ -38,7 +38,7 @@ use crate::power::{
 };
 use crate::world::controls::Controls;
 use crate::world::features::id::IdRegisters;
-use crate::world::features::{self, Control, Features};
+use crate::world::features::{self, Control, Features, Name};
 use arrayvec::ArrayVec;
 use core::cell::Cell;
 use core::ptr::NonNull;
@@ -213,6 +213,7 @@ fn finish_boot(cpu: &mut Cpu, mut finish: Finish) {
     let shape = Stage2Shape::new(id.pa_bits());
     let host_vttbr = make_host_stage2(&finish.host_memory, shape);
     devices::start(&finish.host_memory, id.pa_bits());
+    hw::with(|memory| memory.guests_see_caches = features.has(Name::Fwb));
     MACHINE.call_once(|| Machine {
         cpus: finish.cpus,
         protects: finish.protects,

@@ -297,7 +297,7 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, fdt: &Fdt<'_>, platform: &Platform) -> 
     // Nobody walks it before all CPUs are known.
     let shape = Stage2Shape::new(id.pa_bits());
     let host = Stage2Tables::new(Tables(&HOST_TABLES), shape).with_vmid(0);
-    hw::init(Memory { pages: owners, hyp: tables, host, devices: None });
+    hw::init(Memory { pages: owners, hyp: tables, host, devices: None, guests_see_caches: false });
     arrival::finish_with(Finish {
         cpus,
         options,

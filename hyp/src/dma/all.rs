@@ -70,6 +70,17 @@ impl<R: Registers> All<R> {
         })
     }
 
+    /// All that is kept of translations is.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Trouble`].
+    pub fn forget_everything(&mut self) -> Result<(), (u64, Trouble)> {
+        self.smmus.iter_mut().try_for_each(|(base, smmu)| {
+            smmu.forget_everything().map_err(|trouble| (*base, trouble))
+        })
+    }
+
     /// It is, and nothing is under way that has used it.
     ///
     /// # Errors

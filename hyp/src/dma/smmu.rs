@@ -191,6 +191,15 @@ impl<R: Registers> Smmu<R> {
         self.issue(Command::ForgetPage { vmid, ipa })
     }
 
+    /// All that is kept of translations is to be forgotten: they are hyp's, every one.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Trouble`].
+    pub fn forget_everything(&mut self) -> Result<(), Trouble> {
+        self.issue(Command::ForgetTranslations)
+    }
+
     /// All that was begun is done: pages are forgotten, and no transaction is under way that has used them.
     ///
     /// # Errors

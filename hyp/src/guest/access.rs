@@ -31,6 +31,11 @@ fn ipa() -> u64 {
     syndrome::fault_ipa(read_hpfar_el2(), sys::read_far_el2().bits())
 }
 
+/// Whether the guest has only to try again: what it missed was being broken up, and is there.
+pub fn is_passing(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> bool {
+    Abort::new(esr).is_translation() && slots::is_there_again(vcpu, vm, ipa())
+}
+
 /// An abort that is not emulated. Where in the page it was is a protected guest's own business.
 pub fn fault(vcpu: &mut Vcpu, esr: u64) -> Exit {
     if Abort::new(esr).is_stage2() {

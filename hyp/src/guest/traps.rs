@@ -4,7 +4,7 @@
 use crate::arch::sysreg::*;
 use crate::cpu::Cpu;
 use crate::fp::TrapClass;
-use crate::guest::access::{Exit, data_abort, fault, read_register, write_register};
+use crate::guest::access::{Exit, data_abort, fault, is_passing, read_register, write_register};
 use crate::guest::syndrome::{self, IdRead, SysReg, ec, pstate};
 use crate::guest::traps32;
 use crate::machine::machine;
@@ -24,6 +24,7 @@ pub fn synchronous(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> Option<Exit> {
             Some(Exit::new(Reason::Wfi, [0; 6]))
         }
         ec::SYSREG => system_register(vcpu, esr),
+        ec::DATA_ABORT | ec::INSTRUCTION_ABORT if is_passing(vcpu, vm, esr) => None,
         ec::DATA_ABORT => Some(data_abort(vcpu, vm, esr)),
         ec::INSTRUCTION_ABORT => Some(fault(vcpu, esr)),
         _ => {

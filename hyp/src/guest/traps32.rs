@@ -28,6 +28,7 @@ pub fn synchronous(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> Option<Exit> {
             step_over(vcpu, esr);
             Some(Exit::new(Reason::Wfi, [0; 6]))
         }
+        ec::DATA_ABORT | ec::INSTRUCTION_ABORT if access::is_passing(vcpu, vm, esr) => None,
         ec::DATA_ABORT => Some(access::data_abort(vcpu, vm, esr)),
         ec::INSTRUCTION_ABORT => Some(access::fault(vcpu, esr)),
         _ => match Coprocessor::new(esr) {

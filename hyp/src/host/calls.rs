@@ -26,7 +26,7 @@ const fn one(x1: u64) -> Results {
     [x1, 0, 0, 0, 0, 0, 0, 0]
 }
 
-const fn two([x1, x2]: [u64; 2]) -> Results {
+const fn two((x1, x2): (u64, u64)) -> Results {
     [x1, x2, 0, 0, 0, 0, 0, 0]
 }
 
@@ -98,15 +98,17 @@ fn perform(cpu: &mut Cpu, call: Call) -> Result<Results, Error> {
         Call::UnshareFlagPage { page } => unshare(page).map(|()| NOTHING),
         Call::VmCreate { pages, config } => slots::create(pages, config).map(|vm| one(vm.0)),
         Call::VmTopup { vm, pages } => slots::topup(vm, pages).map(|()| NOTHING),
-        Call::VmMap { vm, page, ipa } => slots::map(vm, page, ipa).map(|()| NOTHING),
-        Call::VmUnmap { vm, ipa } => slots::unmap(vm, ipa).map(one),
+        Call::VmMap { vm, pages, ipa } => slots::map(vm, pages, ipa).map(one),
+        Call::VmUnmap { vm, ipa, count } => slots::unmap(vm, ipa, count).map(two),
         Call::VmSeal { vm } => slots::seal(vm).map(|()| NOTHING),
         Call::VmDestroy { vm } => slots::destroy(vm).map(|()| NOTHING),
-        Call::VmReclaim { vm, page } => slots::reclaim(vm, page).map(one),
+        Call::VmReclaim { vm, pages } => slots::reclaim(vm, pages).map(two),
         Call::VcpuCreate(config) => slots::create_vcpu(&config).map(|()| NOTHING),
         Call::VcpuLoad { vm, vcpu } => cpu.load(vm, vcpu).map(|()| NOTHING),
         Call::VcpuPut => cpu.put().map(|()| NOTHING),
-        Call::VcpuRead { vm, vcpu, register } => slots::read_register(vm, vcpu, register).map(two),
+        Call::VcpuRead { vm, vcpu, register } => {
+            slots::read_register(vm, vcpu, register).map(|[low, high]| two((low, high)))
+        }
         Call::VcpuWrite { vm, vcpu, register, value } => {
             slots::write_register(vm, vcpu, register, value).map(|()| NOTHING)
         }

@@ -6,8 +6,11 @@
 
 #![forbid(unsafe_code)]
 
-use super::stage2::Table;
+use super::stage2::{Table, cut};
 use umbra_shared::PAGE_SIZE;
+
+/// Pages that are named to SMMUs one by one, at the most: each is a command in every queue.
+const NAMED: u64 = 8;
 
 /// What keeps translations for devices: all SMMUs of the machine.
 pub trait Smmus {
@@ -16,6 +19,9 @@ pub trait Smmus {
 
     /// What is kept of a page is to be forgotten.
     fn forget_page(&mut self, ipa: u64);
+
+    /// All that is kept is.
+    fn forget_everything(&mut self);
 
     /// All that was to be forgotten is, and no transaction is under way that has used it.
     fn settle(&mut self);
@@ -44,11 +50,15 @@ impl<T: Table, S: Smmus> Devices<T, S> {
         self.table.leaf(pa).is_some()
     }
 
-    /// A page is taken away: begun, and done at [`Self::settle`].
-    pub fn take(&mut self, pa: u64) {
-        if let Some(leaf) = self.table.leaf(pa) {
-            self.table.clear(leaf);
-            self.smmus.forget_page(leaf.ipa);
+    /// Pages are taken away: begun, and done at [`Self::settle`].
+    pub fn take(&mut self, pa: u64, bytes: u64) {
+        for piece in cut(pa, bytes, T::BLOCK) {
+            self.table.clear(piece);
+        }
+        if bytes / PAGE_SIZE as u64 > NAMED {
+            self.smmus.forget_everything();
+        } else {
+            (pa..pa + bytes).step_by(PAGE_SIZE).for_each(|page| self.smmus.forget_page(page));
         }
     }
 
@@ -57,9 +67,9 @@ impl<T: Table, S: Smmus> Devices<T, S> {
         self.smmus.settle();
     }
 
-    /// A page is there again. None was, so nobody keeps anything of it.
-    pub fn give(&mut self, pa: u64) {
-        self.table.fill(pa, pa, PAGE_SIZE as u64);
+    /// Pages are there again. None was, so nobody keeps anything of them.
+    pub fn give(&mut self, pa: u64, bytes: u64) {
+        self.table.fill(pa, pa, bytes);
         self.smmus.stores_done();
     }
 }

@@ -7,6 +7,12 @@
 //! mapped for a guest before it is clean to the point of coherency shows that guest, whose caches are
 //! off at first, what memory held before (regressions r31).
 //!
+//! Pages change hands in ranges. What costs the same for many as for one is done once for all: the old owner loses
+//! them all, and TLBs and devices are waited for once. What costs as much for each is done in stretches of
+//! [`Hands::STRETCH`]: behind each it is asked whether somebody waits for the CPU, and what is left then goes back
+//! to whom it was taken from. So the time without interrupts doesn't grow with the range, and who asked for
+//! it asks again for the rest.
+//!
 //! The steps themselves are behind [`Hands`]: page tables and cache maintenance on the target, a
 //! memory with caches in the tests.
 
@@ -14,56 +20,66 @@
 
 use super::pages::{Page, PageRange, State};
 
-/// What is done to a page while it changes hands.
+/// What is done to pages while they change hands.
 pub trait Hands {
-    /// The host loses it: unmapped, complete with TLB maintenance of CPUs. Of what its devices may still do there
+    /// Pages that are wiped or cleaned, at the most, before it is asked whether somebody waits.
+    const STRETCH: usize;
+
+    /// The host loses them: unmapped, complete with TLB maintenance of CPUs. Of what its devices may still do there
     /// nothing is known before [`Self::devices_are_done`].
-    fn take_from_host(&mut self, page: Page);
+    fn take_from_host(&mut self, pages: PageRange);
 
     /// The host's devices have lost what was taken from it: nothing that they began there is under way.
     fn devices_are_done(&mut self);
 
-    /// The host can use it, and its devices.
-    fn give_to_host(&mut self, page: Page);
+    /// The host can use them, and its devices.
+    fn give_to_host(&mut self, pages: PageRange);
 
-    /// Hyp can use it.
-    fn map_for_hyp(&mut self, page: Page);
+    /// Pages that the host has had all along, and its devices, are its alone again.
+    fn leave_to_host(&mut self, pages: PageRange);
+
+    /// Hyp can use them.
+    fn map_for_hyp(&mut self, pages: PageRange);
 
     /// Hyp can't any more.
-    fn unmap_for_hyp(&mut self, page: Page);
+    fn unmap_for_hyp(&mut self, pages: PageRange);
 
-    /// Zeroes it. Only while it is mapped for hyp.
-    fn wipe(&mut self, page: Page);
+    /// Zeroes them. Only while they are mapped for hyp.
+    fn wipe(&mut self, pages: PageRange);
 
-    /// Cleans and invalidates it to the point of coherency. Only while it is mapped for hyp.
-    fn clean(&mut self, page: Page);
+    /// Cleans and invalidates them to the point of coherency. Only while they are mapped for hyp.
+    fn clean(&mut self, pages: PageRange);
 
     /// Drops what instruction caches hold.
     fn forget_instructions(&mut self);
+
+    /// Whether a guest finds what is in caches, whatever attributes it uses, with its own off, too.
+    fn guests_see_caches(&self) -> bool;
+
+    /// Whether something waits for this CPU that can't wait for long.
+    fn is_waited_for(&self) -> bool;
 }
 
-/// A page that a guest may see from now on: the only thing that a guest's memory is mapped from.
+/// Pages that a guest may see from now on: the only thing that a guest's memory is mapped from.
 #[derive(Debug)]
-pub struct Ready(Page);
+pub struct Ready(PageRange);
 
 impl Ready {
-    /// Its physical address.
-    pub const fn pa(&self) -> u64 {
-        self.0.pa()
+    /// Which.
+    pub const fn pages(&self) -> PageRange {
+        self.0
     }
 }
 
-/// Pages become hyp's for a VM: they are mapped for hyp, and hold zeroes. Devices are waited for once.
+/// Pages become hyp's for a VM: they are mapped for hyp, and hold zeroes.
 pub fn donate(hands: &mut impl Hands, pages: PageRange) {
-    pages.pages().for_each(|page| hands.take_from_host(page));
+    hands.take_from_host(pages);
     hands.devices_are_done();
-    for page in pages.pages() {
-        hands.map_for_hyp(page);
-        hands.wipe(page);
-    }
+    hands.map_for_hyp(pages);
+    hands.wipe(pages);
 }
 
-/// What a guest finds in a page that it gets.
+/// What a guest finds in pages that it gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
     /// A normal guest's: what the host has there, who keeps it.
@@ -74,204 +90,126 @@ pub enum Arrival {
     Zeroed,
 }
 
-/// A page becomes a guest's; the host keeps it unless the guest is protected.
+/// Pages become a guest's, as many from the beginning as there is time for, one at least; the host keeps them unless
+/// the guest is protected. `own` enters the new owner of some of them.
 #[must_use]
-pub fn prepare_for_guest(hands: &mut impl Hands, page: Page, arrival: Arrival) -> Ready {
-    if arrival != Arrival::Shared {
-        hands.take_from_host(page);
+pub fn prepare_for_guest<H: Hands>(
+    hands: &mut H,
+    pages: PageRange,
+    arrival: Arrival,
+    mut own: impl FnMut(&mut H, PageRange),
+) -> Ready {
+    let taken = arrival != Arrival::Shared;
+    if taken {
+        hands.take_from_host(pages);
         hands.devices_are_done();
     }
-    hands.map_for_hyp(page);
-    // Not before the host has lost it, who would write it again.
-    if arrival == Arrival::Zeroed {
-        hands.wipe(page);
+    let untouched = !taken && hands.guests_see_caches();
+    let stretch = if untouched { pages.count() } else { H::STRETCH };
+    let mut done = 0;
+    while done < pages.count() {
+        let part = pages.split_at(done).1.split_at(stretch).0;
+        own(hands, part);
+        if !untouched {
+            hands.map_for_hyp(part);
+            // Not before the host has lost it, who would write it again.
+            if arrival == Arrival::Zeroed {
+                hands.wipe(part);
+            }
+            hands.clean(part);
+            hands.unmap_for_hyp(part);
+        }
+        done += part.count();
+        if hands.is_waited_for() {
+            break;
+        }
     }
-    hands.clean(page);
-    hands.unmap_for_hyp(page);
-    // The host may have executed something else at this physical address.
+    let (ready, rest) = pages.split_at(done);
+    if taken && rest.count() != 0 {
+        hands.give_to_host(rest);
+    }
+    // The host may have executed something else at these physical addresses.
     hands.forget_instructions();
-    Ready(page)
+    Ready(ready)
 }
 
 /// A protected guest's page becomes the host's to use as well, with what the guest left in it.
 pub fn share_with_host(hands: &mut impl Hands, page: Page) {
     // The guest may have written it with its caches off, beside older lines.
-    hands.map_for_hyp(page);
-    hands.clean(page);
-    hands.unmap_for_hyp(page);
-    hands.give_to_host(page);
+    hands.map_for_hyp(page.alone());
+    hands.clean(page.alone());
+    hands.unmap_for_hyp(page.alone());
+    hands.give_to_host(page.alone());
 }
 
 /// It is the guest's alone again, with what is in it.
 pub fn unshare_with_host(hands: &mut impl Hands, page: Page) {
-    hands.take_from_host(page);
+    hands.take_from_host(page.alone());
     hands.devices_are_done();
-    hands.map_for_hyp(page);
-    hands.clean(page);
-    hands.unmap_for_hyp(page);
+    hands.map_for_hyp(page.alone());
+    hands.clean(page.alone());
+    hands.unmap_for_hyp(page.alone());
 }
 
-/// A page of a VM that has no translations any more becomes the host's again, without what a protected
+/// A page that a VM has no translation of any more becomes the host's again, without what a protected
 /// guest or hyp left in it. `was` is what it has been.
-pub fn reclaim(hands: &mut impl Hands, page: Page, was: State) {
+pub fn give_back(hands: &mut impl Hands, page: Page, was: State) {
+    if wipe_for_host(hands, page.alone(), was) {
+        hands.give_to_host(page.alone());
+    } else {
+        hands.leave_to_host(page.alone());
+    }
+}
+
+/// Pages of a VM that has no translations any more become the host's again, as many from the beginning as there is
+/// time for. `own` makes the host the owner of some from the beginning of what it is given, and says what those
+/// have been; `None`: the first is not the VM's. Returns how many are the host's now.
+pub fn reclaim<H: Hands>(
+    hands: &mut H,
+    pages: PageRange,
+    mut own: impl FnMut(&mut H, PageRange) -> Option<(State, PageRange)>,
+) -> usize {
+    let mut done = 0;
+    // Wiped, and not yet given.
+    let mut wiped: Option<PageRange> = None;
+    'all: while done < pages.count() {
+        let stretch = pages.split_at(done).1.split_at(H::STRETCH).0;
+        let end = done + stretch.count();
+        while done < end {
+            let rest = pages.split_at(end).0.split_at(done).1;
+            let Some((was, part)) = own(hands, rest) else { break 'all };
+            done += part.count();
+            if wipe_for_host(hands, part, was) {
+                wiped = Some(wiped.map_or(part, |wiped| wiped.and(part)));
+            } else {
+                if let Some(wiped) = wiped.take() {
+                    hands.give_to_host(wiped);
+                }
+                hands.leave_to_host(part);
+            }
+        }
+        if hands.is_waited_for() {
+            break;
+        }
+    }
+    if let Some(wiped) = wiped {
+        hands.give_to_host(wiped);
+    }
+    done
+}
+
+/// Nothing is left of whose pages these were. False if the host could read them all along.
+fn wipe_for_host(hands: &mut impl Hands, pages: PageRange, was: State) -> bool {
     match was {
         State::Vm(_) => {}
-        State::Guest(_) => hands.map_for_hyp(page),
-        // The host could read it all along.
-        _ => return,
+        State::Guest(_) => hands.map_for_hyp(pages),
+        _ => return false,
     }
-    hands.wipe(page);
-    hands.clean(page);
-    hands.unmap_for_hyp(page);
-    hands.give_to_host(page);
+    hands.wipe(pages);
+    hands.clean(pages);
+    hands.unmap_for_hyp(pages);
+    true
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::memory::pages::Pages;
-
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    enum Content {
-        Zero,
-        Hosts,
-        Secret,
-    }
-
-    /// One page of a memory with caches. Each step asserts what must be so before it.
-    #[derive(Debug)]
-    struct Memory {
-        host: bool,
-        /// Something that a device of the host's has begun may still arrive.
-        devices: bool,
-        hyp: bool,
-        guest: bool,
-        /// What the caches hold.
-        cached: Content,
-        /// What one finds with caches off.
-        memory: Content,
-        stale_instructions: bool,
-    }
-
-    impl Memory {
-        /// A page that the host has just written, and executed from.
-        const fn hosts() -> Self {
-            Self {
-                host: true,
-                devices: true,
-                hyp: false,
-                guest: false,
-                cached: Content::Hosts,
-                memory: Content::Secret,
-                stale_instructions: true,
-            }
-        }
-
-        fn map_for_guest(&mut self, ready: &Ready) {
-            assert_eq!(ready.pa(), PAGE);
-            assert_eq!(self.memory, self.cached, "mapped for a guest before it is clean to PoC");
-            assert!(!self.stale_instructions, "an instruction cache holds what was here before");
-            assert_eq!(self.devices, self.host, "a device has not lost what its host has lost");
-            self.guest = true;
-        }
-    }
-
-    impl Hands for Memory {
-        fn take_from_host(&mut self, _: Page) {
-            assert!(self.host);
-            self.host = false;
-        }
-
-        fn devices_are_done(&mut self) {
-            self.devices = self.host;
-        }
-
-        fn give_to_host(&mut self, _: Page) {
-            assert!(!self.hyp && !self.guest, "the host gets what somebody else can still use");
-            assert_ne!(self.cached, Content::Secret, "the host gets what is not its own");
-            assert_eq!(self.memory, self.cached, "the wipe has not reached memory");
-            (self.host, self.devices) = (true, true);
-        }
-
-        fn map_for_hyp(&mut self, _: Page) {
-            assert!(!self.hyp);
-            self.hyp = true;
-        }
-
-        fn unmap_for_hyp(&mut self, _: Page) {
-            assert!(self.hyp);
-            self.hyp = false;
-        }
-
-        fn wipe(&mut self, _: Page) {
-            assert!(self.hyp);
-            assert!(!self.host && !self.guest, "wiped while somebody can write it");
-            assert!(!self.devices, "wiped while a device can write it");
-            self.cached = Content::Zero;
-        }
-
-        fn clean(&mut self, _: Page) {
-            assert!(self.hyp);
-            self.memory = self.cached;
-        }
-
-        fn forget_instructions(&mut self) {
-            self.stale_instructions = false;
-        }
-    }
-
-    const PAGE: u64 = 0x4000_1000;
-
-    fn pages() -> PageRange {
-        let mut entries = [State::Host; 4];
-        Pages::new(&[(0x4000_0000, 0x4000_4000)], &mut entries).lookup_range(PAGE, 1).unwrap()
-    }
-
-    fn page() -> Page {
-        pages().first()
-    }
-
-    #[test]
-    fn r31_a_guest_sees_a_page_only_when_it_is_clean() {
-        for arrival in [Arrival::Shared, Arrival::Kept, Arrival::Zeroed] {
-            let mut memory = Memory::hosts();
-            let ready = prepare_for_guest(&mut memory, page(), arrival);
-            memory.map_for_guest(&ready);
-            // Nothing of the host's choosing gets into a protected guest that is sealed.
-            let expected = if arrival == Arrival::Zeroed { Content::Zero } else { Content::Hosts };
-            assert_eq!(memory.memory, expected, "{arrival:?}");
-            assert_eq!((memory.host, memory.hyp), (arrival == Arrival::Shared, false));
-        }
-    }
-
-    #[test]
-    fn donated_pages_are_wiped_when_the_host_has_lost_them() {
-        let mut memory = Memory::hosts();
-        donate(&mut memory, pages());
-        assert_eq!((memory.host, memory.hyp, memory.cached), (false, true, Content::Zero));
-    }
-
-    #[test]
-    fn r31_reclaimed_pages_are_wiped_in_memory() {
-        for was in [State::Vm(1), State::Guest(1), State::SharedWithGuest(1)] {
-            let mut memory = Memory::hosts();
-            if let State::Vm(_) = was {
-                donate(&mut memory, pages());
-            } else {
-                let ready = prepare_for_guest(
-                    &mut memory,
-                    page(),
-                    if was == State::Guest(1) { Arrival::Kept } else { Arrival::Shared },
-                );
-                memory.map_for_guest(&ready);
-            }
-            // It is used, then its VM loses all translations.
-            if was != State::SharedWithGuest(1) {
-                memory.cached = Content::Secret;
-            }
-            memory.guest = false;
-            reclaim(&mut memory, page(), was);
-            assert_eq!((memory.host, memory.hyp), (true, false), "{was:?}");
-        }
-    }
-}
+mod tests;

@@ -8,14 +8,14 @@
 use crate::arch::Lock;
 use crate::arch::layout::LINEAR_BASE;
 use crate::arch::log;
-use crate::arch::sysreg::{dsb_sy, sys};
+use crate::arch::sysreg::{dsb_sy, read_dczid_el0, read_isr_el1, sys};
 use crate::dma::all::All;
 use crate::dma::hw::Frame;
 use crate::dma::smmu::Trouble;
 use crate::memory::devices::{Devices, Smmus};
 use crate::memory::frames::linear;
 use crate::memory::handover::Hands;
-use crate::memory::pages::{Page, Pages, State};
+use crate::memory::pages::{Page, PageRange, Pages, State};
 use crate::memory::stage2::{self, HostFault, Stage2};
 use crate::memory::tables::{HypTables, Stage2Tables, Tlbs, Use};
 use core::arch::asm;
@@ -40,6 +40,8 @@ pub struct Memory {
     pub host: Stage2<Stage2Tables>,
     /// That of devices, if there is an SMMU to walk it.
     pub devices: Option<Devices<Stage2Tables, All<Frame>>>,
+    /// Guests find what is in caches, whatever attributes they use (FEAT_S2FWB, on every CPU that runs any).
+    pub guests_see_caches: bool,
 }
 
 /// What an SMMU keeps can't be told any more: no page may change hands again.
@@ -54,6 +56,10 @@ impl Smmus for All<Frame> {
 
     fn forget_page(&mut self, ipa: u64) {
         done(Self::forget_page(self, ipa));
+    }
+
+    fn forget_everything(&mut self) {
+        done(Self::forget_everything(self));
     }
 
     fn settle(&mut self) {
@@ -159,9 +165,9 @@ impl Memory {
         if self.pages.state(page) != State::Host {
             return None;
         }
-        self.map_for_hyp(page);
+        self.map_for_hyp(page.alone());
         let result = f(linear(pa));
-        self.unmap_for_hyp(page);
+        self.unmap_for_hyp(page.alone());
         Some(result)
     }
 
@@ -178,11 +184,17 @@ pub fn flag_page(page: Page) -> &'static FlagShadowPage {
     unsafe { &*(linear(page.pa()) as *const FlagShadowPage) }
 }
 
+/// Pages that are wiped and cleaned before hyp looks whether an interrupt waits: with all around them about
+/// [`umbra_shared::call::MASKED_INSTRUCTIONS`].
+const STRETCH: usize = 64;
+
 impl Hands for Memory {
-    fn take_from_host(&mut self, page: Page) {
-        self.host.unmap(&Tlbs, page.pa());
+    const STRETCH: usize = STRETCH;
+
+    fn take_from_host(&mut self, pages: PageRange) {
+        self.host.unmap(&Tlbs, pages.start(), pages.bytes());
         if let Some(devices) = &mut self.devices {
-            devices.take(page.pa());
+            devices.take(pages.start(), pages.bytes());
         }
     }
 
@@ -192,29 +204,42 @@ impl Hands for Memory {
         }
     }
 
-    fn give_to_host(&mut self, page: Page) {
-        self.host.map(&Tlbs, page.pa(), page.pa());
+    fn give_to_host(&mut self, pages: PageRange) {
+        stage2::give_to_host(&self.pages, &mut self.host, &Tlbs, pages);
         if let Some(devices) = &mut self.devices {
-            devices.give(page.pa());
+            devices.give(pages.start(), pages.bytes());
         }
     }
 
-    fn map_for_hyp(&mut self, page: Page) {
-        self.hyp.map(linear(page.pa()), page.pa(), PAGE_SIZE, Use::ReadWrite);
+    fn leave_to_host(&mut self, pages: PageRange) {
+        stage2::make_whole(&self.pages, &mut self.host, &Tlbs, pages);
     }
 
-    fn unmap_for_hyp(&mut self, page: Page) {
-        self.hyp.unmap(linear(page.pa()), PAGE_SIZE);
+    fn map_for_hyp(&mut self, pages: PageRange) {
+        let (pa, bytes) = (pages.start(), pages.count() * PAGE_SIZE);
+        self.hyp.map(linear(pa), pa, bytes, Use::ReadWrite);
     }
 
-    fn wipe(&mut self, page: Page) {
-        // SAFETY: mapped for hyp, taken from its old owner and not yet given to a new one, as
+    fn unmap_for_hyp(&mut self, pages: PageRange) {
+        self.hyp.unmap(linear(pages.start()), pages.count() * PAGE_SIZE);
+    }
+
+    fn wipe(&mut self, pages: PageRange) {
+        // SAFETY: mapped for hyp, taken from their old owner and not yet given to a new one, as
         // `handover` orders it.
-        unsafe { (linear(page.pa()) as *mut u8).write_bytes(0, PAGE_SIZE) };
+        unsafe { zero(linear(pages.start()), pages.count() * PAGE_SIZE) };
     }
 
-    fn clean(&mut self, page: Page) {
-        clean_invalidate_range(linear(page.pa()), PAGE_SIZE);
+    fn clean(&mut self, pages: PageRange) {
+        clean_invalidate_range(linear(pages.start()), pages.count() * PAGE_SIZE);
+    }
+
+    fn guests_see_caches(&self) -> bool {
+        self.guests_see_caches
+    }
+
+    fn is_waited_for(&self) -> bool {
+        read_isr_el1() != 0
     }
 
     fn forget_instructions(&mut self) {
@@ -223,15 +248,62 @@ impl Hands for Memory {
     }
 }
 
+/// Zeroes pages, by DC ZVA where that is allowed and its block is no larger than a page.
+///
+/// # Safety
+///
+/// `bytes` bytes at `va`, whole pages, are mapped as Normal memory, and nobody else's.
+unsafe fn zero(va: usize, bytes: usize) {
+    let dczid = read_dczid_el0();
+    // DZP; the block's size in words, as a power of two.
+    let (prohibited, block) = (dczid & 1 << 4 != 0, 4usize << (dczid & 0xf));
+    // Four at a time.
+    if prohibited || block > PAGE_SIZE / 4 {
+        // SAFETY: as the caller promises.
+        unsafe { (va as *mut u8).write_bytes(0, bytes) };
+        return;
+    }
+    // SAFETY: it zeroes aligned blocks, which pages are made of, of the caller's memory.
+    unsafe {
+        asm!(
+            "2:",
+            "dc     zva, {at}",
+            "add    {at}, {at}, {block}",
+            "dc     zva, {at}",
+            "add    {at}, {at}, {block}",
+            "dc     zva, {at}",
+            "add    {at}, {at}, {block}",
+            "dc     zva, {at}",
+            "add    {at}, {at}, {block}",
+            "cmp    {at}, {end}",
+            "b.lo   2b",
+            at = inout(reg) va => _,
+            block = in(reg) block,
+            end = in(reg) va + bytes,
+            options(nostack),
+        );
+    }
+}
+
 /// Cleans and invalidates mapped memory to the point of coherency.
 pub fn clean_invalidate_range(va: usize, bytes: usize) {
     let line = 4usize << (sys::read_ctr_el0().bits() >> 16 & 0xf);
-    let mut at = va & !(line - 1);
-    while at < va + bytes {
-        // SAFETY: cache maintenance by VA on mapped memory changes no content.
-        unsafe { asm!("dc civac, {}", in(reg) at, options(nostack, preserves_flags)) };
-        at += line;
+    if bytes == 0 {
+        return;
     }
-    // SAFETY: a barrier.
-    unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
+    // SAFETY: cache maintenance by VA on mapped memory changes no content; a barrier.
+    unsafe {
+        asm!(
+            "2:",
+            "dc     civac, {at}",
+            "add    {at}, {at}, {line}",
+            "cmp    {at}, {end}",
+            "b.lo   2b",
+            "dsb    sy",
+            at = inout(reg) va & !(line - 1) => _,
+            line = in(reg) line,
+            end = in(reg) va + bytes,
+            options(nostack),
+        );
+    }
 }

@@ -36,6 +36,11 @@ impl Page {
     pub const fn pa(self) -> u64 {
         self.pa
     }
+
+    /// It alone.
+    pub const fn alone(self) -> PageRange {
+        PageRange { first: self, count: 1 }
+    }
 }
 
 /// A bank of RAM: page-aligned, `first` is its first entry in the table.
@@ -143,16 +148,41 @@ impl<'a> Pages<'a> {
         Some(Page { pa, index: bank.first + ((pa - bank.start) as usize) / PAGE_SIZE })
     }
 
-    /// The one place where a state changes.
-    fn set(&mut self, page: Page, state: State) {
-        self.entries[page.index] = state;
+    /// The one place where states change.
+    fn set_all(&mut self, range: PageRange, state: State) {
+        self.entries[range.indices()].fill(state);
         #[cfg(feature = "transition-log")]
-        self.changes.note(page.pa, state);
+        for page in range.pages() {
+            self.changes.note(page.pa, state);
+        }
+    }
+
+    fn set(&mut self, page: Page, state: State) {
+        self.set_all(page.alone(), state);
     }
 
     /// A page's state.
     pub fn state(&self, page: Page) -> State {
         self.entries[page.index]
+    }
+
+    /// The pages of the block of `bytes` bytes that a page lies in, if the block is RAM of one bank, and all of it
+    /// the host's to use for as long as anybody can tell: what a guest shares is about to be taken back.
+    pub fn whole_host_block(&self, page: Page, bytes: u64) -> Option<PageRange> {
+        let start = page.pa / bytes * bytes;
+        let bank = self.banks.iter().find(|bank| (bank.start..bank.end).contains(&page.pa))?;
+        if start < bank.start || bank.end - start < bytes {
+            return None;
+        }
+        let count = (bytes / PAGE_SIZE as u64) as usize;
+        let index = page.index - ((page.pa - start) / PAGE_SIZE as u64) as usize;
+        let states = &self.entries[index..index + count];
+        let settled =
+            |state: &State| state.host_has_access() && !matches!(state, State::SharedByGuest(_));
+        // Pages come back in order, mostly: the next one to come back says no at once.
+        let (below, from) = states.split_at(page.index - index);
+        let whole = from.iter().all(settled) && below.iter().rev().all(settled);
+        whole.then_some(PageRange { first: Page { pa: start, index }, count })
     }
 
     /// Boot only: takes a range for hyp itself.
@@ -162,9 +192,7 @@ impl<'a> Pages<'a> {
     /// As [`Self::lookup_range`].
     pub fn take_for_hyp(&mut self, pa: u64, count: u64) -> Result<(), Error> {
         let range = self.lookup_range(pa, count)?;
-        for page in range.pages() {
-            self.set(page, State::Hyp);
-        }
+        self.set_all(range, State::Hyp);
         Ok(())
     }
 
@@ -261,7 +289,11 @@ impl<'a> Pages<'a> {
     ///
     /// [`Error::Shared`], [`Error::NotOwned`].
     pub fn check_donation(&self, range: PageRange) -> Result<(), Error> {
-        range.pages().try_for_each(|page| self.require_host(page))
+        let states = &self.entries[range.indices()];
+        match states.iter().find(|state| !matches!(state, State::Host)) {
+            Some(&state) => Self::refusal(state),
+            None => Ok(()),
+        }
     }
 
     /// Gives a range to hyp for a VM.
@@ -271,30 +303,34 @@ impl<'a> Pages<'a> {
     /// As [`Self::check_donation`]; then nothing has changed.
     pub fn donate_to_vm(&mut self, range: PageRange, vm: VmId) -> Result<(), Error> {
         self.check_donation(range)?;
-        for page in range.pages() {
-            self.set(page, State::Vm(vm));
-        }
+        self.set_all(range, State::Vm(vm));
         Ok(())
     }
 
-    /// Gives a page to a guest: for good if it is protected, else shared.
+    /// Gives a range to a guest: for good if it is protected, else shared.
     ///
     /// # Errors
     ///
-    /// [`Error::Shared`], [`Error::NotOwned`].
-    pub fn give_to_guest(&mut self, page: Page, vm: VmId, protected: bool) -> Result<(), Error> {
-        self.require_host(page)?;
-        self.set(page, if protected { State::Guest(vm) } else { State::SharedWithGuest(vm) });
+    /// As [`Self::check_donation`]; then nothing has changed.
+    pub fn give_to_guest(
+        &mut self,
+        range: PageRange,
+        vm: VmId,
+        protected: bool,
+    ) -> Result<(), Error> {
+        self.check_donation(range)?;
+        self.set_all(range, if protected { State::Guest(vm) } else { State::SharedWithGuest(vm) });
         Ok(())
     }
 
-    /// The host gets a page of a dying VM back. Returns what it was.
+    /// The host gets pages of a dying VM back: of a range as many from its beginning as have been the same. Returns
+    /// what, and which.
     ///
     /// # Errors
     ///
-    /// [`Error::NotOwned`] if it was not that VM's.
-    pub fn reclaim(&mut self, page: Page, vm: VmId) -> Result<State, Error> {
-        let state = self.state(page);
+    /// [`Error::NotOwned`] if the first was not that VM's.
+    pub fn reclaim(&mut self, range: PageRange, vm: VmId) -> Result<(State, PageRange), Error> {
+        let state = self.state(range.first);
         match state {
             State::Vm(owner)
             | State::Guest(owner)
@@ -302,20 +338,28 @@ impl<'a> Pages<'a> {
             | State::SharedByGuest(owner)
                 if owner == vm =>
             {
-                self.set(page, State::Host);
-                Ok(state)
+                let states = &self.entries[range.indices()];
+                let alike = states.iter().position(|&other| other != state);
+                let (back, _) = range.split_at(alike.unwrap_or(range.count));
+                self.set_all(back, State::Host);
+                Ok((state, back))
             }
             _ => Err(Error::NotOwned),
         }
     }
 
-    /// The host takes a page back that it shared with a normal guest.
+    /// The host takes a range back that it shared with a normal guest.
     ///
     /// # Errors
     ///
-    /// [`Error::NotOwned`] if it is not the host's to take.
-    pub fn unshare_with_guest(&mut self, page: Page, vm: VmId) -> Result<(), Error> {
-        self.change(page, State::SharedWithGuest(vm), State::Host, Error::NotOwned)
+    /// [`Error::NotOwned`] if any of it is not the host's to take; then nothing has changed.
+    pub fn unshare_with_guest(&mut self, range: PageRange, vm: VmId) -> Result<(), Error> {
+        let shared = |state: &State| *state == State::SharedWithGuest(vm);
+        if !self.entries[range.indices()].iter().all(shared) {
+            return Err(Error::NotOwned);
+        }
+        self.set_all(range, State::Host);
+        Ok(())
     }
 
     /// A protected guest shares a page of its own with the host.
@@ -352,7 +396,7 @@ impl<'a> Pages<'a> {
     pub fn relinquish(&mut self, page: Page, vm: VmId) -> Result<State, Error> {
         match self.state(page) {
             State::Vm(_) => Err(Error::NotOwned),
-            _ => self.reclaim(page, vm),
+            _ => self.reclaim(page.alone(), vm).map(|(was, _)| was),
         }
     }
 
@@ -387,7 +431,12 @@ impl<'a> Pages<'a> {
     }
 
     fn require_host(&self, page: Page) -> Result<(), Error> {
-        match self.state(page) {
+        Self::refusal(self.state(page))
+    }
+
+    /// Why the host can't give away what is in this state.
+    fn refusal(state: State) -> Result<(), Error> {
+        match state {
             State::Host => Ok(()),
             State::Reserved => Err(Error::NotMemory),
             State::FlagPage { .. } | State::SharedWithGuest(_) | State::SharedByGuest(_) => {
@@ -416,6 +465,49 @@ impl PageRange {
         self.count
     }
 
+    /// The address of the first.
+    pub const fn start(self) -> u64 {
+        self.first.pa
+    }
+
+    /// Bytes in all.
+    pub const fn bytes(self) -> u64 {
+        (self.count * PAGE_SIZE) as u64
+    }
+
+    /// The first `count` of them, or as many as there are, and the rest.
+    #[must_use]
+    pub fn split_at(self, count: usize) -> (Self, Self) {
+        let count = count.min(self.count);
+        let first = Page {
+            pa: self.first.pa + (count * PAGE_SIZE) as u64,
+            index: self.first.index + count,
+        };
+        (Self { count, ..self }, Self { first, count: self.count - count })
+    }
+
+    /// With those that lie right behind them.
+    #[must_use]
+    pub const fn and(self, behind: Self) -> Self {
+        assert!(self.first.pa + self.bytes() == behind.first.pa);
+        Self { first: self.first, count: self.count + behind.count }
+    }
+
+    /// All of them, cut at every multiple of `bytes`.
+    pub fn cut_at(self, bytes: u64) -> impl Iterator<Item = Self> {
+        let mut rest = self;
+        core::iter::from_fn(move || {
+            let to_end = (bytes - rest.start() % bytes) as usize / PAGE_SIZE;
+            let (piece, behind) = rest.split_at(to_end);
+            rest = behind;
+            (piece.count != 0).then_some(piece)
+        })
+    }
+
+    const fn indices(self) -> core::ops::Range<usize> {
+        self.first.index..self.first.index + self.count
+    }
+
     /// Each.
     pub fn pages(self) -> impl Iterator<Item = Page> {
         (0..self.count).map(move |n| Page {
@@ -426,160 +518,4 @@ impl PageRange {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const BANKS: &[(u64, u64)] =
-        &[(0x4000_0000, 0x4001_0000), (0x4001_0000, 0x4002_0000), (0x8000_0000, 0x8000_4000)];
-
-    fn table(entries: &mut [State]) -> Pages<'_> {
-        Pages::new(BANKS, entries)
-    }
-
-    #[test]
-    fn lookup_knows_ram_from_the_rest() {
-        let mut entries = vec![State::Host; count(BANKS)];
-        let pages = table(&mut entries);
-        assert_eq!(count(BANKS), 36);
-        assert_eq!(pages.lookup(0x4000_0001), Err(Error::Unaligned));
-        assert_eq!(pages.lookup(0x3fff_f000), Err(Error::NotMemory));
-        assert_eq!(pages.lookup(!0xfff), Err(Error::NotMemory));
-        assert!(pages.lookup(0x8000_3000).is_ok());
-        assert_eq!(pages.lookup(0x8000_4000), Err(Error::NotMemory));
-        for (pa, n) in [
-            (0x8000_0000, 5),
-            (0x8000_0000, u64::MAX),
-            (0x8000_3000, 2),
-            (0x8000_0000, 0),
-            (0x4000_f000, 0x4_0000),
-        ] {
-            assert_eq!(pages.lookup_range(pa, n), Err(Error::NotMemory), "{pa:#x} {n}");
-        }
-        assert_eq!(pages.lookup_range(0x8000_0000, 4).map(PageRange::count), Ok(4));
-    }
-
-    #[test]
-    fn pages_from_any_address_on() {
-        let mut entries = vec![State::Host; count(BANKS)];
-        let pages = table(&mut entries);
-        let first = |pa| pages.next_from(pa).map(Page::pa);
-        assert_eq!(first(0), Some(0x4000_0000));
-        assert_eq!(first(0x4000_0001), Some(0x4000_1000));
-        assert_eq!(first(0x4001_f001), Some(0x8000_0000));
-        assert_eq!(first(0x8000_3000), Some(0x8000_3000));
-        for pa in [0x8000_3001, 0x8000_4000, u64::MAX - 4095, u64::MAX - 1, u64::MAX] {
-            assert_eq!(first(pa), None, "{pa:#x}");
-        }
-    }
-
-    #[test]
-    fn a_refused_donation_changes_nothing() {
-        let mut entries = vec![State::Host; count(BANKS)];
-        let mut pages = table(&mut entries);
-        let flag = pages.lookup(0x4000_2000).unwrap();
-        pages.share_flag_page(flag).unwrap();
-        let range = pages.lookup_range(0x4000_0000, 4).unwrap();
-        assert_eq!(pages.donate_to_vm(range, 3), Err(Error::Shared));
-        assert_eq!(pages.state(pages.lookup(0x4000_0000).unwrap()), State::Host);
-        pages.unshare_flag_page(flag).unwrap();
-        pages.donate_to_vm(range, 3).unwrap();
-        assert_eq!(pages.donate_to_vm(range, 3), Err(Error::NotOwned));
-        assert_eq!(pages.share_flag_page(flag), Err(Error::NotOwned));
-        assert_eq!(pages.reclaim(flag, 2), Err(Error::NotOwned));
-        assert_eq!(pages.reclaim(flag, 3), Ok(State::Vm(3)));
-        assert_eq!(pages.reclaim(flag, 3), Err(Error::NotOwned));
-    }
-
-    #[test]
-    fn reserved_memory_is_nobodys_to_give() {
-        let mut entries = vec![State::Host; count(BANKS)];
-        let mut pages = table(&mut entries);
-        // Half pages count as whole ones; what lies outside RAM is passed over.
-        pages.reserve(0x4000_1800, 0x4000_2001);
-        pages.reserve(0x1000, 0x3000);
-        for (pa, free) in
-            [(0x4000_0000, true), (0x4000_1000, false), (0x4000_2000, false), (0x4000_3000, true)]
-        {
-            let range = pages.lookup_range(pa, 1).unwrap();
-            let refused = if free { Ok(()) } else { Err(Error::NotMemory) };
-            assert_eq!(pages.check_donation(range), refused);
-            assert!(pages.state(range.first()).host_has_access());
-        }
-    }
-
-    #[test]
-    fn what_is_pinned_is_the_hosts_for_good() {
-        let mut entries = vec![State::Host; count(BANKS)];
-        let mut pages = table(&mut entries);
-        pages.reserve(0x4000_1000, 0x4000_2000);
-        let range = pages.lookup_range(0x4000_0000, 4).unwrap();
-        let last = pages.lookup(0x4000_3000).unwrap();
-        pages.share_flag_page(last).unwrap();
-        assert_eq!(pages.pin(range), Err(Error::Shared));
-        assert_eq!(pages.state(range.first()), State::Host, "nothing has changed");
-        pages.unshare_flag_page(last).unwrap();
-        assert_eq!(pages.pin(range), Ok(()));
-        assert_eq!(pages.pin(range), Ok(()), "again");
-        for page in range.pages() {
-            assert_eq!(pages.state(page), State::Reserved);
-            assert_eq!(pages.share_flag_page(page), Err(Error::NotMemory));
-            assert_eq!(pages.give_to_guest(page, 1, true), Err(Error::NotMemory));
-        }
-        pages.take_for_hyp(0x4001_0000, 1).unwrap();
-        let hyp = pages.lookup_range(0x4001_0000, 2).unwrap();
-        assert_eq!(pages.pin(hyp), Err(Error::NotOwned));
-    }
-
-    #[test]
-    fn a_flag_page_in_use_stays() {
-        let mut entries = vec![State::Host; count(BANKS)];
-        let mut pages = table(&mut entries);
-        let page = pages.lookup(0x4000_2000).unwrap();
-        assert_eq!(pages.pin_flag_page(page), Err(Error::NotShared));
-        assert_eq!(pages.unshare_flag_page(page), Err(Error::NotShared));
-        pages.share_flag_page(page).unwrap();
-        assert_eq!(pages.share_flag_page(page), Err(Error::Shared));
-        pages.pin_flag_page(page).unwrap();
-        assert_eq!(pages.pin_flag_page(page), Err(Error::Busy));
-        assert_eq!(pages.unshare_flag_page(page), Err(Error::Busy));
-        pages.unpin_flag_page(page);
-        assert_eq!(pages.unshare_flag_page(page), Ok(()));
-    }
-
-    proptest! {
-        /// Whatever calls come, a page is never both reachable for the host and somebody else's secret,
-        /// and hyp's pages stay hyp's.
-        #[test]
-        fn ownership_is_exclusive(calls in prop::collection::vec((0u8..7, 0u64..36, 0u8..3), 0..200)) {
-            let mut entries = vec![State::Host; count(BANKS)];
-            let mut pages = table(&mut entries);
-            pages.take_for_hyp(0x4000_0000, 4).unwrap();
-            let address = |n: u64| if n < 32 { 0x4000_0000 + n * 4096 } else { 0x8000_0000 + (n - 32) * 4096 };
-            for (call, n, vm) in calls {
-                let page = pages.lookup(address(n)).unwrap();
-                let before = pages.state(page);
-                let done = match call {
-                    0 => pages.share_flag_page(page),
-                    1 => pages.unshare_flag_page(page),
-                    2 => pages.pin_flag_page(page),
-                    3 => pages.lookup_range(page.pa(), 1).and_then(|r| pages.donate_to_vm(r, vm)),
-                    4 => pages.give_to_guest(page, vm, true),
-                    5 => pages.give_to_guest(page, vm, false),
-                    _ => pages.reclaim(page, vm).map(|_| ()),
-                };
-                let after = pages.state(page);
-                if done.is_err() {
-                    prop_assert_eq!(before, after);
-                } else {
-                    prop_assert_ne!(before, State::Hyp);
-                    // Only the owner of a VM's page changes by reclaim; others start from the host.
-                    prop_assert!(before.host_has_access() || (call == 6 && after == State::Host));
-                }
-            }
-            for n in 0..4 {
-                prop_assert_eq!(pages.state(pages.lookup(address(n)).unwrap()), State::Hyp);
-            }
-        }
-    }
-}
+mod tests;

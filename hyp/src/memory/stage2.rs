@@ -17,17 +17,22 @@
 //! - On many cores a store that has used an entry may be seen after the DSB that waited for the entry's TLBI; then
 //!   both are done again. Accesses in streaming mode outlive even that on some, and EL3 must be asked to wait
 //!   ([`crate::world::errata`]).
-//! - A block that loses one page is broken before the rest is made as pages: TLBs that hold a block and
-//!   a page for the same address may answer with either, or abort. In between other CPUs fault on the
-//!   rest of it. They wait for the lock that whoever breaks the block holds, then [`host_fault`] looks
-//!   again and lets them retry.
+//! - A block that loses some pages is broken before the rest is made as pages: TLBs that hold a block and
+//!   a page for the same address may answer with either, or abort. The same the other way round: a block is made of
+//!   pages when all of them are gone, their table with them, which walks keep as well. In between other CPUs fault
+//!   on the rest of it. They wait for the lock that whoever breaks the block holds, then [`host_fault`] looks
+//!   again and lets them retry; a guest's fault is looked at again by whoever takes it (`guest::access`).
+//! - Many pages are lost in one go: all entries are invalid, then TLBs are told once. More than a few of them aren't
+//!   named one by one, everything under the VMID goes (VMALLS12E1IS): that is as many broadcasts for 512 pages as
+//!   for one.
 //!
 //! What comes before and behind all that (who may have the page, when it is wiped) is decided in
 //! [`super::pages`] and [`super::handover`].
 
 #![forbid(unsafe_code)]
 
-use super::pages::Pages;
+use super::pages::{PageRange, Pages};
+use arrayvec::ArrayVec;
 use umbra_shared::PAGE_SIZE;
 
 #[cfg(test)]
@@ -92,10 +97,40 @@ pub enum Entry {
     Leaf(Leaf),
 }
 
+/// Pages and blocks that are named to TLBs one by one, at the most.
+const NAMED: usize = 4;
+
+/// A part of an address space that lies in one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Its first address.
+    pub ipa: u64,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
+/// A range, cut where blocks of `block` bytes end.
+pub fn cut(ipa: u64, bytes: u64, block: u64) -> impl Iterator<Item = Piece> + Clone {
+    let end = ipa + bytes;
+    let next = move |at: u64| end.min(at - at % block + block);
+    core::iter::successors(Some(ipa), move |&at| Some(next(at)))
+        .take_while(move |&at| at < end)
+        .map(move |at| Piece { ipa: at, bytes: next(at) - at })
+}
+
 /// A stage 2 in memory. Nothing here tells a TLB anything.
 pub trait Table {
+    /// Bytes of a block.
+    const BLOCK: u64;
+
     /// What is at an address.
     fn entry(&self, ipa: u64) -> Entry;
+
+    /// Whether there is nothing in all of a piece, neither memory nor what is enrolled.
+    fn is_free(&self, piece: Piece) -> bool;
+
+    /// Whether a table of pages hangs at the block around an address, whatever is in it.
+    fn has_pages(&self, ipa: u64) -> bool;
 
     /// What translates an address.
     fn leaf(&self, ipa: u64) -> Option<Leaf> {
@@ -105,8 +140,24 @@ pub trait Table {
         }
     }
 
-    /// Makes an entry invalid.
-    fn clear(&mut self, leaf: Leaf);
+    /// The physical address of a piece's first page, and how many pages lie one behind the other from there on.
+    fn run(&self, piece: Piece) -> Option<(u64, u64)> {
+        let end = piece.ipa + piece.bytes;
+        let pa = |leaf: Leaf, at| leaf.pa + (at - leaf.ipa);
+        let first = pa(self.leaf(piece.ipa)?, piece.ipa);
+        let mut at = piece.ipa;
+        while at < end {
+            match self.leaf(at) {
+                Some(leaf) if pa(leaf, at).wrapping_sub(first) == at - piece.ipa => at = leaf.end(),
+                _ => break,
+            }
+        }
+        Some((first, (at.min(end) - piece.ipa) / PAGE_BYTES))
+    }
+
+    /// Makes every entry of a piece invalid, which no leaf sticks out of. A table of pages that the piece is all of
+    /// is unlinked, and free for what comes next.
+    fn clear(&mut self, piece: Piece);
 
     /// Writes down of a page where nothing is mapped that it is enrolled: an entry that is invalid for walks.
     /// There are tables for it.
@@ -114,6 +165,9 @@ pub trait Table {
 
     /// Maps Normal memory as pages where nothing is mapped. There are tables for it.
     fn fill(&mut self, ipa: u64, pa: u64, bytes: u64);
+
+    /// Maps Normal memory as a block where nothing is mapped and no table hangs. There are tables for it.
+    fn fill_block(&mut self, ipa: u64, pa: u64);
 }
 
 /// TLBs of the EL1&0 regime, and VTTBR_EL2, which says whose entries an instruction is about.
@@ -180,11 +234,54 @@ impl<T: Table> Stage2<T> {
         self.table.leaf(ipa).map(|leaf| leaf.pa + (ipa - leaf.ipa))
     }
 
-    /// Maps a page where nothing is mapped. Nothing was, so no TLB holds anything of it.
-    pub fn map(&mut self, tlb: &impl Tlb, ipa: u64, pa: u64) {
-        self.table.fill(ipa, pa, PAGE_BYTES);
+    /// Whether there is nothing in all of a range, neither memory nor what is enrolled.
+    pub fn is_free(&self, ipa: u64, bytes: u64) -> bool {
+        cut(ipa, bytes, T::BLOCK).all(|piece| self.table.is_free(piece))
+    }
+
+    /// What is mapped at an address, and how many pages from there on lie one behind the other in memory, as far as
+    /// `bytes` goes, which ends in the same block.
+    pub fn run(&self, ipa: u64, bytes: u64) -> Option<(u64, u64)> {
+        self.table.run(Piece { ipa, bytes })
+    }
+
+    /// Whether a range cuts a block, so that taking it away takes a table.
+    pub fn cuts_a_block(&self, ipa: u64, bytes: u64) -> bool {
+        let end = ipa + bytes;
+        let sticks_out = |leaf: Leaf| leaf.ipa < ipa || leaf.end() > end;
+        [ipa, end - PAGE_BYTES].into_iter().any(|at| self.table.leaf(at).is_some_and(sticks_out))
+    }
+
+    /// Maps a range where nothing is mapped, as blocks where both addresses allow it. Nothing was, so no TLB holds
+    /// anything of it; but where pages have been walks keep their table, which is in a block's place.
+    pub fn map(&mut self, tlb: &impl Tlb, ipa: u64, pa: u64, bytes: u64) {
+        for piece in cut(ipa, bytes, T::BLOCK) {
+            let pa = pa + (piece.ipa - ipa);
+            if piece.bytes == T::BLOCK && pa.is_multiple_of(T::BLOCK) {
+                if self.table.has_pages(piece.ipa) {
+                    self.table.clear(piece);
+                    self.forget_everything(tlb);
+                }
+                self.table.fill_block(piece.ipa, pa);
+            } else {
+                self.table.fill(piece.ipa, pa, piece.bytes);
+            }
+        }
         // Visible to all walks before anybody relies on it.
         tlb.stores_done();
+    }
+
+    /// Makes a block of what there is at its addresses, pages of it or nothing.
+    pub fn join(&mut self, tlb: &impl Tlb, ipa: u64, pa: u64) {
+        let piece = Piece { ipa, bytes: T::BLOCK };
+        if self.table.has_pages(ipa) {
+            self.table.clear(piece);
+            self.forget_everything(tlb);
+        }
+        if self.table.is_free(piece) {
+            self.table.fill_block(ipa, pa);
+            tlb.stores_done();
+        }
     }
 
     /// Enrols a page where nothing is mapped: a fault there is an access to a device. To walks and TLBs nothing
@@ -193,26 +290,54 @@ impl<T: Table> Stage2<T> {
         self.table.mark(ipa);
     }
 
-    /// Takes a page away: no CPU can reach it through this stage 2 any more. The rest of a block around
-    /// it stays.
-    pub fn unmap(&mut self, tlb: &impl Tlb, ipa: u64) {
-        let Some(leaf) = self.table.leaf(ipa) else { return };
-        self.table.clear(leaf);
-        self.forget(tlb, ipa);
-        if leaf.bytes > PAGE_BYTES {
-            // What was invalid is in no TLB, so making the pages needs no maintenance.
-            let behind = ipa + PAGE_BYTES;
-            self.table.fill(leaf.ipa, leaf.pa, ipa - leaf.ipa);
-            self.table.fill(behind, leaf.pa + (behind - leaf.ipa), leaf.end() - behind);
+    /// Takes a range away: no CPU can reach it through this stage 2 any more. The rest of blocks around
+    /// its ends stays.
+    pub fn unmap(&mut self, tlb: &impl Tlb, ipa: u64, bytes: u64) {
+        let end = ipa + bytes;
+        // One at each end.
+        let mut rest = [None; 2];
+        // An address of each entry, as long as they are few.
+        let mut named = Some(ArrayVec::<u64, NAMED>::new());
+        for piece in cut(ipa, bytes, T::BLOCK) {
+            let pages = match self.table.leaf(piece.ipa) {
+                Some(block) if block.bytes > PAGE_BYTES => {
+                    self.table.clear(Piece { ipa: block.ipa, bytes: block.bytes });
+                    rest[usize::from(block.ipa >= ipa)] = Some(block);
+                    1
+                }
+                _ => {
+                    self.table.clear(piece);
+                    piece.bytes / PAGE_BYTES
+                }
+            };
+            let mut entries = (0..pages).map(|n| piece.ipa + n * PAGE_BYTES);
+            named = named.filter(|list| pages <= list.remaining_capacity() as u64);
+            if let Some(list) = &mut named {
+                list.extend(&mut entries);
+            }
+        }
+        match named {
+            Some(named) => self.forget(tlb, &named),
+            None => self.forget_everything(tlb),
+        }
+        // What was invalid is in no TLB, so making the pages needs no maintenance.
+        let mut filled = false;
+        for block in rest.into_iter().flatten() {
+            for (from, to) in [(block.ipa, ipa), (end, block.end())] {
+                if from < to {
+                    self.table.fill(from, block.pa + (from - block.ipa), to - from);
+                    filled = true;
+                }
+            }
+        }
+        if filled {
             tlb.stores_done();
         }
     }
 
     /// The end of this stage 2, which no CPU has loaded: no TLB holds anything of it.
     pub fn forget_all(&self, tlb: &impl Tlb) {
-        tlb.stores_done();
-        self.loaded(tlb, || Self::everywhere(tlb, || tlb.drop_both()));
-        tlb.streaming_done();
+        self.forget_everything(tlb);
     }
 
     /// Another vCPU runs on this CPU than the one that ran here last. They share the VMID, but not
@@ -225,14 +350,21 @@ impl<T: Table> Stage2<T> {
         });
     }
 
-    /// An entry that translated this address is gone from all TLBs, with all that was made of it. One
+    /// Entries that translated these addresses are gone from all TLBs, with all that was made of them. One
     /// address is enough for a block: TLBs that keep one in pieces drop all of them.
-    fn forget(&self, tlb: &impl Tlb, ipa: u64) {
+    fn forget(&self, tlb: &impl Tlb, entries: &[u64]) {
         tlb.stores_done();
         self.loaded(tlb, || {
-            Self::everywhere(tlb, || tlb.drop_stage2(ipa));
+            Self::everywhere(tlb, || entries.iter().for_each(|&ipa| tlb.drop_stage2(ipa)));
             Self::everywhere(tlb, || tlb.drop_stage1());
         });
+        tlb.streaming_done();
+    }
+
+    /// All entries that there were are gone, those of both stages and what walks keep of tables.
+    fn forget_everything(&self, tlb: &impl Tlb) {
+        tlb.stores_done();
+        self.loaded(tlb, || Self::everywhere(tlb, || tlb.drop_both()));
         tlb.streaming_done();
     }
 
@@ -260,6 +392,38 @@ impl<T: Table> Stage2<T> {
     }
 }
 
+/// The host can use pages again, which are its own already: as pages, or, where nothing else is missing there, the
+/// blocks that they complete.
+pub fn give_to_host<T: Table>(
+    pages: &Pages<'_>,
+    host: &mut Stage2<T>,
+    tlb: &impl Tlb,
+    range: PageRange,
+) {
+    for piece in range.cut_at(T::BLOCK) {
+        match pages.whole_host_block(piece.first(), T::BLOCK) {
+            Some(block) => host.join(tlb, block.start(), block.start()),
+            None => host.map(tlb, piece.start(), piece.start(), piece.bytes()),
+        }
+    }
+}
+
+/// Pages that the host has are its own to keep: blocks that they complete are made again.
+pub fn make_whole<T: Table>(
+    pages: &Pages<'_>,
+    host: &mut Stage2<T>,
+    tlb: &impl Tlb,
+    range: PageRange,
+) {
+    for piece in range.cut_at(T::BLOCK) {
+        if host.table.has_pages(piece.start())
+            && let Some(block) = pages.whole_host_block(piece.first(), T::BLOCK)
+        {
+            host.join(tlb, block.start(), block.start());
+        }
+    }
+}
+
 /// What to do about a host's stage-2 translation fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostFault {
@@ -282,7 +446,7 @@ pub fn host_fault<T: Table>(
     match pages.lookup(pa) {
         Ok(page) if pages.state(page).host_has_access() => {
             if host.lookup(pa).is_none() {
-                host.map(tlb, pa, pa);
+                host.map(tlb, pa, pa, PAGE_BYTES);
             }
             HostFault::Retry
         }

@@ -8,7 +8,7 @@
 use crate::arch::end;
 use crate::arch::sysreg::{dsb_ish, isb, read_vttbr_el2, write_vttbr_el2};
 use crate::memory::frames::Tables;
-use crate::memory::stage2::{Entry, Leaf, Stage2, Table, Tlb, Vttbr};
+use crate::memory::stage2::{Entry, Leaf, Piece, Stage2, Table, Tlb, Vttbr};
 use crate::world::errata::{SME_SYNC_FUNCTION, Workarounds};
 use aarch64_paging::Mapping;
 use aarch64_paging::descriptor::{
@@ -18,9 +18,12 @@ use aarch64_paging::paging::{Constraints, MemoryRegion, TranslationRegime};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering};
 use umbra_shared::PAGE_SIZE;
+use umbra_shared::call::BLOCK_PAGES;
 
-/// Page and block sizes in bytes.
-const BLOCK_BYTES: u64 = 2 << 20;
+/// Bytes of a block of level 2, the only ones that are made while anybody looks.
+const BLOCK_BYTES: u64 = BLOCK_PAGES * PAGE_SIZE as u64;
+/// The level of pages.
+const LEAF_LEVEL: usize = 3;
 
 /// Hyp's stage 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,6 +258,14 @@ const NORMAL: Stage2Attributes = Stage2Attributes::VALID
     .union(Stage2Attributes::SH_INNER)
     .union(Stage2Attributes::ACCESS_FLAG);
 
+/// The same where HCR_EL2.FWB is set (FEAT_S2FWB, Arm ARM D8.6.6): Normal write-back, whatever stage 1 says.
+/// MemAttr is 0b0110 then; without FWB it is 0b1111.
+const FORCED: Stage2Attributes = Stage2Attributes::VALID
+    .union(Stage2Attributes::from_bits_retain(0b0110 << 2))
+    .union(Stage2Attributes::S2AP_ACCESS_RW)
+    .union(Stage2Attributes::SH_INNER)
+    .union(Stage2Attributes::ACCESS_FLAG);
+
 const DEVICE: Stage2Attributes = Stage2Attributes::VALID
     .union(Stage2Attributes::MEMATTR_DEVICE_nGnRE)
     .union(Stage2Attributes::S2AP_ACCESS_RW)
@@ -307,17 +318,42 @@ impl Stage2Shape {
 /// The tables of a stage 2. What is done to them while they are in use is decided in
 /// [`crate::memory::stage2`].
 #[derive(Debug)]
-pub struct Stage2Tables(Mapping<Tables, Stage2Regime>);
+pub struct Stage2Tables {
+    mapping: Mapping<Tables, Stage2Regime>,
+    /// What memory is mapped with.
+    normal: Stage2Attributes,
+}
 
 impl Stage2Tables {
     /// Empty tables; the root comes from `tables`.
     pub fn new(tables: Tables, shape: Stage2Shape) -> Self {
-        Self(Mapping::new(tables, shape.root_level, Stage2Regime))
+        Self { mapping: Mapping::new(tables, shape.root_level, Stage2Regime), normal: NORMAL }
+    }
+
+    /// For a world that runs with HCR_EL2.FWB set; empty as yet.
+    #[must_use]
+    pub fn forcing_write_back(self) -> Self {
+        Self { normal: FORCED, ..self }
+    }
+
+    /// The level at which the walk for an address ends, and what it finds.
+    fn end_of_walk(&self, ipa: u64) -> (usize, bool) {
+        let mut found = (0, false);
+        let ipa = ipa & !(PAGE_SIZE as u64 - 1);
+        // One page: one entry.
+        let _ = self.mapping.walk_range(
+            &region(ipa, ipa + PAGE_SIZE as u64),
+            &mut |_, descriptor, level| {
+                found = (level, descriptor.is_valid());
+                Ok(())
+            },
+        );
+        found
     }
 
     /// A stage 2 of these, under this VMID.
     pub fn with_vmid(self, vmid: u8) -> Stage2<Self> {
-        let root = self.0.root_address().0 as u64;
+        let root = self.mapping.root_address().0 as u64;
         end::stage2_root(vmid, root);
         let vttbr = Vttbr::new(vmid, root);
         Stage2::new(self, vttbr)
@@ -351,7 +387,7 @@ impl Stage2Tables {
 
     /// The root's physical address, for those who are no CPUs.
     pub fn root(&self) -> u64 {
-        self.0.root_address().0 as u64
+        self.mapping.root_address().0 as u64
     }
 
     /// Maps a range of anything but RAM one to one for the host.
@@ -372,7 +408,7 @@ impl Stage2Tables {
         constraints: Constraints,
     ) {
         if bytes != 0 {
-            self.0
+            self.mapping
                 .map_range(
                     &region(ipa, ipa + bytes),
                     PhysicalAddress(pa as usize),
@@ -385,11 +421,13 @@ impl Stage2Tables {
 }
 
 impl Table for Stage2Tables {
+    const BLOCK: u64 = BLOCK_BYTES;
+
     fn entry(&self, ipa: u64) -> Entry {
         let mut found = Entry::Nothing;
         let ipa = ipa & !(PAGE_SIZE as u64 - 1);
         let range = region(ipa, ipa + PAGE_SIZE as u64);
-        let _ = self.0.walk_range(&range, &mut |_, descriptor, level| {
+        let _ = self.mapping.walk_range(&range, &mut |_, descriptor, level| {
             if descriptor.is_valid() {
                 let bytes = (PAGE_SIZE as u64) << (9 * (3 - level));
                 let pa = descriptor.output_address().0 as u64;
@@ -402,8 +440,48 @@ impl Table for Stage2Tables {
         found
     }
 
-    fn clear(&mut self, leaf: Leaf) {
-        self.map(leaf.ipa, 0, leaf.bytes, Stage2Attributes::empty(), Constraints::empty());
+    fn is_free(&self, piece: Piece) -> bool {
+        let range = region(piece.ipa, piece.ipa + piece.bytes);
+        // An error ends the walk.
+        let walk = self.mapping.walk_range(&range, &mut |_, descriptor, _| {
+            let is_something = descriptor.is_valid() || descriptor.flags() == ENROLLED;
+            if is_something { Err(()) } else { Ok(()) }
+        });
+        walk.is_ok()
+    }
+
+    fn has_pages(&self, ipa: u64) -> bool {
+        self.end_of_walk(ipa).0 == LEAF_LEVEL
+    }
+
+    fn run(&self, piece: Piece) -> Option<(u64, u64)> {
+        let range = region(piece.ipa, piece.ipa + piece.bytes);
+        let (mut first, mut end) = (None, piece.ipa);
+        let _ = self.mapping.walk_range(&range, &mut |part, descriptor, level| {
+            let from = part.start().0 as u64;
+            let entry_bytes = (PAGE_SIZE as u64) << (9 * (LEAF_LEVEL - level));
+            let pa = descriptor.output_address().0 as u64 + from % entry_bytes;
+            let first = *first.get_or_insert(pa);
+            if !descriptor.is_valid() || pa.wrapping_sub(first) != from - piece.ipa {
+                return Err(());
+            }
+            end = part.end().0 as u64;
+            Ok(())
+        });
+        let count = (end - piece.ipa) / PAGE_SIZE as u64;
+        first.filter(|_| count != 0).map(|first| (first, count))
+    }
+
+    fn clear(&mut self, piece: Piece) {
+        let whole = piece.bytes == BLOCK_BYTES;
+        // Where there is neither a table nor a block nothing is written: aarch64-paging would make tables for it.
+        match self.end_of_walk(piece.ipa) {
+            (LEAF_LEVEL, _) => {}
+            (_, true) if whole => {}
+            _ => return,
+        }
+        let nothing = Stage2Attributes::empty();
+        self.map(piece.ipa, 0, piece.bytes, nothing, Constraints::empty());
     }
 
     fn mark(&mut self, ipa: u64) {
@@ -412,6 +490,10 @@ impl Table for Stage2Tables {
 
     fn fill(&mut self, ipa: u64, pa: u64, bytes: u64) {
         let pages = Constraints::NO_BLOCK_MAPPINGS | Constraints::NO_CONTIGUOUS_HINT;
-        self.map(ipa, pa, bytes, NORMAL, pages);
+        self.map(ipa, pa, bytes, self.normal, pages);
+    }
+
+    fn fill_block(&mut self, ipa: u64, pa: u64) {
+        self.map(ipa, pa, BLOCK_BYTES, self.normal, Constraints::NO_CONTIGUOUS_HINT);
     }
 }

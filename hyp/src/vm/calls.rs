@@ -71,7 +71,8 @@ impl<T, V> Vm<T, V> {
     ///
     /// # Errors
     ///
-    /// UNALIGNED, BAD_IPA, IPA_IN_USE for a device's page, NOT_MAPPED.
+    /// UNALIGNED, BAD_IPA, IPA_IN_USE for a device's page, NOT_MAPPED; NO_TABLES if it is a part of a block and there
+    /// is no table for the rest: then the host is to bring some, which the guest never hears of.
     pub fn guest_relinquish<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
         m: &M,
@@ -80,11 +81,14 @@ impl<T, V> Vm<T, V> {
     ) -> Result<u64, Error> {
         let pa = self.guests_page(m, ipa)?;
         let Life::Alive(tables) = &mut self.life else { return Err(Error::Dying) };
+        if m.tables_left(vm) < m.tables_to_unmap(tables, ipa.0, 1) {
+            return Err(Error::NoTables);
+        }
         m.memory(|memory| {
             let page = memory.pages().lookup(pa)?;
             let was = memory.pages().relinquish(page, vm)?;
-            m.unmap(tables, ipa.0);
-            handover::reclaim(memory, page, was);
+            m.unmap(tables, ipa.0, 1);
+            handover::give_back(memory, page, was);
             Ok(())
         })?;
         self.pages_out -= 1;

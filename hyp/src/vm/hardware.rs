@@ -75,14 +75,26 @@ pub trait Machine {
     /// the pages for tables are forgotten.
     fn drop_tables(&self, vm: VmId, tables: Self::Tables);
 
+    /// Pages of a block, which a power of two is: a call goes no further than one.
+    fn block_pages(&self) -> u64;
+
     /// What is at a guest's address.
     fn lookup(&self, tables: &Self::Tables, ipa: u64) -> There;
 
-    /// Maps a page where nothing is mapped. There are tables for it.
-    fn map(&self, tables: &mut Self::Tables, ipa: u64, page: Ready);
+    /// Whether there is nothing at so many pages, neither memory nor a device. They are in one block.
+    fn is_free(&self, tables: &Self::Tables, ipa: u64, count: u64) -> bool;
 
-    /// Takes a mapping away, complete with TLB maintenance for the VM's VMID.
-    fn unmap(&self, tables: &mut Self::Tables, ipa: u64);
+    /// Memory at a guest's address, and as how many pages it goes on behind it, of so many, which are in one block.
+    fn run(&self, tables: &Self::Tables, ipa: u64, count: u64) -> Option<(u64, u64)>;
+
+    /// Tables that it may take to take so many pages away, which are in one block.
+    fn tables_to_unmap(&self, tables: &Self::Tables, ipa: u64, count: u64) -> usize;
+
+    /// Maps pages where nothing is mapped. There are tables for it.
+    fn map(&self, tables: &mut Self::Tables, ipa: u64, pages: Ready);
+
+    /// Takes a mapping away, complete with TLB maintenance for the VM's VMID. There are tables for it.
+    fn unmap(&self, tables: &mut Self::Tables, ipa: u64, count: u64);
 
     /// A guest has enrolled a page where nothing is mapped: no memory comes there any more. There are tables for
     /// it.

@@ -21,19 +21,20 @@
 //! and all its vCPUs. VM_SEAL ends that, for good; before it nothing of the VM runs, after it nothing of the
 //! host's choosing gets in. A normal VM knows no seal.
 //!
-//! Which of its vCPUs are on is in [`super::power`], what a guest does to its own memory in [`super::calls`].
+//! Which of its vCPUs are on is in [`super::power`], what its host does to its memory in [`super::ranges`], what a
+//! guest does to its own in [`super::calls`].
 
 #![forbid(unsafe_code)]
 
 use super::features::{check_features, check_start};
-use super::hardware::{Boot, Machine, Memory as _, NewVcpu, There};
+use super::hardware::{Boot, Machine, Memory as _, NewVcpu};
 use crate::arch::MAX_CPUS;
-use crate::memory::handover::{self, Arrival};
+use crate::memory::handover;
 use crate::memory::pages::{Page, VmId};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{
-    MAX_PAGES_PER_CALL, MAX_VCPUS, MAX_VMS, Policy, Start, UntrustedIpa, UntrustedPa,
-    UntrustedPages, VM_PAGES, VcpuConfig, VcpuIndex, VmConfig, VmHandle,
+    MAX_PAGES_PER_CALL, MAX_VCPUS, MAX_VMS, Policy, Start, UntrustedIpa, UntrustedPages, VM_PAGES,
+    VcpuConfig, VcpuIndex, VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
 use umbra_shared::vcpu::VcpuFeatures;
@@ -90,7 +91,7 @@ pub struct Vm<T, V> {
     generation: u64,
     pub(super) config: VmConfig,
     /// A protected VM is built no more: nothing of the host's choosing gets in.
-    sealed: bool,
+    pub(super) sealed: bool,
     /// A protected VM has turned itself off: it runs no more.
     pub(super) ended: bool,
     /// By index.
@@ -234,72 +235,6 @@ impl<T, V> Vm<T, V> {
         Ok(())
     }
 
-    /// VM_MAP.
-    ///
-    /// # Errors
-    ///
-    /// BAD_VM, DYING, UNALIGNED, BAD_IPA, IPA_IN_USE for a page that is mapped or that the guest has enrolled as
-    /// a device's, NO_TABLES, and what is wrong with the page.
-    pub fn map<M: Machine<Tables = T, Vcpu = V>>(
-        &mut self,
-        m: &M,
-        handle: VmHandle,
-        pa: UntrustedPa,
-        ipa: UntrustedIpa,
-    ) -> Result<(), Error> {
-        let vm = slot(handle)?;
-        self.check(handle)?;
-        let protected = self.config.protected;
-        let arrival = match (protected, self.sealed) {
-            (false, _) => Arrival::Shared,
-            (true, false) => Arrival::Kept,
-            (true, true) => Arrival::Zeroed,
-        };
-        let tables = self.tables()?;
-        check_ipa(m, ipa)?;
-        if m.lookup(tables, ipa.0) != There::Nothing {
-            return Err(Error::IpaInUse);
-        }
-        if m.tables_left(vm) < m.tables_for_one() {
-            return Err(Error::NoTables);
-        }
-        let ready = m.memory(|memory| {
-            let page = memory.pages().lookup(pa.0)?;
-            memory.pages().give_to_guest(page, vm, protected)?;
-            Ok(handover::prepare_for_guest(memory, page, arrival))
-        })?;
-        m.map(tables, ipa.0, ready);
-        self.pages_out += 1;
-        Ok(())
-    }
-
-    /// VM_UNMAP: the host takes a page of a normal VM back. Returns its address.
-    ///
-    /// # Errors
-    ///
-    /// BAD_VM, DYING, UNALIGNED, BAD_IPA, NOT_MAPPED, NOT_OWNED if the VM is protected.
-    pub fn unmap<M: Machine<Tables = T, Vcpu = V>>(
-        &mut self,
-        m: &M,
-        handle: VmHandle,
-        ipa: UntrustedIpa,
-    ) -> Result<u64, Error> {
-        let vm = slot(handle)?;
-        self.check(handle)?;
-        let tables = self.tables()?;
-        check_ipa(m, ipa)?;
-        let There::Memory(pa) = m.lookup(tables, ipa.0) else { return Err(Error::NotMapped) };
-        m.memory(|memory| {
-            let page = memory.pages().lookup(pa)?;
-            memory.pages().unshare_with_guest(page, vm)?;
-            // The host has had the page all along: it is told when the guest has it no more.
-            m.unmap(tables, ipa.0);
-            Ok(())
-        })?;
-        self.pages_out -= 1;
-        Ok(pa)
-    }
-
     /// VM_SEAL: a protected VM with all its vCPUs and its payload can run from here on. The host has no say in
     /// its content, its entries and its registers any more, but for answers to exits that are open.
     ///
@@ -353,35 +288,6 @@ impl<T, V> Vm<T, V> {
             }
         });
         Ok(())
-    }
-
-    /// VM_RECLAIM. Returns how many pages are still out.
-    ///
-    /// # Errors
-    ///
-    /// BAD_VM, NOT_DYING, NOT_OWNED, and what is wrong with the address.
-    pub fn reclaim<M: Machine<Tables = T, Vcpu = V>>(
-        &mut self,
-        m: &M,
-        handle: VmHandle,
-        pa: UntrustedPa,
-    ) -> Result<u64, Error> {
-        let vm = slot(handle)?;
-        self.check(handle)?;
-        if !matches!(self.life, Life::Dying) {
-            return Err(Error::NotDying);
-        }
-        m.memory(|memory| {
-            let page = memory.pages().lookup(pa.0)?;
-            let was = memory.pages().reclaim(page, vm)?;
-            handover::reclaim(memory, page, was);
-            Ok(())
-        })?;
-        self.pages_out -= 1;
-        if self.pages_out == 0 {
-            self.life = Life::Free;
-        }
-        Ok(self.pages_out)
     }
 
     /// VCPU_CREATE.

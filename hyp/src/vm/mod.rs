@@ -1,11 +1,12 @@
-//! The life of VMs and vCPUs: what is decided about them ([`life`], [`features`], [`power`], [`calls`], [`registers`]), over
-//! a machine that is a trait ([`hardware`]), and what it is put into effect with (`slots`, `state`).
+//! The life of VMs and vCPUs: what is decided about them ([`life`], [`ranges`], [`features`], [`power`], [`calls`],
+//! [`registers`]), over a machine that is a trait ([`hardware`]), and what it is put into effect with (`slots`, `state`).
 
 pub mod calls;
 pub mod features;
 pub mod hardware;
 pub mod life;
 pub mod power;
+pub mod ranges;
 pub mod registers;
 #[cfg(target_os = "none")]
 pub mod slots;

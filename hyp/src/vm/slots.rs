@@ -29,10 +29,10 @@ use crate::world::switch::{self, El1Context, GuestRegs, PSTATE_EL1H_MASKED, SCTL
 use arm_psci::ErrorCode;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{
-    MAX_VCPUS, MAX_VMS, Policy, Start, UntrustedIpa, UntrustedPa, UntrustedPages, VcpuConfig,
+    BLOCK_PAGES, MAX_VCPUS, MAX_VMS, Policy, Start, UntrustedIpa, UntrustedPages, VcpuConfig,
     VcpuIndex, VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
@@ -129,6 +129,8 @@ pub struct Vcpu {
     /// Pages that its guest has enrolled, where it found one last, by the page's low bits. They stay enrolled for
     /// as long as the VM lives.
     pub devices: [u64; DEVICES],
+    /// [`BROKEN`] of its VM, when it was last asked.
+    broken: u32,
     /// What it was made with.
     pub(super) features: VcpuFeatures,
     /// What AArch32 adds to EL1, while the vCPU is loaded nowhere.
@@ -141,6 +143,7 @@ static_assertions::const_assert!(size_of::<Vcpu>() <= PAGE_SIZE);
 
 /// Pages of devices that a vCPU remembers: a power of two.
 pub const DEVICES: usize = 4;
+const PAGE: u64 = PAGE_SIZE as u64;
 /// No page.
 const NO_DEVICE: u64 = u64::MAX;
 
@@ -272,6 +275,9 @@ impl hardware::Memory for hw::Memory {
 static STOPPED: [[AtomicBool; MAX_VCPUS]; MAX_VMS] =
     [const { [const { AtomicBool::new(false) }; MAX_VCPUS] }; MAX_VMS];
 
+/// How often something was taken from a VM's stage 2: the rest of a block is missing meanwhile, too.
+static BROKEN: [AtomicU32; MAX_VMS] = [const { AtomicU32::new(0) }; MAX_VMS];
+
 /// This machine.
 struct Target;
 
@@ -329,7 +335,10 @@ impl Machine for Target {
     }
 
     fn new_tables(&self, vm: VmId) -> VmTables {
-        let tables = Stage2Tables::new(Tables(&POOLS[usize::from(vm)]), machine().stage2);
+        let mut tables = Stage2Tables::new(Tables(&POOLS[usize::from(vm)]), machine().stage2);
+        if machine().features.has(Name::Fwb) {
+            tables = tables.forcing_write_back();
+        }
         VmTables { stage2: ManuallyDrop::new(tables.with_vmid(vm + 1)) }
     }
 
@@ -347,12 +356,33 @@ impl Machine for Target {
         }
     }
 
-    fn map(&self, tables: &mut VmTables, ipa: u64, page: Ready) {
-        tables.stage2.map(&Tlbs, ipa, page.pa());
+    fn block_pages(&self) -> u64 {
+        BLOCK_PAGES
     }
 
-    fn unmap(&self, tables: &mut VmTables, ipa: u64) {
-        tables.stage2.unmap(&Tlbs, ipa);
+    fn is_free(&self, tables: &VmTables, ipa: u64, count: u64) -> bool {
+        tables.stage2.is_free(ipa, count * PAGE)
+    }
+
+    fn run(&self, tables: &VmTables, ipa: u64, count: u64) -> Option<(u64, u64)> {
+        tables.stage2.run(ipa, count * PAGE)
+    }
+
+    fn tables_to_unmap(&self, tables: &VmTables, ipa: u64, count: u64) -> usize {
+        usize::from(tables.stage2.cuts_a_block(ipa, count * PAGE))
+    }
+
+    fn map(&self, tables: &mut VmTables, ipa: u64, ready: Ready) {
+        let pages = ready.pages();
+        tables.stage2.map(&Tlbs, ipa, pages.start(), pages.bytes());
+    }
+
+    fn unmap(&self, tables: &mut VmTables, ipa: u64, count: u64) {
+        // Before a walk can miss what is still the guest's ([`is_there_again`]).
+        let vm = usize::from(tables.stage2.vttbr().vmid() - 1);
+        BROKEN[vm].fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        tables.stage2.unmap(&Tlbs, ipa, count * PAGE);
     }
 
     fn new_vcpu(&self, tables: &VmTables, new: &NewVcpu) -> Place {
@@ -383,6 +413,7 @@ impl Machine for Target {
             hcr: 0,
             protected: new.protected,
             devices: [NO_DEVICE; DEVICES],
+            broken: BROKEN[usize::from(tables.stage2.vttbr().vmid() - 1)].load(Ordering::SeqCst),
             features: new.features,
             aarch32: Aarch32Regs::default(),
             flags: flag_page(new.flag_page),
@@ -456,22 +487,22 @@ pub fn topup(handle: VmHandle, pages: UntrustedPages) -> Result<(), Error> {
     slot(handle)?.topup(&Target, handle, pages)
 }
 
-/// VM_MAP.
+/// VM_MAP. Returns how many pages are in place.
 ///
 /// # Errors
 ///
 /// Those of [`life::Vm::map`].
-pub fn map(handle: VmHandle, pa: UntrustedPa, ipa: UntrustedIpa) -> Result<(), Error> {
-    slot(handle)?.map(&Target, handle, pa, ipa)
+pub fn map(handle: VmHandle, pages: UntrustedPages, ipa: UntrustedIpa) -> Result<u64, Error> {
+    slot(handle)?.map(&Target, handle, pages, ipa)
 }
 
-/// VM_UNMAP. Returns the page's address.
+/// VM_UNMAP. Returns the first page's address, and how many.
 ///
 /// # Errors
 ///
 /// Those of [`life::Vm::unmap`].
-pub fn unmap(handle: VmHandle, ipa: UntrustedIpa) -> Result<u64, Error> {
-    slot(handle)?.unmap(&Target, handle, ipa)
+pub fn unmap(handle: VmHandle, ipa: UntrustedIpa, count: u64) -> Result<(u64, u64), Error> {
+    slot(handle)?.unmap(&Target, handle, ipa, count)
 }
 
 /// VM_SEAL.
@@ -492,13 +523,13 @@ pub fn destroy(handle: VmHandle) -> Result<(), Error> {
     slot(handle)?.destroy(&Target, handle)
 }
 
-/// VM_RECLAIM. Returns how many pages are still out.
+/// VM_RECLAIM. Returns how many pages are still out, and how many came back.
 ///
 /// # Errors
 ///
 /// Those of [`life::Vm::reclaim`].
-pub fn reclaim(handle: VmHandle, pa: UntrustedPa) -> Result<u64, Error> {
-    slot(handle)?.reclaim(&Target, handle, pa)
+pub fn reclaim(handle: VmHandle, pages: UntrustedPages) -> Result<(u64, u64), Error> {
+    slot(handle)?.reclaim(&Target, handle, pages)
 }
 
 /// What a vCPU would have, if that much of the call can be done.
@@ -598,6 +629,19 @@ pub fn guest_enrol(vm: VmId, ipa: UntrustedIpa) -> Result<(), Error> {
 /// What is at an address of a guest of this VM.
 pub fn lookup(vm: VmId, ipa: u64) -> There {
     lock(vm).lookup(&Target, ipa)
+}
+
+/// Whether memory is there all the same that the vCPU has just missed: it was the rest of a block that was being
+/// broken. Asked of the VM's tables only if anything was taken from them since the vCPU last asked; whoever takes
+/// something holds the slot's lock until the rest is there again.
+pub fn is_there_again(vcpu: &mut Vcpu, vm: VmId, ipa: u64) -> bool {
+    // The walk that missed came before what is read here.
+    fence(Ordering::SeqCst);
+    let broken = BROKEN[usize::from(vm)].load(Ordering::SeqCst);
+    if core::mem::replace(&mut vcpu.broken, broken) == broken {
+        return false;
+    }
+    matches!(lookup(vm, ipa & !(PAGE - 1)), There::Memory(_))
 }
 
 /// VCPU_RESET.

@@ -123,7 +123,8 @@ mod tests {
     /// Features that have a say in controls.
     fn involved() -> Vec<Name> {
         let said = ALL.iter().filter(|f| !f.bits.is_empty() || !f.owns.is_empty());
-        said.map(|f| f.name).filter(|&name| !always(name) && !alone(name)).collect()
+        let counts = |&name: &Name| !always(name) && !alone(name) && name != Name::Fwb;
+        said.map(|f| f.name).filter(counts).collect()
     }
 
     /// Whether a feature brings registers only that nothing else has a say in, and that stay as they are: one
@@ -238,6 +239,20 @@ mod tests {
         });
     }
 
+    /// FWB is no trap, and nobody else's business: it is a guest's wherever the CPU has it, and in nothing else.
+    #[test]
+    fn write_back_is_forced_for_guests_alone() {
+        let without = Features::ALL.less(Features::NONE.with(Name::Fwb));
+        let (with, without) = (Controls::new(Features::ALL, 6), Controls::new(without, 6));
+        for control in Control::ALL {
+            let n = control as usize;
+            let more = if control == Control::Hcr { 1 << 46 } else { 0 };
+            assert_eq!(with.host[n], without.host[n], "{control:?}");
+            assert_eq!(with.guest[n], without.guest[n] | more, "{control:?}");
+            assert_eq!(without.guest[n] & more, 0);
+        }
+    }
+
     #[test]
     fn every_control_is_written_somewhere_and_once() {
         let elsewhere = [Control::Hcr, Control::Cptr];
@@ -281,7 +296,8 @@ mod tests {
     /// opens something for it never goes beyond the host's.
     #[test]
     fn every_set_of_features_keeps_a_guest_in() {
-        let everything = Controls::new(Features::ALL, 0);
+        let all = Features::ALL.less(Features::NONE.with(Name::Fwb));
+        let everything = Controls::new(all, 0);
         every_set(|features| {
             let values = Controls::new(features, 6);
             let at = |values: &[u64; CONTROLS], control: Control| values[control as usize];
@@ -337,7 +353,7 @@ mod tests {
     fn values_of_a_cpu_that_has_everything() {
         let Controls { host, guest } = Controls::new(Features::ALL, 6);
         let expected = [
-            (Control::Hcr, 0x0120_8300_8018_0001, 0x0000_0018_807d_263f),
+            (Control::Hcr, 0x0120_8300_8018_0001, 0x0000_4018_807d_263f),
             (Control::Mdcr, 0x2_0006, 0xa_4e66),
             (Control::Cptr, 0, 0x4010_0000),
             (Control::Cnthctl, 3, 1),

@@ -79,8 +79,15 @@ impl Junk {
                 args[1] = 4 + self.random.below(5);
                 args[2] = self.random.below(3) | self.random.below(2) << 4;
             }
-            Function::VmMap
-            | Function::VmTopup
+            Function::VmUnmap | Function::VmReclaim if self.random.below(2) == 0 => {
+                args[0] = self.handles[self.random.below(8) as usize];
+                args[2] = self.random.below(9);
+            }
+            Function::VmMap if self.random.below(4) != 0 => {
+                args[0] = self.handles[self.random.below(8) as usize];
+                args[3] = self.random.below(9);
+            }
+            Function::VmTopup
             | Function::VcpuCreate
             | Function::VcpuLoad
             | Function::VmSeal
@@ -121,6 +128,8 @@ impl Junk {
                 Function::VcpuCreate => args[2] & !0xffff | (args[2] & 0xffff).min(most),
                 _ => args[2].min(most),
             };
+        } else if function == Function::VmMap && self.within(args[1]) {
+            args[3] = args[3].min((end - args[1]) / PAGE);
         }
         self.calls += 1;
         if !wanted(function) {

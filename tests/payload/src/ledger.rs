@@ -120,15 +120,18 @@ pub fn destroy(vm: VmHandle) -> u64 {
     }
     let all = LEDGER.lock().pages.clone();
     let mut left = u64::MAX;
-    for page in all.iter().rev().flat_map(|&(first, count)| each(first, count)) {
-        match Hvc.vm_reclaim(vm, page) {
-            Ok(0) => {
-                left = 0;
-                break;
+    'all: for &(first, count) in all.iter().rev() {
+        let mut n = 0;
+        while n < count {
+            match Hvc.vm_reclaim_range(vm, first + n * PAGE, count - n) {
+                Ok((0, _)) => {
+                    left = 0;
+                    break 'all;
+                }
+                Ok((out, back)) => (left, n) = (out, n + back),
+                Err(Error::NotOwned) => n += 1,
+                Err(error) => panic!("VM_RECLAIM of {:#x}: {error}", first + n * PAGE),
             }
-            Ok(out) => left = out,
-            Err(Error::NotOwned) => {}
-            Err(error) => panic!("VM_RECLAIM of {page:#x}: {error}"),
         }
     }
     let mut ledger = LEDGER.lock();

@@ -20,6 +20,8 @@ pub struct Outcome {
     pub result: Result<(), Error>,
     /// x1, where the specification has an opinion.
     pub x1: Option<u64>,
+    /// x2, likewise.
+    pub x2: Option<u64>,
     /// Pages whose states it changes.
     pub changes: Changes,
 }
@@ -31,7 +33,7 @@ impl Outcome {
     }
 
     fn ok() -> Self {
-        Self { result: Ok(()), x1: None, changes: Changes::new() }
+        Self { result: Ok(()), x1: None, x2: None, changes: Changes::new() }
     }
 
     fn refused(error: Error) -> Self {
@@ -56,6 +58,8 @@ pub struct Choice {
     pub x1: u64,
     /// It refused to show a system register, or to give it a value.
     pub register: Option<Error>,
+    /// x2.
+    pub x2: u64,
 }
 
 /// What VCPU_CREATE and VCPU_RESET take as a start.
@@ -74,6 +78,10 @@ fn check_start(features: VcpuFeatures, start: Start) -> Result<(), Error> {
 
 fn one(page: u64, owner: Owner) -> Changes {
     Changes::from([(page, owner)])
+}
+
+fn all(pages: std::ops::Range<u64>, owner: Owner) -> Changes {
+    pages.map(|page| (page, owner)).collect()
 }
 
 impl Spec {
@@ -161,36 +169,48 @@ impl Spec {
                 vm.pages_out += pages.count;
                 Ok(Outcome::changing(changes))
             }
-            Call::VmMap { vm: handle, page, ipa } => {
+            Call::VmMap { vm: handle, pages, ipa } => {
                 let slot = vm::slot(handle)?;
                 let vm = &self.vms[usize::from(slot)];
                 vm.check_alive(handle)?;
                 self.check_ipa(ipa)?;
-                if vm.maps.contains_key(&ipa.0) || vm.enrolled.contains(&ipa.0) {
+                let count = self.in_block(ipa.0, pages.count)?;
+                let end = ipa.0 + count * PAGE_SIZE as u64;
+                let in_use = vm.maps.range(ipa.0..end).next().is_some();
+                if in_use || vm.enrolled.range(ipa.0..end).next().is_some() {
                     return Err(Error::IpaInUse);
                 }
                 if !vm.has_tables() {
                     return Err(Error::NoTables);
                 }
-                let page = self.memory.lookup(page.0)?;
-                self.memory.require_host(page)?;
+                let range = self.memory.range(UntrustedPages { count, ..pages })?;
+                range.clone().try_for_each(|page| self.memory.require_host(page))?;
                 let state =
                     if vm.protected { PageState::Guest } else { PageState::SharedWithGuest };
-                self.vms[usize::from(slot)].map(self.platform.root_level, ipa.0, page);
-                Ok(Outcome::changing(one(page, Owner::of(state, slot))))
+                let done = self.done(count, choice.x1);
+                let first = range.start;
+                self.vms[usize::from(slot)].map(&self.platform, ipa.0, first, done);
+                let changes = all(first..first + done, Owner::of(state, slot));
+                Ok(Outcome { x1: Some(done), ..Outcome::changing(changes) })
             }
-            Call::VmUnmap { vm: handle, ipa } => {
+            Call::VmUnmap { vm: handle, ipa, count } => {
                 let slot = vm::slot(handle)?;
                 let vm = &self.vms[usize::from(slot)];
                 vm.check_alive(handle)?;
                 self.check_ipa(ipa)?;
+                let count = self.in_block(ipa.0, count)?;
                 let page = *vm.maps.get(&ipa.0).ok_or(Error::NotMapped)?;
                 if vm.protected {
                     return Err(Error::NotOwned);
                 }
-                self.vms[usize::from(slot)].unmap(ipa.0);
-                let changes = one(page, Owner::HOST);
-                Ok(Outcome { x1: Some(page * PAGE_SIZE as u64), ..Outcome::changing(changes) })
+                let done = vm.run(ipa.0, count);
+                if !vm.has_tables_to_unmap(&self.platform, ipa.0, done) {
+                    return Err(Error::NoTables);
+                }
+                self.vms[usize::from(slot)].unmap(&self.platform, ipa.0, done);
+                let changes = all(page..page + done, Owner::HOST);
+                let x1 = Some(page * PAGE_SIZE as u64);
+                Ok(Outcome { x1, x2: Some(done), ..Outcome::changing(changes) })
             }
             Call::VmSeal { vm: handle } => {
                 let vm = &mut self.vms[usize::from(vm::slot(handle)?)];
@@ -217,36 +237,45 @@ impl Spec {
                 }
                 vm.life = Life::Dying;
                 vm.maps.clear();
+                vm.blocks.clear();
                 let unused = Owner::of(PageState::FlagPage, 0);
                 let vcpus = core::mem::take(&mut vm.vcpus);
                 let changes = vcpus.values().map(|vcpu| (vcpu.flag_page, unused)).collect();
                 Ok(Outcome::changing(changes))
             }
-            Call::VmReclaim { vm: handle, page } => {
+            Call::VmReclaim { vm: handle, pages } => {
                 let slot = vm::slot(handle)?;
-                let vm = &mut self.vms[usize::from(slot)];
+                let vm = &self.vms[usize::from(slot)];
                 vm.check(handle)?;
                 if vm.life != Life::Dying {
                     return Err(Error::NotDying);
                 }
-                let page = self.memory.lookup(page.0)?;
-                let owner = self.memory.get(page).unwrap_or(Owner::HOST);
-                let of_a_vm = matches!(
-                    owner.state,
-                    PageState::Vm
-                        | PageState::Guest
-                        | PageState::SharedWithGuest
-                        | PageState::SharedByGuest
-                );
-                if !of_a_vm || owner.vm != slot {
+                let count = self.in_block(pages.start.0, pages.count)?;
+                let range = self.memory.range(UntrustedPages { count, ..pages })?;
+                let is_its = |page: &u64| {
+                    let owner = self.memory.get(*page).unwrap_or(Owner::HOST);
+                    let of_a_vm = matches!(
+                        owner.state,
+                        PageState::Vm
+                            | PageState::Guest
+                            | PageState::SharedWithGuest
+                            | PageState::SharedByGuest
+                    );
+                    of_a_vm && owner.vm == slot
+                };
+                let theirs = range.clone().take_while(is_its).count() as u64;
+                if theirs == 0 {
                     return Err(Error::NotOwned);
                 }
-                vm.pages_out -= 1;
+                let done = self.done(theirs, choice.x2);
+                let vm = &mut self.vms[usize::from(slot)];
+                vm.pages_out -= done;
                 if vm.pages_out == 0 {
                     vm.life = Life::Free;
                 }
-                let changes = one(page, Owner::HOST);
-                Ok(Outcome { x1: Some(vm.pages_out), ..Outcome::changing(changes) })
+                let changes = all(range.start..range.start + done, Owner::HOST);
+                let x1 = Some(vm.pages_out);
+                Ok(Outcome { x1, x2: Some(done), ..Outcome::changing(changes) })
             }
             Call::VcpuCreate(config) => self.create_vcpu(&config),
             Call::VcpuLoad { vm: handle, vcpu } => {
@@ -335,6 +364,19 @@ impl Spec {
         } else {
             Ok(())
         }
+    }
+
+    /// As many of `count` pages from an address on as are in its block.
+    fn in_block(&self, address: u64, count: u64) -> Result<u64, Error> {
+        let block = self.platform.block_pages;
+        let left = block - address / PAGE_SIZE as u64 % block;
+        if count == 0 { Err(Error::InvalidArgument) } else { Ok(count.min(left)) }
+    }
+
+    /// What hyp may have done of `count` pages: all, or whole stretches, if an interrupt waited.
+    fn done(&self, count: u64, told: u64) -> u64 {
+        let stopped = told != 0 && told < count && told.is_multiple_of(self.platform.stretch);
+        if stopped { told } else { count }
     }
 
     fn donate(&self, pages: UntrustedPages, slot: u8) -> Result<Changes, Error> {

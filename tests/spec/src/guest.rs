@@ -208,14 +208,19 @@ impl Spec {
             (GuestFunction::MmioGuard, None) if device => Answer::x0(SUCCESS),
             (GuestFunction::MmioGuard, None) if !vm.has_tables() => Answer::again(Reason::Tables),
             (GuestFunction::MmioGuard, None) => {
-                vm.enrol(self.platform.root_level, ipa);
+                vm.enrol(&self.platform, ipa);
                 Answer::x0(SUCCESS)
             }
             (GuestFunction::MemShare, None) if !device => Answer::again(Reason::Fault),
             (GuestFunction::MemShare, Some(page)) if now == Some(own) => becomes(page, shared),
             (GuestFunction::MemUnshare, Some(page)) if now == Some(shared) => becomes(page, own),
+            (GuestFunction::MemRelinquish, Some(_))
+                if !vm.has_tables_to_unmap(&self.platform, ipa, 1) =>
+            {
+                Answer::again(Reason::Tables)
+            }
             (GuestFunction::MemRelinquish, Some(page)) => {
-                vm.unmap(ipa);
+                vm.unmap(&self.platform, ipa, 1);
                 Answer { exit: Some(Reason::Relinquished), ..becomes(page, Owner::HOST) }
             }
             _ => refused,

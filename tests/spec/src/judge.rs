@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use thiserror::Error as ThisError;
-use umbra_shared::call::{Call, Function, Policy};
+use umbra_shared::call::{BLOCK_PAGES, Call, Function, Policy};
 use umbra_shared::error::{Error, SUCCESS, check};
 use umbra_shared::exit::{ExitInfo, Reason, RunFlags};
 use umbra_shared::flags::HostFlags;
@@ -18,6 +18,9 @@ use crate::memory::{Changes, Memory, Owner};
 use crate::offer::Offer;
 use crate::vm::{self, Power};
 use crate::{Platform, Spec};
+
+/// Pages that hyp wipes and cleans before it looks whether an interrupt waits.
+const STRETCH: u64 = 64;
 
 /// The first thing that is not as specified.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
@@ -82,6 +85,8 @@ pub fn judge(mut records: Vec<Record>) -> Result<Report, Difference> {
                     guest_vqs: VqSet::from_bits(vqs as u16),
                     ipa_bits: bits as u32,
                     root_level: root as u32,
+                    block_pages: BLOCK_PAGES,
+                    stretch: STRETCH,
                     guest_svqs: VqSet::from_bits(svqs as u16),
                     aarch32: aarch32 != 0,
                     protects: protection >> 8 & 1 != 0,
@@ -264,10 +269,11 @@ impl Spec {
                     register: [Error::BadRegister, Error::InvalidArgument]
                         .into_iter()
                         .find(|error| error.code() as u64 == record.result),
+                    x2: record.results[1],
                 };
                 self.call(cpu, &call, choice)
             }
-            Err(error) => Outcome { result: Err(error), x1: None, changes: Changes::new() },
+            Err(error) => Outcome { result: Err(error), ..nothing() },
         }
     }
 
@@ -283,6 +289,10 @@ impl Spec {
         let x1 = record.results[0];
         if let Some(expected) = outcome.x1.filter(|&expected| expected != x1) {
             return Err(format!("x1 is {x1:#x}, should be {expected:#x}"));
+        }
+        let x2 = record.results[1];
+        if let Some(expected) = outcome.x2.filter(|&expected| expected != x2) {
+            return Err(format!("x2 is {x2:#x}, should be {expected:#x}"));
         }
         compare_changes(record, &outcome.changes)?;
         let loaded = self.cpus[cpu]
@@ -439,7 +449,7 @@ fn is_hyps(x0: u64, protected: bool, aarch32: bool) -> bool {
 }
 
 fn nothing() -> Outcome {
-    Outcome { result: Ok(()), x1: None, changes: Changes::new() }
+    Outcome { result: Ok(()), x1: None, x2: None, changes: Changes::new() }
 }
 
 fn compare_changes(record: &Record, expected: &Changes) -> Result<(), String> {

@@ -55,6 +55,10 @@ pub struct Platform {
     pub ipa_bits: u32,
     /// Level of a guest's root table: 0 or 1.
     pub root_level: u32,
+    /// Pages of a block, which is as far as a call with a range goes.
+    pub block_pages: u64,
+    /// Pages that such a call does before it looks whether an interrupt waits.
+    pub stretch: u64,
 }
 
 /// A CPU.

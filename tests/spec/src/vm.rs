@@ -2,9 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{Policy, VmHandle};
 use umbra_shared::error::Error;
 use umbra_shared::vcpu::VcpuFeatures;
+
+use crate::Platform;
+
+const PAGE: u64 = PAGE_SIZE as u64;
 
 /// Bits of a handle that are the slot.
 const SLOT_BITS: u32 = 8;
@@ -78,6 +83,8 @@ pub struct Vm {
     pub vcpus: BTreeMap<usize, Vcpu>,
     /// Its memory: guest address to page.
     pub maps: BTreeMap<u64, u64>,
+    /// Guest addresses of blocks among it.
+    pub blocks: BTreeSet<u64>,
     /// Guest addresses of pages that are devices'.
     pub enrolled: BTreeSet<u64>,
     /// Pages it was given for tables.
@@ -120,32 +127,77 @@ impl Vm {
         if self.life == Life::Alive { Ok(()) } else { Err(Error::Dying) }
     }
 
-    /// The tables that a mapping of `ipa` hangs in, below the root.
-    fn tables_of(root_level: u32, ipa: u64) -> impl Iterator<Item = (u32, u64)> {
-        (root_level + 1..=3).map(move |level| (level, ipa >> (12 + 9 * (4 - level))))
+    /// The tables that a mapping of `ipa` hangs in, below the root, down to the table of pages.
+    fn tables_of(platform: &Platform, ipa: u64) -> impl Iterator<Item = (u32, u64)> {
+        let bits = platform.block_pages.trailing_zeros();
+        (platform.root_level + 1..=3).map(move |level| (level, ipa >> (12 + bits * (4 - level))))
     }
 
-    /// Whether there are tables for any mapping.
+    /// Where the block around an address begins.
+    fn block(platform: &Platform, ipa: u64) -> u64 {
+        ipa - ipa % (platform.block_pages * PAGE)
+    }
+
+    /// Tables that are left.
+    pub fn tables_left(&self) -> u64 {
+        self.table_pages - 1 - self.tables.len() as u64
+    }
+
+    /// Whether there are tables for any mapping in one block.
     pub fn has_tables(&self) -> bool {
-        self.table_pages - 1 - self.tables.len() as u64 >= TABLES_FOR_ONE
+        self.tables_left() >= TABLES_FOR_ONE
     }
 
-    /// Maps a page.
-    pub fn map(&mut self, root_level: u32, ipa: u64, page: u64) {
-        self.tables.extend(Self::tables_of(root_level, ipa));
-        self.maps.insert(ipa, page);
-        self.pages_out += 1;
+    /// Whether there is a table for the rest, if it takes one to take so many pages away.
+    pub fn has_tables_to_unmap(&self, platform: &Platform, ipa: u64, count: u64) -> bool {
+        let cut = self.blocks.contains(&Self::block(platform, ipa)) && count < platform.block_pages;
+        !cut || self.tables_left() != 0
+    }
+
+    /// Maps pages that lie one behind the other: a block, if they are one and as many, else pages.
+    pub fn map(&mut self, platform: &Platform, ipa: u64, page: u64, count: u64) {
+        let tables = Self::tables_of(platform, ipa);
+        if count == platform.block_pages && page.is_multiple_of(count) {
+            self.blocks.insert(ipa);
+            self.tables.extend(tables.filter(|&(level, _)| level != 3));
+            // One that was there for pages is free.
+            let pages = Self::tables_of(platform, ipa).last();
+            self.tables.retain(|&table| Some(table) != pages);
+        } else {
+            self.tables.extend(tables);
+        }
+        for n in 0..count {
+            self.maps.insert(ipa + n * PAGE, page + n);
+        }
+        self.pages_out += count;
     }
 
     /// Enrols a page.
-    pub fn enrol(&mut self, root_level: u32, ipa: u64) {
-        self.tables.extend(Self::tables_of(root_level, ipa));
+    pub fn enrol(&mut self, platform: &Platform, ipa: u64) {
+        self.tables.extend(Self::tables_of(platform, ipa));
         self.enrolled.insert(ipa);
     }
 
-    /// Takes a mapping away. Tables stay.
-    pub fn unmap(&mut self, ipa: u64) {
-        self.maps.remove(&ipa);
-        self.pages_out -= 1;
+    /// How many of `count` pages, one at least, lie one behind the other from an address on where there is one.
+    pub fn run(&self, ipa: u64, count: u64) -> u64 {
+        let page = self.maps[&ipa];
+        let alike = |n: &u64| self.maps.get(&(ipa + n * PAGE)) == Some(&(page + n));
+        (0..count).take_while(alike).count() as u64
+    }
+
+    /// Takes mappings away. What is left of a block hangs in a table; a table of pages that are all taken is free,
+    /// others stay.
+    pub fn unmap(&mut self, platform: &Platform, ipa: u64, count: u64) {
+        let last = Self::tables_of(platform, ipa).last();
+        if count == platform.block_pages {
+            self.tables.retain(|&table| Some(table) != last);
+        } else if self.blocks.contains(&Self::block(platform, ipa)) {
+            self.tables.extend(last);
+        }
+        self.blocks.remove(&Self::block(platform, ipa));
+        for n in 0..count {
+            self.maps.remove(&(ipa + n * PAGE));
+        }
+        self.pages_out -= count;
     }
 }

@@ -2,6 +2,7 @@
 
 use super::floor::{self, Features};
 use super::row::{Fp, Hints, Policy, Row};
+use umbra_shared::call::MASKED_INSTRUCTIONS;
 
 /// An aim and what became of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +68,21 @@ pub fn all(rows: &[Row], features: &Features) -> Vec<Target> {
     }
     add("trap handled at EL2 alone", 110.0, trap);
     add("null hypercall", 90.0, worst("null_hypercall", Fp::None, Fp::None, &count));
+    let page = |name: &str, vm: &str| {
+        let of = |row: &&Row| row.name == name && row.vm.as_deref() == Some(vm);
+        rows.iter().find(of).map(|row| row.instructions)
+    };
+    add("a page of 2 MiB, put in place for a normal VM", 60.0, page("map_range", "normal"));
+    add("  for a protected VM, zeroed", 700.0, page("map_range", "protected"));
+    add("  reclaimed of a protected VM", 700.0, page("reclaim_range", "protected"));
+    let masked = rows.iter().filter(|row| {
+        matches!(row.name.as_str(), "masked_vm_map" | "masked_vm_unmap" | "masked_vm_reclaim")
+    });
+    let longest = masked.map(|row| row.instructions).reduce(f64::max);
+    add("  before it is asked whether an interrupt waits", MASKED_INSTRUCTIONS as f64, longest);
+    let calls = rows.iter().filter(|row| row.name == "build_512_mib");
+    let calls = calls.map(|row| row.iterations as f64).reduce(f64::max);
+    add("calls for a guest of 512 MiB", 300.0, calls);
     targets
 }
 

@@ -78,6 +78,8 @@ fn guided(seed: u64, vls: &[u16], svls: &[u16]) -> (Vec<Step>, usize) {
         protected_policy: Policy::Scrub,
         ipa_bits: 40,
         root_level: 0,
+        block_pages: call::BLOCK_PAGES,
+        stretch: 64,
     };
     let count = rng.usize(100..420);
     let mut spec = Spec::new(platform, memory);
@@ -188,6 +190,16 @@ impl Guide {
         self.page(|this, page| this.state(page).state == state)
     }
 
+    /// Pages of a range: mostly a few, some of which may not be what the first is.
+    fn count(&mut self) -> u64 {
+        match self.rng.u8(..16) {
+            0..8 => 1,
+            8..14 => self.rng.u64(2..7),
+            14 => PAGES as u64,
+            _ => self.rng.u64(..1024),
+        }
+    }
+
     /// So many pages of the host's in a row.
     fn run(&mut self, count: u64) -> Option<u8> {
         self.page(|this, page| {
@@ -272,16 +284,18 @@ impl Guide {
                 let page = self.page(|this, page| {
                     this.state(page) == Owner::HOST && this.written[usize::from(page)]
                 })?;
+                let count = self.count();
                 // Mostly close together; some far apart, which takes tables.
                 let far = if self.rng.u8(..8) == 0 { self.rng.u64(..64) << 30 } else { GUEST };
                 let ipa = far + self.rng.u64(..16) * PAGE;
-                set(&[Vm(vm), Page(page, 0), Number(ipa)]);
+                set(&[Vm(vm), Page(page, 0), Number(ipa), Number(count)]);
                 Function::VmMap
             }
             54..57 => {
                 let (vm, slot) = self.vm(|vm| alive(vm) && !vm.maps.is_empty())?;
                 let maps: Vec<_> = self.spec.vms[slot].maps.keys().copied().collect();
-                set(&[Vm(vm), Number(maps[self.rng.usize(..maps.len())])]);
+                let (at, count) = (maps[self.rng.usize(..maps.len())], self.count());
+                set(&[Vm(vm), Number(at), Number(count)]);
                 Function::VmUnmap
             }
             57..59 => {
@@ -328,7 +342,8 @@ impl Guide {
                         )
                 };
                 let page = self.page(|this, page| of_it(this.state(page)))?;
-                set(&[Vm(vm), Page(page, 0)]);
+                let count = self.count();
+                set(&[Vm(vm), Page(page, 0), Number(count)]);
                 Function::VmReclaim
             }
             92 => {
@@ -432,16 +447,22 @@ impl Guide {
         });
         let mut done = false;
         if let Ok(call) = call::Call::decode(function.id(), &numbers) {
-            let choice = Choice { no_slot: false, x1: next.0, register: None };
-            done = self.spec.call(usize::from(cpu), &call, choice).result.is_ok();
+            // No interrupt: x2 is then none of a range.
+            let choice = Choice { no_slot: false, x1: next.0, x2: 0, register: None };
+            let outcome = self.spec.call(usize::from(cpu), &call, choice);
+            done = outcome.result.is_ok();
+            // A page that comes back from a VM was wiped, or is what the guest made of it.
+            if let call::Call::VmReclaim { .. } = call {
+                for n in 0..PAGES as u8 {
+                    if outcome.changes.contains_key(&(FIRST + u64::from(n))) {
+                        self.written[usize::from(n)] = false;
+                    }
+                }
+            }
         }
         self.accepted += usize::from(done);
         if let (Some(n), true) = (keep, done) {
             self.handles[usize::from(n)] = next;
-        }
-        // A page that comes back from a VM was wiped, or is what the guest made of it.
-        if let (Function::VmReclaim, Arg::Page(n, _)) = (function, args[1]) {
-            self.written[usize::from(n)] = false;
         }
         Event::Call(Call { function, args, keep })
     }

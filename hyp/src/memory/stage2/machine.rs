@@ -11,11 +11,14 @@
 //! Stores that have used an entry are seen after the DSB that waited for the entry's TLBI, until another TLBI and its
 //! DSB have been waited for; accesses in streaming mode until EL3 was asked (`crate::world::errata`).
 //!
+//! Walks keep tables, too: one that has been unlinked is in use until a TLBI has been waited for, so its place may
+//! not be taken, nor may its page.
+//!
 //! Steps are: a store to a table, a barrier, a TLBI, a write of VTTBR_EL2. At each of them a TLB with
 //! two different entries for one address is a failure (break before make), and every page that a walk
-//! of the host's may miss is noted: a CPU that uses it then faults, and waits for the lock.
+//! may miss is noted: a CPU that uses it then faults, and waits for the lock.
 
-use super::{Entry, Leaf, PAGE_BYTES, Stage2, Table, Tlb, Vttbr};
+use super::{Entry, Leaf, PAGE_BYTES, Piece, Stage2, Table, Tlb, Vttbr};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -60,6 +63,12 @@ pub(super) struct Entries {
     /// Written, but a walk may miss it yet.
     fresh: BTreeSet<u64>,
     marked: BTreeSet<u64>,
+    /// Where tables of pages hang, by the address of their block.
+    tables: BTreeSet<u64>,
+    /// Where one did, and walks may still use it.
+    unlinked: BTreeSet<u64>,
+    /// Pages for tables, of those that are unlinked and forgotten, less those in use.
+    spare: i64,
     /// No CPU has it loaded.
     idle: bool,
 }
@@ -79,12 +88,12 @@ pub(super) struct World {
     /// TLBIs that no DSB has waited for.
     pending: Vec<(u8, Drop)>,
     pub(super) loaded: Vttbr,
-    /// The host's addresses that a walk may have missed since this was empty.
-    pub(super) missed: BTreeSet<u64>,
-    /// Blocks of the host's broken since this was empty: their addresses.
-    pub(super) broken: BTreeSet<u64>,
-    /// The host's memory.
-    ram: (u64, u64),
+    /// Addresses that a walk may have missed since this was empty, by VMID.
+    pub(super) missed: BTreeSet<(u8, u64)>,
+    /// Blocks broken since this was empty, and tables unlinked: their addresses, by VMID.
+    pub(super) broken: BTreeSet<(u8, u64)>,
+    /// Addresses that are looked at: the host's memory, and guests' addresses.
+    ranges: [(u64, u64); 2],
 }
 
 pub(super) fn vmid(vttbr: Vttbr) -> u8 {
@@ -138,7 +147,7 @@ fn apply(tlbs: &mut Tlbs, (vmid, drop): (u8, Drop)) {
 }
 
 impl World {
-    pub(super) fn new(ram: (u64, u64)) -> Rc<RefCell<Self>> {
+    pub(super) fn new(ram: (u64, u64), guests: (u64, u64)) -> Rc<RefCell<Self>> {
         Rc::new(RefCell::new(Self {
             tlbs: Default::default(),
             tables: BTreeMap::new(),
@@ -149,19 +158,20 @@ impl World {
             loaded: Vttbr::new(HOST, 0),
             missed: BTreeSet::new(),
             broken: BTreeSet::new(),
-            ram,
+            ranges: [ram, guests],
         }))
     }
 
     /// Something has happened that other CPUs may have seen.
     fn step(&mut self) {
         take_in(&mut self.tlbs, &self.tables);
-        if let Some(host) = self.tables.get(&HOST) {
-            let (start, end) = self.ram;
-            for pa in (start..end).step_by(PAGE_BYTES as usize) {
-                let found = host.leaves.range(..=pa).next_back().is_some_and(|(_, l)| pa < l.end());
-                if !found || host.fresh.contains(&pa) {
-                    self.missed.insert(pa);
+        for (&vmid, table) in &self.tables {
+            let (start, end) = self.ranges[usize::from(vmid != HOST)];
+            for ipa in (start..end).step_by(PAGE_BYTES as usize) {
+                let found = table.leaves.range(..=ipa).next_back().map(|(_, leaf)| leaf);
+                let found = found.filter(|leaf| ipa < leaf.end());
+                if found.is_none_or(|leaf| table.fresh.contains(&leaf.ipa)) {
+                    self.missed.insert((vmid, ipa));
                 }
             }
         }
@@ -193,6 +203,19 @@ impl World {
         if broadcasts != 0 {
             self.broadcasts += broadcasts;
             self.stores.clear();
+        }
+        for (vmid, drop) in &now {
+            if let Some(table) = self.tables.get_mut(vmid) {
+                let left = match *drop {
+                    Drop::Both => BTreeSet::new(),
+                    Drop::Stage2 { ipa } => {
+                        let other = |&at: &u64| at != ipa & !(BLOCK_BYTES - 1);
+                        table.unlinked.iter().copied().filter(other).collect()
+                    }
+                    Drop::Stage1 | Drop::OwnStage1 => continue,
+                };
+                table.unlinked = left;
+            }
         }
         let mut left: Tlbs = Default::default();
         for order in orders(now) {
@@ -231,12 +254,25 @@ impl World {
                 table.old.is_empty() && table.fresh.is_empty(),
                 "VMID {vmid}: stores without a DSB"
             );
+            assert!(table.unlinked.is_empty(), "VMID {vmid}: walks still use an unlinked table");
         }
     }
 
     /// What a CPU may hold.
     pub(super) fn held(&self, cpu: usize) -> impl Iterator<Item = Held> + '_ {
         self.tlbs[cpu].iter().copied()
+    }
+
+    /// What a walk finds, if not yet what it may miss.
+    pub(super) fn walk(&self, vmid: u8, ipa: u64) -> Option<Leaf> {
+        let table = self.tables.get(&vmid).filter(|table| !table.idle)?;
+        let (_, &leaf) = table.leaves.range(..=ipa).next_back()?;
+        (ipa < leaf.end()).then_some(leaf)
+    }
+
+    /// Tables that have become free under a VMID, less those in use.
+    pub(super) fn spare(&self, vmid: u8) -> i64 {
+        self.tables.get(&vmid).map_or(0, |table| table.spare)
     }
 
     /// Who can reach a page: by a walk, by what a TLB may hold, or by an access that has not been seen yet.
@@ -258,9 +294,11 @@ impl World {
     }
 }
 
+/// Every order of them; but those of stage 2 stay together, for it makes no difference in which order they come: each
+/// drops what it drops, and what combined entries are made of is there or not.
 fn orders(drops: Vec<(u8, Drop)>) -> Vec<Vec<(u8, Drop)>> {
-    if drops.is_empty() {
-        return vec![Vec::new()];
+    if drops.iter().all(|(_, drop)| matches!(drop, Drop::Stage2 { .. })) {
+        return vec![drops];
     }
     let mut all = Vec::new();
     for n in 0..drops.len() {
@@ -291,7 +329,7 @@ impl SimTable {
     /// The host's, with blocks.
     pub(super) fn host(world: &Rc<RefCell<World>>) -> Stage2<Self> {
         let table = Self::new(world, HOST);
-        let (start, end) = world.borrow().ram;
+        let [(start, end), _] = world.borrow().ranges;
         for ipa in (start..end).step_by(BLOCK_BYTES as usize) {
             table.edit(|table| table.leaves.insert(ipa, Leaf { ipa, bytes: BLOCK_BYTES, pa: ipa }));
         }
@@ -307,6 +345,8 @@ impl SimTable {
 }
 
 impl Table for SimTable {
+    const BLOCK: u64 = BLOCK_BYTES;
+
     fn entry(&self, ipa: u64) -> Entry {
         let world = self.world.borrow();
         let table = &world.tables[&self.vmid];
@@ -318,30 +358,92 @@ impl Table for SimTable {
         }
     }
 
-    fn clear(&mut self, leaf: Leaf) {
-        if self.vmid == HOST && leaf.bytes > PAGE_BYTES {
-            self.world.borrow_mut().broken.insert(leaf.ipa);
+    fn is_free(&self, piece: Piece) -> bool {
+        let all = (piece.ipa..piece.ipa + piece.bytes).step_by(PAGE_BYTES as usize);
+        all.into_iter().all(|ipa| self.entry(ipa) == Entry::Nothing)
+    }
+
+    fn has_pages(&self, ipa: u64) -> bool {
+        self.world.borrow().tables[&self.vmid].tables.contains(&(ipa & !(BLOCK_BYTES - 1)))
+    }
+
+    fn clear(&mut self, piece: Piece) {
+        let (block, end) = (piece.ipa & !(BLOCK_BYTES - 1), piece.ipa + piece.bytes);
+        assert!(end <= block + BLOCK_BYTES, "{piece:x?} is in two blocks");
+        let whole = piece.bytes == BLOCK_BYTES;
+        // A table that is unlinked is one store, a page one each.
+        let mut stores = Vec::new();
+        {
+            let world = self.world.borrow();
+            let table = &world.tables[&self.vmid];
+            let leaves = table.leaves.values().filter(|l| l.ipa < end && l.end() > piece.ipa);
+            for leaf in leaves {
+                assert!(leaf.ipa >= piece.ipa && leaf.end() <= end, "{leaf:x?} sticks out");
+                stores.push(vec![*leaf]);
+            }
+            if whole {
+                stores = vec![stores.concat()];
+            }
         }
-        self.edit(|table| {
-            assert_eq!(table.leaves.remove(&leaf.ipa), Some(leaf), "no such entry");
-            table.old.push(leaf);
-        });
+        let unlinked = whole && self.has_pages(piece.ipa);
+        if whole {
+            self.world.borrow_mut().broken.insert((self.vmid, block));
+        }
+        for leaves in stores {
+            self.edit(|table| {
+                for leaf in leaves {
+                    table.leaves.remove(&leaf.ipa);
+                    table.old.push(leaf);
+                }
+                if unlinked {
+                    table.tables.remove(&block);
+                    table.unlinked.insert(block);
+                    table.marked.retain(|ipa| !(block..block + BLOCK_BYTES).contains(ipa));
+                    table.spare += 1;
+                }
+            });
+        }
     }
 
     fn mark(&mut self, ipa: u64) {
         assert_eq!(self.leaf(ipa), None, "something is mapped there");
         self.edit(|table| {
+            table.link(ipa);
             table.marked.insert(ipa);
         });
     }
 
     fn fill(&mut self, ipa: u64, pa: u64, bytes: u64) {
         for leaf in pages(Leaf { ipa, bytes, pa }) {
-            assert_eq!(self.leaf(leaf.ipa), None, "something is mapped there");
+            assert_eq!(self.entry(leaf.ipa), Entry::Nothing, "something is there");
             self.edit(|table| {
+                table.link(leaf.ipa);
                 table.leaves.insert(leaf.ipa, leaf);
                 table.fresh.insert(leaf.ipa);
             });
+        }
+    }
+
+    fn fill_block(&mut self, ipa: u64, pa: u64) {
+        let leaf = Leaf { ipa, bytes: BLOCK_BYTES, pa };
+        assert!(ipa.is_multiple_of(BLOCK_BYTES) && pa.is_multiple_of(BLOCK_BYTES));
+        assert!(self.is_free(Piece { ipa, bytes: BLOCK_BYTES }), "something is there");
+        self.edit(|table| {
+            assert!(!table.tables.contains(&ipa), "a table is in the block's place");
+            assert!(!table.unlinked.contains(&ipa), "walks still use the table in its place");
+            table.leaves.insert(ipa, leaf);
+            table.fresh.insert(ipa);
+        });
+    }
+}
+
+impl Entries {
+    /// There is a table of pages for this address.
+    fn link(&mut self, ipa: u64) {
+        let block = ipa & !(BLOCK_BYTES - 1);
+        if self.tables.insert(block) {
+            assert!(!self.unlinked.contains(&block), "walks still use the table in its place");
+            self.spare -= 1;
         }
     }
 }

@@ -1,6 +1,8 @@
 //! VMs, owners, the order of hand-overs and this module's TLB rules together, on TLBs that forgive
 //! nothing.
 
+mod blocks;
+
 use super::machine::{BLOCK_BYTES, CPUS, HOST, Kind, SimTable, SimTlb, World, vmid};
 use super::*;
 use crate::memory::devices::{Devices, Smmus};
@@ -22,6 +24,8 @@ use umbra_shared::vl::VqSet;
 
 const RAM: (u64, u64) = (0x4000_0000, 0x4000_0000 + 5 * BLOCK_BYTES);
 const GUEST_BASE: u64 = 0x8000_0000;
+/// Guests' addresses: two blocks, and what is behind them.
+const GUEST: (u64, u64) = (GUEST_BASE, GUEST_BASE + 3 * BLOCK_BYTES);
 const VMS: usize = 2;
 
 fn pa(n: u64) -> u64 {
@@ -39,12 +43,19 @@ struct Memory {
     host: Stage2<SimTable>,
     devices: Devices<DeviceTable, SimSmmu>,
     hyp: BTreeSet<u64>,
+    guests_see_caches: bool,
+    /// Pages that the host got back since this was empty.
+    given: BTreeSet<u64>,
+    /// How often it is asked before somebody waits for the CPU.
+    patience: Cell<usize>,
 }
 
 /// The devices' stage 2, page by page.
 struct DeviceTable(Rc<RefCell<BTreeSet<u64>>>);
 
 impl Table for DeviceTable {
+    const BLOCK: u64 = BLOCK_BYTES;
+
     fn entry(&self, ipa: u64) -> Entry {
         let page = ipa & !(PAGE_BYTES - 1);
         if self.0.borrow().contains(&page) {
@@ -54,8 +65,18 @@ impl Table for DeviceTable {
         }
     }
 
-    fn clear(&mut self, leaf: Leaf) {
-        assert!(self.0.borrow_mut().remove(&leaf.ipa));
+    fn is_free(&self, _: Piece) -> bool {
+        unreachable!("devices' pages come and go with the host's")
+    }
+
+    fn has_pages(&self, _: u64) -> bool {
+        unreachable!("they are pages, always")
+    }
+
+    fn clear(&mut self, piece: Piece) {
+        for page in (piece.ipa..piece.ipa + piece.bytes).step_by(PAGE_SIZE) {
+            assert!(self.0.borrow_mut().remove(&page));
+        }
     }
 
     fn mark(&mut self, ipa: u64) {
@@ -63,8 +84,14 @@ impl Table for DeviceTable {
     }
 
     fn fill(&mut self, ipa: u64, pa: u64, bytes: u64) {
-        assert_eq!((ipa, bytes), (pa, PAGE_BYTES), "no block, and nothing moved");
-        assert!(self.0.borrow_mut().insert(ipa), "{ipa:#x} is there already");
+        assert_eq!(ipa, pa, "nothing moved");
+        for page in (ipa..ipa + bytes).step_by(PAGE_SIZE) {
+            assert!(self.0.borrow_mut().insert(page), "{page:#x} is there already");
+        }
+    }
+
+    fn fill_block(&mut self, ipa: u64, _: u64) {
+        panic!("{ipa:#x}: a block, of which a device would miss the rest when it is broken");
     }
 }
 
@@ -82,6 +109,11 @@ impl Smmus for SimSmmu {
     fn forget_page(&mut self, ipa: u64) {
         assert!(!self.table.borrow().contains(&ipa), "a walk finds {ipa:#x} again");
         self.forgotten.insert(ipa);
+    }
+
+    fn forget_everything(&mut self) {
+        let table = self.table.borrow();
+        self.forgotten = self.kept.iter().filter(|ipa| !table.contains(ipa)).copied().collect();
     }
 
     fn settle(&mut self) {
@@ -112,51 +144,78 @@ impl Memory {
 }
 
 impl Hands for Memory {
-    fn take_from_host(&mut self, page: Page) {
+    const STRETCH: usize = 3;
+
+    fn take_from_host(&mut self, pages: PageRange) {
         let tlb = self.tlb();
-        self.host.unmap(&tlb, page.pa());
-        self.devices.take(page.pa());
+        self.host.unmap(&tlb, pages.start(), pages.bytes());
+        self.devices.take(pages.start(), pages.bytes());
     }
 
     fn devices_are_done(&mut self) {
         self.devices.settle();
     }
 
-    fn give_to_host(&mut self, page: Page) {
-        assert!(!self.hyp.contains(&page.pa()));
+    fn give_to_host(&mut self, pages: PageRange) {
+        assert!(pages.pages().all(|page| !self.hyp.contains(&page.pa())));
         let tlb = self.tlb();
-        self.host.map(&tlb, page.pa(), page.pa());
-        self.devices.give(page.pa());
-        self.devices.smmus().kept.insert(page.pa());
+        give_to_host(&self.pages, &mut self.host, &tlb, pages);
+        self.given.extend(pages.pages().map(Page::pa));
+        self.devices.give(pages.start(), pages.bytes());
+        self.devices.smmus().kept.extend(pages.pages().map(Page::pa));
     }
 
-    fn map_for_hyp(&mut self, page: Page) {
-        assert!(self.hyp.insert(page.pa()));
+    fn leave_to_host(&mut self, pages: PageRange) {
+        let tlb = self.tlb();
+        make_whole(&self.pages, &mut self.host, &tlb, pages);
     }
 
-    fn unmap_for_hyp(&mut self, page: Page) {
-        assert!(self.hyp.remove(&page.pa()));
+    fn map_for_hyp(&mut self, pages: PageRange) {
+        for page in pages.pages() {
+            assert!(self.hyp.insert(page.pa()));
+        }
     }
 
-    fn wipe(&mut self, page: Page) {
-        assert!(self.hyp.contains(&page.pa()));
-        let reach = self.world.borrow().reach(page.pa());
-        assert!(reach.is_empty(), "{:#x} is wiped while VMIDs {reach:?} can write it", page.pa());
-        let device = self.devices.smmus().kept.contains(&page.pa());
-        assert!(!device, "{:#x} is wiped while a device can write it", page.pa());
+    fn unmap_for_hyp(&mut self, pages: PageRange) {
+        for page in pages.pages() {
+            assert!(self.hyp.remove(&page.pa()));
+        }
     }
 
-    fn clean(&mut self, page: Page) {
-        assert!(self.hyp.contains(&page.pa()));
-        let intruders = self.intruders(page);
-        assert!(intruders.is_empty(), "{:#x} is cleaned under {intruders:?}", page.pa());
-        let state = self.pages.state(page);
-        let device = self.devices.smmus().kept.contains(&page.pa());
-        // What goes to the host, to or fro, is in its new state already.
-        assert!(!device || state.host_has_access(), "{:#x} is cleaned under a device", page.pa());
+    fn wipe(&mut self, pages: PageRange) {
+        for page in pages.pages() {
+            assert!(self.hyp.contains(&page.pa()));
+            let reach = self.world.borrow().reach(page.pa());
+            assert!(reach.is_empty(), "{:#x} is wiped while {reach:?} can write it", page.pa());
+            let device = self.devices.smmus().kept.contains(&page.pa());
+            assert!(!device, "{:#x} is wiped while a device can write it", page.pa());
+        }
+    }
+
+    fn clean(&mut self, pages: PageRange) {
+        for page in pages.pages() {
+            assert!(self.hyp.contains(&page.pa()));
+            let intruders = self.intruders(page);
+            assert!(intruders.is_empty(), "{:#x} is cleaned under {intruders:?}", page.pa());
+            let state = self.pages.state(page);
+            let device = self.devices.smmus().kept.contains(&page.pa());
+            // What goes to the host, to or fro, is in its new state already.
+            let may = !device || state.host_has_access();
+            assert!(may, "{:#x} is cleaned under a device", page.pa());
+        }
     }
 
     fn forget_instructions(&mut self) {}
+
+    fn guests_see_caches(&self) -> bool {
+        self.guests_see_caches
+    }
+
+    fn is_waited_for(&self) -> bool {
+        let left = self.patience.get();
+        self.patience.set(left.saturating_sub(1));
+        left == 0
+    }
 }
 
 impl hardware::Memory for Memory {
@@ -168,14 +227,16 @@ impl hardware::Memory for Memory {
 struct Sim {
     world: Rc<RefCell<World>>,
     memory: RefCell<Memory>,
-    /// Tables each VM has left: nobody counts them here.
-    tables: Cell<usize>,
+    /// Pages for tables that each VM has been given; those in use are the machine's to know.
+    tables: Cell<[i64; VMS]>,
+    /// How often each VM was told that something is missing for a time.
+    broken: Cell<[u32; VMS]>,
 }
 
 impl Sim {
     fn new() -> Self {
         let banks: &[(u64, u64)] = &[RAM];
-        let world = World::new(RAM);
+        let world = World::new(RAM, GUEST);
         let entries = Box::leak(vec![State::Host; count(banks)].into_boxed_slice());
         let ram: BTreeSet<u64> = (RAM.0..RAM.1).step_by(PAGE_SIZE).collect();
         let table = Rc::new(RefCell::new(ram.clone()));
@@ -186,8 +247,16 @@ impl Sim {
             pages: Pages::new(banks, entries),
             host: SimTable::host(&world),
             hyp: BTreeSet::new(),
+            guests_see_caches: false,
+            given: BTreeSet::new(),
+            patience: Cell::new(usize::MAX),
         };
-        Self { world, memory: RefCell::new(memory), tables: Cell::new(1000) }
+        Self {
+            world,
+            memory: RefCell::new(memory),
+            tables: Cell::default(),
+            broken: Cell::default(),
+        }
     }
 
     fn tlb(&self) -> SimTlb {
@@ -204,6 +273,9 @@ impl Sim {
             world.missed.clear();
             world.broken.clear();
         }
+        self.broken.set([0; VMS]);
+        self.memory.borrow_mut().given.clear();
+        let guests = self.guests();
         let result = call();
         let (missed, broken) = {
             let world = self.world.borrow();
@@ -211,14 +283,34 @@ impl Sim {
             assert_eq!(world.loaded, loaded, "VTTBR_EL2 is not what it was");
             (world.missed.clone(), world.broken.clone())
         };
-        let still = self.accessible();
-        for &pa in missed.intersection(&accessible).filter(|pa| still.contains(pa)) {
-            let block = pa & !(BLOCK_BYTES - 1);
-            assert!(broken.contains(&block), "{pa:#x}: a fault, and no block was broken there");
+        let mut still: BTreeSet<_> = self.accessible().into_iter().map(|pa| (HOST, pa)).collect();
+        still.extend(self.guests());
+        let before = accessible.into_iter().map(|pa| (HOST, pa)).chain(guests);
+        for (vmid, at) in before.filter(|it| still.contains(it) && missed.contains(it)) {
+            let block = at & !(BLOCK_BYTES - 1);
+            let back = vmid == HOST && self.memory.borrow().given.contains(&at);
+            let cause = back || broken.contains(&(vmid, block));
+            assert!(cause, "{at:#x}: a fault, and no block was broken");
+            // A guest that faults there asks again, for it was told that something is missing for a time.
+            if vmid != HOST {
+                assert_ne!(self.broken.get()[usize::from(vmid - 1)], 0, "{at:#x}: not told");
+            }
         }
-        self.faults(&missed);
+        let missed = missed.into_iter().filter(|&(vmid, _)| vmid == HOST).map(|(_, pa)| pa);
+        self.faults(&missed.collect());
         self.nobody_reaches_what_is_not_theirs();
         result
+    }
+
+    /// The pages that guests have.
+    fn guests(&self) -> BTreeSet<(u8, u64)> {
+        let world = self.world.borrow();
+        let mut all = BTreeSet::new();
+        for vmid in 1..=VMS as u8 {
+            let pages = (GUEST.0..GUEST.1).step_by(PAGE_SIZE);
+            all.extend(pages.filter(|&ipa| world.walk(vmid, ipa).is_some()).map(|ipa| (vmid, ipa)));
+        }
+        all
     }
 
     /// The pages that the host may use.
@@ -265,6 +357,9 @@ impl Sim {
             if state.host_has_access() {
                 assert_eq!(memory.host.lookup(pa), Some(pa), "the host has lost {pa:#x}");
             }
+            let whole = memory.pages.whole_host_block(page, BLOCK_BYTES).is_some();
+            let block = memory.host.table.leaf(pa).is_some_and(|leaf| leaf.bytes == BLOCK_BYTES);
+            assert_eq!(block, whole, "{pa:#x}: all of its block is the host's, to keep");
         }
     }
 }
@@ -306,16 +401,23 @@ impl Machine for Sim {
         0
     }
 
-    fn add_tables(&self, _: VmId, pages: PageRange) {
-        self.tables.set(self.tables.get() + pages.count());
+    fn add_tables(&self, vm: VmId, pages: PageRange) {
+        let mut tables = self.tables.get();
+        tables[usize::from(vm)] += pages.count() as i64;
+        self.tables.set(tables);
     }
 
-    fn tables_left(&self, _: VmId) -> usize {
-        self.tables.get()
+    fn tables_left(&self, vm: VmId) -> usize {
+        let left = self.tables.get()[usize::from(vm)] + self.world.borrow().spare(vm + 1);
+        usize::try_from(left).expect("more tables are in use than there are")
     }
 
     fn tables_for_one(&self) -> usize {
-        3
+        1
+    }
+
+    fn block_pages(&self) -> u64 {
+        BLOCK_BYTES / PAGE_BYTES
     }
 
     fn new_tables(&self, vm: VmId) -> Stage2<SimTable> {
@@ -330,6 +432,9 @@ impl Machine for Sim {
     fn drop_tables(&self, vm: VmId, tables: Stage2<SimTable>) {
         self.world.borrow_mut().rest(vm + 1);
         tables.forget_all(&self.tlb());
+        let mut given = self.tables.get();
+        given[usize::from(vm)] = 0;
+        self.tables.set(given);
     }
 
     fn lookup(&self, tables: &Stage2<SimTable>, ipa: u64) -> There {
@@ -348,12 +453,28 @@ impl Machine for Sim {
 
     fn set_stopped(&self, _: VmId, _: usize, _: bool) {}
 
-    fn map(&self, tables: &mut Stage2<SimTable>, ipa: u64, page: Ready) {
-        tables.map(&self.tlb(), ipa, page.pa());
+    fn is_free(&self, tables: &Stage2<SimTable>, ipa: u64, count: u64) -> bool {
+        tables.is_free(ipa, count * PAGE_BYTES)
     }
 
-    fn unmap(&self, tables: &mut Stage2<SimTable>, ipa: u64) {
-        tables.unmap(&self.tlb(), ipa);
+    fn run(&self, tables: &Stage2<SimTable>, ipa: u64, count: u64) -> Option<(u64, u64)> {
+        tables.run(ipa, count * PAGE_BYTES)
+    }
+
+    fn tables_to_unmap(&self, tables: &Stage2<SimTable>, ipa: u64, count: u64) -> usize {
+        usize::from(tables.cuts_a_block(ipa, count * PAGE_BYTES))
+    }
+
+    fn map(&self, tables: &mut Stage2<SimTable>, ipa: u64, ready: Ready) {
+        let pages = ready.pages();
+        tables.map(&self.tlb(), ipa, pages.start(), pages.bytes());
+    }
+
+    fn unmap(&self, tables: &mut Stage2<SimTable>, ipa: u64, count: u64) {
+        let mut broken = self.broken.get();
+        broken[usize::from(tables.vttbr().vmid() - 1)] += 1;
+        self.broken.set(broken);
+        tables.unmap(&self.tlb(), ipa, count * PAGE_BYTES);
     }
 
     fn new_vcpu(&self, _: &Stage2<SimTable>, _: &NewVcpu) {}
@@ -372,29 +493,61 @@ struct Story {
 
 #[derive(Clone, Copy, Debug)]
 enum Ask {
-    Create { page: u64, protected: bool },
-    Topup { page: u64 },
-    Map { page: u64, at: u64 },
-    Unmap { at: u64 },
-    Share { at: u64 },
-    Unshare { at: u64 },
-    Relinquish { at: u64 },
+    Create {
+        page: u64,
+        protected: bool,
+    },
+    Topup {
+        page: u64,
+    },
+    Map {
+        page: u64,
+        at: u64,
+        count: u64,
+    },
+    Unmap {
+        at: u64,
+        count: u64,
+    },
+    Share {
+        at: u64,
+    },
+    Unshare {
+        at: u64,
+    },
+    Relinquish {
+        at: u64,
+    },
     Destroy,
-    Reclaim { page: u64 },
+    Reclaim {
+        page: u64,
+        count: u64,
+    },
+    /// An interrupt waits, from now on, when it is asked about so often.
+    Patience(usize),
+    /// Whether guests see what is in caches.
+    Coherent(bool),
 }
 
 fn asks() -> impl Strategy<Value = (usize, Ask)> {
-    let (page, at) = (0..5 * BLOCK_BYTES / PAGE_BYTES, 0u64..6);
+    const BLOCK: u64 = BLOCK_BYTES / PAGE_BYTES;
+    // Often where blocks begin.
+    let page = prop_oneof![2 => 0..5 * BLOCK, 1 => (0..5u64).prop_map(|n| n * BLOCK)].boxed();
+    let at = prop_oneof![2 => 0..2 * BLOCK + 2, 1 => (0..3u64).prop_map(|n| n * BLOCK)].boxed();
+    let count = prop_oneof![1 => Just(1), 1 => 1..BLOCK, 2 => BLOCK..2 * BLOCK].boxed();
     let ask = prop_oneof![
         4 => (page.clone(), any::<bool>()).prop_map(|(page, protected)| Ask::Create { page, protected }),
         2 => page.clone().prop_map(|page| Ask::Topup { page }),
-        8 => (page.clone(), at.clone()).prop_map(|(page, at)| Ask::Map { page, at }),
-        4 => at.clone().prop_map(|at| Ask::Unmap { at }),
+        12 => (page.clone(), at.clone(), count.clone())
+            .prop_map(|(page, at, count)| Ask::Map { page, at, count }),
+        6 => (at.clone(), count.clone()).prop_map(|(at, count)| Ask::Unmap { at, count }),
         4 => at.clone().prop_map(|at| Ask::Share { at }),
         4 => at.clone().prop_map(|at| Ask::Unshare { at }),
         4 => at.prop_map(|at| Ask::Relinquish { at }),
         1 => Just(Ask::Destroy),
-        8 => page.prop_map(|page| Ask::Reclaim { page }),
+        8 => (page, count).prop_map(|(page, count)| Ask::Reclaim { page, count }),
+        1 => (0usize..4).prop_map(Ask::Patience),
+        1 => any::<bool>().prop_map(Ask::Coherent),
     ];
     (0..VMS, ask)
 }
@@ -404,7 +557,8 @@ impl Story {
         Self { sim: Sim::new(), vms: [Vm::new(), Vm::new()], handles: [VmHandle(0); VMS] }
     }
 
-    fn ask(&mut self, n: usize, ask: Ask) -> Result<(), Error> {
+    /// What comes of it: of a range, how many pages were done.
+    fn ask(&mut self, n: usize, ask: Ask) -> Result<u64, Error> {
         let (sim, vm, handle) = (&self.sim, &mut self.vms[n], self.handles[n]);
         let host = Vttbr::new(HOST, 0);
         // A guest's own call comes to hyp with the guest's VTTBR_EL2.
@@ -418,34 +572,43 @@ impl Story {
                 let config = VmConfig { policy: Policy::Lazy, protected };
                 let pages = run(page, VM_PAGES);
                 self.handles[n] = sim.call(host, || vm.create(sim, n as VmId, pages, config))?;
-                Ok(())
+                Ok(pages.count)
             }
-            Ask::Topup { page } => sim.call(host, || vm.topup(sim, handle, run(page, 1))),
-            Ask::Map { page, at } => {
-                let (pa, ipa) = (UntrustedPa(pa(page)), UntrustedIpa(ipa(at)));
-                sim.call(host, || vm.map(sim, handle, pa, ipa))
+            Ask::Topup { page } => {
+                sim.call(host, || vm.topup(sim, handle, run(page, 1))).map(|()| 1)
             }
-            Ask::Unmap { at } => {
-                sim.call(host, || vm.unmap(sim, handle, UntrustedIpa(ipa(at)))).map(drop)
+            Ask::Map { page, at, count } => {
+                sim.call(host, || vm.map(sim, handle, run(page, count), UntrustedIpa(ipa(at))))
             }
-            Ask::Share { at } => {
-                sim.call(guest, || vm.guest_share(sim, n as VmId, UntrustedIpa(ipa(at))))
-            }
-            Ask::Unshare { at } => {
-                sim.call(guest, || vm.guest_unshare(sim, n as VmId, UntrustedIpa(ipa(at))))
-            }
+            Ask::Unmap { at, count } => sim
+                .call(host, || vm.unmap(sim, handle, UntrustedIpa(ipa(at)), count))
+                .map(|(_, done)| done),
+            Ask::Share { at } => sim
+                .call(guest, || vm.guest_share(sim, n as VmId, UntrustedIpa(ipa(at))))
+                .map(|()| 1),
+            Ask::Unshare { at } => sim
+                .call(guest, || vm.guest_unshare(sim, n as VmId, UntrustedIpa(ipa(at))))
+                .map(|()| 1),
             Ask::Relinquish { at } => sim
                 .call(guest, || vm.guest_relinquish(sim, n as VmId, UntrustedIpa(ipa(at))))
-                .map(drop),
-            Ask::Destroy => sim.call(host, || vm.destroy(sim, handle)),
-            Ask::Reclaim { page } => {
-                sim.call(host, || vm.reclaim(sim, handle, UntrustedPa(pa(page)))).map(drop)
+                .map(|_| 1),
+            Ask::Destroy => sim.call(host, || vm.destroy(sim, handle)).map(|()| 0),
+            Ask::Reclaim { page, count } => {
+                sim.call(host, || vm.reclaim(sim, handle, run(page, count))).map(|(_, done)| done)
+            }
+            Ask::Patience(patience) => {
+                sim.memory.borrow().patience.set(if patience == 3 { usize::MAX } else { patience });
+                Ok(0)
+            }
+            Ask::Coherent(coherent) => {
+                sim.memory.borrow_mut().guests_see_caches = coherent;
+                Ok(0)
             }
         }
     }
 
-    fn must(&mut self, n: usize, ask: Ask) {
-        self.ask(n, ask).unwrap_or_else(|error| panic!("{ask:?}: {error:?}"));
+    fn must(&mut self, n: usize, ask: Ask) -> u64 {
+        self.ask(n, ask).unwrap_or_else(|error| panic!("{ask:?}: {error:?}"))
     }
 }
 
@@ -475,28 +638,28 @@ fn a_life_of_each_kind_of_vm() {
         story.must(1, Ask::Create { page: 20, protected: !protected });
         story.must(0, Ask::Topup { page: 8 });
         for (page, at) in [(9, 0), (12, 1), (30, 2)] {
-            story.must(0, Ask::Map { page, at });
+            story.must(0, Ask::Map { page, at, count: 1 });
         }
         if protected {
             story.must(0, Ask::Share { at: 1 });
             story.must(0, Ask::Unshare { at: 1 });
             story.must(0, Ask::Share { at: 1 });
         } else {
-            story.must(0, Ask::Unmap { at: 2 });
-            story.must(0, Ask::Map { page: 31, at: 2 });
+            story.must(0, Ask::Unmap { at: 2, count: 1 });
+            story.must(0, Ask::Map { page: 31, at: 2, count: 1 });
         }
         story.must(0, Ask::Relinquish { at: 1 });
         // Another page at the same address, and the old one for somebody else.
-        story.must(0, Ask::Map { page: 13, at: 1 });
-        story.must(1, Ask::Map { page: 12, at: 1 });
+        story.must(0, Ask::Map { page: 13, at: 1, count: 1 });
+        story.must(1, Ask::Map { page: 12, at: 1, count: 1 });
         story.must(0, Ask::Destroy);
         let last = if protected { 30 } else { 31 };
         for page in [3, 4, 5, 6, 8, 9, 13, last] {
-            story.must(0, Ask::Reclaim { page });
+            story.must(0, Ask::Reclaim { page, count: 1 });
         }
         // The VMID is used again.
         story.must(0, Ask::Create { page: 3, protected });
-        story.must(0, Ask::Map { page: 9, at: 0 });
+        story.must(0, Ask::Map { page: 9, at: 0, count: 1 });
     }
 }
 
@@ -505,16 +668,16 @@ fn the_rest_of_a_broken_block_is_retried() {
     let mut story = Story::new();
     story.must(0, Ask::Create { page: 0, protected: true });
     let before = story.sim.accessible();
-    story.must(0, Ask::Map { page: 19, at: 0 });
+    story.must(0, Ask::Map { page: 19, at: 0, count: 1 });
     let missed = story.sim.world.borrow().missed.clone();
     // While the block was broken, a use of any of its pages could fault; `call` has seen to it that each
     // is told to retry, but for the one that is gone.
-    let block: BTreeSet<_> = (16..24).map(pa).collect();
+    let block: BTreeSet<_> = (16..24).map(|n| (HOST, pa(n))).collect();
     assert!(block.is_subset(&missed), "{missed:x?}");
     let gone: Vec<_> = before.difference(&story.sim.accessible()).copied().collect();
     assert_eq!(gone, [pa(19)]);
     // A page of what are pages already: nobody else faults.
-    story.must(0, Ask::Map { page: 20, at: 1 });
+    story.must(0, Ask::Map { page: 20, at: 1, count: 1 });
     let new: Vec<_> = story.sim.world.borrow().broken.iter().copied().collect();
     assert!(new.is_empty(), "{new:x?}");
 }
@@ -524,7 +687,7 @@ fn the_rest_of_a_broken_block_is_retried() {
 fn a_guests_call_is_about_the_hosts_vmid() {
     let mut story = Story::new();
     story.must(0, Ask::Create { page: 0, protected: true });
-    story.must(0, Ask::Map { page: 9, at: 0 });
+    story.must(0, Ask::Map { page: 9, at: 0, count: 1 });
     story.must(0, Ask::Share { at: 0 });
     assert_eq!(story.sim.world.borrow().reach(pa(9)), BTreeSet::from([HOST, 1]));
     story.must(0, Ask::Unshare { at: 0 });
@@ -537,7 +700,7 @@ fn a_guests_call_is_about_the_hosts_vmid() {
 fn a_sibling_finds_nothing_of_the_last_vcpus() {
     let mut story = Story::new();
     story.must(0, Ask::Create { page: 0, protected: true });
-    story.must(0, Ask::Map { page: 9, at: 0 });
+    story.must(0, Ask::Map { page: 9, at: 0, count: 1 });
     let (sim, handle) = (&story.sim, story.handles[0]);
     let count = VcpuFeatures::FPSIMD.pages();
     for n in 0..2 {
@@ -695,11 +858,11 @@ fn what_the_machine_does_not_forgive() {
         ),
     ];
     for (how, way, reached) in ways {
-        let world = World::new(RAM);
+        let world = World::new(RAM, GUEST);
         let mut table = SimTable::new(&world, HOST);
         table.fill(pa(3), pa(3), PAGE_BYTES);
         assert_eq!(vmid(world.borrow().loaded), HOST);
-        table.clear(table.leaf(pa(3)).unwrap());
+        table.clear(Piece { ipa: pa(3), bytes: PAGE_BYTES });
         way(&SimTlb(Rc::clone(&world)), pa(3));
         assert_eq!(!world.borrow().reach(pa(3)).is_empty(), reached, "{how}");
     }
@@ -708,10 +871,10 @@ fn what_the_machine_does_not_forgive() {
 /// Each step of maintenance is done twice where stores outlive one, and EL3 is asked (r42, r43).
 #[test]
 fn r42_r43_stores_and_streaming_accesses_outlive_a_tlbi() {
-    let world = World::new(RAM);
+    let world = World::new(RAM, GUEST);
     let tlb = SimTlb(Rc::clone(&world));
     let mut host = SimTable::host(&world);
-    host.unmap(&tlb, pa(3));
+    host.unmap(&tlb, pa(3), PAGE_BYTES);
     assert_eq!(world.borrow().broadcasts, 4, "stage 2 and stage 1, twice each");
     assert_eq!(world.borrow().reach(pa(3)), BTreeSet::new());
     host.forget_all(&tlb);
@@ -722,11 +885,11 @@ fn r42_r43_stores_and_streaming_accesses_outlive_a_tlbi() {
 #[test]
 #[should_panic(expected = "holds two entries for one address")]
 fn the_machine_wants_break_before_make() {
-    let world = World::new(RAM);
+    let world = World::new(RAM, GUEST);
     let host = SimTable::host(&world);
     let mut table = host.table;
     let block = table.leaf(RAM.0).unwrap();
-    table.clear(block);
+    table.clear(Piece { ipa: block.ipa, bytes: block.bytes });
     SimTlb(Rc::clone(&world)).stores_done();
     table.fill(block.ipa, block.pa, PAGE_BYTES);
 }

@@ -19,7 +19,6 @@ pub(super) const FEATURE: Feature = Feature {
         Field::new(Aa64Mmfr1, 32, "TWED", Hidden),
         Field::new(Aa64Mmfr1, 52, "TIDCP1", Hidden),
         Field::new(Aa64Mmfr2, 24, "NV", Hidden),
-        Field::new(Aa64Mmfr2, 40, "FWB", Hidden),
         Field::new(Aa64Mmfr2, 56, "EVT", Hidden),
         Field::new(Aa64Mmfr4, 4, "EIESB", Hidden),
         Field::new(Aa64Mmfr4, 16, "FGWTE3", Hidden),

@@ -23,6 +23,7 @@ mod el2;
 mod fgt;
 mod fp;
 mod fpmr;
+mod fwb;
 mod gcs;
 mod gic;
 mod hcx;
@@ -100,6 +101,7 @@ pub enum Name {
     Vhe,
     TraceIte,
     Hacdbs,
+    Fwb,
     Shown64,
     Shown32,
     ShownSve,
@@ -153,6 +155,7 @@ pub const ALL: [Feature; COUNT] = [
     el2::VHE,
     trace::ITE,
     translation::HACDBS,
+    fwb::FEATURE,
     shown::AARCH64,
     shown::AARCH32,
     shown::SVE,
@@ -212,6 +215,8 @@ pub enum Relied {
     WithSme,
     /// Those in AArch32.
     InAarch32,
+    /// All of them.
+    ByAll,
 }
 
 impl Relied {
@@ -223,6 +228,7 @@ impl Relied {
             Self::WithSve => Some("guests with SVE"),
             Self::WithSme => Some("guests with SME"),
             Self::InAarch32 => Some("AArch32 guests"),
+            Self::ByAll => Some("guests"),
         }
     }
 }
@@ -314,7 +320,8 @@ impl Features {
         const WITH_SVE: Features = Features::relied_on(Relied::WithSve);
         const WITH_SME: Features = Features::relied_on(Relied::WithSme);
         const IN_AARCH32: Features = Features::relied_on(Relied::InAarch32);
-        let mut set = if vcpu.aarch32 { IN_AARCH32.0 } else { IN_AARCH64.0 };
+        const BY_ALL: Features = Features::relied_on(Relied::ByAll);
+        let mut set = BY_ALL.0 | if vcpu.aarch32 { IN_AARCH32.0 } else { IN_AARCH64.0 };
         set |= if vcpu.vq.is_some() { WITH_SVE.0 } else { 0 };
         set |= if vcpu.svq.is_some() { WITH_SME.0 } else { 0 };
         Self(self.0 & set)

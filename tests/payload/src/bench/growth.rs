@@ -3,6 +3,7 @@
 use super::{
     Plan,
     guest::{self, GuestVm},
+    ranges,
 };
 use crate::context::context;
 use arrayvec::ArrayVec;
@@ -11,6 +12,7 @@ use umbra_host::{
     hypercall::Hvc,
     kernel::{supply::Pages, sync::Lock},
     vcpu::Vcpu,
+    vm::Line,
 };
 use umbra_patterns::protocol::Routine;
 use umbra_shared::{PAGE_SIZE, call::VmConfig};
@@ -39,11 +41,13 @@ pub fn measure(plan: Plan, image: &[u8]) {
         guest::destroy(vm, [vcpu]);
     }
     memory(image);
+    ranges::build();
 }
 
 /// Pages that a VM takes, by what they are for. `memory` is that of the guest itself.
 fn memory(image: &[u8]) {
-    let empty = GuestVm::create(&Hvc, &mut Pages, VmConfig::normal()).expect("VM_CREATE");
+    let empty = GuestVm::create([Line::FREE; guest::LINES], &Hvc, &mut Pages, VmConfig::normal())
+        .expect("VM_CREATE");
     let per_vm = empty.pages_out();
     guest::destroy(empty, []);
     let mut vm = guest::vm(image, VmConfig::normal());

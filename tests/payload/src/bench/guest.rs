@@ -15,7 +15,7 @@ use umbra_host::{
     },
     vcpu::{Answer, ExitHandler, HostCpu, LoadedVcpu, MmioAnswer, Supplied, Vcpu},
     vgic::{VcpuCell, Vgic},
-    vm::{VcpuSettings, Vm},
+    vm::{Line, VcpuSettings, Vm},
 };
 use umbra_patterns::protocol::{ARGUMENT, Argument, BASE, BENCH, BENCH_NEXT, Mode, Routine};
 use umbra_shared::{
@@ -27,7 +27,9 @@ use umbra_shared::{
     vl::Vq,
 };
 
-pub type GuestVm = Vm<64>;
+pub type GuestVm = Vm<[Line; LINES]>;
+/// Pieces that its memory may be in.
+pub const LINES: usize = 64;
 
 /// What of the FP registers somebody uses in each turn.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -210,7 +212,7 @@ impl<const TOUCH: u8> ExitHandler for Exits<TOUCH> {
 
 /// A VM with the guest in its memory.
 pub fn vm(image: &[u8], config: VmConfig) -> GuestVm {
-    let mut vm = GuestVm::create(&Hvc, &mut Pages, config).expect("VM_CREATE");
+    let mut vm = GuestVm::create([Line::FREE; LINES], &Hvc, &mut Pages, config).expect("VM_CREATE");
     let (first, count) = supply::image(image).expect("a guest's image and memory for it");
     vm.map(&Hvc, &mut Pages, first, count, BASE).expect("VM_MAP");
     vm

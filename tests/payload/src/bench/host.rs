@@ -1,6 +1,6 @@
 //! Hypercalls, as their caller sees them.
 
-use super::{Measured, Plan, WARM_UP, row, timed, umbra_bench_null};
+use super::{Measured, Plan, WARM_UP, ranges, row, timed, umbra_bench_null};
 use crate::ledger::{self, PAGE, POOL_PAGES};
 use crate::puppet::vcpu_config;
 use umbra_host::{
@@ -23,6 +23,7 @@ const VMS: u64 = 8;
 pub fn measure(plan: Plan) {
     null(plan.iterations);
     longest();
+    ranges::measure();
     if plan.short {
         return;
     }
@@ -65,7 +66,7 @@ fn longest() {
 }
 
 /// Does something `iterations` times.
-fn repeat(iterations: u64, mut f: impl FnMut(u64)) -> Measured {
+pub fn repeat(iterations: u64, mut f: impl FnMut(u64)) -> Measured {
     row(iterations, || timed(|| (0..iterations).for_each(&mut f)))
 }
 
@@ -80,7 +81,7 @@ fn flag_page(iterations: u64) {
     ledger::give_back(page);
 }
 
-fn kind(config: VmConfig) -> &'static str {
+pub fn kind(config: VmConfig) -> &'static str {
     if config.protected { "protected" } else { "normal" }
 }
 
@@ -160,6 +161,6 @@ fn vcpus(iterations: u64) {
 }
 
 /// A vCPU that never runs.
-fn vcpu(vm: VmHandle, vq: Option<Vq>) -> VcpuConfig {
+pub fn vcpu(vm: VmHandle, vq: Option<Vq>) -> VcpuConfig {
     vcpu_config(vm, VcpuFeatures::sve(vq), Start::At { entry: 0, argument: 0 })
 }

@@ -18,6 +18,7 @@
 mod growth;
 mod guest;
 mod host;
+mod ranges;
 
 use crate::{
     context::{self, Counters, context},

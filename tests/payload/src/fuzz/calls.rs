@@ -7,7 +7,7 @@
 //!
 //! A page's content is one CPU's business ([`cpu_of_page`]); whose the page is is everybody's.
 
-use super::{cpu, ticks};
+use super::{JUNK_PAGES, cpu, ticks};
 use crate::{
     context::context,
     host, ledger,
@@ -90,14 +90,21 @@ pub fn is_mine(cpu: usize, n: u8) -> bool {
 
 /// Makes a call. Returns x0.
 pub fn call(cpu: usize, call: &Call) -> u64 {
-    let args = call.args.map(resolve);
-    // A page that the host has not, and this CPU alone would write if it had.
-    let hidden = match (call.function, call.args[1]) {
-        (Function::VmReclaim, Arg::Page(n, 0)) if is_mine(cpu, n) => {
-            probe_read(page(n)).is_err().then_some(n)
+    let mut args = call.args.map(resolve);
+    // A range that begins in the region may leave it, for what the kernel needs.
+    let end = REGION.load(Ordering::SeqCst) + JUNK_PAGES * PAGE;
+    if call.function == Function::VmMap && (page(0)..end).contains(&args[1]) {
+        args[3] = args[3].min((end - args[1]).div_ceil(PAGE));
+    }
+    // Pages that the host has not, and this CPU alone would write if it had.
+    let mut hidden = [false; PAGES];
+    if let (Function::VmReclaim, Arg::Page(first, 0)) = (call.function, call.args[1]) {
+        let from = usize::from(first);
+        let count = usize::try_from(args[2]).unwrap_or(PAGES).min(PAGES - from.min(PAGES));
+        for (n, hidden) in hidden.iter_mut().enumerate().skip(from).take(count) {
+            *hidden = is_mine(cpu, n as u8) && probe_read(page(n as u8)).is_err();
         }
-        _ => None,
-    };
+    }
     let daif = sysreg::mask_interrupts();
     let (x0, results) = Hvc::raw(call.function.id(), args);
     sysreg::restore_interrupts(daif);
@@ -116,8 +123,11 @@ pub fn call(cpu: usize, call: &Call) -> u64 {
     if let Some(n) = call.keep {
         KEPT[usize::from(n)].store(results[0], Ordering::SeqCst);
     }
-    if let Some(n) = hidden {
-        assert_wiped(n);
+    if let (Function::VmReclaim, Arg::Page(first, 0)) = (call.function, call.args[1]) {
+        let back = usize::from(first)..usize::from(first) + results[1] as usize;
+        for n in back.filter(|&n| hidden.get(n) == Some(&true)) {
+            assert_wiped(n as u8);
+        }
     }
     x0
 }

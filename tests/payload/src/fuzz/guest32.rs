@@ -4,7 +4,7 @@ use crate::puppet32::{self, Routine};
 use umbra_host::{
     hypercall::Hvc,
     kernel::{mmu, supply::Pages},
-    vm::{PageSupplier, Vm},
+    vm::{Line, PageSupplier, Vm},
 };
 use umbra_patterns::protocol::{BASE, Command};
 use umbra_shared::PAGE_SIZE;
@@ -13,7 +13,7 @@ use umbra_shared::PAGE_SIZE;
 const CODE: u64 = 0x9000_0000;
 
 /// Gives a VM the code.
-pub fn map(vm: &mut Vm<64>) {
+pub fn map(vm: &mut Vm<[Line; 64]>) {
     let code = puppet32::code();
     let count = code.len().div_ceil(PAGE_SIZE);
     let first = Pages.allocate(count as u64).expect("memory for the AArch32 guest");

@@ -44,7 +44,7 @@ use umbra_shared::call::MAX_PAGES_PER_CALL;
 
 /// Pages that hypercalls with random arguments may do anything with: those that calls can name, and as
 /// many as one call can take behind the last of them.
-const JUNK_PAGES: u64 = PAGES as u64 + MAX_PAGES_PER_CALL;
+pub const JUNK_PAGES: u64 = PAGES as u64 + MAX_PAGES_PER_CALL;
 
 static COVERAGE: [AtomicU32; Pair::COUNT] = [const { AtomicU32::new(0) }; Pair::COUNT];
 

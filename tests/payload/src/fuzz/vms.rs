@@ -24,7 +24,7 @@ use umbra_host::{
     },
     vcpu::{Answer, ExitHandler, LoadedVcpu, MmioAnswer, Supplied, Vcpu},
     vgic::{VcpuCell, Vgic},
-    vm::{BuildError, PageSupplier, VcpuSettings, Vm},
+    vm::{BuildError, Line, PageSupplier, VcpuSettings, Vm},
 };
 use umbra_patterns::{
     pattern::whose_of,
@@ -92,7 +92,7 @@ impl Book {
 }
 
 struct Slot {
-    vm: Vm<64>,
+    vm: Vm<[Line; 64]>,
     handle: VmHandle,
     vcpus: [Option<Driven>; VCPUS],
     /// How many have been created.
@@ -157,7 +157,7 @@ pub fn create(slot: usize, config: VmConfig) -> u64 {
     }
     // Nobody turns on what the last VM here had.
     start.iter().for_each(|vcpu| vcpu[1].store(0, Ordering::SeqCst));
-    let mut vm = match Vm::create(&Hvc, &mut Pages, config) {
+    let mut vm = match Vm::create([Line::FREE; 64], &Hvc, &mut Pages, config) {
         Ok(vm) => vm,
         // VMs of junk may have taken all that hyp has.
         Err(BuildError::Hyp(Error::Limit)) => return 2,

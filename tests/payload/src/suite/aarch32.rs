@@ -381,14 +381,13 @@ fn aarch32_interrupts_and_timer() -> Result<(), Skip> {
 fn aarch32_sgi_is_the_hosts_to_deliver() -> Result<(), Skip> {
     need_aarch32()?;
     let guest = guest();
-    // MCRR p15, 0, r0, r1, c12: ICC_SGI1R.
+    // MCRR p15, 0, r0, r1, c12: ICC_SGI1R; with 1 ICC_ASGI1R, with 2 ICC_SGI0R.
     guest.at(0x0000_ff01);
-    let exit = guest.attempt(insn::mcrr(15, 0, 12), 7 << 24 | 5).exit(Reason::Sgi);
-    assert_eq!(exit.data[0], 0xff01 << 32 | 7 << 24 | 5);
-    guest.resume(RunFlags::empty(), [0; 4]).done();
-    // ICC_ASGI1R and ICC_SGI0R: nothing happens.
-    guest.exec(insn::mcrr(15, 1, 12), 5);
-    guest.exec(insn::mcrr(15, 2, 12), 5);
+    for which in 0..3 {
+        let exit = guest.attempt(insn::mcrr(15, which, 12), 7 << 24 | 5).exit(Reason::Sgi);
+        assert_eq!(exit.data[..2], [0xff01 << 32 | 7 << 24 | 5, which.into()]);
+        guest.resume(RunFlags::empty(), [0; 4]).done();
+    }
     assert_eq!(guest.exec(reg::ICC_SRE.mrc(), 0), 7);
     guest.exec(reg::ICC_SRE.mcr(), 0);
     assert_eq!(guest.exec(reg::ICC_SRE.mrc(), 0), 7, "ICC_SRE after a write");

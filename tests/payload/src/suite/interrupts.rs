@@ -111,13 +111,15 @@ fn every_intid_arrives() -> Result<(), Skip> {
 
 fn sgi_is_the_hosts_to_deliver() -> Result<(), Skip> {
     let guest = guest().puppet();
-    let value = 7 << 24 | 0x5;
-    let exit = guest.attempt(sysreg::ICC_SGI1R.msr(), value).exit(Reason::Sgi);
-    assert_eq!(exit.data[0], value);
-    assert!(matches!(guest.resume(RunFlags::empty(), [0; 4]), Event::Done(_)));
-    // There is no group 0 and no other security state; ICC_SRE_EL1 is fixed.
-    guest.write(reg(3, 0, 12, 11, 7), value);
-    guest.write(reg(3, 0, 12, 11, 6), value);
+    // ICC_SGI1R_EL1, ICC_ASGI1R_EL1, ICC_SGI0R_EL1.
+    for which in 0..3 {
+        let value = 7 << 24 | 0x5 | u64::from(which) << 48;
+        let written = reg(3, 0, 12, 11, 5 + which).msr();
+        let exit = guest.attempt(written, value).exit(Reason::Sgi);
+        assert_eq!(exit.data[..2], [value, which.into()]);
+        assert!(matches!(guest.resume(RunFlags::empty(), [0; 4]), Event::Done(_)));
+    }
+    // ICC_SRE_EL1 is fixed.
     assert_eq!(guest.read(reg(3, 0, 12, 12, 5)), 7, "ICC_SRE_EL1");
     guest.write(reg(3, 0, 12, 12, 5), 0);
     assert_eq!(guest.read(reg(3, 0, 12, 12, 5)), 7, "ICC_SRE_EL1 after a write");

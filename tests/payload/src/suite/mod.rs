@@ -4,6 +4,7 @@ mod aarch32;
 mod aarch32_fp;
 mod aarch32_traps;
 mod aborts;
+mod blocks;
 mod dma;
 mod dma_open;
 mod dma_policy;
@@ -57,6 +58,7 @@ pub const ALL: &[Area] = &[
     ("pages", pages::TESTS),
     ("lifecycle", lifecycle::TESTS),
     ("memory", memory::TESTS),
+    ("blocks", blocks::TESTS),
     ("aborts", aborts::TESTS),
     ("reserved", reserved::TESTS),
     ("gic", gic::TESTS),

@@ -11,8 +11,8 @@ use umbra_host::{
     hypercall::Hvc,
     kernel::supply::{self, Pages},
     vcpu::{Answer, ExitHandler, MmioAnswer, Supplied},
-    vgic::{Line, SpiCell, VcpuCell},
-    vm::{VcpuSettings, Vm},
+    vgic::{self, SpiCell, VcpuCell},
+    vm::{Line, VcpuSettings, Vm},
 };
 use umbra_shared::{
     call::{Start, UntrustedAffinity, VcpuIndex, VmConfig},
@@ -110,7 +110,8 @@ fn a_timer_that_fires_in_a_handler_does_not_stop_the_guest_for_ever() -> Result<
     // SAFETY: the code between the two symbols, which nobody writes.
     let code = unsafe { core::slice::from_raw_parts(start, length) };
     let (first, count) = supply::image(code).expect("a page for the guest");
-    let mut vm = Vm::<4>::create(&Hvc, &mut Pages, VmConfig::default()).expect("VM_CREATE");
+    let mut vm =
+        Vm::create([Line::FREE; 4], &Hvc, &mut Pages, VmConfig::default()).expect("VM_CREATE");
     vm.map(&Hvc, &mut Pages, first, count, 0x4000_0000).expect("VM_MAP");
     let settings = VcpuSettings {
         index: VcpuIndex(0),
@@ -122,7 +123,7 @@ fn a_timer_that_fires_in_a_handler_does_not_stop_the_guest_for_ever() -> Result<
     let (cells, spis) = ([VcpuCell::new(0)], [const { SpiCell::new() }; 32]);
     let vgic = own_gic::enabled(&cells, &spis);
     // Level-sensitive, and up once.
-    vgic.set_line(Line::Spi(33), true, &mut Nobody).expect("an SPI");
+    vgic.set_line(vgic::Line::Spi(33), true, &mut Nobody).expect("an SPI");
     let (mut task, mut patience) = (Task::new(HostFlags::empty()), Patience(0));
     let mut loaded = vcpu.load(&Hvc, &mut task).expect("VCPU_LOAD");
     let mut gic = own_gic::first(&vgic);

@@ -63,9 +63,10 @@ const fn arguments(function: Function) -> usize {
         | Function::UnshareFlagPage
         | Function::VmSeal
         | Function::VmDestroy => 1,
-        Function::Stats | Function::VmReclaim | Function::VmUnmap | Function::VcpuLoad => 2,
-        Function::VmCreate | Function::VmTopup | Function::VmMap => 3,
+        Function::Stats | Function::VcpuLoad => 2,
+        Function::VmCreate | Function::VmTopup | Function::VmReclaim | Function::VmUnmap => 3,
         Function::VcpuRead => 3,
+        Function::VmMap => 4,
         Function::VcpuRun | Function::VcpuReset | Function::VcpuWrite => 5,
         Function::VcpuCreate => 7,
     }

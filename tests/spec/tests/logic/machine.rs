@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use umbra_hyp::fp::{Access, FpHw, Svcr, VcpuFp};
 use umbra_hyp::memory::handover::{Hands, Ready};
-use umbra_hyp::memory::pages::{Page, PageRange, Pages, VmId};
+use umbra_hyp::memory::pages::{PageRange, Pages, VmId};
 use umbra_hyp::vm::hardware::{self, Boot, Machine, NewVcpu, There};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{MAX_VMS, Policy};
@@ -17,6 +17,9 @@ pub const PAGES: u64 = 64;
 /// The last pages are hyp's and reserved.
 pub const HYPS: u64 = 62;
 pub const RESERVED: u64 = 63;
+/// Pages of a block, and of a stretch.
+pub const BLOCK_PAGES: u64 = 8;
+pub const STRETCH: usize = 3;
 /// Tables that one mapping may take.
 pub const TABLES_FOR_ONE: usize = 3;
 
@@ -39,6 +42,9 @@ pub struct Memory {
     /// Where something of a device's may be under way that the host has begun.
     pub underway: BTreeSet<u64>,
     pub content: BTreeMap<u64, Content>,
+    pub guests_see_caches: bool,
+    /// How often it is asked before an interrupt waits.
+    pub patience: Cell<usize>,
 }
 
 impl hardware::Memory for Memory {
@@ -48,40 +54,69 @@ impl hardware::Memory for Memory {
 }
 
 impl Hands for Memory {
-    fn take_from_host(&mut self, page: Page) {
-        assert!(self.host.remove(&page.pa()), "taken from a host that has it not");
-        self.underway.insert(page.pa());
+    const STRETCH: usize = STRETCH;
+
+    fn take_from_host(&mut self, pages: PageRange) {
+        for page in pages.pages() {
+            assert!(self.host.remove(&page.pa()), "taken from a host that has it not");
+            self.underway.insert(page.pa());
+        }
     }
 
     fn devices_are_done(&mut self) {
         self.underway.clear();
     }
 
-    fn give_to_host(&mut self, page: Page) {
-        assert!(!self.hyp.contains(&page.pa()), "hyp still has it mapped");
-        assert!(self.host.insert(page.pa()), "given to a host that has it");
+    fn give_to_host(&mut self, pages: PageRange) {
+        for page in pages.pages() {
+            assert!(!self.hyp.contains(&page.pa()), "hyp still has it mapped");
+            assert!(self.host.insert(page.pa()), "given to a host that has it");
+        }
     }
 
-    fn map_for_hyp(&mut self, page: Page) {
-        assert!(self.hyp.insert(page.pa()));
+    fn leave_to_host(&mut self, pages: PageRange) {
+        assert!(pages.pages().all(|page| self.host.contains(&page.pa())));
     }
 
-    fn unmap_for_hyp(&mut self, page: Page) {
-        assert!(self.hyp.remove(&page.pa()));
+    fn map_for_hyp(&mut self, pages: PageRange) {
+        for page in pages.pages() {
+            assert!(self.hyp.insert(page.pa()));
+        }
     }
 
-    fn wipe(&mut self, page: Page) {
-        assert!(!self.underway.contains(&page.pa()), "wiped while a device can write it");
-        assert!(self.hyp.contains(&page.pa()) && !self.host.contains(&page.pa()));
-        self.content.insert(page.pa(), Content::Zero);
+    fn unmap_for_hyp(&mut self, pages: PageRange) {
+        for page in pages.pages() {
+            assert!(self.hyp.remove(&page.pa()));
+        }
     }
 
-    fn clean(&mut self, page: Page) {
-        assert!(!self.underway.contains(&page.pa()), "handed on while a device can write it");
-        assert!(self.hyp.contains(&page.pa()));
+    fn wipe(&mut self, pages: PageRange) {
+        for page in pages.pages() {
+            assert!(!self.underway.contains(&page.pa()), "wiped while a device can write it");
+            assert!(self.hyp.contains(&page.pa()) && !self.host.contains(&page.pa()));
+            self.content.insert(page.pa(), Content::Zero);
+        }
+    }
+
+    fn clean(&mut self, pages: PageRange) {
+        for page in pages.pages() {
+            let device = self.underway.contains(&page.pa());
+            assert!(!device, "handed on while a device can write it");
+            assert!(self.hyp.contains(&page.pa()));
+        }
     }
 
     fn forget_instructions(&mut self) {}
+
+    fn guests_see_caches(&self) -> bool {
+        self.guests_see_caches
+    }
+
+    fn is_waited_for(&self) -> bool {
+        let left = self.patience.get();
+        self.patience.set(left.saturating_sub(1));
+        left == 0
+    }
 }
 
 /// A VM's stage 2.
@@ -89,6 +124,8 @@ impl Hands for Memory {
 pub struct Tables {
     pub vm: VmId,
     pub maps: BTreeMap<u64, u64>,
+    /// Where blocks are.
+    pub blocks: BTreeSet<u64>,
     pub enrolled: BTreeSet<u64>,
     /// Tables below the root, as four levels make them.
     pub used: BTreeSet<(u32, u64)>,
@@ -110,11 +147,18 @@ pub struct Target {
 }
 
 impl Target {
-    fn use_tables(&self, tables: &mut Tables, ipa: u64) {
-        for level in 1..=3 {
-            if tables.used.insert((level, ipa >> (12 + 9 * (4 - level)))) {
+    fn use_tables(&self, tables: &mut Tables, ipa: u64, down_to: u32) {
+        for level in 1..=down_to {
+            if tables.used.insert((level, ipa >> (12 + 3 * (4 - level)))) {
                 self.given.borrow_mut()[usize::from(tables.vm)] -= 1;
             }
+        }
+    }
+
+    /// The table of pages around an address is free, if there is one.
+    fn free_table(&self, tables: &mut Tables, ipa: u64) {
+        if tables.used.remove(&(3, ipa >> 15)) {
+            self.given.borrow_mut()[usize::from(tables.vm)] += 1;
         }
     }
 }
@@ -192,7 +236,7 @@ impl Machine for Target {
     }
 
     fn enrol(&self, tables: &mut Tables, ipa: u64) {
-        self.use_tables(tables, ipa);
+        self.use_tables(tables, ipa, 3);
         assert!(tables.enrolled.insert(ipa) && !tables.maps.contains_key(&ipa));
     }
 
@@ -210,18 +254,58 @@ impl Machine for Target {
         }
     }
 
-    fn map(&self, tables: &mut Tables, ipa: u64, page: Ready) {
-        self.use_tables(tables, ipa);
-        assert!(!tables.enrolled.contains(&ipa), "memory where the guest has a device");
-        assert_eq!(tables.maps.insert(ipa, page.pa()), None);
-        // The guest writes there at once.
-        let mut memory = self.memory.borrow_mut();
-        assert!(!memory.hyp.contains(&page.pa()), "hyp keeps a guest's page mapped");
-        memory.content.insert(page.pa(), Content::Of(tables.vm));
+    fn block_pages(&self) -> u64 {
+        BLOCK_PAGES
     }
 
-    fn unmap(&self, tables: &mut Tables, ipa: u64) {
-        assert!(tables.maps.remove(&ipa).is_some());
+    fn is_free(&self, tables: &Tables, ipa: u64, count: u64) -> bool {
+        (0..count).all(|n| self.lookup(tables, ipa + n * PAGE) == There::Nothing)
+    }
+
+    fn run(&self, tables: &Tables, ipa: u64, count: u64) -> Option<(u64, u64)> {
+        let first = *tables.maps.get(&ipa)?;
+        let next = |n: u64| tables.maps.get(&(ipa + n * PAGE)) == Some(&(first + n * PAGE));
+        Some((first, (0..count).find(|&n| !next(n)).unwrap_or(count)))
+    }
+
+    fn tables_to_unmap(&self, tables: &Tables, ipa: u64, count: u64) -> usize {
+        let block = ipa & !(BLOCK_PAGES * PAGE - 1);
+        usize::from(tables.blocks.contains(&block) && count != BLOCK_PAGES)
+    }
+
+    fn map(&self, tables: &mut Tables, ipa: u64, ready: Ready) {
+        let pages = ready.pages();
+        let block = BLOCK_PAGES * PAGE;
+        let aligned = [ipa, pages.start()].iter().all(|at| at.is_multiple_of(block));
+        if pages.bytes() == block && aligned {
+            self.free_table(tables, ipa);
+            self.use_tables(tables, ipa, 2);
+            tables.blocks.insert(ipa);
+        } else {
+            self.use_tables(tables, ipa, 3);
+        }
+        for (n, page) in pages.pages().enumerate() {
+            let ipa = ipa + n as u64 * PAGE;
+            assert!(!tables.enrolled.contains(&ipa), "memory where the guest has a device");
+            assert_eq!(tables.maps.insert(ipa, page.pa()), None);
+            // The guest writes there at once.
+            let mut memory = self.memory.borrow_mut();
+            assert!(!memory.hyp.contains(&page.pa()), "hyp keeps a guest's page mapped");
+            memory.content.insert(page.pa(), Content::Of(tables.vm));
+        }
+    }
+
+    fn unmap(&self, tables: &mut Tables, ipa: u64, count: u64) {
+        let block = ipa & !(BLOCK_PAGES * PAGE - 1);
+        let was_block = tables.blocks.remove(&block);
+        if count == BLOCK_PAGES {
+            self.free_table(tables, ipa);
+        } else if was_block {
+            self.use_tables(tables, ipa, 3);
+        }
+        for n in 0..count {
+            assert!(tables.maps.remove(&(ipa + n * PAGE)).is_some());
+        }
     }
 
     fn new_vcpu(&self, tables: &Tables, new: &NewVcpu) -> VcpuCell {

@@ -32,7 +32,7 @@ use umbra_spec::calls::{Choice, Outcome};
 use umbra_spec::fp::{Fp, Held};
 use umbra_spec::guest::GuestCall;
 use umbra_spec::memory::{Memory as SpecMemory, Owner};
-use umbra_spec::vm::Power;
+use umbra_spec::vm::{Life, Power};
 use umbra_spec::{Platform, Spec};
 
 const CPUS: usize = 2;
@@ -71,6 +71,8 @@ impl World {
             hyp: BTreeSet::new(),
             underway: BTreeSet::new(),
             content: all().map(|pa| (pa, Content::Hosts)).collect(),
+            guests_see_caches: false,
+            patience: Cell::new(usize::MAX),
         };
         let vqs = [1, 2, 4].map(vq).into_iter().fold(VqSet::EMPTY, VqSet::with);
         let svqs = [1, 2].map(vq).into_iter().fold(VqSet::EMPTY, VqSet::with);
@@ -103,6 +105,8 @@ impl World {
             protected_policy,
             ipa_bits: 40,
             root_level: 0,
+            block_pages: BLOCK_PAGES,
+            stretch: STRETCH as u64,
         };
         let mut spec = Spec::new(platform, owners);
         for cpu in &mut spec.cpus {
@@ -119,7 +123,7 @@ impl World {
     }
 
     /// As `host::calls` and `vm::slots` do it.
-    fn perform(&mut self, cpu: usize, call: Call) -> Result<u64, Error> {
+    fn perform(&mut self, cpu: usize, call: Call) -> Result<(u64, u64), Error> {
         macro_rules! on {
             ($handle:expr, $method:ident, $($arg:expr),*) => {{
                 let Self { target, vms, .. } = self;
@@ -127,7 +131,9 @@ impl World {
                 vms[usize::from(slot)].$method(target, $($arg),*)
             }};
         }
-        match call {
+        let x1 = match call {
+            Call::VmUnmap { vm, ipa, count } => return on!(vm, unmap, vm, ipa, count),
+            Call::VmReclaim { vm, pages } => return on!(vm, reclaim, vm, pages),
             Call::ShareFlagPage { page } => self.target.memory(|memory| {
                 let page = memory.pages.lookup(page.0)?;
                 memory.pages.share_flag_page(page).map(|()| 0)
@@ -142,13 +148,11 @@ impl World {
                 vms[free].create(target, free as VmId, pages, config).map(|handle| handle.0)
             }
             Call::VmTopup { vm, pages } => on!(vm, topup, vm, pages).map(|()| 0),
-            Call::VmMap { vm, page, ipa } => on!(vm, map, vm, page, ipa).map(|()| 0),
-            Call::VmUnmap { vm, ipa } => on!(vm, unmap, vm, ipa),
+            Call::VmMap { vm, pages, ipa } => on!(vm, map, vm, pages, ipa),
             Call::VmSeal { vm } => {
                 life::slot(vm).and_then(|slot| self.vms[usize::from(slot)].seal(vm)).map(|()| 0)
             }
             Call::VmDestroy { vm } => on!(vm, destroy, vm).map(|()| 0),
-            Call::VmReclaim { vm, page } => on!(vm, reclaim, vm, page),
             Call::VcpuCreate(config) => on!(config.vm, create_vcpu, &config).map(|()| 0),
             Call::VcpuLoad { vm, vcpu } => {
                 if self.cpus[cpu].loaded.is_some() {
@@ -165,7 +169,8 @@ impl World {
             Call::VcpuPut => self.put(cpu).map(|()| 0),
             Call::VcpuReset { vm, vcpu, start } => on!(vm, reset_vcpu, vm, vcpu, start).map(|()| 0),
             _ => Ok(0),
-        }
+        };
+        x1.map(|x1| (x1, 0))
     }
 
     fn put(&mut self, cpu: usize) -> Result<(), Error> {
@@ -182,10 +187,11 @@ impl World {
         let register = result
             .err()
             .filter(|error| matches!(error, Error::BadRegister | Error::InvalidArgument));
-        let choice = Choice { no_slot: false, x1: result.unwrap_or(0), register };
+        let (x1, x2) = result.unwrap_or_default();
+        let choice = Choice { no_slot: false, x1, x2, register };
         let expected = self.spec.call(cpu, &call, choice);
         self.compare(&format!("{call:?}"), result, &expected);
-        if let (Call::VmCreate { .. }, Ok(handle)) = (call, result) {
+        if let (Call::VmCreate { .. }, Ok((handle, _))) = (call, result) {
             self.handles.push(VmHandle(handle));
         }
     }
@@ -313,10 +319,13 @@ impl World {
         }
     }
 
-    fn compare(&self, what: &str, result: Result<u64, Error>, expected: &Outcome) {
+    fn compare(&self, what: &str, result: Result<(u64, u64), Error>, expected: &Outcome) {
         assert_eq!(result.map(|_| ()), expected.result, "{what}");
-        if let (Ok(x1), Some(should)) = (result, expected.x1) {
+        if let (Ok((x1, _)), Some(should)) = (result, expected.x1) {
             assert_eq!(x1, should, "x1 of {what}");
+        }
+        if let (Ok((_, x2)), Some(should)) = (result, expected.x2) {
+            assert_eq!(x2, should, "x2 of {what}");
         }
     }
 
@@ -340,6 +349,11 @@ impl World {
                 _ => true,
             };
             assert!(allowed, "page {n}, {owner:?}, holds {content:?}");
+        }
+        for (slot, vm) in self.spec.vms.iter().enumerate().filter(|(_, vm)| vm.life == Life::Alive)
+        {
+            let left = self.target.tables_left(slot as VmId) as u64;
+            assert_eq!(left, vm.tables_left(), "tables of VM {slot}");
         }
         for (n, (cpu, spec)) in self.cpus.iter().zip(&self.spec.cpus).enumerate() {
             let loaded = cpu.loaded.as_ref().map(|(slot, index, _)| (*slot, *index));
@@ -416,6 +430,12 @@ impl World {
         UntrustedPa(BASE + found.unwrap_or(u64::from(from) % PAGES) * PAGE)
     }
 
+    /// Pages of the host's, from somewhere on: often a block, or what is left of one.
+    fn range_of(&self, from: u16, count: u64) -> UntrustedPages {
+        let from = if count >= BLOCK_PAGES { from / 8 * 8 } else { from };
+        UntrustedPages { start: self.run_of(from, count.min(BLOCK_PAGES)), count }
+    }
+
     /// The first page of such a VM.
     fn page_of(&self, from: u16, wanted: impl Fn(Owner) -> bool) -> UntrustedPa {
         let found = (0..PAGES)
@@ -438,12 +458,25 @@ impl World {
             |owner: Owner| usize::from(owner.vm) == slot && !matches!(owner.state, PageState::Host);
         let ipa = |n: u16| {
             UntrustedIpa(match n % 12 {
+                n @ 0..8 if n % 2 == 0 => 0x8000_0000 + u64::from(n) / 4 * BLOCK_PAGES * PAGE,
                 n @ 0..8 => 0x8000_0000 + u64::from(n) * PAGE,
                 n @ 8..10 => u64::from(n) << 30,
                 10 => 1 << 40,
                 _ => 0x8000_0008,
             })
         };
+        // None, one, less than a block, a block, more, whatever comes.
+        let count = |n: u16| match n / 16 % 8 {
+            0 => 1,
+            1 => u64::from(n) % 8,
+            2..7 => BLOCK_PAGES,
+            _ => [BLOCK_PAGES + 1, 40, u64::MAX][usize::from(n) % 3],
+        };
+        {
+            let mut memory = self.target.memory.borrow_mut();
+            memory.guests_see_caches = b & 1 != 0;
+            memory.patience.set(if a & 4 == 0 { usize::from(a / 8) % 3 } else { usize::MAX });
+        }
         match kind % 32 {
             0 | 1 => self.call(cpu, Call::ShareFlagPage { page: self.run_of(b, 1) }),
             2 => self.call(cpu, Call::ShareFlagPage { page: self.page(b) }),
@@ -461,11 +494,14 @@ impl World {
                 self.call(cpu, Call::VmTopup { vm: handle, pages });
             }
             7..12 => {
-                let page = self.run_of(c, 1);
-                self.call(cpu, Call::VmMap { vm: handle, page, ipa: ipa(c) });
+                let pages = self.range_of(c, count(c));
+                self.call(cpu, Call::VmMap { vm: handle, pages, ipa: ipa(c) });
             }
-            12 => self.call(cpu, Call::VmMap { vm: handle, page: self.page(b), ipa: ipa(c) }),
-            13 => self.call(cpu, Call::VmUnmap { vm: handle, ipa: ipa(c) }),
+            12 => {
+                let pages = UntrustedPages { start: self.page(b), count: count(c) };
+                self.call(cpu, Call::VmMap { vm: handle, pages, ipa: ipa(c) });
+            }
+            13 => self.call(cpu, Call::VmUnmap { vm: handle, ipa: ipa(c), count: count(b) }),
             14..17 => {
                 let vl_bytes = [0, 16, 32, 64, 48, 128][usize::from(c) % 6];
                 let svl_bytes = [0, 0, 0, 16, 32, 64][usize::from(c) / 6 % 6];
@@ -498,10 +534,13 @@ impl World {
             22 if c % 4 == 0 => self.call(cpu, Call::VmDestroy { vm: handle }),
             22 => self.call(cpu, Call::VmSeal { vm: handle }),
             23..27 => {
-                let page = self.page_of(c, of_it);
-                self.call(cpu, Call::VmReclaim { vm: handle, page });
+                let pages = UntrustedPages { start: self.page_of(c, of_it), count: count(b) };
+                self.call(cpu, Call::VmReclaim { vm: handle, pages });
             }
-            27 => self.call(cpu, Call::VmReclaim { vm: handle, page: self.page(c) }),
+            27 => {
+                let pages = UntrustedPages { start: self.page(c), count: count(b) };
+                self.call(cpu, Call::VmReclaim { vm: handle, pages });
+            }
             28 => {
                 let function = GuestFunction::ALL[usize::from(b) % GuestFunction::ALL.len()];
                 self.guest_call(cpu, function as u32, [ipa(c).0, 0, 0]);
@@ -560,7 +599,7 @@ fn a_protected_vms_life() {
     let pages = |first: u64, count: u64| UntrustedPages { start: page(first), count };
     world.call(0, Call::VmCreate { pages: pages(0, 6), config });
     let vm = world.handles[1];
-    world.call(0, Call::VmMap { vm, page: page(10), ipa: UntrustedIpa(0x8000_0000) });
+    world.call(0, Call::VmMap { vm, pages: pages(10, 1), ipa: UntrustedIpa(0x8000_0000) });
     world.call(0, Call::ShareFlagPage { page: page(11) });
     let count = VcpuFeatures::sve(Some(vq(4))).pages();
     let vcpu = VcpuConfig {
@@ -589,7 +628,7 @@ fn a_protected_vms_life() {
         ..vcpu
     };
     world.call(0, Call::VcpuCreate(late));
-    world.call(0, Call::VmMap { vm, page: page(13), ipa: UntrustedIpa(0x8000_1000) });
+    world.call(0, Call::VmMap { vm, pages: pages(13, 1), ipa: UntrustedIpa(0x8000_1000) });
     // CPU 1 lacks its length.
     world.call(1, Call::VcpuLoad { vm, vcpu: VcpuIndex(0) });
     world.call(0, Call::VcpuLoad { vm, vcpu: VcpuIndex(0) });
@@ -604,10 +643,10 @@ fn a_protected_vms_life() {
     world.call(0, Call::VcpuPut);
     world.call(0, Call::VmDestroy { vm });
     for n in (0..6).chain([10, 13]).chain(20..20 + count) {
-        world.call(0, Call::VmReclaim { vm, page: page(n) });
+        world.call(0, Call::VmReclaim { vm, pages: pages(n, 1) });
         world.check();
     }
-    world.call(0, Call::VmReclaim { vm, page: page(0) });
+    world.call(0, Call::VmReclaim { vm, pages: pages(0, 1) });
     assert!(world.vms[0].is_free());
     assert_eq!(world.spec.memory.get(BASE / PAGE + 20), Some(Owner::HOST));
 }

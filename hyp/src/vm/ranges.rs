@@ -1,0 +1,138 @@
+//! What a host does to the memory of its VMs: ranges of pages put in place, taken back, reclaimed
+//! ([`umbra_shared::call`]).
+
+#![forbid(unsafe_code)]
+
+use super::hardware::{Machine, Memory as _};
+use super::life::{Life, Vm, check_ipa, slot};
+use crate::memory::handover::{self, Arrival};
+use umbra_shared::PAGE_SIZE;
+use umbra_shared::call::{UntrustedIpa, UntrustedPages, VmHandle};
+use umbra_shared::error::Error;
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// As many of `count` pages from an address on as are in the same block.
+fn in_block<M: Machine>(m: &M, address: u64, count: u64) -> Result<u64, Error> {
+    let block = m.block_pages();
+    match count {
+        0 => Err(Error::InvalidArgument),
+        _ => Ok(count.min(block - address / PAGE % block)),
+    }
+}
+
+impl<T, V> Vm<T, V> {
+    /// VM_MAP. Returns how many pages are in place.
+    ///
+    /// # Errors
+    ///
+    /// BAD_VM, DYING, UNALIGNED, BAD_IPA, INVALID_ARGUMENT for no pages, IPA_IN_USE if any is mapped or the guest
+    /// has enrolled it as a device's, NO_TABLES, and what is wrong with the pages.
+    pub fn map<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        handle: VmHandle,
+        pages: UntrustedPages,
+        ipa: UntrustedIpa,
+    ) -> Result<u64, Error> {
+        let vm = slot(handle)?;
+        self.check(handle)?;
+        let protected = self.config.protected;
+        let arrival = match (protected, self.sealed) {
+            (false, _) => Arrival::Shared,
+            (true, false) => Arrival::Kept,
+            (true, true) => Arrival::Zeroed,
+        };
+        let tables = self.tables()?;
+        check_ipa(m, ipa)?;
+        let count = in_block(m, ipa.0, pages.count)?;
+        if !m.is_free(tables, ipa.0, count) {
+            return Err(Error::IpaInUse);
+        }
+        // They are in one block, so there is one table for each level at the most.
+        if m.tables_left(vm) < m.tables_for_one() {
+            return Err(Error::NoTables);
+        }
+        let ready = m.memory(|memory| {
+            let range = memory.pages().lookup_range(pages.start.0, count)?;
+            memory.pages().check_donation(range)?;
+            Ok(handover::prepare_for_guest(memory, range, arrival, |memory, part| {
+                let given = memory.pages().give_to_guest(part, vm, protected);
+                debug_assert_eq!(given, Ok(()), "checked, under the same lock");
+            }))
+        })?;
+        let done = ready.pages().count() as u64;
+        m.map(tables, ipa.0, ready);
+        self.pages_out += done;
+        Ok(done)
+    }
+
+    /// VM_UNMAP: the host takes pages of a normal VM back. Returns the first one's address, and how many.
+    ///
+    /// # Errors
+    ///
+    /// BAD_VM, DYING, UNALIGNED, BAD_IPA, INVALID_ARGUMENT for no pages, NOT_MAPPED if the first is not, NOT_OWNED
+    /// if the VM is protected, NO_TABLES if they are a part of a block and there is no table for the rest.
+    pub fn unmap<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        handle: VmHandle,
+        ipa: UntrustedIpa,
+        count: u64,
+    ) -> Result<(u64, u64), Error> {
+        let vm = slot(handle)?;
+        self.check(handle)?;
+        let protected = self.config.protected;
+        let tables = self.tables()?;
+        check_ipa(m, ipa)?;
+        let count = in_block(m, ipa.0, count)?;
+        let (pa, done) = m.run(tables, ipa.0, count).ok_or(Error::NotMapped)?;
+        if protected {
+            return Err(Error::NotOwned);
+        }
+        if m.tables_left(vm) < m.tables_to_unmap(tables, ipa.0, done) {
+            return Err(Error::NoTables);
+        }
+        m.memory(|memory| {
+            let range = memory.pages().lookup_range(pa, done)?;
+            memory.pages().unshare_with_guest(range, vm)?;
+            // The host has had the pages all along: it is told when the guest has them no more.
+            m.unmap(tables, ipa.0, done);
+            Ok(())
+        })?;
+        self.pages_out -= done;
+        Ok((pa, done))
+    }
+
+    /// VM_RECLAIM. Returns how many pages are still out, and how many came back.
+    ///
+    /// # Errors
+    ///
+    /// BAD_VM, NOT_DYING, INVALID_ARGUMENT for no pages, NOT_OWNED if the first is not the VM's, and what is wrong
+    /// with the address.
+    pub fn reclaim<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        handle: VmHandle,
+        pages: UntrustedPages,
+    ) -> Result<(u64, u64), Error> {
+        let vm = slot(handle)?;
+        self.check(handle)?;
+        if !matches!(self.life, Life::Dying) {
+            return Err(Error::NotDying);
+        }
+        let count = in_block(m, pages.start.0, pages.count)?;
+        let done = m.memory(|memory| {
+            let range = memory.pages().lookup_range(pages.start.0, count)?;
+            let back = handover::reclaim(memory, range, |memory, part| {
+                memory.pages().reclaim(part, vm).ok()
+            });
+            if back == 0 { Err(Error::NotOwned) } else { Ok(back as u64) }
+        })?;
+        self.pages_out -= done;
+        if self.pages_out == 0 {
+            self.life = Life::Free;
+        }
+        Ok((self.pages_out, done))
+    }
+}
