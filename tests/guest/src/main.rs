@@ -23,7 +23,7 @@ mod work;
 
 use core::{
     arch::{asm, global_asm},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::AtomicU64,
 };
 use umbra_patterns::protocol::{Argument, Failure, MAX_VCPUS, Mode};
 

@@ -365,9 +365,9 @@ impl Guide {
                     2 => (2, 0xde82 ^ self.rng.u64(..8)),
                     kind => (kind, self.rng.u64(..33)),
                 };
-                let register = Number(kind << 32 | n << 8 | self.rng.u64(..3) / 2);
+                let register = Number(kind << 32 | n << 8 | u64::from(self.rng.u8(..3) == 2));
                 // What may be written is harmless for the guest's agent, which has to go on.
-                let harmless = matches!(kind, 2 | 3 | 4 | 5);
+                let harmless = matches!(kind, 2..=5);
                 set(&[Vm(vm), vcpu, register, Number(self.rng.u64(..)), Number(0)]);
                 if harmless && self.rng.bool() { Function::VcpuWrite } else { Function::VcpuRead }
             }

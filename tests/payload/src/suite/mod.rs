@@ -24,6 +24,7 @@ mod lifecycle;
 mod list_registers;
 mod memory;
 mod mmio_guard;
+mod on_demand;
 mod one_reg;
 pub mod pages;
 mod power;
@@ -69,6 +70,7 @@ pub const ALL: &[Area] = &[
     ("sharing", sharing::TESTS),
     ("registers", registers::TESTS),
     ("one_reg", one_reg::TESTS),
+    ("on_demand", on_demand::TESTS),
     ("hidden", hidden::TESTS),
     ("exits", exits::TESTS),
     ("levels", levels::TESTS),
