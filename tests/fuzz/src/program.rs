@@ -4,7 +4,7 @@ use core::{fmt, str::FromStr};
 use thiserror::Error;
 use umbra_patterns::protocol::Command;
 use umbra_shared::{
-    call::{Function, Policy, VmConfig},
+    call::{BLOCK_PAGES, Function, Policy, VmConfig},
     flags::HostFlags,
 };
 
@@ -125,6 +125,9 @@ pub const fn cpu_of_page(page: u8, cpus: usize) -> usize {
     page as usize * cpus / PAGES
 }
 
+/// Pages of its block.
+pub const BLOCK: u16 = BLOCK_PAGES as u16;
+
 /// VM handles that it can keep.
 pub const HANDLES: usize = 8;
 /// How long the timer lets a guest run that is entered by [`Event::Enter`].
@@ -137,6 +140,8 @@ pub enum Arg {
     Number(u64),
     /// The address of one of the program's pages, and so many bytes.
     Page(u8, u16),
+    /// The address of a page of the program's block, which is aligned to its size.
+    Block(u16),
     /// A handle that was kept.
     Vm(u8),
     /// A page of hyp's.
@@ -273,6 +278,10 @@ fn argument(word: &str) -> Result<Arg, ParseError> {
             Some((page, offset)) => Arg::Page(indexed(page, PAGES)?, number(Some(offset))?),
             None => Arg::Page(indexed(rest, PAGES)?, 0),
         },
+        (_, Some(("b", rest))) => Arg::Block(number(Some(rest)).and_then(|n: u16| match n {
+            0..BLOCK => Ok(n),
+            _ => Err(ParseError::Number),
+        })?),
         (_, Some(("v", rest))) => Arg::Vm(indexed(rest, HANDLES)?),
         _ if word.starts_with("0x") => Arg::Number(hexadecimal(Some(word))?),
         _ => Arg::Number(number(Some(word))?),
@@ -460,6 +469,7 @@ impl fmt::Display for Arg {
             Self::Number(n) => write!(f, "{n:#x}"),
             Self::Page(n, 0) => write!(f, "p{n}"),
             Self::Page(n, offset) => write!(f, "p{n}+{offset}"),
+            Self::Block(n) => write!(f, "b{n}"),
             Self::Vm(n) => write!(f, "v{n}"),
             Self::Hyp => f.write_str("hyp"),
             Self::Mmio => f.write_str("mmio"),
@@ -556,7 +566,8 @@ mod tests {
             numbers: [u64; 7],
             keep in proptest::option::of(0u8..HANDLES as u8),
         ) {
-            let args = core::array::from_fn(|n| match kinds[n] % 6 {
+            let args = core::array::from_fn(|n| match kinds[n] % 7 {
+                5 => Arg::Block(numbers[n] as u16 % BLOCK),
                 0 => Arg::Number(numbers[n]),
                 1 => Arg::Number(numbers[n] % 5000),
                 2 => Arg::Page((numbers[n] % PAGES as u64) as u8, (numbers[n] >> 32) as u16),

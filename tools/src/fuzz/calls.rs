@@ -6,7 +6,7 @@
 //! the same, each CPU has pages and handles where it is at home, and mostly stays there.
 
 use fastrand::Rng;
-use umbra_fuzz::program::{Arg, Call, Event, HANDLES, PAGES, Step, cpu_of_page};
+use umbra_fuzz::program::{Arg, BLOCK, Call, Event, HANDLES, PAGES, Step, cpu_of_page};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{self, Function, Policy, VmConfig, VmHandle};
 use umbra_shared::exit::RunFlags;
@@ -23,6 +23,10 @@ use umbra_spec::{Cpu, Platform, Spec};
 /// Where the guide's pages are: anywhere, for it has no memory.
 const FIRST: u64 = 0x10_0000;
 const HYP: u64 = 0x20_0000;
+/// The first page of the program's block.
+const BLOCK_FIRST: u64 = 0x30_0000;
+/// Where guests have pages of it, mostly: each at its place in a block.
+const GUEST_BLOCK: u64 = GUEST + (1 << 30);
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Where guests have their memory.
 const GUEST: u64 = 0x8000_0000;
@@ -68,6 +72,7 @@ fn guided(seed: u64, vls: &[u16], svls: &[u16]) -> (Vec<Step>, usize) {
     let mut memory = Memory::default();
     memory.add(FIRST, PAGES as u64, Owner::HOST);
     memory.add(HYP, 1, Owner::of(PageState::Hyp, 0));
+    memory.add(BLOCK_FIRST, BLOCK.into(), Owner::HOST);
     let platform = Platform {
         cpus: vls.len(),
         guest_vqs: VqSet::common(vls.iter().map(|&vl| set(vl))),
@@ -200,6 +205,15 @@ impl Guide {
         }
     }
 
+    /// Pages of the block: all of it, or some.
+    fn in_block(&mut self) -> (u16, u64) {
+        match self.rng.u8(..4) {
+            0 | 1 => (0, BLOCK.into()),
+            2 => (0, self.rng.u64(1..u64::from(BLOCK))),
+            _ => (self.rng.u16(..BLOCK), self.count()),
+        }
+    }
+
     /// So many pages of the host's in a row.
     fn run(&mut self, count: u64) -> Option<u8> {
         self.page(|this, page| {
@@ -222,7 +236,7 @@ impl Guide {
     }
 
     fn call(&mut self, cpu: u8, dice: u8) -> Option<(Function, [Arg; 7])> {
-        use Arg::{Number, Page, Vm};
+        use Arg::{Block, Number, Page, Vm};
         let alive = |vm: &vm::Vm| vm.life == Life::Alive;
         let mut args = [Number(0); 7];
         let mut set = |from: &[Arg]| args[..from.len()].copy_from_slice(from);
@@ -256,7 +270,9 @@ impl Guide {
                 let count = features.pages();
                 let flag_page = self.page_in(PageState::FlagPage)?;
                 let pages = self.run(count)?;
-                let maps: Vec<_> = self.spec.vms[slot].maps.keys().copied().collect();
+                // Not in the block, where no code is.
+                let maps = self.spec.vms[slot].maps.keys().copied();
+                let maps: Vec<_> = maps.filter(|&ipa| ipa < GUEST_BLOCK).collect();
                 let entry =
                     if maps.is_empty() { GUEST } else { maps[self.rng.usize(..maps.len())] };
                 // In no order, but for a protected VM's first; and now and then one that is there already.
@@ -278,6 +294,15 @@ impl Guide {
                 let (entry, features) = (Number(entry), Number(features));
                 set(&[Vm(vm), Page(pages, 0), place, Page(flag_page, 0), features, entry]);
                 Function::VcpuCreate
+            }
+            VM_MAP..54 if self.rng.u8(..6) == 0 => {
+                let (vm, _) = self.vm(alive)?;
+                let (start, count) = self.in_block();
+                // Now and then where it makes no block.
+                let shift = if self.rng.u8(..4) == 0 { PAGE } else { 0 };
+                let ipa = GUEST_BLOCK + u64::from(start) * PAGE + shift;
+                set(&[Vm(vm), Block(start), Number(ipa), Number(count)]);
+                Function::VmMap
             }
             VM_MAP..54 => {
                 let (vm, _) = self.vm(alive)?;
@@ -341,9 +366,21 @@ impl Guide {
                                 | PageState::SharedByGuest
                         )
                 };
-                let page = self.page(|this, page| of_it(this.state(page)))?;
-                let count = self.count();
-                set(&[Vm(vm), Page(page, 0), Number(count)]);
+                let of_block = |&n: &u16| {
+                    let page = BLOCK_FIRST + u64::from(n);
+                    self.spec.memory.get(page).is_some_and(&of_it)
+                };
+                match (0..BLOCK).find(of_block).filter(|_| self.rng.u8(..3) == 0) {
+                    Some(start) => {
+                        let count = self.in_block().1;
+                        set(&[Vm(vm), Block(start), Number(count)]);
+                    }
+                    None => {
+                        let page = self.page(|this, page| of_it(this.state(page)))?;
+                        let count = self.count();
+                        set(&[Vm(vm), Page(page, 0), Number(count)]);
+                    }
+                }
                 Function::VmReclaim
             }
             92 => {
@@ -433,6 +470,7 @@ impl Guide {
         let numbers = args.map(|arg| match arg {
             Arg::Number(n) => n,
             Arg::Page(n, offset) => (FIRST + u64::from(n)) * PAGE + u64::from(offset),
+            Arg::Block(n) => (BLOCK_FIRST + u64::from(n)) * PAGE,
             Arg::Vm(n) => self.handles[usize::from(n)].0,
             Arg::Hyp => HYP * PAGE,
             Arg::Mmio => 0x0900_0000,

@@ -19,7 +19,7 @@ use core::{
     arch::global_asm,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
-use umbra_fuzz::program::{Arg, Call, ENTRY_NANOSECONDS, HANDLES, PAGES, cpu_of_page};
+use umbra_fuzz::program::{Arg, BLOCK, Call, ENTRY_NANOSECONDS, HANDLES, PAGES, cpu_of_page};
 use umbra_host::{
     hypercall::{Hvc, Hypervisor},
     kernel::{
@@ -55,13 +55,15 @@ unsafe extern "C" {
 }
 
 static REGION: AtomicU64 = AtomicU64::new(0);
+static BLOCK_AT: AtomicU64 = AtomicU64::new(0);
 static HYP: AtomicU64 = AtomicU64::new(0);
 static KEPT: [AtomicU64; HANDLES] = [const { AtomicU64::new(0) }; HANDLES];
 static GENERATIONS: [AtomicU32; PAGES] = [const { AtomicU32::new(0) }; PAGES];
 
-/// Before a program: these are its pages.
-pub fn begin(region: u64) {
+/// Before a program: these are its pages, and its block.
+pub fn begin(region: u64, block: u64) {
     REGION.store(region, Ordering::SeqCst);
+    BLOCK_AT.store(block, Ordering::SeqCst);
     if HYP.load(Ordering::SeqCst) == 0 {
         HYP.store(hyp_page(), Ordering::SeqCst);
     }
@@ -77,6 +79,7 @@ fn resolve(arg: Arg) -> u64 {
     match arg {
         Arg::Number(n) => n,
         Arg::Page(n, offset) => page(n) + u64::from(offset),
+        Arg::Block(n) => BLOCK_AT.load(Ordering::SeqCst) + u64::from(n) * PAGE,
         Arg::Vm(n) => KEPT[usize::from(n)].load(Ordering::SeqCst),
         Arg::Hyp => HYP.load(Ordering::SeqCst),
         Arg::Mmio => MMIO,
@@ -94,6 +97,11 @@ pub fn call(cpu: usize, call: &Call) -> u64 {
     // A range that begins in the region may leave it, for what the kernel needs.
     let end = REGION.load(Ordering::SeqCst) + JUNK_PAGES * PAGE;
     if call.function == Function::VmMap && (page(0)..end).contains(&args[1]) {
+        args[3] = args[3].min((end - args[1]).div_ceil(PAGE));
+    }
+    let block = BLOCK_AT.load(Ordering::SeqCst);
+    let end = block + u64::from(BLOCK) * PAGE;
+    if call.function == Function::VmMap && (block..end).contains(&args[1]) {
         args[3] = args[3].min((end - args[1]).div_ceil(PAGE));
     }
     // Pages that the host has not, and this CPU alone would write if it had.
@@ -127,6 +135,16 @@ pub fn call(cpu: usize, call: &Call) -> u64 {
         let back = usize::from(first)..usize::from(first) + results[1] as usize;
         for n in back.filter(|&n| hidden.get(n) == Some(&true)) {
             assert_wiped(n as u8);
+        }
+    }
+    // Nobody writes there but a guest's agent.
+    if let (Function::VmReclaim, Arg::Block(_)) = (call.function, call.args[1]) {
+        for page in ledger::each(args[1], results[1]) {
+            for at in [page, page + STORED, page + PAGE - 8] {
+                let Ok(found) = probe_read(at) else { break };
+                let agents = at == page + STORED && found >> 48 == AGENTS >> 48;
+                assert!(found == 0 || agents, "{at:#x} in the block came back as {found:#x}");
+            }
         }
     }
     x0

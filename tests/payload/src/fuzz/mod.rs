@@ -34,7 +34,7 @@ use crate::{
 use core::sync::atomic::{AtomicU32, Ordering};
 use umbra_fuzz::{
     coverage::Pair,
-    program::{Line, Mode, PAGES, STEPS, Step},
+    program::{BLOCK, Line, Mode, PAGES, STEPS, Step},
 };
 use umbra_host::{
     emit,
@@ -111,7 +111,7 @@ fn one(seed: u64, guest: &'static [u8]) -> Result<(), &'static str> {
         device::begin();
         let junk = ledger::take(JUNK_PAGES);
         vms::begin(guest);
-        calls::begin(junk);
+        calls::begin(junk, ledger::aligned(u64::from(BLOCK), usize::from(BLOCK)));
         workers::on_all(|cpu| cpu::begin(cpu, junk));
         order::start();
         workers::on_all(cpu::run);
