@@ -145,12 +145,13 @@ fn virtual_timer_fires() -> Result<(), Skip> {
     assert!(!exit.info.vtimer(), "masked by the guest");
     assert!(matches!(guest.resume(RunFlags::empty(), [0; 4]), Event::Done(_)));
     guest.write(sysreg::CNTV_CTL, 0);
-    gic::enable(gic::VIRTUAL_TIMER, true);
     // Enabled, it stops a guest that does nothing but count; the host's own timer is off.
     let ticks = timer::ticks(smp::cpu());
     let deadline = guest.read(sysreg::CNTVCT) + timer::frequency() / 100;
     guest.write(sysreg::CNTV_CVAL, deadline);
     guest.write(sysreg::CNTV_CTL, 1);
+    // Not before: it may be due already.
+    gic::enable(gic::VIRTUAL_TIMER, true);
     let spin = [Routine::Spin.address(), guest.scratch(), 0, 0];
     let exit = loop {
         let exit = guest.try_enter(RunFlags::empty(), spin).expect("VCPU_RUN");
