@@ -126,6 +126,8 @@ pub mod sysreg {
     pub const ICC_IAR0: SysReg = reg(3, 0, 12, 8, 0);
     /// ICC_EOIR0_EL1
     pub const ICC_EOIR0: SysReg = reg(3, 0, 12, 8, 1);
+    /// ICC_BPR1_EL1
+    pub const ICC_BPR1: SysReg = reg(3, 0, 12, 12, 3);
     /// ICC_IAR1_EL1
     pub const ICC_IAR1: SysReg = reg(3, 0, 12, 12, 0);
     /// ICC_RPR_EL1

@@ -25,6 +25,7 @@ mod context;
 mod dma;
 mod excursion;
 mod fuzz;
+mod gic_guest;
 mod host;
 mod instruction;
 mod instruction32;

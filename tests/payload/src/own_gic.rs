@@ -1,9 +1,16 @@
 //! GICs for guests that have no driver for one: everything is enabled before they begin.
 
-use umbra_host::vgic::{
-    Events, Interface, SpiCell, VcpuCell, Vgic,
-    registers::{CTLR_ENABLE_GRP1, GICD_CTLR, GICD_IPRIORITYR, GICD_ISENABLER, SGI_BASE, Width},
+use umbra_host::{
+    vcpu::MmioAnswer,
+    vgic::{
+        Events, Interface, SpiCell, VcpuCell, Vgic,
+        registers::{
+            CTLR_ENABLE_GRP1, GICD_CTLR, GICD_IPRIORITYR, GICD_ISENABLER, SGI_BASE, Width,
+        },
+    },
 };
+use umbra_patterns::protocol::{GICD, GICD_BYTES, GICR, GICR_BYTES};
+use umbra_shared::exit::MmioAccess;
 
 /// Who has nobody to tell: its vCPU is alone, and whoever wants something of it is on its CPU.
 #[derive(Clone, Copy, Debug)]
@@ -48,4 +55,32 @@ pub fn enabled<'g>(vcpus: &'g [VcpuCell], spis: &'g [SpiCell]) -> Vgic<'g> {
 /// The first vCPU's part, on a CPU with as many list registers as any has at least.
 pub fn first<'g>(vgic: &'g Vgic<'g>) -> Own<'g> {
     Interface::new(vgic, 0, 1, Nobody).expect("it has a vCPU")
+}
+
+/// A guest's access to its GIC, if it is one.
+pub fn access(
+    vgic: &Vgic<'_>,
+    address: u64,
+    access: MmioAccess,
+    data: u64,
+    told: &mut impl Events,
+) -> Option<MmioAnswer> {
+    let width = Width::from_bytes(access.bytes.into())?;
+    if let Some(offset) = address.checked_sub(GICD).filter(|&offset| offset < GICD_BYTES) {
+        return Some(if access.write {
+            vgic.write_distributor(offset, width, data, told);
+            MmioAnswer::Written
+        } else {
+            MmioAnswer::Read(vgic.read_distributor(offset, width))
+        });
+    }
+    let offset = address.checked_sub(GICR)?;
+    let vcpu = usize::try_from(offset / GICR_BYTES).ok().filter(|&n| n < vgic.vcpus())?;
+    let offset = offset % GICR_BYTES;
+    Some(if access.write {
+        vgic.write_redistributor(vcpu, offset, width, data, told);
+        MmioAnswer::Written
+    } else {
+        MmioAnswer::Read(vgic.read_redistributor(vcpu, offset, width))
+    })
 }

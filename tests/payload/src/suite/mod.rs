@@ -42,6 +42,7 @@ mod tasks;
 mod trng;
 mod trouble;
 mod version;
+mod vgic;
 
 use crate::runner::Area;
 use umbra_shared::call::Policy;
@@ -80,6 +81,7 @@ pub const ALL: &[Area] = &[
     ("interrupts", interrupts::TESTS),
     ("list_registers", list_registers::TESTS),
     ("run_loop", run_loop::TESTS),
+    ("vgic", vgic::TESTS),
     ("fp_switch", fp_switch::TESTS),
     ("fp_traps", fp_traps::TESTS),
     ("fp_smp", fp_smp::TESTS),
