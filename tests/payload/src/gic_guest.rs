@@ -93,9 +93,18 @@ pub struct Board<'c> {
 impl<'c> Board<'c> {
     /// One whose interrupts are all enabled ([`own_gic::enabled`]).
     pub fn new(cells: &'c Cells) -> Self {
+        Self::of(own_gic::enabled(&cells.0, &cells.1))
+    }
+
+    /// One of which nothing is enabled.
+    pub fn at_reset(cells: &'c Cells) -> Self {
+        Self::of(Vgic::new(&cells.0, &cells.1, 5).expect("cells of a GIC"))
+    }
+
+    fn of(vgic: Vgic<'c>) -> Self {
         let count = || [const { AtomicUsize::new(0) }; VCPUS];
         Self {
-            vgic: own_gic::enabled(&cells.0, &cells.1),
+            vgic,
             running: count(),
             kicks: count(),
             resampled: AtomicUsize::new(0),
@@ -117,6 +126,19 @@ impl<'c> Board<'c> {
     /// An SPI's edge.
     pub fn pulse(&self, intid: u16) {
         self.vgic.pulse(Line::Spi(intid), &mut self.told()).expect("an SPI");
+    }
+
+    /// A vCPU's part, while it runs on this CPU.
+    pub fn here<'b, R>(&'b self, n: usize, f: impl FnOnce(Interface<'b, Told<'b>>) -> R) -> R {
+        let cpu = smp::cpu();
+        let info = Hvc.vl_info(Some(context().at_hyp(cpu))).expect("VL_INFO");
+        let registers = info.interface.registers;
+        let gic = Interface::new(&self.vgic, n, registers, self.told());
+        // Before its interrupts are looked at: who sends one later finds it here.
+        self.running[n].store(cpu + 1, SeqCst);
+        let result = f(gic.expect("it has that vCPU"));
+        self.running[n].store(0, SeqCst);
+        result
     }
 
     /// Whether it runs anywhere.
@@ -169,7 +191,7 @@ impl Events for Told<'_> {
 }
 
 /// The ledger's pages: they come back when the test is over.
-struct Books;
+pub struct Books;
 
 impl PageSupplier for Books {
     fn allocate(&mut self, count: u64) -> Option<u64> {
@@ -216,22 +238,17 @@ impl Guest {
 
     /// Loads a vCPU on this CPU while `f` pulls its strings. The first time it begins first.
     pub fn with<R>(&self, board: &Board<'_>, n: usize, f: impl FnOnce(&mut Driver<'_>) -> R) -> R {
-        let cpu = smp::cpu();
-        let info = Hvc.vl_info(Some(context().at_hyp(cpu))).expect("VL_INFO");
-        let registers = info.interface.registers;
-        let gic = Interface::new(&board.vgic, n, registers, board.told()).expect("it has that");
-        let mut vcpu = self.vcpus[n].lock();
-        let mut task = Task::new(HostFlags::empty());
-        let loaded = vcpu.load(&Hvc, &mut task).expect("VCPU_LOAD");
-        // Before its interrupts are looked at: who sends one later finds it here.
-        board.running[n].store(cpu + 1, SeqCst);
-        let vmm = Vmm { board, vcpu: n };
-        let mut driver = Driver { loaded, task, gic, vmm, taken: self.taken(n) };
-        let result = f(&mut driver);
-        board.running[n].store(0, SeqCst);
-        let Driver { loaded, mut task, .. } = driver;
-        loaded.put(&mut task).expect("VCPU_PUT");
-        result
+        board.here(n, |gic| {
+            let mut vcpu = self.vcpus[n].lock();
+            let mut task = Task::new(HostFlags::empty());
+            let loaded = vcpu.load(&Hvc, &mut task).expect("VCPU_LOAD");
+            let vmm = Vmm { board, vcpu: n };
+            let mut driver = Driver { loaded, task, gic, vmm, taken: self.taken(n) };
+            let result = f(&mut driver);
+            let Driver { loaded, mut task, .. } = driver;
+            loaded.put(&mut task).expect("VCPU_PUT");
+            result
+        })
     }
 
     /// Has a vCPU begin here.

@@ -43,6 +43,8 @@ mod trng;
 mod trouble;
 mod version;
 mod vgic;
+mod vgic_driver;
+mod vgic_smp;
 
 use crate::runner::Area;
 use umbra_shared::call::Policy;
@@ -82,6 +84,8 @@ pub const ALL: &[Area] = &[
     ("list_registers", list_registers::TESTS),
     ("run_loop", run_loop::TESTS),
     ("vgic", vgic::TESTS),
+    ("vgic_smp", vgic_smp::TESTS),
+    ("vgic_driver", vgic_driver::TESTS),
     ("fp_switch", fp_switch::TESTS),
     ("fp_traps", fp_traps::TESTS),
     ("fp_smp", fp_smp::TESTS),
