@@ -5,17 +5,19 @@
 // counts it from outside (tools/src/bench/trace.rs). The counter is read right before and behind it.
 
 .macro  enter_loop
-    stp     x19, x20, [sp, #-48]!
+    stp     x19, x20, [sp, #-64]!
     stp     x21, x22, [sp, #16]
-    str     x30, [sp, #32]
+    stp     x23, x24, [sp, #32]
+    str     x30, [sp, #48]
     mov     x19, x0
     mov     x20, x1
 .endm
 
 .macro  leave_loop
-    ldr     x30, [sp, #32]
+    ldr     x30, [sp, #48]
+    ldp     x23, x24, [sp, #32]
     ldp     x21, x22, [sp, #16]
-    ldp     x19, x20, [sp], #48
+    ldp     x19, x20, [sp], #64
     ret
 .endm
 
@@ -71,6 +73,115 @@ bench_loop_end smc
 .global umbra_guest_bench_spin
 umbra_guest_bench_spin:
     b       umbra_guest_bench_spin
+
+// Interrupts are taken at vectors of the loop's own, whose handler does `before_end` between the acknowledgement and the end
+// and leaves 1 in x23.
+.macro  handler name:req, before_end:vararg
+    .balign 0x800
+guest_bench_vectors_\name:
+    .org    guest_bench_vectors_\name + 0x280  // IRQ, at the current EL with SP_ELx
+    mrs     x0, s3_0_c12_c12_0              // ICC_IAR1_EL1
+    \before_end
+    msr     s3_0_c12_c12_1, x0              // ICC_EOIR1_EL1
+    mov     x23, #1
+    eret
+    .org    guest_bench_vectors_\name + 0x800
+.endm
+
+// The timer's line must be down before its interrupt is ended.
+.macro  timer_off
+    msr     cntv_ctl_el0, xzr
+    isb
+.endm
+
+handler timer, timer_off
+handler edge, nop
+
+// With x24 = 1, and the timer's time in the past.
+.macro  enter_interrupts handler:req
+    enter_loop
+    mrs     x22, vbar_el1
+    adr     x0, guest_bench_vectors_\handler
+    msr     vbar_el1, x0
+    mov     x0, #0xf8
+    msr     s3_0_c4_c6_0, x0                // ICC_PMR_EL1
+    mov     x24, #1
+    msr     s3_0_c12_c12_7, x24             // ICC_IGRPEN1_EL1
+    msr     cntv_cval_el0, xzr
+    mov     x23, #0
+    msr     daifclr, #2
+    isb
+.endm
+
+// `iterations` times `order` and the interrupt that comes of it, after a first time that doesn't count: from then on each
+// turn begins with what the one before has left to the host.
+.macro  interrupt_loop name:req, handler:req, order:vararg
+    .global umbra_guest_bench_\name
+    .global umbra_guest_begin_\name
+    .global umbra_guest_end_\name
+umbra_guest_bench_\name:
+    enter_interrupts \handler
+    \order
+5:  cbz     x23, 5b
+    mov     x23, #0
+    isb
+    mrs     x21, cntvct_el0
+umbra_guest_begin_\name:
+    \order
+3:  cbz     x23, 3b
+    mov     x23, #0
+    subs    x20, x20, #1
+    b.ne    umbra_guest_begin_\name
+umbra_guest_end_\name:
+    isb
+    mrs     x0, cntvct_el0
+    sub     x0, x0, x21
+    msr     daifset, #2
+    msr     vbar_el1, x22
+    isb
+    leave_loop
+.endm
+
+.macro  arm_timer
+    msr     cntv_ctl_el0, x24
+    isb
+.endm
+
+// Two ticks from now: after WFI, and before hyp looks.
+.macro  arm_timer_and_wait
+    mov     x0, #2
+    msr     cntv_tval_el0, x0
+    msr     cntv_ctl_el0, x24
+    isb
+    wfi
+.endm
+
+.macro  call
+    mov     x0, x19
+    hvc     #0
+.endm
+
+// INTID 0 to the vCPU whose Aff0 is 1, 0.
+.macro  send_and_wait list:req
+    mov     x0, #\list
+    msr     s3_0_c12_c11_5, x0              // ICC_SGI1R_EL1
+    isb
+    wfi
+.endm
+
+interrupt_loop tick, timer, arm_timer
+interrupt_loop idle_tick, timer, arm_timer_and_wait
+interrupt_loop interrupt, edge, call
+interrupt_loop ipi, edge, send_and_wait 2
+
+.global umbra_guest_bench_ipi_answer
+umbra_guest_bench_ipi_answer:
+    enter_interrupts edge
+    wfi
+4:  cbz     x23, 4b
+    mov     x23, #0
+    send_and_wait 1
+    b       4b
 
 .arch_extension simd
 bench_loop hvc_fpsimd, add v0.16b, v0.16b, v0.16b

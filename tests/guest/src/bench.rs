@@ -23,7 +23,9 @@ loops! {
     umbra_guest_bench_hvc_none, umbra_guest_bench_hvc_fpsimd, umbra_guest_bench_hvc_sve,
     umbra_guest_bench_mmio, umbra_guest_bench_trap, umbra_guest_bench_smc,
     umbra_guest_bench_spin, umbra_guest_bench_touch_none, umbra_guest_bench_touch_fpsimd,
-    umbra_guest_bench_touch_sve, umbra_guest_bench_hvc_pauth,
+    umbra_guest_bench_touch_sve, umbra_guest_bench_hvc_pauth, umbra_guest_bench_tick,
+    umbra_guest_bench_idle_tick, umbra_guest_bench_interrupt, umbra_guest_bench_ipi,
+    umbra_guest_bench_ipi_answer,
 }
 
 fn measure(routine: Routine, iterations: u64) -> u64 {
@@ -39,8 +41,14 @@ fn measure(routine: Routine, iterations: u64) -> u64 {
         Routine::TouchFpsimd => umbra_guest_bench_touch_fpsimd,
         Routine::TouchSve => umbra_guest_bench_touch_sve,
         Routine::HvcPauth => umbra_guest_bench_hvc_pauth,
+        Routine::Tick => umbra_guest_bench_tick,
+        Routine::IdleTick => umbra_guest_bench_idle_tick,
+        Routine::Interrupt => umbra_guest_bench_interrupt,
+        Routine::Ipi => umbra_guest_bench_ipi,
+        Routine::IpiAnswer => umbra_guest_bench_ipi_answer,
     };
-    // SAFETY: they use their stack, the device and FP registers, in which nothing is kept here.
+    // SAFETY: they use their stack, the device, the timer, vectors that they give back and FP registers, in which nothing
+    // is kept here.
     unsafe { run(BENCH, iterations) }
 }
 

@@ -102,11 +102,21 @@ pub enum Routine {
     TouchSve = 9,
     /// [`BENCH`] calls of a guest that uses pointer authentication.
     HvcPauth = 10,
+    /// The timer's interrupts, whose handler turns it off: the guest is busy, and sets it anew for at once.
+    Tick = 11,
+    /// The same of a guest that waits (WFI).
+    IdleTick = 12,
+    /// [`BENCH`] calls at which the host makes an interrupt pending.
+    Interrupt = 13,
+    /// SGIs to the second vCPU, each of which it answers with one.
+    Ipi = 14,
+    /// The second vCPU's part of that. It never ends.
+    IpiAnswer = 15,
 }
 
 impl Routine {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 16] = [
         Self::HvcNone,
         Self::HvcFpsimd,
         Self::HvcSve,
@@ -118,6 +128,11 @@ impl Routine {
         Self::TouchFpsimd,
         Self::TouchSve,
         Self::HvcPauth,
+        Self::Tick,
+        Self::IdleTick,
+        Self::Interrupt,
+        Self::Ipi,
+        Self::IpiAnswer,
     ];
 
     /// Reads a register.

@@ -480,7 +480,9 @@ mod tests {
     fn a_run_without_a_good_verdict_is_none() {
         let mut listener = Listener::default();
         listener.take("@bench name=machine frequency=62500000 pfr1=0x1000000");
-        listener.take("@bench name=null_hypercall ticks=10 iterations=2 bytes=0 saves=0 loads=0");
+        listener.take(
+            "@bench name=null_hypercall ticks=10 iterations=2 bytes=0 saves=0 loads=0 exits=0",
+        );
         assert!(Listener::default().finish(None).is_err());
         let mut good = Listener { verdict: Some(Ok(())), ..Listener::default() };
         good.fields.clone_from(&listener.fields);

@@ -9,7 +9,7 @@ use umbra_shared::sve::Layout;
 use umbra_shared::vl::Vq;
 
 /// The columns of the table.
-const COLUMNS: [&str; 20] = [
+const COLUMNS: [&str; 21] = [
     "name",
     "policy",
     "VM",
@@ -19,6 +19,7 @@ const COLUMNS: [&str; 20] = [
     "host FP",
     "CPUs",
     "VMs",
+    "exits",
     "instructions",
     "floor",
     "ratio",
@@ -32,7 +33,7 @@ const COLUMNS: [&str; 20] = [
     "bytes moved",
 ];
 
-fn cells(row: &Row) -> [String; 20] {
+fn cells(row: &Row) -> [String; 21] {
     let dash = || "-".to_owned();
     let text = |value: Option<&str>| value.map_or_else(dash, str::to_owned);
     let number = |value: Option<u64>| value.map_or_else(dash, |n| n.to_string());
@@ -49,6 +50,7 @@ fn cells(row: &Row) -> [String; 20] {
         text(row.host_fp.map(Fp::name)),
         number(row.cpus),
         number(row.vms),
+        Shown(row.exits).to_string(),
         Shown(row.instructions).to_string(),
         row.floor.map_or_else(dash, |n| n.to_string()),
         row.ratio().map_or_else(dash, |ratio| format!("{ratio:.2}")),
@@ -65,7 +67,10 @@ fn cells(row: &Row) -> [String; 20] {
 
 /// What is measured of vCPUs without SVE only: it is the same at every VL.
 fn of_one_length(row: &Row) -> bool {
-    matches!(row.name.as_str(), "irq_exit" | "exit_with_pauth")
+    matches!(
+        row.name.as_str(),
+        "irq_exit" | "exit_with_pauth" | "timer_tick" | "timer_tick_idle" | "interrupt" | "ipi"
+    )
 }
 
 /// Rows that the screen shows unless all are asked for.

@@ -119,6 +119,8 @@ pub struct Row {
     pub saves: f64,
     /// Register files loaded per turn.
     pub loads: f64,
+    /// Exits to the host per turn.
+    pub exits: f64,
     /// The fewest instructions.
     pub floor: Option<u32>,
     /// What a traced run saw.
@@ -179,6 +181,7 @@ impl Row {
             bytes: per_turn(fields.need("bytes")?),
             saves: per_turn(fields.need("saves")?),
             loads: per_turn(fields.need("loads")?),
+            exits: per_turn(fields.need("exits")?),
             floor: None,
             traced: None,
         }))
@@ -227,6 +230,7 @@ impl Row {
             "bytes_moved": rounded(self.bytes),
             "saves": rounded(self.saves),
             "loads": rounded(self.loads),
+            "exits": rounded(self.exits),
         });
         if let (Some(traced), Value::Object(object)) = (self.traced, &mut object) {
             let [hyp, host, guest] = traced.worlds;
@@ -300,13 +304,13 @@ mod tests {
     }
 
     const LINE: &str = "@bench name=exit_to_host policy=scrub vm=normal hints=foreign vl=64 \
-                        guest_fp=sve host_fp=none ticks=400 iterations=10 bytes=20 saves=10 loads=5";
+                        guest_fp=sve host_fp=none ticks=400 iterations=10 bytes=20 saves=10 loads=5 exits=21";
 
     #[test]
     fn ticks_become_instructions_per_turn() {
         let row = row(LINE);
         assert_eq!(row.instructions, 640.0);
-        assert_eq!((row.bytes, row.saves, row.loads), (2.0, 1.0, 0.5));
+        assert_eq!((row.bytes, row.saves, row.loads, row.exits), (2.0, 1.0, 0.5, 2.1));
         assert_eq!((row.policy, row.hints), (Some(Policy::Scrub), Some(Hints::Foreign)));
     }
 
@@ -327,7 +331,7 @@ mod tests {
         assert_eq!(read("@bench name=machine cpus=1").unwrap(), None);
         assert!(read("@bench name=x ticks=1").is_err());
         assert!(read("@bench name=x ticks=one iterations=1").is_err());
-        assert!(read("@bench ticks=1 iterations=1 bytes=0 saves=0 loads=0").is_err());
+        assert!(read("@bench ticks=1 iterations=1 bytes=0 saves=0 loads=0 exits=0").is_err());
         assert!(read(&LINE.replace("scrub", "lazier")).is_err());
     }
 

@@ -87,8 +87,8 @@ pub fn lengths() -> impl Iterator<Item = Vq> {
 }
 
 /// The host's side of a run loop. `INTERRUPTS`: it interrupts itself before each entry.
-struct Task<const INTERRUPTS: bool> {
-    hints: HostFlags,
+pub struct Task<const INTERRUPTS: bool> {
+    pub hints: HostFlags,
 }
 
 impl<const INTERRUPTS: bool> TaskFp for Task<INTERRUPTS> {
@@ -305,14 +305,21 @@ impl<'v> Bench<'v> {
 
 /// The names of a VM's kind.
 #[derive(Clone, Copy)]
-struct Kind {
-    policy: &'static str,
-    vm: &'static str,
-    config: VmConfig,
+pub struct Kind {
+    pub policy: &'static str,
+    pub vm: &'static str,
+    pub config: VmConfig,
+}
+
+impl Kind {
+    /// A protected VM with its own policy, a normal one with its own.
+    pub fn is_default(self) -> bool {
+        self.config == VmConfig::normal() || self.config == VmConfig::protected()
+    }
 }
 
 /// The policy of a protected VM is hyp's.
-fn kinds() -> impl Iterator<Item = Kind> {
+pub fn kinds() -> impl Iterator<Item = Kind> {
     let protected_policy = context().protected_policy();
     [("normal", false), ("protected", true)].into_iter().flat_map(move |(vm, protected)| {
         let there = move |&(_, policy): &(&str, Policy)| !protected || policy == protected_policy;
@@ -327,9 +334,8 @@ fn kinds() -> impl Iterator<Item = Kind> {
 /// Everything: by kind of VM, then vector length, then who uses FP.
 pub fn measure(plan: Plan, image: &[u8]) {
     for kind in kinds() {
-        // A protected VM with its own policy, a normal one with its own: the rest is for the curious.
-        let default = kind.config == VmConfig::normal() || kind.config == VmConfig::protected();
-        if plan.short && !default {
+        // The rest is for the curious.
+        if plan.short && !kind.is_default() {
             continue;
         }
         let lengths = lengths().filter(|vq| !plan.short || vq.vl_bytes() == 64).map(Some);

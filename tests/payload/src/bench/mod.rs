@@ -8,7 +8,7 @@
 //! ([`host`]); [`growth`] looks at what must not grow. Every measurement is printed as it was counted:
 //!
 //! ```text
-//! @bench name=exit_to_host policy=lazy vm=normal hints=none vl=64 guest_fp=sve host_fp=none ticks=N iterations=N bytes=N saves=N loads=N
+//! @bench name=exit_to_host policy=lazy vm=normal hints=none vl=64 guest_fp=sve host_fp=none ticks=N iterations=N bytes=N saves=N loads=N exits=N
 //! @bench name=machine frequency=N boot=N ...
 //! ```
 //!
@@ -18,6 +18,7 @@
 mod growth;
 mod guest;
 mod host;
+mod interrupts;
 mod ranges;
 
 use crate::{
@@ -62,38 +63,46 @@ struct Measured {
     moves: Moves,
 }
 
-/// What hyp's counters say of the FP registers meanwhile.
+/// What hyp's counters say meanwhile, of FP registers above all.
 #[derive(Clone, Copy, Default)]
 struct Moves {
     bytes: u64,
     saves: u64,
     loads: u64,
+    /// Runs of guests, each of which ended with an exit.
+    exits: u64,
 }
 
 impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Self { ticks, iterations, moves: Moves { bytes, saves, loads } } = self;
-        write!(f, "ticks={ticks} iterations={iterations} bytes={bytes} saves={saves} loads={loads}")
+        let Self { ticks, iterations, moves: Moves { bytes, saves, loads, exits } } = self;
+        write!(
+            f,
+            "ticks={ticks} iterations={iterations} bytes={bytes} saves={saves} loads={loads} exits={exits}"
+        )
     }
 }
 
 /// Runs `f` as a row of the table: it returns the ticks of `iterations` iterations.
 fn row(iterations: u64, f: impl FnOnce() -> u64) -> Measured {
-    use Counter::{BytesMoved, GuestLoads, GuestSaves, HostLoads, HostSavesFpsimd, HostSavesFull};
+    use Counter::{
+        BytesMoved, GuestLoads, GuestSaves, HostLoads, HostSavesFpsimd, HostSavesFull, Runs,
+    };
     let before = Counters::now();
     umbra_bench_row();
     let ticks = f();
     umbra_bench_row_end();
-    let [bytes, guest_saves, full, fpsimd, guest_loads, host_loads] = before.deltas([
+    let [bytes, guest_saves, full, fpsimd, guest_loads, host_loads, exits] = before.deltas([
         BytesMoved,
         GuestSaves,
         HostSavesFull,
         HostSavesFpsimd,
         GuestLoads,
         HostLoads,
+        Runs,
     ]);
-    let moves =
-        Moves { bytes, saves: guest_saves + full + fpsimd, loads: guest_loads + host_loads };
+    let (saves, loads) = (guest_saves + full + fpsimd, guest_loads + host_loads);
+    let moves = Moves { bytes, saves, loads, exits };
     Measured { ticks, iterations, moves }
 }
 
@@ -132,6 +141,7 @@ pub fn main(machine: &'static Machine) -> ! {
         } else {
             host::measure(plan);
             guest::measure(plan, image);
+            interrupts::measure(plan, image);
         }
     });
     match result {
