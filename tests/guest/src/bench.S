@@ -8,13 +8,13 @@
     stp     x19, x20, [sp, #-64]!
     stp     x21, x22, [sp, #16]
     stp     x23, x24, [sp, #32]
-    str     x30, [sp, #48]
+    stp     x25, x30, [sp, #48]
     mov     x19, x0
     mov     x20, x1
 .endm
 
 .macro  leave_loop
-    ldr     x30, [sp, #48]
+    ldp     x25, x30, [sp, #48]
     ldp     x23, x24, [sp, #32]
     ldp     x21, x22, [sp, #16]
     ldp     x19, x20, [sp], #64
@@ -97,7 +97,7 @@ guest_bench_vectors_\name:
 handler timer, timer_off
 handler edge, nop
 
-// With x24 = 1, and the timer's time in the past.
+// With x24 = 1, x25 = some 30 ns, and the timer's time in the past.
 .macro  enter_interrupts handler:req
     enter_loop
     mrs     x22, vbar_el1
@@ -108,6 +108,9 @@ handler edge, nop
     mov     x24, #1
     msr     s3_0_c12_c12_7, x24             // ICC_IGRPEN1_EL1
     msr     cntv_cval_el0, xzr
+    mrs     x25, cntfrq_el0
+    lsr     x25, x25, #25
+    add     x25, x25, #1
     mov     x23, #0
     msr     daifclr, #2
     isb
@@ -147,10 +150,9 @@ umbra_guest_end_\name:
     isb
 .endm
 
-// Two ticks from now: after WFI, and before hyp looks.
+// It fires after WFI, and before hyp looks.
 .macro  arm_timer_and_wait
-    mov     x0, #2
-    msr     cntv_tval_el0, x0
+    msr     cntv_tval_el0, x25
     msr     cntv_ctl_el0, x24
     isb
     wfi
