@@ -1,5 +1,6 @@
 //! The run loop against a scripted hyp.
 
+mod kicks;
 mod os;
 mod tasks;
 
