@@ -1,8 +1,8 @@
 // A guest whose interrupts are its VM's GIC's, run by the library's loop.
 //
 // It makes an HVC with x0 = {DONE}, x1 and x2 = what the routine below left in x0 and x1; the host answers
-// with x0 = a routine's address and x1-x3 = arguments. Its handler of interrupts counts in x25, with x24 for
-// itself alone. The MMU is off: all accesses are aligned.
+// with x0 = a routine's address and x1-x3 = arguments. Its handler of interrupts counts in x25 and answers with
+// x26 while x27 isn't zero; x24 is its own. The MMU is off: all accesses are aligned.
 
 .section .rodata.gic_guest, "a", %progbits
 .balign 4096
@@ -10,6 +10,7 @@
 // x0 = a page of the vCPU's own.
 umbra_gic_guest_start:
     msr     tpidr_el1, x0
+    mov     x27, #0
     adr     x1, gic_guest_vectors
     msr     vbar_el1, x1
     mov     x1, #0xf8
@@ -73,41 +74,46 @@ umbra_gic_guest_take:
 4:  mov     x0, x4
     ret
 
-// Sends x2 (ICC_SGI1R_EL1) and waits for one of the other's, x1 times; with x3 it waits first. Looks 2^26 times for each.
-// Returns for how many it has waited, and how many it has taken.
+// Exchanges x1 SGIs each with the other vCPU, by x2 (ICC_SGI1R_EL1); who has x3 = 0 begins. Each is answered before it is
+// ended, so that the next may come while a list register still has it. Looks 2^26 times for each. Returns how many it
+// has taken.
 .global umbra_gic_guest_exchange
 umbra_gic_guest_exchange:
     mov     x20, #0
     mov     x25, #0
-    msr     daifclr, #2
-    cbnz    x3, 2f
-1:  msr     s3_0_c12_c11_5, x2
+    mov     x26, x2
+    mov     x27, x1
+    cbnz    x3, 1f
+    sub     x27, x27, #1
+    msr     s3_0_c12_c11_5, x2
     isb
-    cmp     x20, x1
-    b.eq    4f
+1:  msr     daifclr, #2
 2:  mov     x0, #(1 << 26)
 3:  cmp     x25, x20
-    b.hi    5f
+    b.ne    4f
     subs    x0, x0, #1
     b.ne    3b
-4:  msr     daifset, #2
-    isb
-    mov     x0, x20
-    mov     x1, x25
-    ret
-5:  add     x20, x20, #1
-    cbnz    x3, 1b
+    b       5f
+4:  mov     x20, x25
     cmp     x20, x1
-    b.ne    1b
-    b       4b
+    b.ne    2b
+5:  msr     daifset, #2
+    isb
+    mov     x27, #0
+    mov     x0, x25
+    ret
 
 gic_guest_irq:
     mrs     x24, s3_0_c12_c12_0
     cmp     x24, #1023
-    b.eq    6f
+    b.eq    7f
     add     x25, x25, #1
-    msr     s3_0_c12_c12_1, x24
-6:  eret
+    cbz     x27, 6f
+    sub     x27, x27, #1
+    msr     s3_0_c12_c11_5, x26
+    isb
+6:  msr     s3_0_c12_c12_1, x24
+7:  eret
 
 gic_guest_exception:
     mrs     x1, esr_el1

@@ -365,12 +365,11 @@ impl Driver<'_> {
         self.take(1, looks).first().copied()
     }
 
-    /// Exchanges SGIs with the other vCPU, which does the same, as often as that. How many it has waited for, and how
-    /// many it has taken.
+    /// Exchanges SGIs with the other vCPU, which does the same, as often as that. How many it has taken.
     #[track_caller]
-    pub fn exchange(&mut self, count: u64, sgi1r: u64, waits_first: bool) -> [u64; 2] {
+    pub fn exchange(&mut self, count: u64, sgi1r: u64, waits_first: bool) -> u64 {
         let x = [count, sgi1r, waits_first.into()];
-        self.ordered(&raw const umbra_gic_guest_exchange, x)
+        self.ordered(&raw const umbra_gic_guest_exchange, x)[0]
     }
 }
 

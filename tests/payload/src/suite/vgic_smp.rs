@@ -77,8 +77,8 @@ fn vgic_sgis_between_two_cpus_are_not_lost() -> Result<(), Skip> {
             ready.fetch_add(1, SeqCst);
             wait_until(|| ready.load(SeqCst) == 2);
             // INTID 3 to Aff0 of the other.
-            let [waited, taken] = guest.exchange(ROUNDS, 3 << 24 | 2 >> cpu, cpu == 1);
-            assert_eq!((waited, taken), (ROUNDS, ROUNDS), "vCPU {cpu}");
+            let taken = guest.exchange(ROUNDS, 3 << 24 | 2 >> cpu, cpu == 1);
+            assert_eq!(taken, ROUNDS, "vCPU {cpu}");
             assert_eq!(guest.take_one(GLANCES), None, "none is left");
         });
     });
