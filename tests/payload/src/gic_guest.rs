@@ -21,7 +21,7 @@ use umbra_host::{
     kernel::{gic, mmu, smp, supply::Pages, sync::Lock, timer},
     vcpu::{Answer, ExitHandler, LoadedVcpu, MmioAnswer, Supplied, Vcpu},
     vgic::{Events, Interface, Line, SpiCell, VcpuCell, Vgic},
-    vm::{PageSupplier, VcpuSettings, Vm},
+    vm::{self, PageSupplier, VcpuSettings, Vm},
 };
 use umbra_shared::{
     call::{Start, UntrustedAffinity, VcpuIndex, VmConfig},
@@ -221,7 +221,8 @@ impl Guest {
         assert!(length as u64 <= CODE_PAGES * PAGE);
         // SAFETY: the code lies between the two symbols; the pages are this test's, and hold it.
         unsafe { mmu::linear::<u8>(memory).copy_from_nonoverlapping(start, length) };
-        let mut vm = Vm::<16>::create(&Hvc, &mut Books, VmConfig::default()).expect("VM_CREATE");
+        let mut vm = Vm::create([vm::Line::FREE; 16], &Hvc, &mut Books, VmConfig::default())
+            .expect("VM_CREATE");
         ledger::enter(vm.handle());
         vm.map(&Hvc, &mut Books, memory, count, BASE).expect("VM_MAP");
         let vcpus = core::array::from_fn(|n| {

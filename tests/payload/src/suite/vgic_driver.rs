@@ -19,7 +19,7 @@ use umbra_host::{
     hypercall::Hvc,
     kernel::{initrd, mmu, sync::Lock},
     vcpu::{Answer, ExitHandler, MmioAnswer, Supplied, Vcpu},
-    vm::{VcpuSettings, Vm},
+    vm::{Line, VcpuSettings, Vm},
 };
 use umbra_patterns::protocol::{
     ARGUMENT, Argument, BASE, CONTINUE, DEVICE_SPI, ECHO, FAIL, Failure, LOWER, Mode, RAISE,
@@ -153,7 +153,8 @@ fn guest() -> [Lock<Vcpu>; VCPUS] {
     // SAFETY: the pages are this test's, and hold the image.
     unsafe { mmu::linear::<u8>(memory).copy_from_nonoverlapping(image.as_ptr(), image.len()) };
     let supplier = &mut gic_guest::Books;
-    let mut vm = Vm::<32>::create(&Hvc, supplier, VmConfig::default()).expect("VM_CREATE");
+    let mut vm =
+        Vm::create([Line::FREE; 32], &Hvc, supplier, VmConfig::default()).expect("VM_CREATE");
     ledger::enter(vm.handle());
     vm.map(&Hvc, supplier, memory, count, BASE).expect("VM_MAP");
     array::from_fn(|n| {
