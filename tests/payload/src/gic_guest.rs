@@ -258,8 +258,23 @@ impl Guest {
     }
 
     /// Where the host finds what a vCPU has acknowledged.
-    fn taken(&self, n: usize) -> *const u64 {
+    fn taken(&self, n: usize) -> *mut u64 {
         mmu::linear::<u64>(self.memory + page(n) - BASE + TAKEN)
+    }
+
+    /// Zeroes that, of a vCPU that runs nowhere.
+    pub fn forget(&self, n: usize) {
+        // SAFETY: in a page of the guest's, which is a normal one, and `MOST` fit there.
+        unsafe { self.taken(n).write_bytes(0, MOST) };
+    }
+
+    /// What a vCPU that is taking interrupts has acknowledged at that turn, if it is that far. It is told of before it is
+    /// ended.
+    pub fn acknowledged(&self, n: usize, turn: usize) -> Option<u64> {
+        assert!(turn < MOST);
+        // SAFETY: as above; the guest stores whole words.
+        let intid = unsafe { self.taken(n).add(turn).read_volatile() };
+        (intid != 0).then_some(intid)
     }
 }
 
@@ -274,7 +289,7 @@ pub struct Driver<'v> {
     task: Task,
     gic: Interface<'v, Told<'v>>,
     vmm: Vmm<'v>,
-    taken: *const u64,
+    taken: *mut u64,
 }
 
 /// How the guest left.

@@ -3,7 +3,7 @@
 use super::vgic::{edges, priority, route, waiting};
 use crate::{
     context::{context, need_cpus},
-    gic_guest::{Board, Cells, Driver, GLANCES, Guest, LOOKS},
+    gic_guest::{Board, Cells, Driver, GLANCES, Guest, LOOKS, MOST},
     instruction::{self as insn, sysreg},
     runner::Skip,
     tests, workers,
@@ -17,6 +17,7 @@ use umbra_host::{
 tests![
     vgic_an_spi_stops_a_guest_on_another_cpu,
     vgic_sgis_between_two_cpus_are_not_lost,
+    vgic_an_edge_behind_the_acknowledgement_is_another,
     vgic_one_of_n_is_taken_once_and_by_who_takes_part,
     vgic_a_vcpu_takes_its_interrupts_to_another_cpu,
     vgic_wfi_ends_when_another_cpu_sends_an_interrupt,
@@ -81,6 +82,40 @@ fn vgic_sgis_between_two_cpus_are_not_lost() -> Result<(), Skip> {
             assert_eq!(taken, ROUNDS, "vCPU {cpu}");
             assert_eq!(guest.take_one(GLANCES), None, "none is left");
         });
+    });
+    Ok(())
+}
+
+fn vgic_an_edge_behind_the_acknowledgement_is_another() -> Result<(), Skip> {
+    need_cpus(2)?;
+    let cells = Cells::new();
+    let (board, guest) = (Board::new(&cells), Guest::new());
+    edges(&board);
+    const ROUNDS: usize = 5;
+    let round = AtomicUsize::new(0);
+    workers::on_all(|cpu| match cpu {
+        0 => {
+            for n in 0..ROUNDS {
+                wait_until(|| round.load(SeqCst) > n);
+                board.pulse(40);
+                for turn in 0..MOST - 1 {
+                    // The guest has not left since it was entered with that one pending.
+                    wait_until(|| guest.acknowledged(0, turn) == Some(40));
+                    board.pulse(40);
+                }
+            }
+        }
+        1 => guest.with(&board, 0, |driver| {
+            driver.begin();
+            for n in 0..ROUNDS {
+                guest.forget(0);
+                round.store(n + 1, SeqCst);
+                let taken = driver.take(MOST, LOOKS);
+                assert_eq!(taken.len(), MOST, "round {n}");
+                assert_eq!(driver.take_one(GLANCES), None, "round {n}");
+            }
+        }),
+        _ => {}
     });
     Ok(())
 }
