@@ -65,10 +65,10 @@ pub enum MmioAnswer {
     Abort,
 }
 
-/// What becomes of an access to nothing, or of a call that takes more tables.
+/// What becomes of an access to nothing, of a call that takes more tables, or of one that takes a page back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Supplied {
-    /// It is there now: try again.
+    /// It is there now, or nothing stands in the way: try again.
     Retry,
     /// It won't be: a synchronous external abort for the guest, or its call fails.
     Abort,
@@ -114,6 +114,13 @@ pub trait ExitHandler {
     /// The guest turns its machine off or resets it; of SYSTEM_RESET2 these are the type and the cookie. A
     /// protected VM runs no more; a normal one's vCPUs can be [reset](Vcpu::reset).
     fn system(&mut self, event: SystemEvent, kind: u64, cookie: u64) -> Self::Stop;
+    /// A protected guest is about to take `page` back, or to give it up, which it shares with the host at `address`. The host has
+    /// access until this returns and the vCPU runs again: mappings into processes, pins and whatever copies from there
+    /// are gone by then, or meet an abort. A host that doesn't touch guests' memory but through what takes aborts has
+    /// nothing to do.
+    fn unshare(&mut self, _address: u64, _page: u64) -> ControlFlow<Self::Stop, Supplied> {
+        ControlFlow::Continue(Supplied::Retry)
+    }
     /// The guest has given its memory at `address` back: `page` is the host's again. Whoever keeps the
     /// VM tells it so ([`Vm::returned`](crate::vm::Vm::returned)).
     fn relinquished(&mut self, _address: u64, _page: u64) -> ControlFlow<Self::Stop> {
@@ -131,7 +138,7 @@ enum Open {
     Mmio {
         write: bool,
     },
-    /// An access to nothing, or a call that takes more tables.
+    /// An access to nothing, or a call that takes more tables or a page.
     Supply,
 }
 
@@ -322,7 +329,7 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
             vcpu.open = match exit.info.reason() {
                 Some(Reason::Hvc) => Open::Hvc,
                 Some(Reason::Mmio) => Open::Mmio { write: exit.info.mmio_access().write },
-                Some(Reason::Fault | Reason::Tables) => Open::Supply,
+                Some(Reason::Fault | Reason::Tables | Reason::Unshare) => Open::Supply,
                 _ => Open::Nothing,
             };
         }
@@ -394,6 +401,11 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
                     self.vcpu.flags |= RunFlags::ABORT;
                 }
             }
+            Some(Reason::Unshare) => {
+                if handler.unshare(a, b)? == Supplied::Abort {
+                    self.vcpu.flags |= RunFlags::ABORT;
+                }
+            }
             Some(Reason::CpuOn) => handler.cpu_on(VcpuIndex(a))?,
             Some(Reason::CpuOff) => {
                 // When it is on again its timer is not.
@@ -436,7 +448,8 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
         }
     }
 
-    /// Answers the fault, or the call for tables, at which the handler broke off; without, it is tried again.
+    /// Answers the fault, or the call for tables or for a page, at which the handler broke off; without, it is tried
+    /// again.
     pub fn answer_supply(&mut self, supplied: Supplied) {
         if self.vcpu.open == Open::Supply && supplied == Supplied::Abort {
             self.vcpu.flags |= RunFlags::ABORT;

@@ -24,6 +24,7 @@
 //! | `CpuOff` | - | PSCI CPU_OFF: this vCPU is off; put it |
 //! | `System` | [`SystemEvent`] | x3: SYSTEM_RESET2's type, x4: its cookie. The vCPU has stopped in its call, which fails if a normal VM's host runs it again without VCPU_RESET; of a protected VM nothing runs any more |
 //! | `Tables` | - | a call of a protected guest's takes tables: VM_TOPUP, and run again |
+//! | `Unshare` | guest-physical address | x3: the page. A protected guest is about to take it back, or to give it up: the host has access until this vCPU runs again, and takes away first what it has made of the page (mappings, pins). Whatever it has not taken away then, its accesses are aborts |
 //!
 //! An AArch32 guest's x0-x5 are its r0-r5, zero-extended; of what the host answers they take the lower
 //! halves. Its MMIO accesses have 4 bytes at most.
@@ -39,8 +40,8 @@ flag_set! {
         /// INVALID_ARGUMENT.
         const UNDERFLOW = 1 << 0;
         /// Instead of finishing the open MMIO access, or of trying a [`Reason::Fault`] again, give the
-        /// guest a synchronous external abort; a call of its own that exited with [`Reason::Fault`] or
-        /// [`Reason::Tables`] fails.
+        /// guest a synchronous external abort; a call of its own that exited with [`Reason::Fault`],
+        /// [`Reason::Tables`] or [`Reason::Unshare`] fails.
         const ABORT = 1 << 1;
         /// Don't finish the open MMIO access: execute the instruction again (the host has mapped
         /// memory there).
@@ -111,6 +112,8 @@ reasons! {
     System = 10;
     /// A call of the guest's takes more tables.
     Tables = 11;
+    /// The guest is about to take a page back that it shares.
+    Unshare = 12;
 }
 
 /// x2 of [`Reason::System`]: which function of PSCI's it was.

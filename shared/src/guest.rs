@@ -90,14 +90,17 @@ functions! {
     /// x1 guest-physical address of a page: share it with the host. If there is no memory yet the host is
     /// asked for it ([`Reason::Fault`](crate::exit::Reason::Fault)).
     MemShare = 0xc600_0003;
-    /// x1 guest-physical address of a page: the host has no access to it any more. Its content stays.
+    /// x1 guest-physical address of a page: the host has no access to it any more. Its content stays. The host is
+    /// told before ([`Reason::Unshare`](crate::exit::Reason::Unshare)), of a page that is shared, and loses it when it
+    /// runs this vCPU again: it can put that off for no longer than the vCPU.
     MemUnshare = 0xc600_0004;
     /// x1 guest-physical address of a page where there is no memory: accesses leave as
     /// [`Reason::Mmio`](crate::exit::Reason::Mmio), with their data, and no memory comes there any more.
     MmioGuard = 0xc600_0007;
     /// x1 guest-physical address of a page: it leaves the guest and is the host's, wiped if it was not shared. The host learns of it
     /// by [`Reason::Relinquished`](crate::exit::Reason::Relinquished); if the page was part of a block, the rest of which
-    /// takes a table, first by [`Reason::Tables`](crate::exit::Reason::Tables).
+    /// takes a table, first by [`Reason::Tables`](crate::exit::Reason::Tables); and of one that is shared as by MEM_UNSHARE
+    /// before it is the guest's no more.
     MemRelinquish = 0xc600_0009;
 }
 

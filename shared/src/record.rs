@@ -72,7 +72,9 @@ numbered! {
         /// if it had interrupts.
         Run = 2,
         /// A call of the guest that is loaded. function is its ID, SMC64's for an AArch32 guest too, args\[0\]
-        /// its x1, result its x0, or r0 sign-extended.
+        /// its x1, args\[1\] and args\[2\] its x2 and x3, result its x0, or r0 sign-extended. args\[3\] is
+        /// [`ExitInfo`](crate::exit::ExitInfo) plus 1 if the host is told, args\[4\] 1 if the guest makes it again then,
+        /// args\[5\] 1 if it had to, and this is that.
         GuestCall = 3,
         /// The host trapped on FP or SVE (args\[0\] is 0) or SME (1).
         HostFp = 4,

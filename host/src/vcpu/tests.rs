@@ -166,6 +166,15 @@ impl ExitHandler for Vmm {
         self.log.push("tables");
         ControlFlow::Continue(Supplied::Retry)
     }
+    fn unshare(&mut self, address: u64, page: u64) -> ControlFlow<u64, Supplied> {
+        assert_eq!(page, 0x4000_0000);
+        self.log.push("unshare");
+        match address {
+            0 => ControlFlow::Continue(Supplied::Abort),
+            1 => ControlFlow::Continue(Supplied::Retry),
+            _ => ControlFlow::Break(address),
+        }
+    }
     fn cpu_on(&mut self, index: VcpuIndex) -> ControlFlow<u64> {
         assert_eq!(index, VcpuIndex(3));
         self.log.push("on");
@@ -438,6 +447,24 @@ fn what_is_not_supplied_is_aborted() {
     let none = RunFlags::empty();
     assert_eq!(flags, [none, RunFlags::ABORT, none, none]);
     assert_eq!(run.log, ["fault", "fault", "tables", "hvc"]);
+}
+
+#[test]
+fn the_host_says_whether_a_page_is_taken_from_it() {
+    let of = |address| exit(Reason::Unshare, 0, [address, 0x4000_0000]);
+    let run = run(&[], OURS, &[of(0), of(1), done()]);
+    let flags: Vec<_> = run.entries.iter().map(|e| e.flags).collect();
+    assert_eq!(flags, [RunFlags::empty(), RunFlags::ABORT, RunFlags::empty()]);
+    assert_eq!(run.log, ["unshare", "unshare", "hvc"]);
+    // And from outside.
+    let left = self::run(&[], OURS, &[of(7)]);
+    assert_eq!((left.result, left.log), (Ok(7), vec!["unshare"]));
+    assert_eq!(left.vcpu.open, Open::Supply);
+}
+
+#[test]
+fn a_host_that_has_nothing_to_take_away_goes_on() {
+    assert_eq!(os::Once.unshare(0x8000_0000, 0x4000_0000), ControlFlow::Continue(Supplied::Retry));
 }
 
 #[test]

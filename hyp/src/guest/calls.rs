@@ -14,6 +14,7 @@ use crate::power::psci::{
     SMCCC_1_2, SMCCC_ARCH_FEATURES, SMCCC_VERSION, WORKAROUND_1, WORKAROUND_2, WORKAROUND_3, error,
     is_psci,
 };
+use crate::vm::calls::{Caller, Parting};
 use crate::vm::hardware::Boot;
 use crate::vm::slots::{self, Open, Vcpu};
 use crate::world::switch::SCTLR_EE;
@@ -49,6 +50,8 @@ pub fn request(vcpu: &Vcpu) -> (u32, [u64; 3]) {
 /// Answers a call of vCPU `index` of VM `vm`, which trapped with `esr`. The guest's EL1 is live, and its PC where
 /// the exception left it: behind an HVC, at an SMC.
 pub fn call(vcpu: &mut Vcpu, vm: VmId, index: usize, esr: u64) -> Outcome {
+    let again = is_again(vcpu);
+    vcpu.open = Open::Nothing;
     let smc = matches!(syndrome::class(esr), ec::SMC64 | ec::SMC32);
     let (function, args) = request(vcpu);
     let outcome = match function {
@@ -67,7 +70,9 @@ pub fn call(vcpu: &mut Vcpu, vm: VmId, index: usize, esr: u64) -> Outcome {
             }
         }
         _ if is_psci(function) => psci(vcpu, vm, index, decide(function, args, vcpu.is_aarch32())),
-        _ if vcpu.protected && is_vendors(function) => vendor(vcpu, vm, function, args),
+        _ if vcpu.protected && is_vendors(function) => {
+            vendor(vcpu, Caller { vm, index, again }, function, args)
+        }
         _ if smc => answer(vcpu, NOT_SUPPORTED),
         _ => NotHyps,
     };
@@ -86,7 +91,12 @@ pub fn call(vcpu: &mut Vcpu, vm: VmId, index: usize, esr: u64) -> Outcome {
     outcome
 }
 
-/// The host brought nothing for a call that was to be made again: it fails.
+/// Whether a call of the guest's that comes now is the one that it was to make again.
+pub fn is_again(vcpu: &Vcpu) -> bool {
+    vcpu.open == Open::Again
+}
+
+/// The host brought nothing for a call that was to be made again, or won't have it: it fails.
 pub fn fail(vcpu: &mut Vcpu, esr: u64) {
     vcpu.regs.x[0] = vcpu.register_width(INVALID_PARAMETER as u64);
     traps::step_over(vcpu, esr);
@@ -156,7 +166,7 @@ fn psci(vcpu: &mut Vcpu, vm: VmId, index: usize, action: Action) -> Outcome {
     Answered(exit)
 }
 
-fn vendor(vcpu: &mut Vcpu, vm: VmId, function: u32, args: [u64; 3]) -> Outcome {
+fn vendor(vcpu: &mut Vcpu, caller: Caller, function: u32, args: [u64; 3]) -> Outcome {
     let known = if vcpu.is_aarch32() {
         GuestFunction::from_id32(function)
     } else {
@@ -171,11 +181,12 @@ fn vendor(vcpu: &mut Vcpu, vm: VmId, function: u32, args: [u64; 3]) -> Outcome {
         GuestFunction::Uid => return words(vcpu, UID),
         GuestFunction::Features => return words(vcpu, GuestFunction::features()),
         GuestFunction::HypMeminfo => return answer(vcpu, PAGE_SIZE as i64),
-        GuestFunction::MemShare => slots::guest_share(vm, ipa).map(|()| None),
-        GuestFunction::MemUnshare => slots::guest_unshare(vm, ipa).map(|()| None),
-        GuestFunction::MmioGuard => slots::guest_enrol(vm, ipa).map(|()| None),
-        GuestFunction::MemRelinquish => slots::guest_relinquish(vm, ipa).map(Some),
+        GuestFunction::MemShare => slots::guest_share(caller, ipa).map(|()| None),
+        GuestFunction::MemUnshare => slots::guest_unshare(caller, ipa).map(Some),
+        GuestFunction::MmioGuard => slots::guest_enrol(caller, ipa).map(|()| None),
+        GuestFunction::MemRelinquish => slots::guest_relinquish(caller, ipa).map(Some),
     };
+    let told = |reason, pa| Exit::new(reason, [ipa.0, pa, 0, 0, 0, 0]);
     match result {
         // Memory that the host hasn't given yet is memory all the same.
         Err(Error::NotMapped) if known == GuestFunction::MemShare => {
@@ -183,10 +194,15 @@ fn vendor(vcpu: &mut Vcpu, vm: VmId, function: u32, args: [u64; 3]) -> Outcome {
         }
         Err(Error::NoTables) => Again(Exit::new(Reason::Tables, [0; 6])),
         Err(_) => answer(vcpu, INVALID_PARAMETER),
-        Ok(page) => {
+        Ok(Some(Parting::Tell(pa))) => Again(told(Reason::Unshare, pa)),
+        Ok(parting) => {
             answer(vcpu, 0);
-            let told = |pa| Exit::new(Reason::Relinquished, [ipa.0, pa, 0, 0, 0, 0]);
-            Answered(page.map(told))
+            Answered(match parting {
+                Some(Parting::Done(pa)) if known == GuestFunction::MemRelinquish => {
+                    Some(told(Reason::Relinquished, pa))
+                }
+                _ => None,
+            })
         }
     }
 }

@@ -114,10 +114,10 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
         Open::Hvc => {
             let [_, _, x2, x3, x4, x5, ..] = frame.x;
             [vcpu.regs.x[0], vcpu.regs.x[1], vcpu.regs.x[2], vcpu.regs.x[3]] = [x2, x3, x4, x5];
+            vcpu.open = Open::Nothing;
         }
-        _ => complete(vcpu, flags, &frame.x),
+        _ => vcpu.open = complete(vcpu, flags, &frame.x),
     }
-    vcpu.open = Open::Nothing;
     stats.add(Counter::Runs, 1);
 
     // Walks that the host's EL1 has begun end before their registers become the guest's: out of
@@ -330,6 +330,7 @@ fn call(cpu: &mut Cpu, esr: u64) -> Option<Exit> {
     let vcpu = loaded.vcpu();
     log::forget();
     let (function, [x1, x2, x3]) = calls::request(vcpu);
+    let made_again = calls::is_again(vcpu);
     let outcome = calls::call(vcpu, vm, index, esr);
     let (exit, again) = match outcome {
         Outcome::NotHyps => return Some(hosts_call(vcpu)),
@@ -347,16 +348,24 @@ fn call(cpu: &mut Cpu, esr: u64) -> Option<Exit> {
             results: [r1, r2, r3],
             ..Transition::new(
                 Kind::GuestCall,
-                [x1, x2, x3, exit.map_or(0, |exit| exit.info.register() + 1), again.into(), 0, 0],
+                [
+                    x1,
+                    x2,
+                    x3,
+                    exit.map_or(0, |exit| exit.info.register() + 1),
+                    again.into(),
+                    made_again.into(),
+                    0,
+                ],
             )
         },
     );
     exit
 }
 
-/// Finishes what the last exit left open, with the host's x2-x5; not an HVC.
+/// Finishes what the last exit left open, with the host's x2-x5; not an HVC. What is open while the guest runs.
 #[inline(never)]
-fn complete(vcpu: &mut Vcpu, flags: RunFlags, x: &[u64; 18]) {
+fn complete(vcpu: &mut Vcpu, flags: RunFlags, x: &[u64; 18]) -> Open {
     match vcpu.open {
         Open::Read { esr, far, .. } | Open::Write { esr, far } | Open::Fault { esr, far }
             if flags.contains(RunFlags::ABORT) =>
@@ -367,10 +376,9 @@ fn complete(vcpu: &mut Vcpu, flags: RunFlags, x: &[u64; 18]) {
         Open::Read { .. } | Open::Write { .. } if flags.contains(RunFlags::RETRY) => {}
         Open::Read { .. } => traps::complete_read(vcpu, x[2]),
         Open::Write { esr, .. } => traps::complete_write(vcpu, esr),
-        Open::Nothing
-        | Open::Hvc
-        | Open::Fault { .. }
-        | Open::Call { .. }
-        | Open::Broken { .. } => {}
+        // A call is open until the guest makes another one, or this one again.
+        Open::Call { .. } | Open::Again => return Open::Again,
+        Open::Nothing | Open::Hvc | Open::Fault { .. } | Open::Broken { .. } => {}
     }
+    Open::Nothing
 }

@@ -1,13 +1,42 @@
 //! What a protected guest does to its own memory: sharing, enrolling, giving back.
+//!
+//! A page that is shared is taken from the host in two steps. The first changes nothing: the host is told, which may
+//! have mapped the page into a process, pinned it, or be copying from it, and would oops over an abort in the
+//! middle. When it runs the vCPU again the guest makes the call again, which is the second step. That looks at everything
+//! anew, since siblings go on in between, and goes through without asking: the host can put it off by not running
+//! the vCPU, which it can do anyway.
+//!
+//! What was told is one address for each vCPU. It counts for a call that is made again ([`Caller::again`]), of the same
+//! page, unless somebody has shared the page meanwhile: then the host may have begun to use it anew.
 
 #![forbid(unsafe_code)]
 
 use super::hardware::{Machine, Memory as _, There};
-use super::life::{Life, Vm, check_ipa};
+use super::life::{Life, NOT_TOLD, Vm, check_ipa};
 use crate::memory::handover;
-use crate::memory::pages::VmId;
+use crate::memory::pages::{State, VmId};
 use umbra_shared::call::UntrustedIpa;
 use umbra_shared::error::Error;
+
+/// Who makes a call.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    /// Its VM's number.
+    pub vm: VmId,
+    /// Its number there.
+    pub index: usize,
+    /// It has been to the host with a call, and makes that again: nothing else has come in between.
+    pub again: bool,
+}
+
+/// How far a page is on its way from the host, or to it. Its address is with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// Nothing has changed: the host is to be told that it is about to lose it.
+    Tell(u64),
+    /// It has changed hands.
+    Done(u64),
+}
 
 impl<T, V> Vm<T, V> {
     /// The page at a guest's address, for a call of the guest's own.
@@ -26,7 +55,21 @@ impl<T, V> Vm<T, V> {
         }
     }
 
-    /// MEM_SHARE by a guest of this VM, whose number is `vm`.
+    /// Whether the host has been told by this call's first step that it is about to lose the page at `ipa`. Afterwards
+    /// it has not.
+    fn take_told(&mut self, caller: Caller, ipa: u64) -> bool {
+        let Some(told) = self.told.get_mut(caller.index) else { return false };
+        core::mem::replace(told, NOT_TOLD) == ipa && caller.again
+    }
+
+    /// It is told now, and may have been when the call is made again.
+    fn tell(&mut self, caller: Caller, ipa: u64) {
+        if let Some(told) = self.told.get_mut(caller.index) {
+            *told = ipa;
+        }
+    }
+
+    /// MEM_SHARE by a guest.
     ///
     /// # Errors
     ///
@@ -34,16 +77,22 @@ impl<T, V> Vm<T, V> {
     pub fn guest_share<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
         m: &M,
-        vm: VmId,
+        caller: Caller,
         ipa: UntrustedIpa,
     ) -> Result<(), Error> {
+        let _ = self.take_told(caller, ipa.0);
         let pa = self.guests_page(m, ipa)?;
         m.memory(|memory| {
             let page = memory.pages().lookup(pa)?;
-            memory.pages().share_by_guest(page, vm)?;
+            memory.pages().share_by_guest(page, caller.vm)?;
             handover::share_with_host(memory, page);
             Ok(())
-        })
+        })?;
+        // Whoever was about to take it back is told anew: what the host does with it from now on it was not asked about.
+        for told in self.told.iter_mut().filter(|told| **told == ipa.0) {
+            *told = NOT_TOLD;
+        }
+        Ok(())
     }
 
     /// MEM_UNSHARE by a guest.
@@ -54,20 +103,28 @@ impl<T, V> Vm<T, V> {
     pub fn guest_unshare<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
         m: &M,
-        vm: VmId,
+        caller: Caller,
         ipa: UntrustedIpa,
-    ) -> Result<(), Error> {
+    ) -> Result<Parting, Error> {
+        let told = self.take_told(caller, ipa.0);
         let pa = self.guests_page(m, ipa)?;
-        m.memory(|memory| {
+        let parting = m.memory(|memory| {
             let page = memory.pages().lookup(pa)?;
-            memory.pages().unshare_by_guest(page, vm)?;
+            if !told && memory.pages().state(page) == State::SharedByGuest(caller.vm) {
+                return Ok(Parting::Tell(pa));
+            }
+            memory.pages().unshare_by_guest(page, caller.vm)?;
             handover::unshare_with_host(memory, page);
-            Ok(())
-        })
+            Ok(Parting::Done(pa))
+        })?;
+        if let Parting::Tell(_) = parting {
+            self.tell(caller, ipa.0);
+        }
+        Ok(parting)
     }
 
     /// MEM_RELINQUISH by a guest: the page is the host's again, without what a protected guest had in
-    /// it. Returns its address.
+    /// it.
     ///
     /// # Errors
     ///
@@ -76,23 +133,34 @@ impl<T, V> Vm<T, V> {
     pub fn guest_relinquish<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
         m: &M,
-        vm: VmId,
+        caller: Caller,
         ipa: UntrustedIpa,
-    ) -> Result<u64, Error> {
+    ) -> Result<Parting, Error> {
+        let told = self.take_told(caller, ipa.0);
         let pa = self.guests_page(m, ipa)?;
         let Life::Alive(tables) = &mut self.life else { return Err(Error::Dying) };
-        if m.tables_left(vm) < m.tables_to_unmap(tables, ipa.0, 1) {
+        if m.tables_left(caller.vm) < m.tables_to_unmap(tables, ipa.0, 1) {
+            if told {
+                // A sibling has used them up since. The host still knows.
+                self.tell(caller, ipa.0);
+            }
             return Err(Error::NoTables);
         }
-        m.memory(|memory| {
+        let parting = m.memory(|memory| {
             let page = memory.pages().lookup(pa)?;
-            let was = memory.pages().relinquish(page, vm)?;
+            if !told && memory.pages().state(page) == State::SharedByGuest(caller.vm) {
+                return Ok(Parting::Tell(pa));
+            }
+            let was = memory.pages().relinquish(page, caller.vm)?;
             m.unmap(tables, ipa.0, 1);
             handover::give_back(memory, page, was);
-            Ok(())
+            Ok(Parting::Done(pa))
         })?;
-        self.pages_out -= 1;
-        Ok(pa)
+        match parting {
+            Parting::Tell(_) => self.tell(caller, ipa.0),
+            Parting::Done(_) => self.pages_out -= 1,
+        }
+        Ok(parting)
     }
 
     /// MMIO_GUARD by a guest: what it accesses there is a device of the host's. Once is enough.
@@ -104,9 +172,10 @@ impl<T, V> Vm<T, V> {
     pub fn guest_enrol<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
         m: &M,
-        vm: VmId,
+        caller: Caller,
         ipa: UntrustedIpa,
     ) -> Result<(), Error> {
+        let _ = self.take_told(caller, ipa.0);
         match self.guests_page(m, ipa) {
             Err(Error::NotMapped) => {}
             Ok(_) => return Err(Error::IpaInUse),
@@ -115,7 +184,7 @@ impl<T, V> Vm<T, V> {
             Err(error) => return Err(error),
         }
         let Life::Alive(tables) = &mut self.life else { return Err(Error::Dying) };
-        if m.tables_left(vm) < m.tables_for_one() {
+        if m.tables_left(caller.vm) < m.tables_for_one() {
             return Err(Error::NoTables);
         }
         m.enrol(tables, ipa.0);

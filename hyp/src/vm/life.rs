@@ -102,7 +102,12 @@ pub struct Vm<T, V> {
     clock: u64,
     /// Per CPU, which vCPU ran there last, plus one.
     last_vcpu: [u8; MAX_CPUS],
+    /// Of each vCPU, where the page is in the guest that its host was last told it is about to lose.
+    pub(super) told: [u64; MAX_VCPUS],
 }
+
+/// No page's address.
+pub(super) const NOT_TOLD: u64 = u64::MAX;
 
 /// The slot that a handle names, if any.
 ///
@@ -149,6 +154,7 @@ impl<T, V> Vm<T, V> {
             pages_out: 0,
             clock: 0,
             last_vcpu: [0; MAX_CPUS],
+            told: [NOT_TOLD; MAX_VCPUS],
         }
     }
 
@@ -214,6 +220,7 @@ impl<T, V> Vm<T, V> {
         self.pages_out = pages.count;
         self.clock = m.now();
         self.last_vcpu = [0; MAX_CPUS];
+        self.told = [NOT_TOLD; MAX_VCPUS];
         Ok(VmHandle(self.generation << SLOT_BITS | u64::from(vm)))
     }
 

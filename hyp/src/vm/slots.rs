@@ -17,6 +17,7 @@ use crate::memory::hw::{self, flag_page};
 use crate::memory::pages::{PageRange, Pages, VmId};
 use crate::memory::stage2::{Entry, Stage2, Vttbr};
 use crate::memory::tables::{Stage2Tables, Tlbs};
+use crate::vm::calls::{Caller, Parting};
 use crate::vm::features::check_features;
 use crate::vm::hardware::{self, Boot, Machine, NewVcpu, There};
 use crate::vm::life;
@@ -87,12 +88,15 @@ pub enum Open {
         /// guest address, for an abort
         far: u64,
     },
-    /// A call of the guest's that the host must bring memory or tables for: the guest makes it again, unless the
-    /// host says that it fails.
+    /// A call of the guest's that the host must bring memory or tables for, or know of: the guest makes it again,
+    /// unless the host says that it fails.
     Call {
         /// ESR_EL2 of the HVC or SMC, which is the next instruction
         esr: u64,
     },
+    /// The guest is to make that call again, and nothing else has left it since but interrupts of the host's and what
+    /// the guest does not wait for. Whatever the host is asked for in between may have it use what it was told of.
+    Again,
     /// The guest can't go on.
     Broken {
         /// ESR_EL2
@@ -590,40 +594,40 @@ pub fn put(mut loaded: Loaded, fp: &mut CpuFp<Image>, hw: &mut FpCpu, stats: &St
     lock(loaded.vm).put(loaded.index);
 }
 
-/// MEM_SHARE by a guest of this VM.
+/// MEM_SHARE by a guest.
 ///
 /// # Errors
 ///
 /// Those of [`life::Vm::guest_share`].
-pub fn guest_share(vm: VmId, ipa: UntrustedIpa) -> Result<(), Error> {
-    lock(vm).guest_share(&Target, vm, ipa)
+pub fn guest_share(caller: Caller, ipa: UntrustedIpa) -> Result<(), Error> {
+    lock(caller.vm).guest_share(&Target, caller, ipa)
 }
 
-/// MEM_UNSHARE by a guest of this VM.
+/// MEM_UNSHARE by a guest.
 ///
 /// # Errors
 ///
 /// Those of [`life::Vm::guest_unshare`].
-pub fn guest_unshare(vm: VmId, ipa: UntrustedIpa) -> Result<(), Error> {
-    lock(vm).guest_unshare(&Target, vm, ipa)
+pub fn guest_unshare(caller: Caller, ipa: UntrustedIpa) -> Result<Parting, Error> {
+    lock(caller.vm).guest_unshare(&Target, caller, ipa)
 }
 
-/// MEM_RELINQUISH by a guest of this VM. Returns the page's address.
+/// MEM_RELINQUISH by a guest.
 ///
 /// # Errors
 ///
 /// Those of [`life::Vm::guest_relinquish`].
-pub fn guest_relinquish(vm: VmId, ipa: UntrustedIpa) -> Result<u64, Error> {
-    lock(vm).guest_relinquish(&Target, vm, ipa)
+pub fn guest_relinquish(caller: Caller, ipa: UntrustedIpa) -> Result<Parting, Error> {
+    lock(caller.vm).guest_relinquish(&Target, caller, ipa)
 }
 
-/// MMIO_GUARD by a guest of this VM.
+/// MMIO_GUARD by a guest.
 ///
 /// # Errors
 ///
 /// Those of [`life::Vm::guest_enrol`].
-pub fn guest_enrol(vm: VmId, ipa: UntrustedIpa) -> Result<(), Error> {
-    lock(vm).guest_enrol(&Target, vm, ipa)
+pub fn guest_enrol(caller: Caller, ipa: UntrustedIpa) -> Result<(), Error> {
+    lock(caller.vm).guest_enrol(&Target, caller, ipa)
 }
 
 /// What is at an address of a guest of this VM.

@@ -28,6 +28,7 @@ use umbra_shared::{
     error::Error,
     exit::{Reason, RunFlags},
     flags::{FlagShadowPage, HostFlags},
+    guest::GuestFunction,
     sme::za_bytes,
     sve::{FPSIMD_BYTES, Layout},
     vcpu::VcpuFeatures,
@@ -627,6 +628,25 @@ impl Puppet {
         match self.smccc(how, function, args) {
             Event::Done([x0, x1, x2, x3, _]) => [x0, x1, x2, x3],
             event => panic!("guest calling {function:#x}: {event:x?}"),
+        }
+    }
+
+    /// The first step of a call that takes a page back, or gives it up, which the guest shares: the host is told of
+    /// it, and goes on.
+    #[track_caller]
+    pub fn told(&self, event: Event, ipa: u64, page: u64) -> Event {
+        let exit = event.exit(Reason::Unshare);
+        assert_eq!(exit.data, [ipa, page, 0, 0, 0, 0], "which page it is");
+        self.resume(RunFlags::empty(), [0x77; 4])
+    }
+
+    /// MEM_UNSHARE, in both its steps: x0-x3 after it.
+    #[track_caller]
+    pub fn unshare(&self, how: Routine, ipa: u64, page: u64) -> [u64; 4] {
+        let event = self.smccc(how, GuestFunction::MemUnshare.id(), [ipa, 0, 0]);
+        match self.told(event, ipa, page) {
+            Event::Done([x0, x1, x2, x3, _]) => [x0, x1, x2, x3],
+            event => panic!("guest unsharing {ipa:#x}: {event:x?}"),
         }
     }
 

@@ -30,6 +30,8 @@ pub struct GuestCall {
     pub function: u32,
     /// As much of x1-x3 as the caller's registers hold.
     pub args: [u64; 3],
+    /// The guest was to make a call again, and this is it: nothing that the host has a part in came in between.
+    pub again: bool,
 }
 
 /// What must come of it.
@@ -71,6 +73,10 @@ impl Spec {
         let Some((slot, index)) = self.cpus[cpu].loaded else { return Answer::default() };
         let vm = &self.vms[usize::from(slot)];
         let aarch32 = vm.vcpus[&index].features.aarch32;
+        // Whatever it calls for, what its host was told counts for this one call, or for none.
+        let vcpu = self.vms[usize::from(slot)].vcpus.entry(index).or_default();
+        let told = vcpu.told.take().filter(|_| call.again);
+        let vm = &self.vms[usize::from(slot)];
         let answer = match call.function {
             0x8000_0000 => Answer::x0(0x1_0002),
             0x8000_0001 => match call.args[0] as u32 {
@@ -91,7 +97,7 @@ impl Spec {
                     GuestFunction::from_id(function)
                 };
                 match known {
-                    Some(known) => self.vendor(slot, known, call),
+                    Some(known) => self.vendor((slot, index), known, call, told),
                     None => Answer::x0(NOT_SUPPORTED),
                 }
             }
@@ -178,7 +184,13 @@ impl Spec {
         Answer::told(INTERNAL_FAILURE, Reason::System)
     }
 
-    fn vendor(&mut self, slot: u8, function: GuestFunction, call: GuestCall) -> Answer {
+    fn vendor(
+        &mut self,
+        (slot, index): (u8, usize),
+        function: GuestFunction,
+        call: GuestCall,
+        told: Option<u64>,
+    ) -> Answer {
         let reserved = match function {
             GuestFunction::Uid => return Answer::words(UID),
             GuestFunction::Features => return Answer::words([0x29d, 0, 0, 0]),
@@ -212,13 +224,31 @@ impl Spec {
                 Answer::x0(SUCCESS)
             }
             (GuestFunction::MemShare, None) if !device => Answer::again(Reason::Fault),
-            (GuestFunction::MemShare, Some(page)) if now == Some(own) => becomes(page, shared),
-            (GuestFunction::MemUnshare, Some(page)) if now == Some(shared) => becomes(page, own),
+            (GuestFunction::MemShare, Some(page)) if now == Some(own) => {
+                // The host may use it anew: what it was told before is old.
+                for vcpu in vm.vcpus.values_mut().filter(|vcpu| vcpu.told == Some(ipa)) {
+                    vcpu.told = None;
+                }
+                becomes(page, shared)
+            }
             (GuestFunction::MemRelinquish, Some(_))
                 if !vm.has_tables_to_unmap(&self.platform, ipa, 1) =>
             {
+                if let Some(vcpu) = vm.vcpus.get_mut(&index).filter(|_| told == Some(ipa)) {
+                    vcpu.told = told;
+                }
                 Answer::again(Reason::Tables)
             }
+            // The host is told of what it is about to lose before it does.
+            (GuestFunction::MemUnshare | GuestFunction::MemRelinquish, Some(_))
+                if now == Some(shared) && told != Some(ipa) =>
+            {
+                if let Some(vcpu) = vm.vcpus.get_mut(&index) {
+                    vcpu.told = Some(ipa);
+                }
+                Answer::again(Reason::Unshare)
+            }
+            (GuestFunction::MemUnshare, Some(page)) if now == Some(shared) => becomes(page, own),
             (GuestFunction::MemRelinquish, Some(page)) => {
                 vm.unmap(&self.platform, ipa, 1);
                 Answer { exit: Some(Reason::Relinquished), ..becomes(page, Owner::HOST) }

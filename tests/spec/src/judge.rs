@@ -309,11 +309,20 @@ impl Spec {
     }
 
     fn judged_guest_call(&mut self, cpu: usize, record: &Record) -> Result<(), String> {
-        let [x1, x2, x3, exit, again, ..] = record.args;
-        let call = GuestCall { function: record.function as u32, args: [x1, x2, x3] };
-        if self.cpus[cpu].loaded.is_none() {
+        let [x1, x2, x3, exit, again, made_again, _] = record.args;
+        let again_now = made_again != 0;
+        let call =
+            GuestCall { function: record.function as u32, args: [x1, x2, x3], again: again_now };
+        let Some((slot, index)) = self.cpus[cpu].loaded else {
             return Err("no guest is loaded".to_owned());
+        };
+        let vcpu = self.vms[usize::from(slot)].vcpus.entry(index).or_default();
+        match (core::mem::take(&mut vcpu.open), again_now) {
+            (false, true) => return Err("no call was to be made again".to_owned()),
+            (true, false) => vcpu.must_have_failed = true,
+            _ => {}
         }
+        vcpu.put_off = again != 0;
         let expected = self.guest_call(cpu, call);
         if (again != 0) != expected.again {
             return Err(format!("is made again: {}, should: {}", again != 0, expected.again));
@@ -376,6 +385,15 @@ impl Spec {
             offer.can_become(flags, states)?;
         }
         let aarch32 = vcpu.features.aarch32;
+        if core::mem::take(&mut vcpu.must_have_failed) && !flags.contains(RunFlags::ABORT) {
+            return Err("a call that was to be made again has been forgotten".to_owned());
+        }
+        let reason = info.reason().filter(|_| record.result == SUCCESS as u64);
+        if core::mem::take(&mut vcpu.put_off) {
+            vcpu.open = true;
+        } else if let Some(Reason::Hvc | Reason::Mmio | Reason::Fault | Reason::Broken) = reason {
+            vcpu.open = false;
+        }
         let x2 = record.results[1];
         match info.reason().filter(|_| record.result == SUCCESS as u64) {
             Some(Reason::Hvc) if is_hyps(x2, protected, aarch32) => {

@@ -62,6 +62,15 @@ pub struct Vcpu {
     pub last_runs: u8,
     /// It can't go on.
     pub broken: bool,
+    /// Guest address of the page that its host was told, by its last call, that it is about to lose.
+    pub told: Option<u64>,
+    /// Its last call is to be made again, in a run whose end is still to be judged.
+    pub put_off: bool,
+    /// And nothing has come in between.
+    pub open: bool,
+    /// It has made another call instead, which only a host can have brought about that let the first one fail: in a
+    /// run whose end is still to be judged.
+    pub must_have_failed: bool,
 }
 
 /// A VM, or a slot for one.

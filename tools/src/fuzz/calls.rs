@@ -541,7 +541,8 @@ impl Guide {
                 command = [Arg::Number(what), Arg::Number(function), Arg::Number(vcpu)];
                 if function == CPU_ON {
                     // Most get there.
-                    let call = GuestCall { function: CPU_ON as u32, args: [vcpu, GUEST, 0] };
+                    let function = CPU_ON as u32;
+                    let call = GuestCall { function, args: [vcpu, GUEST, 0], again: false };
                     self.spec.guest_call(usize::from(cpu), call);
                 }
             }

@@ -392,7 +392,7 @@ impl<'m> Here<'m> {
 }
 
 /// Leaves at the first exit.
-struct Once;
+pub struct Once;
 
 impl ExitHandler for Once {
     type Stop = ();

@@ -8,6 +8,7 @@ use super::*;
 use crate::memory::devices::{Devices, Smmus};
 use crate::memory::handover::{Hands, Ready};
 use crate::memory::pages::{Page, PageRange, State, VmId, count};
+use crate::vm::calls::{Caller, Parting};
 use crate::vm::hardware::{self, Boot, Machine, NewVcpu, There};
 use crate::vm::life::Vm;
 use proptest::prelude::*;
@@ -584,14 +585,25 @@ impl Story {
                 .call(host, || vm.unmap(sim, handle, UntrustedIpa(ipa(at)), count))
                 .map(|(_, done)| done),
             Ask::Share { at } => sim
-                .call(guest, || vm.guest_share(sim, n as VmId, UntrustedIpa(ipa(at))))
+                .call(guest, || {
+                    let caller = Caller { vm: n as VmId, index: 0, again: false };
+                    vm.guest_share(sim, caller, UntrustedIpa(ipa(at)))
+                })
                 .map(|()| 1),
-            Ask::Unshare { at } => sim
-                .call(guest, || vm.guest_unshare(sim, n as VmId, UntrustedIpa(ipa(at))))
-                .map(|()| 1),
-            Ask::Relinquish { at } => sim
-                .call(guest, || vm.guest_relinquish(sim, n as VmId, UntrustedIpa(ipa(at))))
-                .map(|_| 1),
+            Ask::Unshare { at } => {
+                let call = |again| {
+                    let caller = Caller { vm: n as VmId, index: 0, again };
+                    sim.call(guest, || vm.guest_unshare(sim, caller, UntrustedIpa(ipa(at))))
+                };
+                Self::in_two_steps(call)
+            }
+            Ask::Relinquish { at } => {
+                let call = |again| {
+                    let caller = Caller { vm: n as VmId, index: 0, again };
+                    sim.call(guest, || vm.guest_relinquish(sim, caller, UntrustedIpa(ipa(at))))
+                };
+                Self::in_two_steps(call)
+            }
             Ask::Destroy => sim.call(host, || vm.destroy(sim, handle)).map(|()| 0),
             Ask::Reclaim { page, count } => {
                 sim.call(host, || vm.reclaim(sim, handle, run(page, count))).map(|(_, done)| done)
@@ -603,6 +615,17 @@ impl Story {
             Ask::Coherent(coherent) => {
                 sim.memory.borrow_mut().guests_see_caches = coherent;
                 Ok(0)
+            }
+        }
+    }
+
+    /// The host is told, and the call is made again.
+    fn in_two_steps(mut call: impl FnMut(bool) -> Result<Parting, Error>) -> Result<u64, Error> {
+        match call(false)? {
+            Parting::Done(_) => Ok(1),
+            Parting::Tell(page) => {
+                assert_eq!(call(true), Ok(Parting::Done(page)));
+                Ok(1)
             }
         }
     }

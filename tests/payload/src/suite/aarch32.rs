@@ -413,7 +413,11 @@ fn aarch32_protected_guest_shares_and_relinquishes() -> Result<(), Skip> {
     sysreg::clean_to_poc(mmu::linear::<u8>(physical) as usize, 64);
     // SAFETY: a page of this test's, which the guest has just shared.
     assert_eq!(unsafe { mmu::linear::<u32>(physical).read_volatile() }, 0x600d_f00d);
-    assert_eq!(call(GuestFunction::MemUnshare, page), SUCCESS as u32);
+    guest.at(page.into());
+    let exit =
+        guest.attempt(insn::HVC, GuestFunction::MemUnshare.id32() as u32).exit(Reason::Unshare);
+    assert_eq!(exit.data, [page.into(), physical, 0, 0, 0, 0]);
+    assert_eq!(guest.resume(RunFlags::empty(), [0; 4]).done()[0], SUCCESS as u32);
     guest.at(page.into());
     assert_eq!(guest.exec(insn::LDR, 0), 0x600d_f00d, "its content stays");
     // SMC64's function IDs are none of its own.

@@ -302,7 +302,7 @@ fn blocks_are_shared_and_relinquished_page_by_page() -> Result<(), Skip> {
         assert_hidden(memory + n * PAGE);
     }
     for n in [0, 511] {
-        assert_eq!(call(GuestFunction::MemUnshare, n), SUCCESS);
+        assert_eq!(puppet.unshare(Routine::Hvc, IPA + n * PAGE, memory + n * PAGE)[0], 0);
         assert_hidden(memory + n * PAGE);
     }
     assert_marks(&puppet, memory, 0..BLOCK_PAGES);
@@ -317,6 +317,9 @@ fn blocks_are_shared_and_relinquished_page_by_page() -> Result<(), Skip> {
         {
             Hvc.vm_topup(machine.vm, ledger::take(4), 4).expect("VM_TOPUP");
             event = puppet.resume(RunFlags::empty(), [0; 4]);
+        }
+        if n == 100 {
+            event = puppet.told(event, ipa, memory + n * PAGE);
         }
         let exit = event.exit(Reason::Relinquished);
         assert_eq!(exit.data[..2], [ipa, memory + n * PAGE]);

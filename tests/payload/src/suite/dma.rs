@@ -14,7 +14,7 @@ use crate::{
     host::GUEST_OWNER,
     instruction as insn,
     ledger::{self, PAGE, each},
-    puppet::{BASE, Machine, PROTECTED, Puppet, Routine, flag_page},
+    puppet::{BASE, Event, Machine, PROTECTED, Puppet, Routine, flag_page},
     runner::Skip,
     tests, workers,
 };
@@ -230,7 +230,12 @@ fn r39_attack_what_a_guest_no_longer_shares() -> Result<(), Skip> {
         assert_eq!(device.read(page), SECRET, "what is shared with the host");
         device.write(page, !SECRET);
         assert_eq!(puppet.at(ipa).exec(insn::LDR64, 0), !SECRET);
-        assert_eq!(call(&puppet, GuestFunction::MemUnshare, ipa), SUCCESS);
+        let event = puppet.smccc(Routine::Hvc, GuestFunction::MemUnshare.id(), [ipa, 0, 0]);
+        event.exit(Reason::Unshare);
+        // Until the host goes on its devices have the page as well.
+        device.write(page, SECRET);
+        assert_eq!(device.read(page), SECRET, "what is still shared");
+        assert!(matches!(puppet.resume(Default::default(), [0; 4]), Event::Done([0, ..])));
         assert_the_guests(&device, &puppet, ipa, page);
         // Its neighbours were never shared.
         assert_the_guests(&device, &puppet, ipa + PAGE, page + PAGE);

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     context::{context, need_cpus},
-    instruction as insn,
+    instruction::{self as insn, sysreg as sysregs},
     ledger::{self, PAGE},
     puppet::{BASE, Event, MEMORY_PAGES, Machine, NOWHERE, PROTECTED, Puppet, Routine},
     runner::Skip,
@@ -25,6 +25,7 @@ use umbra_shared::{
     error::{Error, SUCCESS},
     exit::{Reason, RunFlags},
     guest::{GuestFunction, INVALID_PARAMETER, NOT_SUPPORTED, UID},
+    interrupt::{Entry, State},
 };
 
 tests![
@@ -37,6 +38,12 @@ tests![
     the_host_cannot_give_away_what_a_guest_shares,
     shared_memory_comes_back_at_the_end,
     relinquished_memory_is_wiped_and_the_hosts,
+    the_host_has_a_page_until_it_goes_on,
+    a_host_that_goes_on_accessing_gets_an_abort,
+    a_host_can_let_unshare_fail,
+    two_vcpus_unshare_one_page,
+    what_the_host_was_told_is_forgotten_with_another_call,
+    a_vm_ends_while_it_unshares,
     unmap_takes_a_page_from_a_normal_guest,
     unmap_reaches_a_guest_that_runs,
 ];
@@ -54,15 +61,25 @@ fn share(puppet: &Puppet, ipa: u64) -> i64 {
     call(puppet, GuestFunction::MemShare, ipa)
 }
 
+/// Of a page that is shared: in two steps.
 #[track_caller]
 fn unshare(puppet: &Puppet, ipa: u64) -> i64 {
+    puppet.unshare(Routine::Hvc, ipa, puppet.physical(ipa))[0] as i64
+}
+
+/// Of one that is not: in one.
+#[track_caller]
+fn unshare_at_once(puppet: &Puppet, ipa: u64) -> i64 {
     call(puppet, GuestFunction::MemUnshare, ipa)
 }
 
 /// The guest gives a page back; its x0 is in the next exit.
 #[track_caller]
-fn relinquish(puppet: &Puppet, ipa: u64) {
-    let event = puppet.smccc(Routine::Hvc, GuestFunction::MemRelinquish.id(), [ipa, 0, 0]);
+fn relinquish(puppet: &Puppet, ipa: u64, shared: bool) {
+    let mut event = puppet.smccc(Routine::Hvc, GuestFunction::MemRelinquish.id(), [ipa, 0, 0]);
+    if shared {
+        event = puppet.told(event, ipa, puppet.physical(ipa));
+    }
     let exit = event.exit(Reason::Relinquished);
     assert_eq!(exit.data[..2], [ipa, puppet.physical(ipa)], "which page it was");
     match puppet.resume(Default::default(), [0x77; 4]) {
@@ -133,15 +150,15 @@ fn guest_calls_are_checked() -> Result<(), Skip> {
         }
     }
     for ipa in [NOWHERE, BASE + MEMORY_PAGES * PAGE] {
-        assert_eq!(unshare(&puppet, ipa), INVALID_PARAMETER);
+        assert_eq!(unshare_at_once(&puppet, ipa), INVALID_PARAMETER);
         assert_eq!(call(&puppet, GuestFunction::MemRelinquish, ipa), INVALID_PARAMETER);
     }
     assert_eq!(call(&puppet, GuestFunction::MmioGuard, ipa), INVALID_PARAMETER, "it is memory");
-    assert_eq!(unshare(&puppet, ipa), INVALID_PARAMETER, "it is not shared");
+    assert_eq!(unshare_at_once(&puppet, ipa), INVALID_PARAMETER, "it is not shared");
     assert_eq!(share(&puppet, ipa), SUCCESS);
     assert_eq!(share(&puppet, ipa), INVALID_PARAMETER, "it is shared");
     assert_eq!(unshare(&puppet, ipa), SUCCESS);
-    assert_eq!(unshare(&puppet, ipa), INVALID_PARAMETER);
+    assert_eq!(unshare_at_once(&puppet, ipa), INVALID_PARAMETER);
     assert_hidden(puppet.physical(ipa));
     puppet.put();
     Ok(())
@@ -159,9 +176,14 @@ fn a_protected_guest_finds_kvms_calls() -> Result<(), Skip> {
         assert_eq!(ask(0xc600_0002, [0; 3])[0], PAGE, "HYP_MEMINFO");
         assert_eq!(ask(0xc600_0002, [1, 0, 0])[0] as i64, INVALID_PARAMETER);
         let ipa = puppet.scratch();
-        for function in [0xc600_0003, 0xc600_0004, 0xc600_0003, 0xc600_0004] {
+        for _ in 0..2 {
             // What a call doesn't answer in is as it was.
-            assert_eq!(ask(function, [ipa, 0, 0]), [0, ipa, 0, 0], "{function:#x}");
+            assert_eq!(ask(0xc600_0003, [ipa, 0, 0]), [0, ipa, 0, 0], "MEM_SHARE");
+            let event = puppet.smccc(how, 0xc600_0004, [ipa, 0, 0]);
+            match puppet.told(event, ipa, puppet.physical(ipa)) {
+                Event::Done([x0, x1, x2, x3, _]) => assert_eq!([x0, x1, x2, x3], [0, ipa, 0, 0]),
+                event => panic!("MEM_UNSHARE: {event:x?}"),
+            }
         }
         // PTP, what is reserved for pKVM, the host's functions of the same range, SMC32's IDs.
         for function in
@@ -263,7 +285,7 @@ fn relinquished_memory_is_wiped_and_the_hosts() -> Result<(), Skip> {
         if shared {
             assert_eq!(share(&puppet, ipa), SUCCESS);
         }
-        relinquish(&puppet, ipa);
+        relinquish(&puppet, ipa, shared);
         if !shared {
             assert_content(page, false);
         }
@@ -272,11 +294,252 @@ fn relinquished_memory_is_wiped_and_the_hosts() -> Result<(), Skip> {
         let exit = puppet.at(ipa + 8).attempt(insn::LDR64, 0).exit(Reason::Fault);
         assert_eq!(exit.data[0], ipa);
         assert!(matches!(puppet.resume(RunFlags::ABORT, [0; 4]), Event::Exception(_)));
-        assert_eq!(unshare(&puppet, ipa), INVALID_PARAMETER);
+        assert_eq!(unshare_at_once(&puppet, ipa), INVALID_PARAMETER);
     }
     puppet.put();
     // The books balance: what came back before is not waited for.
     assert_eq!(ledger::destroy(machine.vm), 0);
+    Ok(())
+}
+
+/// The first step of MEM_UNSHARE, or of MEM_RELINQUISH: the exit.
+#[track_caller]
+fn first_step(puppet: &Puppet, function: GuestFunction, ipa: u64) {
+    let exit = puppet.smccc(Routine::Hvc, function.id(), [ipa, 0, 0]).exit(Reason::Unshare);
+    assert_eq!(exit.data, [ipa, puppet.physical(ipa), 0, 0, 0, 0]);
+}
+
+fn the_host_has_a_page_until_it_goes_on() -> Result<(), Skip> {
+    let machine = Machine::new(PROTECTED);
+    let puppet = machine.started(context().largest());
+    let ipa = puppet.scratch();
+    let page = puppet.physical(ipa);
+    store(&puppet, ipa, SECRET);
+    for function in [GuestFunction::MemUnshare, GuestFunction::MemRelinquish] {
+        assert_eq!(share(&puppet, ipa), SUCCESS);
+        first_step(&puppet, function, ipa);
+        // Everything is as it was: for this CPU, for others, and whatever the host does with the vCPU but run it.
+        workers::on_all(|_| assert_eq!(probe_read(page), Ok(SECRET)));
+        puppet.put();
+        // SAFETY: a page that both may write.
+        assert_eq!(unsafe { probe_write(page + 8, 5) }, Ok(()));
+        sysreg::clean_to_poc(mmu::linear::<u8>(page) as usize, 64);
+        puppet.load();
+        assert_eq!(probe_read(page), Ok(SECRET));
+        match function {
+            // Whatever the answer.
+            GuestFunction::MemUnshare => {
+                let event = puppet.resume(RunFlags::RETRY, [SECRET; 4]);
+                assert!(matches!(event, Event::Done([0, x1, ..]) if x1 == ipa), "{event:x?}");
+                workers::on_all(|_| assert_hidden(page));
+                assert_eq!(load(&puppet, ipa + 8), 5, "its content stays");
+            }
+            _ => {
+                let exit = puppet.resume(RunFlags::empty(), [0; 4]).exit(Reason::Relinquished);
+                assert_eq!(exit.data[..2], [ipa, page]);
+                assert!(matches!(puppet.resume(RunFlags::empty(), [0; 4]), Event::Done([0, ..])));
+                assert_ours(page);
+            }
+        }
+    }
+    puppet.put();
+    assert_eq!(ledger::destroy(machine.vm), 0);
+    Ok(())
+}
+
+/// Another CPU reads the page all the time, and takes nothing away.
+fn a_host_that_goes_on_accessing_gets_an_abort() -> Result<(), Skip> {
+    need_cpus(2)?;
+    let machine = Machine::new(PROTECTED);
+    let puppet = machine.vcpu(None);
+    let page = puppet.physical(puppet.scratch());
+    let (began, reads) = (AtomicBool::new(false), AtomicBool::new(false));
+    workers::on_all(|cpu| match cpu {
+        0 => {
+            puppet.load();
+            puppet.start();
+            let ipa = puppet.scratch();
+            store(&puppet, ipa, SECRET);
+            assert_eq!(share(&puppet, ipa), SUCCESS);
+            began.store(true, Ordering::SeqCst);
+            assert!(timer::wait_until(60, || reads.load(Ordering::SeqCst)));
+            first_step(&puppet, GuestFunction::MemUnshare, ipa);
+            assert_eq!(probe_read(page), Ok(SECRET), "it is still there");
+            assert!(matches!(puppet.resume(RunFlags::empty(), [0; 4]), Event::Done([0, ..])));
+            store(&puppet, ipa, !SECRET);
+            puppet.put();
+        }
+        1 => {
+            assert!(timer::wait_until(60, || began.load(Ordering::SeqCst)));
+            let gone = timer::wait_until(60, || {
+                let found = probe_read(page);
+                reads.store(true, Ordering::SeqCst);
+                // Never what the guest writes when it has the page to itself.
+                assert!(found.is_err() || found == Ok(SECRET), "{found:x?}");
+                found.is_err()
+            });
+            assert!(gone, "the host reads on and on");
+        }
+        _ => {}
+    });
+    assert_hidden(page);
+    Ok(())
+}
+
+fn a_host_can_let_unshare_fail() -> Result<(), Skip> {
+    let puppet = Machine::new(PROTECTED).started(None);
+    let ipa = puppet.scratch();
+    let page = puppet.physical(ipa);
+    store(&puppet, ipa, SECRET);
+    assert_eq!(share(&puppet, ipa), SUCCESS);
+    for function in [GuestFunction::MemUnshare, GuestFunction::MemRelinquish] {
+        first_step(&puppet, function, ipa);
+        let event = puppet.resume(RunFlags::ABORT, [0x77; 4]);
+        let Event::Done([x0, x1, ..]) = event else { panic!("{function:?}: {event:x?}") };
+        assert_eq!((x0 as i64, x1), (INVALID_PARAMETER, ipa));
+        assert_eq!(probe_read(page), Ok(SECRET), "nothing has changed");
+    }
+    // The guest asks again, and the host is told again.
+    assert_eq!(unshare(&puppet, ipa), SUCCESS);
+    assert_hidden(page);
+    puppet.put();
+    Ok(())
+}
+
+fn two_vcpus_unshare_one_page() -> Result<(), Skip> {
+    need_cpus(2)?;
+    let machine = Machine::new(PROTECTED);
+    let (a, b) = (machine.vcpu(None), machine.vcpu(None));
+    let ipa = a.scratch();
+    let page = a.physical(ipa);
+    let told = |puppet: &Puppet| first_step(puppet, GuestFunction::MemUnshare, ipa);
+    let done = |puppet: &Puppet| match puppet.resume(RunFlags::empty(), [0; 4]) {
+        Event::Done([x0, ..]) => x0 as i64,
+        event => panic!("{event:x?}"),
+    };
+    a.load();
+    a.start();
+    workers::on(1, || {
+        b.load();
+        b.start();
+    });
+    for round in 0..3 {
+        store(&a, ipa, SECRET + round);
+        assert_eq!(share(&a, ipa), SUCCESS);
+        // Both tell, and the second finds it done.
+        told(&a);
+        workers::on(1, || told(&b));
+        assert_eq!(probe_read(page), Ok(SECRET + round));
+        assert_eq!(done(&a), SUCCESS);
+        assert_hidden(page);
+        workers::on(1, || assert_eq!(done(&b), INVALID_PARAMETER));
+        // It has been shared anew in between: that the host was not told about.
+        assert_eq!(share(&a, ipa), SUCCESS);
+        told(&a);
+        workers::on(1, || {
+            assert_eq!(unshare(&b, ipa), SUCCESS);
+            assert_hidden(page);
+            assert_eq!(share(&b, ipa), SUCCESS);
+        });
+        let exit = a.resume(RunFlags::empty(), [0; 4]).exit(Reason::Unshare);
+        assert_eq!(exit.data[..2], [ipa, page]);
+        assert_eq!(probe_read(page), Ok(SECRET + round));
+        assert_eq!(done(&a), SUCCESS);
+        assert_hidden(page);
+        assert_eq!(load(&a, ipa), SECRET + round);
+    }
+    // At the same time, with nobody in between: one of them has it, and nothing is lost.
+    for round in 0..20 {
+        assert_eq!(share(&a, ipa), SUCCESS);
+        store(&a, ipa, SECRET + round);
+        let both = [AtomicBool::new(false), AtomicBool::new(false)];
+        workers::on_all(|cpu| {
+            let (puppet, did) = match cpu {
+                0 => (&a, &both[0]),
+                1 => (&b, &both[1]),
+                _ => return,
+            };
+            let id = GuestFunction::MemUnshare.id();
+            let mut event = puppet.smccc(Routine::Hvc, id, [ipa, 0, 0]);
+            if let Event::Exit(exit) = event {
+                assert_eq!(exit.info.reason(), Some(Reason::Unshare));
+                event = puppet.resume(RunFlags::empty(), [0; 4]);
+            }
+            let Event::Done([x0, ..]) = event else { panic!("{event:x?}") };
+            did.store(x0 as i64 == SUCCESS, Ordering::SeqCst);
+        });
+        let both = both.map(|did| did.load(Ordering::SeqCst));
+        assert!(both[0] != both[1], "one of them unshares it: {both:?}");
+        assert_hidden(page);
+        assert_eq!(load(&a, ipa), SECRET + round);
+    }
+    workers::on(1, || b.put());
+    a.put();
+    Ok(())
+}
+
+/// An interrupt takes the guest somewhere else before it has called again: what it says to its host there may have that
+/// use the page once more.
+fn what_the_host_was_told_is_forgotten_with_another_call() -> Result<(), Skip> {
+    let machine = Machine::new(PROTECTED);
+    let puppet = machine.started(None);
+    let (ipa, other) = (puppet.scratch(), puppet.scratch() + PAGE);
+    for ipa in [ipa, other] {
+        assert_eq!(share(&puppet, ipa), SUCCESS);
+    }
+    puppet.write(sysregs::ICC_PMR, 0xf8);
+    puppet.write(sysregs::ICC_IGRPEN1, 1);
+    puppet.exec(insn::UNMASK_IRQ, 0);
+    first_step(&puppet, GuestFunction::MemUnshare, ipa);
+    let interrupt = [Entry::new(40, 0x20, State::Pending)];
+    let daif = sysreg::mask_interrupts();
+    let entered = Hvc.vcpu_run_with(RunFlags::empty(), [0; 4], &interrupt);
+    sysreg::restore_interrupts(daif);
+    let mut event = Event::new(entered.expect("VCPU_RUN").0);
+    while let Event::Exit(exit) = event
+        && exit.info.reason() == Some(Reason::Irq)
+    {
+        let daif = sysreg::mask_interrupts();
+        let entered = Hvc.vcpu_run_with(RunFlags::empty(), [0; 4], &interrupt);
+        sysreg::restore_interrupts(daif);
+        event = Event::new(entered.expect("VCPU_RUN").0);
+    }
+    // The handler calls its host, and the loop again; what was to be called is not called.
+    assert_eq!(event, Event::Interrupt { intid: 40 });
+    puppet.start();
+    assert!(probe_read(puppet.physical(ipa)).is_ok());
+    first_step(&puppet, GuestFunction::MemUnshare, ipa);
+    // That another page's call has failed is nothing to this one.
+    assert!(matches!(puppet.resume(RunFlags::ABORT, [0; 4]), Event::Done(_)));
+    assert_eq!(unshare(&puppet, other), SUCCESS);
+    assert_hidden(puppet.physical(other));
+    assert_eq!(unshare(&puppet, ipa), SUCCESS);
+    assert_hidden(puppet.physical(ipa));
+    puppet.put();
+    Ok(())
+}
+
+fn a_vm_ends_while_it_unshares() -> Result<(), Skip> {
+    for function in [GuestFunction::MemUnshare, GuestFunction::MemRelinquish] {
+        let machine = Machine::new(PROTECTED);
+        let puppet = machine.started(None);
+        let ipa = puppet.scratch();
+        let page = puppet.physical(ipa);
+        store(&puppet, ipa, SECRET);
+        assert_eq!(share(&puppet, ipa), SUCCESS);
+        first_step(&puppet, function, ipa);
+        assert_eq!(Hvc.vm_destroy(machine.vm), Err(Error::Busy));
+        puppet.put();
+        assert_eq!(Hvc.vm_destroy(machine.vm), Ok(()));
+        assert_eq!(probe_read(page), Ok(SECRET), "it was shared, and is");
+        assert_eq!(ledger::destroy(machine.vm), 0, "every page comes back");
+        assert_ours(page);
+        // A VM in the same slot is told nothing of it: it begins with the first step.
+        let next = Machine::new(PROTECTED).started(None);
+        assert_eq!(share(&next, next.scratch()), SUCCESS);
+        assert_eq!(unshare(&next, next.scratch()), SUCCESS);
+        next.put();
+    }
     Ok(())
 }
 

@@ -14,6 +14,7 @@ use umbra_hyp::fp::{CpuFp, GuestTrap, HostImage, Live, Svcr, TrapClass};
 use umbra_hyp::memory::pages::{Pages, State, VmId};
 use umbra_hyp::power::guest::{Action, decide};
 use umbra_hyp::power::psci::error;
+use umbra_hyp::vm::calls::{Caller, Parting};
 use umbra_hyp::vm::hardware::{Boot, Machine};
 use umbra_hyp::vm::life::{self, Vm};
 use umbra_shared::call::{
@@ -51,6 +52,8 @@ struct World {
     stats: Stats,
     spec: Spec,
     handles: Vec<VmHandle>,
+    /// vCPUs that are to make their last call again.
+    again: BTreeSet<(VmId, usize)>,
 }
 
 fn vq(n: u64) -> Vq {
@@ -119,7 +122,15 @@ impl World {
         spec.cpus[1].vqs = [1, 2].map(vq).into_iter().fold(VqSet::EMPTY, VqSet::with);
         spec.cpus[1].svqs = VqSet::EMPTY.with(vq(1));
         let vms = (0..MAX_VMS).map(|_| Vm::new()).collect();
-        Self { target, vms, cpus, stats: Stats::new(), spec, handles: vec![VmHandle(0)] }
+        Self {
+            target,
+            vms,
+            cpus,
+            stats: Stats::new(),
+            spec,
+            handles: vec![VmHandle(0)],
+            again: BTreeSet::new(),
+        }
     }
 
     /// As `host::calls` and `vm::slots` do it.
@@ -196,8 +207,8 @@ impl World {
         }
     }
 
-    /// A call of the guest that is loaded.
-    fn guest_call(&mut self, cpu: usize, function: u32, args: [u64; 3]) {
+    /// A call of the guest that is loaded. If it was to make one again and has not `forgotten` that, this is the one.
+    fn guest_call(&mut self, cpu: usize, function: u32, args: [u64; 3], forgotten: bool) {
         let Some((slot, index, ref cell)) = self.cpus[cpu].loaded else { return };
         let Self { target, vms, .. } = self;
         let vm = &mut vms[usize::from(slot)];
@@ -211,23 +222,29 @@ impl World {
         let protected = self.spec.vms[usize::from(slot)].protected;
         let args = if aarch32 { args.map(|x| x & 0xffff_ffff) } else { args };
         let ipa = UntrustedIpa(args[0]);
+        let again = self.again.remove(&(slot, index)) && !forgotten;
+        let caller = Caller { vm: slot, index, again };
         let plain = |x0: i64| (Some(x0), None, false);
         // As `guest::calls` does it.
         let found = match (GuestFunction::from_id(function), decide(function, args, aarch32)) {
             (Some(function), _) if protected && !aarch32 => {
                 let result = match function {
-                    GuestFunction::MemShare => vm.guest_share(target, slot, ipa).map(|()| None),
-                    GuestFunction::MemUnshare => vm.guest_unshare(target, slot, ipa).map(|()| None),
-                    GuestFunction::MmioGuard => vm.guest_enrol(target, slot, ipa).map(|()| None),
+                    GuestFunction::MemShare => vm.guest_share(target, caller, ipa).map(|()| None),
+                    GuestFunction::MemUnshare => vm.guest_unshare(target, caller, ipa).map(Some),
+                    GuestFunction::MmioGuard => vm.guest_enrol(target, caller, ipa).map(|()| None),
                     GuestFunction::MemRelinquish => {
-                        vm.guest_relinquish(target, slot, ipa).map(|_| Some(Reason::Relinquished))
+                        vm.guest_relinquish(target, caller, ipa).map(Some)
                     }
                     GuestFunction::Uid | GuestFunction::Features | GuestFunction::HypMeminfo => {
                         return;
                     }
                 };
                 match result {
-                    Ok(exit) => (Some(0), exit, false),
+                    Ok(Some(Parting::Tell(_))) => (None, Some(Reason::Unshare), true),
+                    Ok(_) if function == GuestFunction::MemRelinquish => {
+                        (Some(0), Some(Reason::Relinquished), false)
+                    }
+                    Ok(_) => (Some(0), None, false),
                     Err(Error::NotMapped) if function == GuestFunction::MemShare => {
                         (None, Some(Reason::Fault), true)
                     }
@@ -261,7 +278,10 @@ impl World {
                 (Some(-6), Some(Reason::System), false)
             }
         };
-        let expected = self.spec.guest_call(cpu, GuestCall { function, args });
+        if found.2 {
+            self.again.insert((slot, index));
+        }
+        let expected = self.spec.guest_call(cpu, GuestCall { function, args, again });
         let should = (expected.x0, expected.exit, expected.again);
         assert_eq!(found, should, "{function:#x} {args:x?}");
     }
@@ -543,7 +563,12 @@ impl World {
             }
             28 => {
                 let function = GuestFunction::ALL[usize::from(b) % GuestFunction::ALL.len()];
-                self.guest_call(cpu, function as u32, [ipa(c).0, 0, 0]);
+                let function = function as u32;
+                self.guest_call(cpu, function, [ipa(c).0, 0, 0], a & 16 != 0);
+                if a & 32 != 0 {
+                    // At once, or as soon as somebody else has done something.
+                    self.guest_call(cpu, function, [ipa(c).0, 0, 0], false);
+                }
             }
             29 if b % 8 == 0 => {
                 let vcpu = VcpuIndex(u64::from(c) % 3);
@@ -556,7 +581,8 @@ impl World {
                 let smc64 = u32::from(number != 2 && number != 8 && number != 0xa) << 30;
                 let entry = 0x8000_0000 + u64::from(c / 4 % 16 == 1);
                 let level = if number == 3 { entry } else { u64::from(c / 4 % 8 == 0) };
-                self.guest_call(cpu, 0x8400_0000 | smc64 | number, [u64::from(c) % 4, level, 7]);
+                let args = [u64::from(c) % 4, level, 7];
+                self.guest_call(cpu, 0x8400_0000 | smc64 | number, args, a & 16 != 0);
             }
             30 => {
                 let hint = HostFlags::from_bits_truncate(u64::from(b));
@@ -637,7 +663,7 @@ fn a_protected_vms_life() {
     world.check();
     // The lazy policy is what the host has asked for.
     assert_eq!(world.cpus[0].fp.live(), Live::Nobody);
-    world.guest_call(0, GuestFunction::MemShare as u32, [0x8000_0000, 0, 0]);
+    world.guest_call(0, GuestFunction::MemShare as u32, [0x8000_0000, 0, 0], false);
     world.check();
     world.call(0, Call::VmDestroy { vm });
     world.call(0, Call::VcpuPut);
@@ -649,4 +675,110 @@ fn a_protected_vms_life() {
     world.call(0, Call::VmReclaim { vm, pages: pages(0, 1) });
     assert!(world.vms[0].is_free());
     assert_eq!(world.spec.memory.get(BASE / PAGE + 20), Some(Owner::HOST));
+}
+
+/// A protected VM with three vCPUs, the first two of which are loaded, and two pages.
+fn with_three_vcpus() -> World {
+    let mut world = World::new(Policy::Scrub, true);
+    let page = |n: u64| UntrustedPa(BASE + n * PAGE);
+    let pages = |first: u64, count: u64| UntrustedPages { start: page(first), count };
+    let config = VmConfig { policy: Policy::Lazy, protected: true };
+    world.call(0, Call::VmCreate { pages: pages(0, 7), config });
+    let vm = world.handles[1];
+    world.call(0, Call::VmMap { vm, pages: pages(10, 2), ipa: UntrustedIpa(0x8000_0000) });
+    let count = VcpuFeatures::FPSIMD.pages();
+    for n in 0..3 {
+        let flag_page = page(12 + n);
+        world.call(0, Call::ShareFlagPage { page: flag_page });
+        let start = if n == 0 { Start::At { entry: 0x8000_0000, argument: 0 } } else { Start::Off };
+        world.call(
+            0,
+            Call::VcpuCreate(VcpuConfig {
+                vm,
+                index: VcpuIndex(n),
+                affinity: UntrustedAffinity(n),
+                pages: pages(20 + n * count, count),
+                flag_page,
+                features: VcpuFeatures::FPSIMD.into(),
+                start,
+            }),
+        );
+    }
+    world.call(0, Call::VmSeal { vm });
+    world.call(0, Call::VcpuLoad { vm, vcpu: VcpuIndex(0) });
+    for n in 1..3 {
+        world.guest_call(0, 0xc400_0003, [n, 0x8000_0000, 0], false);
+    }
+    world.call(1, Call::VcpuLoad { vm, vcpu: VcpuIndex(1) });
+    world.check();
+    world
+}
+
+/// What the host is told counts for the call that is made again: of that page, if nobody has shared it meanwhile.
+#[test]
+fn the_host_is_told_of_every_page_that_it_is_about_to_lose() {
+    const X: u64 = 0x8000_0000;
+    const Y: u64 = X + PAGE;
+    const NOWHERE: u64 = 0x9000_0000;
+    use GuestFunction::{MemRelinquish, MemShare, MemUnshare};
+    let shared = |world: &World, page: u64| {
+        world.spec.memory.get(BASE / PAGE + page).unwrap().state == PageState::SharedByGuest
+    };
+    // Who calls for what, whether it is a call that is made again, and whether X and Y are shared then.
+    let stories: &[&[(usize, GuestFunction, u64, bool, [bool; 2])]] = &[
+        &[(0, MemUnshare, X, false, [true, true]), (0, MemUnshare, X, true, [false, true])],
+        // Not made again, but a call of its own.
+        &[
+            (0, MemUnshare, X, false, [true, true]),
+            (0, MemUnshare, X, false, [true, true]),
+            (0, MemUnshare, X, true, [false, true]),
+        ],
+        // Another page.
+        &[
+            (0, MemUnshare, X, false, [true, true]),
+            (0, MemUnshare, Y, true, [true, true]),
+            (0, MemUnshare, X, true, [true, true]),
+            (0, MemUnshare, X, true, [false, true]),
+        ],
+        // Another call in between that is to be made again.
+        &[
+            (0, MemUnshare, X, false, [true, true]),
+            (0, MemShare, NOWHERE, true, [true, true]),
+            (0, MemUnshare, X, true, [true, true]),
+        ],
+        // Both at once: the second finds nothing to take.
+        &[
+            (0, MemUnshare, X, false, [true, true]),
+            (1, MemUnshare, X, false, [true, true]),
+            (0, MemUnshare, X, true, [false, true]),
+            (1, MemUnshare, X, true, [false, true]),
+        ],
+        // Taken, and shared anew, by the other: the host is told again.
+        &[
+            (0, MemUnshare, X, false, [true, true]),
+            (1, MemUnshare, X, false, [true, true]),
+            (1, MemUnshare, X, true, [false, true]),
+            (1, MemShare, X, false, [true, true]),
+            (0, MemUnshare, X, true, [true, true]),
+            (0, MemUnshare, X, true, [false, true]),
+        ],
+        // Given up: there is nothing any more.
+        &[
+            (0, MemUnshare, X, false, [true, true]),
+            (1, MemRelinquish, X, false, [true, true]),
+            (1, MemRelinquish, X, true, [false, true]),
+            (0, MemUnshare, X, true, [false, true]),
+        ],
+    ];
+    for story in stories {
+        let mut world = with_three_vcpus();
+        for ipa in [X, Y] {
+            world.guest_call(0, MemShare as u32, [ipa, 0, 0], false);
+        }
+        for &(cpu, function, ipa, again, then) in *story {
+            world.guest_call(cpu, function as u32, [ipa, 0, 0], !again);
+            assert_eq!([10, 11].map(|n| shared(&world, n)), then, "{function:?} {ipa:#x}");
+            world.check();
+        }
+    }
 }
