@@ -101,8 +101,8 @@
 //!
 //! Which frames of the GIC are whose (`irq::hw`) is looked up under a lock that is held for nothing else. The console's is taken by messages alone, which are for boot, for the end, and for no transition.
 //! No lock is held while a guest or the host runs: an entry and an exit take none, a loaded vCPU being its CPU's
-//! own; a guest's call about its memory or its vCPUs, and a protected guest's first access to a device, take its
-//! VM's and let it go before anybody goes on. What a
+//! own; a guest's call about its memory or its vCPUs, and a protected guest's access to what is not there, unless it is in its
+//! upper half or a device that it has accessed before, take its VM's and let it go before anybody goes on. What a
 //! CPU does with a lock held is bounded by [`umbra_shared::call::MAX_PAGES_PER_CALL`],
 //! [`umbra_shared::call::MASKED_INSTRUCTIONS`] and [`irq::its::COMMANDS_A_TRAP`], and measured (`tests/bench`,
 //! `masked_*`). Locks go to whoever has waited longest (`arch::lock`), so that a wait is bounded, too: by the

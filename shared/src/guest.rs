@@ -25,7 +25,24 @@
 //! A protected guest's memory is its own. It shares a page when it wants its host, or a device that
 //! the host emulates, to read and write it; until it unshares it again, what is there is not secret
 //! and may change at any time. An access to an address where it has no memory is for nobody's eyes unless it
-//! has enrolled the page (MMIO_GUARD).
+//! has enrolled the page (MMIO_GUARD), or is in the upper half.
+//!
+//! # The alias
+//!
+//! The highest bit of a protected guest's addresses, as ID_AA64MMFR0_EL1.PARange tells their size (bit 39 of 40), is its
+//! alias bit. Addresses that have it, and none above it, are its upper half, which is what it shares with its host. Every page of
+//! memory has an alias there, the same address with the bit:
+//!
+//! - MEM_SHARE of the alias shares the page *there*: at its own address there is nothing meanwhile, an access is a
+//!   synchronous external abort, and no memory comes. MEM_UNSHARE of the alias brings it back with its content. MEM_RELINQUISH of the
+//!   alias gives it up, and both addresses are free.
+//! - Where nothing is shared the upper half is the host's devices: accesses leave as
+//!   [`Reason::Mmio`](crate::exit::Reason::Mmio), with their data, if they can be emulated, without MMIO_GUARD, which
+//!   is refused there. Memory never comes there by the host's choice.
+//!
+//! So what is private and what is shared is told by an address, and a guest's stage 1 has both. MEM_SHARE of a page's own address
+//! shares it in place, as KVM has it; a page is shared one way or the other. VM_MAP, before the seal and behind it,
+//! is for the lower half. A normal guest has no upper half: its addresses are all alike.
 
 use crate::call::SVE_HINT;
 
@@ -88,7 +105,9 @@ functions! {
     /// → the granule of all the following, in bytes.
     HypMeminfo = 0xc600_0002;
     /// x1 guest-physical address of a page: share it with the host. If there is no memory yet the host is
-    /// asked for it ([`Reason::Fault`](crate::exit::Reason::Fault)).
+    /// asked for it ([`Reason::Fault`](crate::exit::Reason::Fault)). Of an alias: share the page that is private at the
+    /// address without the alias bit, which must be there, and move it; if that takes tables the host is asked for them
+    /// ([`Reason::Tables`](crate::exit::Reason::Tables)).
     MemShare = 0xc600_0003;
     /// x1 guest-physical address of a page: the host has no access to it any more. Its content stays. The host is
     /// told before ([`Reason::Unshare`](crate::exit::Reason::Unshare)), of a page that is shared, and loses it when it

@@ -90,7 +90,8 @@ numbered! {
         /// At boot: args\[0\] CPUs, args\[1\] the set of guests' vector lengths, args\[2\] bits of guest
         /// addresses, args\[3\] the level of their root table, args\[4\] the set of
         /// guests' streaming vector lengths, args\[5\] 1 if EL1 can be AArch32,
-        /// args\[6\] the FP policy of protected VMs, and 1 in bit 8 if there can be any.
+        /// args\[6\] the FP policy of protected VMs, 1 in bit 8 if there can be any, and the number of their alias bit
+        /// in bits 21:16.
         Machine = 9,
         /// An access of the host's to a register of the GIC at args\[0\], ESR_EL2 being args\[1\]; result is 1 if
         /// it was no abort. Pages that the GIC reads from now on are nobody's to give away.

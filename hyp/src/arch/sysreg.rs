@@ -167,6 +167,8 @@ gap! {
     read_esr_el1 write_esr_el1 "esr_el1";
     /// FAR_EL1.
     read_far_el1 write_far_el1 "far_el1";
+    /// TCR_EL1.
+    read_tcr_el1 _write_tcr_el1 "tcr_el1";
     /// VBAR_EL1.
     read_vbar_el1 write_vbar_el1 "vbar_el1";
     /// PAR_EL1.

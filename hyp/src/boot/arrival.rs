@@ -341,7 +341,8 @@ fn log_beginning() {
     let (vqs, svqs) = (machine.lengths.common.bits(), machine.streaming.common.bits());
     let (vqs, svqs) = (vqs.into(), svqs.into());
     let aarch32 = machine.features.has(Name::Aarch32).into();
-    let policy = machine.protected_policy as u64 | u64::from(machine.protects) << 8;
+    let alias = u64::from(machine.stage2.alias_bit().trailing_zeros());
+    let policy = machine.protected_policy as u64 | u64::from(machine.protects) << 8 | alias << 16;
     note(Kind::Machine, [machine.cpus as u64, vqs, bits, root, svqs, aarch32, policy]);
     hw::with(|memory| {
         for (pa, count, change) in memory.pages.runs() {

@@ -4,7 +4,9 @@
 #![forbid(unsafe_code)]
 
 use crate::arch::sysreg::*;
-use crate::guest::syndrome::{self, Abort, pstate};
+use crate::guest::syndrome::{self, Abort, ec, pstate};
+use crate::guest::{traps, traps32};
+use crate::machine::machine;
 use crate::memory::pages::VmId;
 use crate::vm::hardware::There;
 use crate::vm::slots::{self, DEVICES, Open, Vcpu};
@@ -31,13 +33,43 @@ fn ipa() -> u64 {
     syndrome::fault_ipa(read_hpfar_el2(), sys::read_far_el2().bits())
 }
 
-/// Whether the guest has only to try again: what it missed was being broken up, and is there.
-pub fn is_passing(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> bool {
-    Abort::new(esr).is_translation() && slots::is_there_again(vcpu, vm, ipa())
+/// An abort that stage 2 has caused, which may be none of the host's business. `None`: the guest goes on.
+pub fn abort(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> Option<Exit> {
+    let abort = Abort::new(esr);
+    let is_fetch = syndrome::class(esr) == ec::INSTRUCTION_ABORT;
+    if abort.is_translation() {
+        // It has only to try again: what it missed was being broken up, and is there.
+        if slots::is_there_again(vcpu, vm, ipa()) {
+            return None;
+        }
+        if vcpu.protected {
+            match missed(vcpu, vm, ipa()) {
+                There::Memory(_) => return None,
+                There::Aliased => {
+                    external_abort(vcpu, esr);
+                    return None;
+                }
+                There::Nothing => return Some(fault(vcpu, esr)),
+                There::Device => {}
+            }
+        }
+    }
+    Some(if is_fetch { fault(vcpu, esr) } else { data_abort(vcpu, esr) })
+}
+
+/// The host can't help a guest that looks for a page where it is private and has shared it at its alias. It is the guest's own
+/// synchronous external abort, as the RMM has it of an address whose RIPAS is EMPTY (DEN0137).
+fn external_abort(vcpu: &mut Vcpu, esr: u64) {
+    let far = sys::read_far_el2().bits();
+    if vcpu.is_aarch32() {
+        traps32::external_abort_now(vcpu, esr, far);
+    } else {
+        traps::external_abort_now(vcpu, esr, far);
+    }
 }
 
 /// An abort that is not emulated. Where in the page it was is a protected guest's own business.
-pub fn fault(vcpu: &mut Vcpu, esr: u64) -> Exit {
+fn fault(vcpu: &mut Vcpu, esr: u64) -> Exit {
     if Abort::new(esr).is_stage2() {
         vcpu.open = Open::Fault { esr, far: sys::read_far_el2().bits() };
         let hidden = if vcpu.protected { PAGE_SIZE as u64 - 1 } else { 0 };
@@ -47,27 +79,30 @@ pub fn fault(vcpu: &mut Vcpu, esr: u64) -> Exit {
     }
 }
 
-/// Whether a protected guest has enrolled a page. Asked of its stage 2 once for each, as a rule.
-fn is_device(vcpu: &mut Vcpu, vm: VmId, page: u64) -> bool {
+/// What is where a protected guest missed something. Of an enrolled page its stage 2 is asked once, as a rule; of the
+/// upper half never, where all that is missing is a device.
+fn missed(vcpu: &mut Vcpu, vm: VmId, ipa: u64) -> There {
+    let page = ipa / PAGE_SIZE as u64;
     let known = &mut vcpu.devices[page as usize % DEVICES];
-    let device = *known == page || slots::lookup(vm, page * PAGE_SIZE as u64) == There::Device;
-    if device {
+    let bit = machine().stage2.alias_bit();
+    if *known == page || ipa & !(bit - 1) == bit {
+        return There::Device;
+    }
+    let there = slots::lookup(vm, page * PAGE_SIZE as u64);
+    if there == There::Device {
         *known = page;
     }
-    device
+    there
 }
 
 /// A data abort, which may be an access to a device: anywhere, of a normal guest; of a protected one, where it has
-/// said that there are devices. Of its own memory, which the host may have withheld, the host learns no data, nor
-/// does it answer for it.
-pub fn data_abort(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> Exit {
+/// said that there are devices, and in its upper half. Of its own memory, which the host may have withheld, the host
+/// learns no data, nor does it answer for it.
+fn data_abort(vcpu: &mut Vcpu, esr: u64) -> Exit {
     let abort = Abort::new(esr);
     let Some(access) = abort.access().filter(|_| abort.is_translation()) else {
         return fault(vcpu, esr);
     };
-    if vcpu.protected && !is_device(vcpu, vm, ipa() / PAGE_SIZE as u64) {
-        return fault(vcpu, esr);
-    }
     let bytes = 1u8 << access.size_log2;
     let far = sys::read_far_el2().bits();
     let big_endian = pstate::is_big_endian(vcpu.regs.pstate, read_sctlr_el1());

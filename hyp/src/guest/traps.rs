@@ -4,7 +4,7 @@
 use crate::arch::sysreg::*;
 use crate::cpu::Cpu;
 use crate::fp::TrapClass;
-use crate::guest::access::{Exit, data_abort, fault, is_passing, read_register, write_register};
+use crate::guest::access::{Exit, abort, read_register, write_register};
 use crate::guest::syndrome::{self, IdRead, SysReg, ec, pstate};
 use crate::guest::traps32;
 use crate::machine::machine;
@@ -24,9 +24,7 @@ pub fn synchronous(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> Option<Exit> {
             Some(Exit::new(Reason::Wfi, [0; 6]))
         }
         ec::SYSREG => system_register(vcpu, esr),
-        ec::DATA_ABORT | ec::INSTRUCTION_ABORT if is_passing(vcpu, vm, esr) => None,
-        ec::DATA_ABORT => Some(data_abort(vcpu, vm, esr)),
-        ec::INSTRUCTION_ABORT => Some(fault(vcpu, esr)),
+        ec::DATA_ABORT | ec::INSTRUCTION_ABORT => abort(vcpu, vm, esr),
         _ => {
             undefined(vcpu);
             None
@@ -121,6 +119,17 @@ pub fn external_abort(vcpu: &mut Vcpu, esr: u64, far: u64) {
     el1.far_el1 = far;
     vcpu.regs.pc = syndrome::vector(el1.vbar_el1, vcpu.regs.pstate);
     vcpu.regs.pstate = pstate::on_exception(vcpu.regs.pstate, el1.sctlr_el1);
+}
+
+/// The same with the guest's EL1 live, for an access that nobody answers.
+#[cold]
+pub fn external_abort_now(vcpu: &mut Vcpu, esr: u64, far: u64) {
+    write_elr_el1(vcpu.regs.pc);
+    write_spsr_el1(vcpu.regs.pstate);
+    write_esr_el1(syndrome::esr_external_abort(esr, pstate::is_el0(vcpu.regs.pstate)));
+    write_far_el1(far);
+    vcpu.regs.pc = syndrome::vector(read_vbar_el1(), vcpu.regs.pstate);
+    vcpu.regs.pstate = pstate::on_exception(vcpu.regs.pstate, read_sctlr_el1());
 }
 
 /// The host finished what the last exit left open.

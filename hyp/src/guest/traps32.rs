@@ -28,9 +28,7 @@ pub fn synchronous(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> Option<Exit> {
             step_over(vcpu, esr);
             Some(Exit::new(Reason::Wfi, [0; 6]))
         }
-        ec::DATA_ABORT | ec::INSTRUCTION_ABORT if access::is_passing(vcpu, vm, esr) => None,
-        ec::DATA_ABORT => Some(access::data_abort(vcpu, vm, esr)),
-        ec::INSTRUCTION_ABORT => Some(access::fault(vcpu, esr)),
+        ec::DATA_ABORT | ec::INSTRUCTION_ABORT => access::abort(vcpu, vm, esr),
         _ => match Coprocessor::new(esr) {
             Some(instruction) => coprocessor(vcpu, esr, instruction),
             None => {
@@ -104,18 +102,50 @@ pub fn undefined(vcpu: &mut Vcpu) {
 /// with `esr`; EL1 is in memory, but for what AArch32 adds to it: that is in place while the vCPU is loaded.
 #[cold]
 pub fn external_abort(vcpu: &mut Vcpu, esr: u64, far: u64) {
-    let fetch = syndrome::class(esr) == ec::INSTRUCTION_ABORT;
+    let fault = Fault::new(esr);
     let el1 = &mut vcpu.el1.regs;
-    let write = !fetch && esr & 1 << 6 != 0;
-    let status = aarch32::fsr_external_abort(el1.tcr_el1, write);
-    if fetch {
+    let status = aarch32::fsr_external_abort(el1.tcr_el1, fault.write);
+    if fault.fetch {
         write_ifsr32_el2(status);
     } else {
         el1.esr_el1 = status;
     }
-    el1.far_el1 = aarch32::far(el1.far_el1, fetch, far);
+    el1.far_el1 = aarch32::far(el1.far_el1, fault.fetch, far);
+    let (sctlr, vbar) = (el1.sctlr_el1, el1.vbar_el1);
+    enter_abort(vcpu, fault, sctlr, vbar);
+}
+
+/// The same with the guest's EL1 live, for an access that nobody answers.
+#[cold]
+pub fn external_abort_now(vcpu: &mut Vcpu, esr: u64, far: u64) {
+    let fault = Fault::new(esr);
+    let status = aarch32::fsr_external_abort(read_tcr_el1(), fault.write);
+    if fault.fetch {
+        write_ifsr32_el2(status);
+    } else {
+        write_esr_el1(status);
+    }
+    write_far_el1(aarch32::far(read_far_el1(), fault.fetch, far));
+    enter_abort(vcpu, fault, read_sctlr_el1(), read_vbar_el1());
+}
+
+/// What an access was that trapped.
+#[derive(Clone, Copy, Debug)]
+struct Fault {
+    fetch: bool,
+    write: bool,
+}
+
+impl Fault {
+    const fn new(esr: u64) -> Self {
+        let fetch = syndrome::class(esr) == ec::INSTRUCTION_ABORT;
+        Self { fetch, write: !fetch && esr & 1 << 6 != 0 }
+    }
+}
+
+fn enter_abort(vcpu: &mut Vcpu, fault: Fault, sctlr: u64, vbar: u64) {
     let regs = &mut vcpu.regs;
-    let entry = Entry::abort(fetch, regs.pc, regs.pstate, el1.sctlr_el1, el1.vbar_el1);
+    let entry = Entry::abort(fault.fetch, regs.pc, regs.pstate, sctlr, vbar);
     write_spsr_abt(entry.spsr);
     regs.x[LR_ABT] = entry.lr;
     regs.pc = entry.pc;

@@ -133,22 +133,25 @@ pub fn prepare_for_guest<H: Hands>(
     Ready(ready)
 }
 
-/// A protected guest's page becomes the host's to use as well, with what the guest left in it.
-pub fn share_with_host(hands: &mut impl Hands, page: Page) {
+/// A protected guest's page becomes the host's to use as well, with what the guest left in it. The guest has it as
+/// before, or where it is mapped from what is returned.
+pub fn share_with_host(hands: &mut impl Hands, page: Page) -> Ready {
     // The guest may have written it with its caches off, beside older lines.
     hands.map_for_hyp(page.alone());
     hands.clean(page.alone());
     hands.unmap_for_hyp(page.alone());
     hands.give_to_host(page.alone());
+    Ready(page.alone())
 }
 
-/// It is the guest's alone again, with what is in it.
-pub fn unshare_with_host(hands: &mut impl Hands, page: Page) {
+/// It is the guest's alone again, with what is in it: as before, or where it is mapped from what is returned.
+pub fn unshare_with_host(hands: &mut impl Hands, page: Page) -> Ready {
     hands.take_from_host(page.alone());
     hands.devices_are_done();
     hands.map_for_hyp(page.alone());
     hands.clean(page.alone());
     hands.unmap_for_hyp(page.alone());
+    Ready(page.alone())
 }
 
 /// A page that a VM has no translation of any more becomes the host's again, without what a protected

@@ -91,10 +91,19 @@ impl Leaf {
 pub enum Entry {
     /// Nothing.
     Nothing,
-    /// Nothing for walks; a guest has enrolled the page as a device's.
-    Enrolled,
+    /// Nothing for walks, and nothing else comes there.
+    Marked(Mark),
     /// Memory.
     Leaf(Leaf),
+}
+
+/// Why nothing comes to a page's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mark {
+    /// A guest has enrolled the page as a device's.
+    Enrolled,
+    /// What was there is shared at its alias.
+    Aliased,
 }
 
 /// Pages and blocks that are named to TLBs one by one, at the most.
@@ -126,7 +135,7 @@ pub trait Table {
     /// What is at an address.
     fn entry(&self, ipa: u64) -> Entry;
 
-    /// Whether there is nothing in all of a piece, neither memory nor what is enrolled.
+    /// Whether there is nothing in all of a piece, neither memory nor a mark.
     fn is_free(&self, piece: Piece) -> bool;
 
     /// Whether a table of pages hangs at the block around an address, whatever is in it.
@@ -136,7 +145,7 @@ pub trait Table {
     fn leaf(&self, ipa: u64) -> Option<Leaf> {
         match self.entry(ipa) {
             Entry::Leaf(leaf) => Some(leaf),
-            Entry::Nothing | Entry::Enrolled => None,
+            Entry::Nothing | Entry::Marked(_) => None,
         }
     }
 
@@ -159,9 +168,12 @@ pub trait Table {
     /// is unlinked, and free for what comes next.
     fn clear(&mut self, piece: Piece);
 
-    /// Writes down of a page where nothing is mapped that it is enrolled: an entry that is invalid for walks.
+    /// Writes down of a page where nothing is mapped why nothing comes there: an entry that is invalid for walks.
     /// There are tables for it.
-    fn mark(&mut self, ipa: u64);
+    fn mark(&mut self, ipa: u64, mark: Mark);
+
+    /// Takes that back.
+    fn unmark(&mut self, ipa: u64);
 
     /// Maps Normal memory as pages where nothing is mapped. There are tables for it.
     fn fill(&mut self, ipa: u64, pa: u64, bytes: u64);
@@ -234,7 +246,7 @@ impl<T: Table> Stage2<T> {
         self.table.leaf(ipa).map(|leaf| leaf.pa + (ipa - leaf.ipa))
     }
 
-    /// Whether there is nothing in all of a range, neither memory nor what is enrolled.
+    /// Whether there is nothing in all of a range, neither memory nor marks.
     pub fn is_free(&self, ipa: u64, bytes: u64) -> bool {
         cut(ipa, bytes, T::BLOCK).all(|piece| self.table.is_free(piece))
     }
@@ -284,10 +296,15 @@ impl<T: Table> Stage2<T> {
         }
     }
 
-    /// Enrols a page where nothing is mapped: a fault there is an access to a device. To walks and TLBs nothing
-    /// changes.
-    pub fn enrol(&mut self, ipa: u64) {
-        self.table.mark(ipa);
+    /// Marks a page where nothing is mapped, so that a fault there is known for what it is and nothing else comes there.
+    /// To walks and TLBs nothing changes.
+    pub fn mark(&mut self, ipa: u64, mark: Mark) {
+        self.table.mark(ipa, mark);
+    }
+
+    /// Takes that back: there is nothing, and something can be mapped there.
+    pub fn unmark(&mut self, ipa: u64) {
+        self.table.unmark(ipa);
     }
 
     /// Takes a range away: no CPU can reach it through this stage 2 any more. The rest of blocks around

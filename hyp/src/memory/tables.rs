@@ -8,7 +8,7 @@
 use crate::arch::end;
 use crate::arch::sysreg::{dsb_ish, isb, read_vttbr_el2, write_vttbr_el2};
 use crate::memory::frames::Tables;
-use crate::memory::stage2::{Entry, Leaf, Piece, Stage2, Table, Tlb, Vttbr};
+use crate::memory::stage2::{Entry, Leaf, Mark, Piece, Stage2, Table, Tlb, Vttbr};
 use crate::world::errata::{SME_SYNC_FUNCTION, Workarounds};
 use aarch64_paging::Mapping;
 use aarch64_paging::descriptor::{
@@ -272,8 +272,14 @@ const DEVICE: Stage2Attributes = Stage2Attributes::VALID
     .union(Stage2Attributes::XN)
     .union(Stage2Attributes::ACCESS_FLAG);
 
-/// An invalid entry, of which walks ignore all but bit 0 (Arm ARM D8.3), for a page that a guest has enrolled.
-const ENROLLED: Stage2Attributes = Stage2Attributes::SWFLAG_0;
+/// What an invalid entry holds, of which walks ignore all but bit 0 (Arm ARM D8.3), by its mark.
+const MARKS: [(Mark, Stage2Attributes); 2] =
+    [(Mark::Enrolled, Stage2Attributes::SWFLAG_0), (Mark::Aliased, Stage2Attributes::SWFLAG_1)];
+
+/// The mark of an entry that is invalid.
+fn mark_of(flags: Stage2Attributes) -> Option<Mark> {
+    MARKS.iter().find(|&&(_, of)| of == flags).map(|&(mark, _)| mark)
+}
 
 /// The shape of stage 2 on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -312,6 +318,16 @@ impl Stage2Shape {
         let vtcr =
             1 << 31 | ps << 16 | 3 << 12 | 1 << 10 | 1 << 8 | sl0 << 6 | (64 - ipa_bits) as u64;
         Self { ipa_bits, root_level, vtcr, pa_range }
+    }
+
+    /// The alias bit of protected guests: the highest address bit that ID_AA64MMFR0_EL1.PARange shows them, by which
+    /// they find it.
+    pub const fn alias_bit(&self) -> u64 {
+        1 << match self.pa_range {
+            0 => 31,
+            1 => 35,
+            _ => 39,
+        }
     }
 }
 
@@ -432,8 +448,8 @@ impl Table for Stage2Tables {
                 let bytes = (PAGE_SIZE as u64) << (9 * (3 - level));
                 let pa = descriptor.output_address().0 as u64;
                 found = Entry::Leaf(Leaf { ipa: ipa & !(bytes - 1), bytes, pa });
-            } else if descriptor.flags() == ENROLLED {
-                found = Entry::Enrolled;
+            } else if let Some(mark) = mark_of(descriptor.flags()) {
+                found = Entry::Marked(mark);
             }
             Ok(())
         });
@@ -444,7 +460,7 @@ impl Table for Stage2Tables {
         let range = region(piece.ipa, piece.ipa + piece.bytes);
         // An error ends the walk.
         let walk = self.mapping.walk_range(&range, &mut |_, descriptor, _| {
-            let is_something = descriptor.is_valid() || descriptor.flags() == ENROLLED;
+            let is_something = descriptor.is_valid() || mark_of(descriptor.flags()).is_some();
             if is_something { Err(()) } else { Ok(()) }
         });
         walk.is_ok()
@@ -484,8 +500,15 @@ impl Table for Stage2Tables {
         self.map(piece.ipa, 0, piece.bytes, nothing, Constraints::empty());
     }
 
-    fn mark(&mut self, ipa: u64) {
-        self.map(ipa, 0, PAGE_SIZE as u64, ENROLLED, Constraints::NO_BLOCK_MAPPINGS);
+    fn mark(&mut self, ipa: u64, mark: Mark) {
+        for (_, flags) in MARKS.into_iter().filter(|&(of, _)| of == mark) {
+            self.map(ipa, 0, PAGE_SIZE as u64, flags, Constraints::NO_BLOCK_MAPPINGS);
+        }
+    }
+
+    fn unmark(&mut self, ipa: u64) {
+        let nothing = Stage2Attributes::empty();
+        self.map(ipa, 0, PAGE_SIZE as u64, nothing, Constraints::NO_BLOCK_MAPPINGS);
     }
 
     fn fill(&mut self, ipa: u64, pa: u64, bytes: u64) {

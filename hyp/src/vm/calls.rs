@@ -6,6 +6,12 @@
 //! anew, since siblings go on in between, and goes through without asking: the host can put it off by not running
 //! the vCPU, which it can do anyway.
 //!
+//! A guest's upper half ([`Machine::alias_bit`]) is what it shares with its host and what its host emulates. A page is
+//! at its own address, private or shared, or shared at its alias; its own address is marked then, so that nothing comes there,
+//! and what the guest does there is an external abort. The rest of the upper half is a device without being asked for.
+//! Sharing at an alias takes the page from its own address first, as a block is broken: no TLB holds it where it was private
+//! when the host gets it.
+//!
 //! What was told is one address for each vCPU. It counts for a call that is made again ([`Caller::again`]), of the same
 //! page, unless somebody has shared the page meanwhile: then the host may have begun to use it anew.
 
@@ -17,6 +23,13 @@ use crate::memory::handover;
 use crate::memory::pages::{State, VmId};
 use umbra_shared::call::UntrustedIpa;
 use umbra_shared::error::Error;
+
+/// Where an address of the upper half has its page while that is private: the same, without the alias bit. `None`: it
+/// is of the lower half, or of neither.
+pub(super) fn private_address<M: Machine>(m: &M, ipa: u64) -> Option<u64> {
+    let bit = m.alias_bit();
+    (ipa & !(bit - 1) == bit).then_some(ipa ^ bit)
+}
 
 /// Who makes a call.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +64,7 @@ impl<T, V> Vm<T, V> {
         match m.lookup(tables, ipa.0) {
             There::Memory(pa) => Ok(pa),
             There::Device => Err(Error::IpaInUse),
+            There::Aliased => Err(Error::Shared),
             There::Nothing => Err(Error::NotMapped),
         }
     }
@@ -69,11 +83,12 @@ impl<T, V> Vm<T, V> {
         }
     }
 
-    /// MEM_SHARE by a guest.
+    /// MEM_SHARE by a guest: at the page's own address, or at its alias.
     ///
     /// # Errors
     ///
-    /// UNALIGNED, BAD_IPA, IPA_IN_USE for a device's page, NOT_MAPPED, SHARED.
+    /// UNALIGNED, BAD_IPA, IPA_IN_USE for a device's page, SHARED, wherever; NOT_MAPPED, or NOT_OWNED if there is
+    /// nothing to share at an alias; NO_TABLES for an alias: then the host is to bring some, which the guest never hears of.
     pub fn guest_share<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
         m: &M,
@@ -81,13 +96,18 @@ impl<T, V> Vm<T, V> {
         ipa: UntrustedIpa,
     ) -> Result<(), Error> {
         let _ = self.take_told(caller, ipa.0);
-        let pa = self.guests_page(m, ipa)?;
-        m.memory(|memory| {
-            let page = memory.pages().lookup(pa)?;
-            memory.pages().share_by_guest(page, caller.vm)?;
-            handover::share_with_host(memory, page);
-            Ok(())
-        })?;
+        match private_address(m, ipa.0) {
+            None => {
+                let pa = self.guests_page(m, ipa)?;
+                m.memory(|memory| {
+                    let page = memory.pages().lookup(pa)?;
+                    memory.pages().share_by_guest(page, caller.vm)?;
+                    let _ = handover::share_with_host(memory, page);
+                    Ok(())
+                })?;
+            }
+            Some(lower) => self.share_at_alias(m, caller.vm, lower, ipa.0)?,
+        }
         // Whoever was about to take it back is told anew: what the host does with it from now on it was not asked about.
         for told in self.told.iter_mut().filter(|told| **told == ipa.0) {
             *told = NOT_TOLD;
@@ -95,11 +115,46 @@ impl<T, V> Vm<T, V> {
         Ok(())
     }
 
-    /// MEM_UNSHARE by a guest.
+    /// A page that is private at `lower` moves to `upper`, and is shared.
+    fn share_at_alias<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        vm: VmId,
+        lower: u64,
+        upper: u64,
+    ) -> Result<(), Error> {
+        let pa = match self.guests_page(m, UntrustedIpa(lower)) {
+            // Memory that is not there yet is private when it comes: the guest asks for it there.
+            Err(Error::NotMapped) => return Err(Error::NotOwned),
+            found => found?,
+        };
+        let Life::Alive(tables) = &mut self.life else { return Err(Error::Dying) };
+        // What can be refused comes before what the host is asked for.
+        m.memory(|memory| {
+            let page = memory.pages().lookup(pa)?;
+            let private = memory.pages().state(page) == State::Guest(vm);
+            if private { Ok(()) } else { Err(Error::Shared) }
+        })?;
+        let needed = m.tables_to_unmap(tables, lower, 1) + m.tables_for_one();
+        if m.tables_left(vm) < needed {
+            return Err(Error::NoTables);
+        }
+        let ready = m.memory(|memory| {
+            let page = memory.pages().lookup(pa)?;
+            memory.pages().share_by_guest(page, vm)?;
+            m.unmap(tables, lower, 1);
+            m.hide(tables, lower);
+            Ok(handover::share_with_host(memory, page))
+        })?;
+        m.map(tables, upper, ready);
+        Ok(())
+    }
+
+    /// MEM_UNSHARE by a guest, at the address where the page is shared: its alias, if it is that.
     ///
     /// # Errors
     ///
-    /// As [`Self::guest_share`], with NOT_SHARED for SHARED.
+    /// UNALIGNED, BAD_IPA, IPA_IN_USE for a device's page, NOT_MAPPED, NOT_SHARED, SHARED if it is at its alias.
     pub fn guest_unshare<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
         m: &M,
@@ -108,27 +163,37 @@ impl<T, V> Vm<T, V> {
     ) -> Result<Parting, Error> {
         let told = self.take_told(caller, ipa.0);
         let pa = self.guests_page(m, ipa)?;
-        let parting = m.memory(|memory| {
+        let Life::Alive(tables) = &mut self.life else { return Err(Error::Dying) };
+        let private = private_address(m, ipa.0);
+        let ready = m.memory(|memory| {
             let page = memory.pages().lookup(pa)?;
             if !told && memory.pages().state(page) == State::SharedByGuest(caller.vm) {
-                return Ok(Parting::Tell(pa));
+                return Ok(None);
             }
             memory.pages().unshare_by_guest(page, caller.vm)?;
-            handover::unshare_with_host(memory, page);
-            Ok(Parting::Done(pa))
+            if private.is_some() {
+                m.unmap(tables, ipa.0, 1);
+            }
+            Ok(Some(handover::unshare_with_host(memory, page)))
         })?;
-        if let Parting::Tell(_) = parting {
+        let Some(ready) = ready else {
             self.tell(caller, ipa.0);
+            return Ok(Parting::Tell(pa));
+        };
+        if let Some(lower) = private {
+            // The table that its mark is in is there for it.
+            m.unhide(tables, lower);
+            m.map(tables, lower, ready);
         }
-        Ok(parting)
+        Ok(Parting::Done(pa))
     }
 
-    /// MEM_RELINQUISH by a guest: the page is the host's again, without what a protected guest had in
-    /// it.
+    /// MEM_RELINQUISH by a guest, at the address where the page is: it is the host's again, without what a protected guest
+    /// had in it. If it was at its alias, both addresses are free.
     ///
     /// # Errors
     ///
-    /// UNALIGNED, BAD_IPA, IPA_IN_USE for a device's page, NOT_MAPPED; NO_TABLES if it is a part of a block and there
+    /// UNALIGNED, BAD_IPA, IPA_IN_USE for a device's page, NOT_MAPPED, SHARED if it is at its alias; NO_TABLES if it is a part of a block and there
     /// is no table for the rest: then the host is to bring some, which the guest never hears of.
     pub fn guest_relinquish<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
@@ -153,6 +218,9 @@ impl<T, V> Vm<T, V> {
             }
             let was = memory.pages().relinquish(page, caller.vm)?;
             m.unmap(tables, ipa.0, 1);
+            if let Some(lower) = private_address(m, ipa.0) {
+                m.unhide(tables, lower);
+            }
             handover::give_back(memory, page, was);
             Ok(Parting::Done(pa))
         })?;
@@ -167,7 +235,8 @@ impl<T, V> Vm<T, V> {
     ///
     /// # Errors
     ///
-    /// UNALIGNED, BAD_IPA, IPA_IN_USE where it has memory, NO_TABLES: then the host is to bring some, which the
+    /// UNALIGNED, BAD_IPA, in the upper half as well, where all that is not there is a device; IPA_IN_USE where it has
+    /// memory, NO_TABLES: then the host is to bring some, which the
     /// guest never hears of.
     pub fn guest_enrol<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
@@ -176,9 +245,12 @@ impl<T, V> Vm<T, V> {
         ipa: UntrustedIpa,
     ) -> Result<(), Error> {
         let _ = self.take_told(caller, ipa.0);
+        if private_address(m, ipa.0).is_some() {
+            return Err(Error::BadIpa);
+        }
         match self.guests_page(m, ipa) {
             Err(Error::NotMapped) => {}
-            Ok(_) => return Err(Error::IpaInUse),
+            Ok(_) | Err(Error::Shared) => return Err(Error::IpaInUse),
             // Enrolled already.
             Err(Error::IpaInUse) => return Ok(()),
             Err(error) => return Err(error),

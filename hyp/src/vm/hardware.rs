@@ -24,6 +24,8 @@ pub enum There {
     Memory(u64),
     /// A device: the guest has enrolled the page.
     Device,
+    /// Nothing, because the page is shared at its alias.
+    Aliased,
 }
 
 /// What VMs are made of.
@@ -40,6 +42,9 @@ pub trait Machine {
 
     /// Bits of a guest's address space.
     fn ipa_bits(&self) -> u32;
+
+    /// A protected guest's alias bit: addresses that have it and none above it are its upper half.
+    fn alias_bit(&self) -> u64;
 
     /// Vector lengths that guests can have; empty: no SVE.
     fn guest_vqs(&self) -> VqSet;
@@ -99,6 +104,13 @@ pub trait Machine {
     /// A guest has enrolled a page where nothing is mapped: no memory comes there any more. There are tables for
     /// it.
     fn enrol(&self, tables: &mut Self::Tables, ipa: u64);
+
+    /// The page whose mapping was taken away here is shared at its alias: nothing else comes here. There is a table for
+    /// it, which the page's mapping was in.
+    fn hide(&self, tables: &mut Self::Tables, ipa: u64);
+
+    /// It is no more.
+    fn unhide(&self, tables: &mut Self::Tables, ipa: u64);
 
     /// Puts a vCPU that is loaded nowhere into its reset state, registers, timer, interrupts and FP: it keeps what
     /// it was made with.

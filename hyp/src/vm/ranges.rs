@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::calls::private_address;
 use super::hardware::{Machine, Memory as _};
 use super::life::{Life, Vm, check_ipa, slot};
 use crate::memory::handover::{self, Arrival};
@@ -26,8 +27,8 @@ impl<T, V> Vm<T, V> {
     ///
     /// # Errors
     ///
-    /// BAD_VM, DYING, UNALIGNED, BAD_IPA, INVALID_ARGUMENT for no pages, IPA_IN_USE if any is mapped or the guest
-    /// has enrolled it as a device's, NO_TABLES, and what is wrong with the pages.
+    /// BAD_VM, DYING, UNALIGNED, BAD_IPA, in a protected guest's upper half as well; INVALID_ARGUMENT for no pages, IPA_IN_USE
+    /// if any is mapped or at its alias, or the guest has enrolled it as a device's, NO_TABLES, and what is wrong with the pages.
     pub fn map<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
         m: &M,
@@ -45,6 +46,10 @@ impl<T, V> Vm<T, V> {
         };
         let tables = self.tables()?;
         check_ipa(m, ipa)?;
+        // A block lies on one side of the alias bit.
+        if protected && private_address(m, ipa.0).is_some() {
+            return Err(Error::BadIpa);
+        }
         let count = in_block(m, ipa.0, pages.count)?;
         if !m.is_free(tables, ipa.0, count) {
             return Err(Error::IpaInUse);

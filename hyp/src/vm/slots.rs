@@ -15,7 +15,7 @@ use crate::memory::frames::{FrameList, Tables, WORST_CASE_TABLES, linear};
 use crate::memory::handover::Ready;
 use crate::memory::hw::{self, flag_page};
 use crate::memory::pages::{PageRange, Pages, VmId};
-use crate::memory::stage2::{Entry, Stage2, Vttbr};
+use crate::memory::stage2::{Entry, Mark, Stage2, Vttbr};
 use crate::memory::tables::{Stage2Tables, Tlbs};
 use crate::vm::calls::{Caller, Parting};
 use crate::vm::features::check_features;
@@ -298,6 +298,10 @@ impl Machine for Target {
         machine().stage2.ipa_bits
     }
 
+    fn alias_bit(&self) -> u64 {
+        machine().stage2.alias_bit()
+    }
+
     fn guest_vqs(&self) -> VqSet {
         machine().lengths.common
     }
@@ -355,7 +359,8 @@ impl Machine for Target {
     fn lookup(&self, tables: &VmTables, ipa: u64) -> There {
         match tables.stage2.entry(ipa) {
             Entry::Nothing => There::Nothing,
-            Entry::Enrolled => There::Device,
+            Entry::Marked(Mark::Enrolled) => There::Device,
+            Entry::Marked(Mark::Aliased) => There::Aliased,
             Entry::Leaf(leaf) => There::Memory(leaf.pa + (ipa - leaf.ipa)),
         }
     }
@@ -435,7 +440,15 @@ impl Machine for Target {
     }
 
     fn enrol(&self, tables: &mut VmTables, ipa: u64) {
-        tables.stage2.enrol(ipa);
+        tables.stage2.mark(ipa, Mark::Enrolled);
+    }
+
+    fn hide(&self, tables: &mut VmTables, ipa: u64) {
+        tables.stage2.mark(ipa, Mark::Aliased);
+    }
+
+    fn unhide(&self, tables: &mut VmTables, ipa: u64) {
+        tables.stage2.unmark(ipa);
     }
 
     fn reset_vcpu(&self, place: &Place, boot: Boot) {

@@ -174,10 +174,14 @@ impl Spec {
                 let vm = &self.vms[usize::from(slot)];
                 vm.check_alive(handle)?;
                 self.check_ipa(ipa)?;
+                if vm.protected && self.private_address(ipa.0).is_some() {
+                    return Err(Error::BadIpa);
+                }
                 let count = self.in_block(ipa.0, pages.count)?;
                 let end = ipa.0 + count * PAGE_SIZE as u64;
                 let in_use = vm.maps.range(ipa.0..end).next().is_some();
-                if in_use || vm.enrolled.range(ipa.0..end).next().is_some() {
+                let mut marked = vm.enrolled.range(ipa.0..end).chain(vm.aliased.range(ipa.0..end));
+                if in_use || marked.next().is_some() {
                     return Err(Error::IpaInUse);
                 }
                 if !vm.has_tables() {
@@ -238,6 +242,7 @@ impl Spec {
                 vm.life = Life::Dying;
                 vm.maps.clear();
                 vm.blocks.clear();
+                vm.aliased.clear();
                 let unused = Owner::of(PageState::FlagPage, 0);
                 let vcpus = core::mem::take(&mut vm.vcpus);
                 let changes = vcpus.values().map(|vcpu| (vcpu.flag_page, unused)).collect();

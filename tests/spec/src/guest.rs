@@ -208,8 +208,11 @@ impl Spec {
         if self.check_ipa(UntrustedIpa(ipa)).is_err() {
             return refused;
         }
+        let private = self.private_address(ipa);
         let vm = &mut self.vms[usize::from(slot)];
+        // Where nothing comes.
         let device = vm.enrolled.contains(&ipa);
+        let aliased = vm.aliased.contains(&ipa);
         let page = vm.maps.get(&ipa).copied();
         let now = page.and_then(|page| self.memory.get(page));
         let own = Owner::of(PageState::Guest, slot);
@@ -217,13 +220,32 @@ impl Spec {
         let becomes =
             |page, owner| Answer { changes: Changes::from([(page, owner)]), ..Answer::x0(SUCCESS) };
         match (function, page) {
+            // All of the upper half is a device, but for what is shared there.
+            (GuestFunction::MmioGuard, _) if private.is_some() || aliased => refused,
             (GuestFunction::MmioGuard, None) if device => Answer::x0(SUCCESS),
             (GuestFunction::MmioGuard, None) if !vm.has_tables() => Answer::again(Reason::Tables),
             (GuestFunction::MmioGuard, None) => {
                 vm.enrol(&self.platform, ipa);
                 Answer::x0(SUCCESS)
             }
-            (GuestFunction::MemShare, None) if !device => Answer::again(Reason::Fault),
+            (GuestFunction::MemShare, None) if private.is_some() => {
+                let lower = ipa - self.platform.alias_bit;
+                match vm.maps.get(&lower).copied() {
+                    Some(page) if self.memory.get(page) == Some(own) => {
+                        if !vm.has_tables_for_an_alias(&self.platform, lower) {
+                            return Answer::again(Reason::Tables);
+                        }
+                        vm.move_page(&self.platform, lower, ipa);
+                        vm.aliased.insert(lower);
+                        for vcpu in vm.vcpus.values_mut().filter(|vcpu| vcpu.told == Some(ipa)) {
+                            vcpu.told = None;
+                        }
+                        becomes(page, shared)
+                    }
+                    _ => refused,
+                }
+            }
+            (GuestFunction::MemShare, None) if !device && !aliased => Answer::again(Reason::Fault),
             (GuestFunction::MemShare, Some(page)) if now == Some(own) => {
                 // The host may use it anew: what it was told before is old.
                 for vcpu in vm.vcpus.values_mut().filter(|vcpu| vcpu.told == Some(ipa)) {
@@ -248,9 +270,18 @@ impl Spec {
                 }
                 Answer::again(Reason::Unshare)
             }
-            (GuestFunction::MemUnshare, Some(page)) if now == Some(shared) => becomes(page, own),
+            (GuestFunction::MemUnshare, Some(page)) if now == Some(shared) => {
+                if let Some(lower) = private {
+                    vm.move_page(&self.platform, ipa, lower);
+                    vm.aliased.remove(&lower);
+                }
+                becomes(page, own)
+            }
             (GuestFunction::MemRelinquish, Some(page)) => {
                 vm.unmap(&self.platform, ipa, 1);
+                if let Some(lower) = private {
+                    vm.aliased.remove(&lower);
+                }
                 Answer { exit: Some(Reason::Relinquished), ..becomes(page, Owner::HOST) }
             }
             _ => refused,

@@ -84,6 +84,7 @@ pub fn judge(mut records: Vec<Record>) -> Result<Report, Difference> {
                     cpus: cpus as usize,
                     guest_vqs: VqSet::from_bits(vqs as u16),
                     ipa_bits: bits as u32,
+                    alias_bit: 1 << (protection >> 16 & 0x3f),
                     root_level: root as u32,
                     block_pages: BLOCK_PAGES,
                     stretch: STRETCH,
@@ -351,6 +352,7 @@ impl Spec {
         let refused = |error| Ok(Outcome { result: Err(error), ..nothing() });
         let Some((slot, index)) = self.cpus[cpu].loaded else { return refused(Error::NotLoaded) };
         let vm::Vm { policy, ended, protected, .. } = self.vms[usize::from(slot)];
+        let alias_bit = self.platform.alias_bit;
         let enrolled = self.vms[usize::from(slot)].enrolled.clone();
         let Some(vcpu) = self.vms[usize::from(slot)].vcpus.get_mut(&index) else {
             return Err("a vCPU runs that does not exist".to_owned());
@@ -399,7 +401,9 @@ impl Spec {
             Some(Reason::Hvc) if is_hyps(x2, protected, aarch32) => {
                 return Err(format!("the host is asked for {x2:#x}, which is hyp's to answer"));
             }
-            Some(Reason::Mmio) if protected && !enrolled.contains(&(x2 / 4096 * 4096)) => {
+            Some(Reason::Mmio)
+                if protected && !enrolled.contains(&(x2 / 4096 * 4096)) && x2 / alias_bit != 1 =>
+            {
                 return Err(format!("data of an access to {x2:#x}, which is no device"));
             }
             Some(Reason::Fault) if protected && !x2.is_multiple_of(4096) => {

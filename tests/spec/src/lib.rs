@@ -53,6 +53,8 @@ pub struct Platform {
     pub protects: bool,
     /// Bits of a guest's address space.
     pub ipa_bits: u32,
+    /// A protected guest's alias bit.
+    pub alias_bit: u64,
     /// Level of a guest's root table: 0 or 1.
     pub root_level: u32,
     /// Pages of a block, which is as far as a call with a range goes.
@@ -99,6 +101,12 @@ pub const VMS: usize = 255;
 pub const VCPUS: usize = 64;
 
 impl Spec {
+    /// Where an address of a protected guest's upper half has its page while that is private.
+    pub fn private_address(&self, ipa: u64) -> Option<u64> {
+        let bit = self.platform.alias_bit;
+        (ipa / bit == 1).then(|| ipa - bit)
+    }
+
     /// A machine on which nothing has happened yet.
     pub fn new(platform: Platform, memory: memory::Memory) -> Self {
         let cpus = vec![Cpu::default(); platform.cpus];

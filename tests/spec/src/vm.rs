@@ -96,6 +96,8 @@ pub struct Vm {
     pub blocks: BTreeSet<u64>,
     /// Guest addresses of pages that are devices'.
     pub enrolled: BTreeSet<u64>,
+    /// Guest addresses of pages that are shared at their aliases: of nothing, themselves.
+    pub aliased: BTreeSet<u64>,
     /// Pages it was given for tables.
     pub table_pages: u64,
     /// Tables in use beside the root: level, and what the address is above the level's span.
@@ -179,6 +181,19 @@ impl Vm {
             self.maps.insert(ipa + n * PAGE, page + n);
         }
         self.pages_out += count;
+    }
+
+    /// Whether there are tables to move a page to its alias.
+    pub fn has_tables_for_an_alias(&self, platform: &Platform, ipa: u64) -> bool {
+        let cut = self.blocks.contains(&Self::block(platform, ipa));
+        self.tables_left() >= TABLES_FOR_ONE + u64::from(cut)
+    }
+
+    /// Moves a page to its alias, or back.
+    pub fn move_page(&mut self, platform: &Platform, from: u64, to: u64) {
+        let page = self.maps[&from];
+        self.unmap(platform, from, 1);
+        self.map(platform, to, page, 1);
     }
 
     /// Enrols a page.

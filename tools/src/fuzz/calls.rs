@@ -30,6 +30,8 @@ const GUEST_BLOCK: u64 = GUEST + (1 << 30);
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Where guests have their memory.
 const GUEST: u64 = 0x8000_0000;
+/// The alias bit of guests that are shown 40 bits of address.
+const ALIAS_BIT: u64 = 1 << 39;
 /// Upper half of what agents store (`tests/payload/src/fuzz/calls.rs`).
 const AGENTS: u64 = 0xa6e7_0000_0000_0000;
 
@@ -82,6 +84,7 @@ fn guided(seed: u64, vls: &[u16], svls: &[u16]) -> (Vec<Step>, usize) {
         protects: true,
         protected_policy: Policy::Scrub,
         ipa_bits: 40,
+        alias_bit: ALIAS_BIT,
         root_level: 0,
         block_pages: call::BLOCK_PAGES,
         stretch: 64,
@@ -312,7 +315,8 @@ impl Guide {
                 let count = self.count();
                 // Mostly close together; some far apart, which takes tables.
                 let far = if self.rng.u8(..8) == 0 { self.rng.u64(..64) << 30 } else { GUEST };
-                let ipa = far + self.rng.u64(..16) * PAGE;
+                let alias = if self.rng.u8(..32) == 0 { ALIAS_BIT } else { 0 };
+                let ipa = (far + self.rng.u64(..16) * PAGE) | alias;
                 set(&[Vm(vm), Page(page, 0), Number(ipa), Number(count)]);
                 Function::VmMap
             }
@@ -559,6 +563,8 @@ impl Guide {
                     [] => GUEST + rng.u64(..16) * PAGE,
                     maps => maps[rng.usize(..maps.len())],
                 };
+                // At its own address or at its alias, whichever it is not at, too.
+                let ipa = if rng.u8(..3) == 0 { ipa ^ ALIAS_BIT } else { ipa };
                 // Whether the guest gets there the guide can't know, so it does not count on it.
                 command = [Arg::Number(2), Arg::Number(function.id()), Arg::Number(ipa)];
             }

@@ -18,15 +18,18 @@
 //! two different entries for one address is a failure (break before make), and every page that a walk
 //! may miss is noted: a CPU that uses it then faults, and waits for the lock.
 
-use super::{Entry, Leaf, PAGE_BYTES, Piece, Stage2, Table, Tlb, Vttbr};
+use super::{Entry, Leaf, Mark, PAGE_BYTES, Piece, Stage2, Table, Tlb, Vttbr};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use umbra_shared::PAGE_SIZE;
 
 /// CPUs; hyp's code runs on number 0.
 pub(super) const CPUS: usize = 2;
 /// A block, smaller than a real one.
 pub(super) const BLOCK_BYTES: u64 = 8 * PAGE_BYTES;
+/// A protected guest's alias bit.
+pub(super) const ALIAS_BIT: u64 = 1 << 39;
 /// The host's VMID.
 pub(super) const HOST: u8 = 0;
 
@@ -62,7 +65,7 @@ pub(super) struct Entries {
     old: Vec<Leaf>,
     /// Written, but a walk may miss it yet.
     fresh: BTreeSet<u64>,
-    marked: BTreeSet<u64>,
+    marked: BTreeMap<u64, Mark>,
     /// Where tables of pages hang, by the address of their block.
     tables: BTreeSet<u64>,
     /// Where one did, and walks may still use it.
@@ -92,8 +95,8 @@ pub(super) struct World {
     pub(super) missed: BTreeSet<(u8, u64)>,
     /// Blocks broken since this was empty, and tables unlinked: their addresses, by VMID.
     pub(super) broken: BTreeSet<(u8, u64)>,
-    /// Addresses that are looked at: the host's memory, and guests' addresses.
-    ranges: [(u64, u64); 2],
+    /// Addresses that are looked at: the host's memory; guests' addresses, and their aliases.
+    ranges: [(u64, u64); 3],
 }
 
 pub(super) fn vmid(vttbr: Vttbr) -> u8 {
@@ -148,6 +151,7 @@ fn apply(tlbs: &mut Tlbs, (vmid, drop): (u8, Drop)) {
 
 impl World {
     pub(super) fn new(ram: (u64, u64), guests: (u64, u64)) -> Rc<RefCell<Self>> {
+        let aliases = (guests.0 | ALIAS_BIT, guests.1 | ALIAS_BIT);
         Rc::new(RefCell::new(Self {
             tlbs: Default::default(),
             tables: BTreeMap::new(),
@@ -158,7 +162,7 @@ impl World {
             loaded: Vttbr::new(HOST, 0),
             missed: BTreeSet::new(),
             broken: BTreeSet::new(),
-            ranges: [ram, guests],
+            ranges: [ram, guests, aliases],
         }))
     }
 
@@ -166,8 +170,9 @@ impl World {
     fn step(&mut self) {
         take_in(&mut self.tlbs, &self.tables);
         for (&vmid, table) in &self.tables {
-            let (start, end) = self.ranges[usize::from(vmid != HOST)];
-            for ipa in (start..end).step_by(PAGE_BYTES as usize) {
+            let ranges = if vmid == HOST { &self.ranges[..1] } else { &self.ranges[1..] };
+            let pages = ranges.iter().flat_map(|&(start, end)| (start..end).step_by(PAGE_SIZE));
+            for ipa in pages {
                 let found = table.leaves.range(..=ipa).next_back().map(|(_, leaf)| leaf);
                 let found = found.filter(|leaf| ipa < leaf.end());
                 if found.is_none_or(|leaf| table.fresh.contains(&leaf.ipa)) {
@@ -329,7 +334,7 @@ impl SimTable {
     /// The host's, with blocks.
     pub(super) fn host(world: &Rc<RefCell<World>>) -> Stage2<Self> {
         let table = Self::new(world, HOST);
-        let [(start, end), _] = world.borrow().ranges;
+        let [(start, end), ..] = world.borrow().ranges;
         for ipa in (start..end).step_by(BLOCK_BYTES as usize) {
             table.edit(|table| table.leaves.insert(ipa, Leaf { ipa, bytes: BLOCK_BYTES, pa: ipa }));
         }
@@ -353,8 +358,7 @@ impl Table for SimTable {
         let leaf = table.leaves.range(..=ipa).next_back().map(|(_, &leaf)| leaf);
         match leaf.filter(|leaf| ipa < leaf.end()) {
             Some(leaf) => Entry::Leaf(leaf),
-            None if table.marked.contains(&ipa) => Entry::Enrolled,
-            None => Entry::Nothing,
+            None => table.marked.get(&ipa).map_or(Entry::Nothing, |&mark| Entry::Marked(mark)),
         }
     }
 
@@ -398,18 +402,25 @@ impl Table for SimTable {
                 if unlinked {
                     table.tables.remove(&block);
                     table.unlinked.insert(block);
-                    table.marked.retain(|ipa| !(block..block + BLOCK_BYTES).contains(ipa));
+                    table.marked.retain(|ipa, _| !(block..block + BLOCK_BYTES).contains(ipa));
                     table.spare += 1;
                 }
             });
         }
     }
 
-    fn mark(&mut self, ipa: u64) {
+    fn mark(&mut self, ipa: u64, mark: Mark) {
         assert_eq!(self.leaf(ipa), None, "something is mapped there");
         self.edit(|table| {
             table.link(ipa);
-            table.marked.insert(ipa);
+            table.marked.insert(ipa, mark);
+        });
+    }
+
+    fn unmark(&mut self, ipa: u64) {
+        self.edit(|table| {
+            let marked = table.marked.remove(&ipa);
+            assert!(marked.is_some(), "nothing is marked there");
         });
     }
 

@@ -1,9 +1,12 @@
 //! VMs, owners, the order of hand-overs and this module's TLB rules together, on TLBs that forgive
 //! nothing.
 
+mod alias;
 mod blocks;
 
-use super::machine::{BLOCK_BYTES, CPUS, HOST, Kind, SimTable, SimTlb, World, vmid};
+use super::machine::{
+    ALIAS_BIT, BLOCK_BYTES, CPUS, HOST, Held, Kind, SimTable, SimTlb, World, vmid,
+};
 use super::*;
 use crate::memory::devices::{Devices, Smmus};
 use crate::memory::handover::{Hands, Ready};
@@ -80,8 +83,12 @@ impl Table for DeviceTable {
         }
     }
 
-    fn mark(&mut self, ipa: u64) {
-        panic!("{ipa:#x} is enrolled for devices");
+    fn mark(&mut self, ipa: u64, mark: Mark) {
+        panic!("{ipa:#x} is {mark:?} for devices");
+    }
+
+    fn unmark(&mut self, ipa: u64) {
+        panic!("{ipa:#x} was never marked");
     }
 
     fn fill(&mut self, ipa: u64, pa: u64, bytes: u64) {
@@ -129,6 +136,16 @@ impl Memory {
         SimTlb(Rc::clone(&self.world))
     }
 
+    /// Whatever a TLB holds a walk finds as well: nothing of a place where it was.
+    fn nothing_is_left_in_tlbs(&self) {
+        let world = self.world.borrow();
+        for held in (0..CPUS).flat_map(|cpu| world.held(cpu)) {
+            let Held { vmid, leaf, .. } = held;
+            let found = world.walk(vmid, leaf.ipa).map(|now| now.pa + (leaf.ipa - now.ipa));
+            assert_eq!(found, Some(leaf.pa), "VMID {vmid} has kept {leaf:x?}");
+        }
+    }
+
     /// Who can reach a page although its owner doesn't let them.
     fn intruders(&self, page: Page) -> BTreeSet<u8> {
         let state = self.pages.state(page);
@@ -159,6 +176,7 @@ impl Hands for Memory {
 
     fn give_to_host(&mut self, pages: PageRange) {
         assert!(pages.pages().all(|page| !self.hyp.contains(&page.pa())));
+        self.nothing_is_left_in_tlbs();
         let tlb = self.tlb();
         give_to_host(&self.pages, &mut self.host, &tlb, pages);
         self.given.extend(pages.pages().map(Page::pa));
@@ -309,6 +327,7 @@ impl Sim {
         let mut all = BTreeSet::new();
         for vmid in 1..=VMS as u8 {
             let pages = (GUEST.0..GUEST.1).step_by(PAGE_SIZE);
+            let pages = pages.flat_map(|ipa| [ipa, ipa | ALIAS_BIT]);
             all.extend(pages.filter(|&ipa| world.walk(vmid, ipa).is_some()).map(|ipa| (vmid, ipa)));
         }
         all
@@ -378,6 +397,10 @@ impl Machine for Sim {
         40
     }
 
+    fn alias_bit(&self) -> u64 {
+        ALIAS_BIT
+    }
+
     fn guest_vqs(&self) -> VqSet {
         VqSet::EMPTY
     }
@@ -441,13 +464,22 @@ impl Machine for Sim {
     fn lookup(&self, tables: &Stage2<SimTable>, ipa: u64) -> There {
         match tables.entry(ipa) {
             Entry::Nothing => There::Nothing,
-            Entry::Enrolled => There::Device,
+            Entry::Marked(Mark::Enrolled) => There::Device,
+            Entry::Marked(Mark::Aliased) => There::Aliased,
             Entry::Leaf(leaf) => There::Memory(leaf.pa + (ipa - leaf.ipa)),
         }
     }
 
     fn enrol(&self, tables: &mut Stage2<SimTable>, ipa: u64) {
-        tables.enrol(ipa);
+        tables.mark(ipa, Mark::Enrolled);
+    }
+
+    fn hide(&self, tables: &mut Stage2<SimTable>, ipa: u64) {
+        tables.mark(ipa, Mark::Aliased);
+    }
+
+    fn unhide(&self, tables: &mut Stage2<SimTable>, ipa: u64) {
+        tables.unmark(ipa);
     }
 
     fn reset_vcpu(&self, (): &(), _: Boot) {}
@@ -512,12 +544,15 @@ enum Ask {
     },
     Share {
         at: u64,
+        alias: bool,
     },
     Unshare {
         at: u64,
+        alias: bool,
     },
     Relinquish {
         at: u64,
+        alias: bool,
     },
     Destroy,
     Reclaim {
@@ -542,9 +577,9 @@ fn asks() -> impl Strategy<Value = (usize, Ask)> {
         12 => (page.clone(), at.clone(), count.clone())
             .prop_map(|(page, at, count)| Ask::Map { page, at, count }),
         6 => (at.clone(), count.clone()).prop_map(|(at, count)| Ask::Unmap { at, count }),
-        4 => at.clone().prop_map(|at| Ask::Share { at }),
-        4 => at.clone().prop_map(|at| Ask::Unshare { at }),
-        4 => at.prop_map(|at| Ask::Relinquish { at }),
+        6 => (at.clone(), any::<bool>()).prop_map(|(at, alias)| Ask::Share { at, alias }),
+        6 => (at.clone(), any::<bool>()).prop_map(|(at, alias)| Ask::Unshare { at, alias }),
+        4 => (at, any::<bool>()).prop_map(|(at, alias)| Ask::Relinquish { at, alias }),
         1 => Just(Ask::Destroy),
         8 => (page, count).prop_map(|(page, count)| Ask::Reclaim { page, count }),
         1 => (0usize..4).prop_map(Ask::Patience),
@@ -564,6 +599,7 @@ impl Story {
         let host = Vttbr::new(HOST, 0);
         // A guest's own call comes to hyp with the guest's VTTBR_EL2.
         let guest = Vttbr::new(n as u8 + 1, 0x1000 * (n as u64 + 1));
+        let place = |at, alias| UntrustedIpa(ipa(at) | if alias { ALIAS_BIT } else { 0 });
         let run = |page: u64, count| UntrustedPages { start: UntrustedPa(pa(page)), count };
         match ask {
             Ask::Create { page, protected } => {
@@ -584,23 +620,23 @@ impl Story {
             Ask::Unmap { at, count } => sim
                 .call(host, || vm.unmap(sim, handle, UntrustedIpa(ipa(at)), count))
                 .map(|(_, done)| done),
-            Ask::Share { at } => sim
+            Ask::Share { at, alias } => sim
                 .call(guest, || {
                     let caller = Caller { vm: n as VmId, index: 0, again: false };
-                    vm.guest_share(sim, caller, UntrustedIpa(ipa(at)))
+                    vm.guest_share(sim, caller, place(at, alias))
                 })
                 .map(|()| 1),
-            Ask::Unshare { at } => {
+            Ask::Unshare { at, alias } => {
                 let call = |again| {
                     let caller = Caller { vm: n as VmId, index: 0, again };
-                    sim.call(guest, || vm.guest_unshare(sim, caller, UntrustedIpa(ipa(at))))
+                    sim.call(guest, || vm.guest_unshare(sim, caller, place(at, alias)))
                 };
                 Self::in_two_steps(call)
             }
-            Ask::Relinquish { at } => {
+            Ask::Relinquish { at, alias } => {
                 let call = |again| {
                     let caller = Caller { vm: n as VmId, index: 0, again };
-                    sim.call(guest, || vm.guest_relinquish(sim, caller, UntrustedIpa(ipa(at))))
+                    sim.call(guest, || vm.guest_relinquish(sim, caller, place(at, alias)))
                 };
                 Self::in_two_steps(call)
             }
@@ -664,14 +700,14 @@ fn a_life_of_each_kind_of_vm() {
             story.must(0, Ask::Map { page, at, count: 1 });
         }
         if protected {
-            story.must(0, Ask::Share { at: 1 });
-            story.must(0, Ask::Unshare { at: 1 });
-            story.must(0, Ask::Share { at: 1 });
+            story.must(0, Ask::Share { at: 1, alias: false });
+            story.must(0, Ask::Unshare { at: 1, alias: false });
+            story.must(0, Ask::Share { at: 1, alias: false });
         } else {
             story.must(0, Ask::Unmap { at: 2, count: 1 });
             story.must(0, Ask::Map { page: 31, at: 2, count: 1 });
         }
-        story.must(0, Ask::Relinquish { at: 1 });
+        story.must(0, Ask::Relinquish { at: 1, alias: false });
         // Another page at the same address, and the old one for somebody else.
         story.must(0, Ask::Map { page: 13, at: 1, count: 1 });
         story.must(1, Ask::Map { page: 12, at: 1, count: 1 });
@@ -711,9 +747,9 @@ fn a_guests_call_is_about_the_hosts_vmid() {
     let mut story = Story::new();
     story.must(0, Ask::Create { page: 0, protected: true });
     story.must(0, Ask::Map { page: 9, at: 0, count: 1 });
-    story.must(0, Ask::Share { at: 0 });
+    story.must(0, Ask::Share { at: 0, alias: false });
     assert_eq!(story.sim.world.borrow().reach(pa(9)), BTreeSet::from([HOST, 1]));
-    story.must(0, Ask::Unshare { at: 0 });
+    story.must(0, Ask::Unshare { at: 0, alias: false });
     assert_eq!(story.sim.world.borrow().reach(pa(9)), BTreeSet::from([1]));
 }
 

@@ -4,6 +4,7 @@ mod aarch32;
 mod aarch32_fp;
 mod aarch32_traps;
 mod aborts;
+mod alias;
 mod blocks;
 mod dma;
 mod dma_open;
@@ -41,6 +42,7 @@ mod storm;
 mod tasks;
 mod trng;
 mod trouble;
+mod unshare;
 mod version;
 mod vgic;
 mod vgic_driver;
@@ -71,6 +73,8 @@ pub const ALL: &[Area] = &[
     ("mmio_guard", mmio_guard::TESTS),
     ("guest_power", guest_power::TESTS),
     ("sharing", sharing::TESTS),
+    ("unshare", unshare::TESTS),
+    ("alias", alias::TESTS),
     ("registers", registers::TESTS),
     ("one_reg", one_reg::TESTS),
     ("on_demand", on_demand::TESTS),

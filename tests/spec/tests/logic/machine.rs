@@ -20,6 +20,8 @@ pub const RESERVED: u64 = 63;
 /// Pages of a block, and of a stretch.
 pub const BLOCK_PAGES: u64 = 8;
 pub const STRETCH: usize = 3;
+/// A protected guest's alias bit.
+pub const ALIAS_BIT: u64 = 1 << 39;
 /// Tables that one mapping may take.
 pub const TABLES_FOR_ONE: usize = 3;
 
@@ -127,6 +129,8 @@ pub struct Tables {
     /// Where blocks are.
     pub blocks: BTreeSet<u64>,
     pub enrolled: BTreeSet<u64>,
+    /// Where pages are that are at their aliases.
+    pub hidden: BTreeSet<u64>,
     /// Tables below the root, as four levels make them.
     pub used: BTreeSet<(u32, u64)>,
 }
@@ -174,6 +178,10 @@ impl Machine for Target {
 
     fn ipa_bits(&self) -> u32 {
         40
+    }
+
+    fn alias_bit(&self) -> u64 {
+        ALIAS_BIT
     }
 
     fn guest_vqs(&self) -> VqSet {
@@ -231,6 +239,7 @@ impl Machine for Target {
         match tables.maps.get(&ipa) {
             Some(&pa) => There::Memory(pa),
             None if tables.enrolled.contains(&ipa) => There::Device,
+            None if tables.hidden.contains(&ipa) => There::Aliased,
             None => There::Nothing,
         }
     }
@@ -238,6 +247,16 @@ impl Machine for Target {
     fn enrol(&self, tables: &mut Tables, ipa: u64) {
         self.use_tables(tables, ipa, 3);
         assert!(tables.enrolled.insert(ipa) && !tables.maps.contains_key(&ipa));
+    }
+
+    fn hide(&self, tables: &mut Tables, ipa: u64) {
+        let block = ipa & !(BLOCK_PAGES * PAGE - 1);
+        assert!(tables.used.contains(&(3, ipa >> 15)) && !tables.blocks.contains(&block));
+        assert!(tables.hidden.insert(ipa) && !tables.maps.contains_key(&ipa));
+    }
+
+    fn unhide(&self, tables: &mut Tables, ipa: u64) {
+        assert!(tables.hidden.remove(&ipa), "nothing is at its alias");
     }
 
     fn reset_vcpu(&self, vcpu: &VcpuCell, boot: Boot) {
@@ -287,6 +306,10 @@ impl Machine for Target {
         for (n, page) in pages.pages().enumerate() {
             let ipa = ipa + n as u64 * PAGE;
             assert!(!tables.enrolled.contains(&ipa), "memory where the guest has a device");
+            assert!(
+                !tables.hidden.contains(&ipa),
+                "memory where the guest has a page at its alias"
+            );
             assert_eq!(tables.maps.insert(ipa, page.pa()), None);
             // The guest writes there at once.
             let mut memory = self.memory.borrow_mut();

@@ -3,6 +3,7 @@
 //! the pages, and whose FP registers are live.
 
 mod machine;
+mod sharing;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -15,7 +16,7 @@ use umbra_hyp::memory::pages::{Pages, State, VmId};
 use umbra_hyp::power::guest::{Action, decide};
 use umbra_hyp::power::psci::error;
 use umbra_hyp::vm::calls::{Caller, Parting};
-use umbra_hyp::vm::hardware::{Boot, Machine};
+use umbra_hyp::vm::hardware::{Boot, Machine, There};
 use umbra_hyp::vm::life::{self, Vm};
 use umbra_shared::call::{
     Call, MAX_VMS, Policy, Start, UntrustedAffinity, UntrustedIpa, UntrustedPa, UntrustedPages,
@@ -107,6 +108,7 @@ impl World {
             protects,
             protected_policy,
             ipa_bits: 40,
+            alias_bit: ALIAS_BIT,
             root_level: 0,
             block_pages: BLOCK_PAGES,
             stretch: STRETCH as u64,
@@ -374,6 +376,17 @@ impl World {
         {
             let left = self.target.tables_left(slot as VmId) as u64;
             assert_eq!(left, vm.tables_left(), "tables of VM {slot}");
+            let there = |ipa| self.vms[slot].lookup(&self.target, ipa);
+            for (&ipa, &page) in &vm.maps {
+                assert_eq!(there(ipa), There::Memory(page * PAGE), "VM {slot} at {ipa:#x}");
+            }
+            for &ipa in &vm.enrolled {
+                assert_eq!(there(ipa), There::Device, "VM {slot} at {ipa:#x}");
+            }
+            for &ipa in &vm.aliased {
+                assert_eq!(there(ipa), There::Aliased, "VM {slot} at {ipa:#x}");
+                assert!(vm.maps.contains_key(&(ipa | ALIAS_BIT)), "VM {slot} at {ipa:#x}");
+            }
         }
         for (n, (cpu, spec)) in self.cpus.iter().zip(&self.spec.cpus).enumerate() {
             let loaded = cpu.loaded.as_ref().map(|(slot, index, _)| (*slot, *index));
@@ -485,6 +498,10 @@ impl World {
                 _ => 0x8000_0008,
             })
         };
+        // No place for a protected VM's memory.
+        let at_some_alias = |n: u16, UntrustedIpa(ipa)| {
+            UntrustedIpa(if n % 32 == 1 { ipa | ALIAS_BIT } else { ipa })
+        };
         // None, one, less than a block, a block, more, whatever comes.
         let count = |n: u16| match n / 16 % 8 {
             0 => 1,
@@ -497,7 +514,7 @@ impl World {
             memory.guests_see_caches = b & 1 != 0;
             memory.patience.set(if a & 4 == 0 { usize::from(a / 8) % 3 } else { usize::MAX });
         }
-        match kind % 32 {
+        match kind % 33 {
             0 | 1 => self.call(cpu, Call::ShareFlagPage { page: self.run_of(b, 1) }),
             2 => self.call(cpu, Call::ShareFlagPage { page: self.page(b) }),
             3 => self.call(cpu, Call::UnshareFlagPage { page: self.page(b) }),
@@ -515,7 +532,7 @@ impl World {
             }
             7..12 => {
                 let pages = self.range_of(c, count(c));
-                self.call(cpu, Call::VmMap { vm: handle, pages, ipa: ipa(c) });
+                self.call(cpu, Call::VmMap { vm: handle, pages, ipa: at_some_alias(c, ipa(c)) });
             }
             12 => {
                 let pages = UntrustedPages { start: self.page(b), count: count(c) };
@@ -561,13 +578,15 @@ impl World {
                 let pages = UntrustedPages { start: self.page(c), count: count(b) };
                 self.call(cpu, Call::VmReclaim { vm: handle, pages });
             }
-            28 => {
+            28 | 32 => {
                 let function = GuestFunction::ALL[usize::from(b) % GuestFunction::ALL.len()];
                 let function = function as u32;
-                self.guest_call(cpu, function, [ipa(c).0, 0, 0], a & 16 != 0);
+                let alias = if a & 64 != 0 { ALIAS_BIT } else { 0 };
+                let args = [ipa(c).0 | alias, 0, 0];
+                self.guest_call(cpu, function, args, a & 16 != 0);
                 if a & 32 != 0 {
                     // At once, or as soon as somebody else has done something.
-                    self.guest_call(cpu, function, [ipa(c).0, 0, 0], false);
+                    self.guest_call(cpu, function, args, false);
                 }
             }
             29 if b % 8 == 0 => {
@@ -675,110 +694,4 @@ fn a_protected_vms_life() {
     world.call(0, Call::VmReclaim { vm, pages: pages(0, 1) });
     assert!(world.vms[0].is_free());
     assert_eq!(world.spec.memory.get(BASE / PAGE + 20), Some(Owner::HOST));
-}
-
-/// A protected VM with three vCPUs, the first two of which are loaded, and two pages.
-fn with_three_vcpus() -> World {
-    let mut world = World::new(Policy::Scrub, true);
-    let page = |n: u64| UntrustedPa(BASE + n * PAGE);
-    let pages = |first: u64, count: u64| UntrustedPages { start: page(first), count };
-    let config = VmConfig { policy: Policy::Lazy, protected: true };
-    world.call(0, Call::VmCreate { pages: pages(0, 7), config });
-    let vm = world.handles[1];
-    world.call(0, Call::VmMap { vm, pages: pages(10, 2), ipa: UntrustedIpa(0x8000_0000) });
-    let count = VcpuFeatures::FPSIMD.pages();
-    for n in 0..3 {
-        let flag_page = page(12 + n);
-        world.call(0, Call::ShareFlagPage { page: flag_page });
-        let start = if n == 0 { Start::At { entry: 0x8000_0000, argument: 0 } } else { Start::Off };
-        world.call(
-            0,
-            Call::VcpuCreate(VcpuConfig {
-                vm,
-                index: VcpuIndex(n),
-                affinity: UntrustedAffinity(n),
-                pages: pages(20 + n * count, count),
-                flag_page,
-                features: VcpuFeatures::FPSIMD.into(),
-                start,
-            }),
-        );
-    }
-    world.call(0, Call::VmSeal { vm });
-    world.call(0, Call::VcpuLoad { vm, vcpu: VcpuIndex(0) });
-    for n in 1..3 {
-        world.guest_call(0, 0xc400_0003, [n, 0x8000_0000, 0], false);
-    }
-    world.call(1, Call::VcpuLoad { vm, vcpu: VcpuIndex(1) });
-    world.check();
-    world
-}
-
-/// What the host is told counts for the call that is made again: of that page, if nobody has shared it meanwhile.
-#[test]
-fn the_host_is_told_of_every_page_that_it_is_about_to_lose() {
-    const X: u64 = 0x8000_0000;
-    const Y: u64 = X + PAGE;
-    const NOWHERE: u64 = 0x9000_0000;
-    use GuestFunction::{MemRelinquish, MemShare, MemUnshare};
-    let shared = |world: &World, page: u64| {
-        world.spec.memory.get(BASE / PAGE + page).unwrap().state == PageState::SharedByGuest
-    };
-    // Who calls for what, whether it is a call that is made again, and whether X and Y are shared then.
-    let stories: &[&[(usize, GuestFunction, u64, bool, [bool; 2])]] = &[
-        &[(0, MemUnshare, X, false, [true, true]), (0, MemUnshare, X, true, [false, true])],
-        // Not made again, but a call of its own.
-        &[
-            (0, MemUnshare, X, false, [true, true]),
-            (0, MemUnshare, X, false, [true, true]),
-            (0, MemUnshare, X, true, [false, true]),
-        ],
-        // Another page.
-        &[
-            (0, MemUnshare, X, false, [true, true]),
-            (0, MemUnshare, Y, true, [true, true]),
-            (0, MemUnshare, X, true, [true, true]),
-            (0, MemUnshare, X, true, [false, true]),
-        ],
-        // Another call in between that is to be made again.
-        &[
-            (0, MemUnshare, X, false, [true, true]),
-            (0, MemShare, NOWHERE, true, [true, true]),
-            (0, MemUnshare, X, true, [true, true]),
-        ],
-        // Both at once: the second finds nothing to take.
-        &[
-            (0, MemUnshare, X, false, [true, true]),
-            (1, MemUnshare, X, false, [true, true]),
-            (0, MemUnshare, X, true, [false, true]),
-            (1, MemUnshare, X, true, [false, true]),
-        ],
-        // Taken, and shared anew, by the other: the host is told again.
-        &[
-            (0, MemUnshare, X, false, [true, true]),
-            (1, MemUnshare, X, false, [true, true]),
-            (1, MemUnshare, X, true, [false, true]),
-            (1, MemShare, X, false, [true, true]),
-            (0, MemUnshare, X, true, [true, true]),
-            (0, MemUnshare, X, true, [false, true]),
-        ],
-        // Given up: there is nothing any more.
-        &[
-            (0, MemUnshare, X, false, [true, true]),
-            (1, MemRelinquish, X, false, [true, true]),
-            (1, MemRelinquish, X, true, [false, true]),
-            (0, MemUnshare, X, true, [false, true]),
-        ],
-    ];
-    for story in stories {
-        let mut world = with_three_vcpus();
-        for ipa in [X, Y] {
-            world.guest_call(0, MemShare as u32, [ipa, 0, 0], false);
-        }
-        for &(cpu, function, ipa, again, then) in *story {
-            world.guest_call(cpu, function as u32, [ipa, 0, 0], !again);
-            assert_eq!([10, 11].map(|n| shared(&world, n)), then, "{function:?} {ipa:#x}");
-            world.check();
-        }
-    }
 }

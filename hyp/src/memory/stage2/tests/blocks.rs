@@ -127,7 +127,7 @@ fn a_cut_without_a_table_changes_nothing() {
     assert_eq!((refused, broadcasts), (Err(Error::NoTables), 0));
     assert_eq!(story.leaf(1, ipa(1)), block(ipa(0), pa(2 * BLOCK)));
     // A guest of its own accord: the host is to bring a table.
-    assert_eq!(story.ask(0, Ask::Relinquish { at: 1 }), Err(Error::NoTables));
+    assert_eq!(story.ask(0, Ask::Relinquish { at: 1, alias: false }), Err(Error::NoTables));
     assert_eq!(story.must(0, Ask::Unmap { at: 0, count: BLOCK }), BLOCK);
     story.must(0, Ask::Topup { page: 0 });
     assert_eq!(story.must(0, Ask::Unmap { at: BLOCK + 1, count: 2 }), 2);
@@ -153,7 +153,7 @@ fn the_hosts_block_is_whole_again() {
     for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
         let mut story = Story::protected();
         story.must(0, Ask::Map { page: 2 * BLOCK, at: 0, count: 3 });
-        story.must(0, Ask::Share { at: 1 });
+        story.must(0, Ask::Share { at: 1, alias: false });
         story.must(0, Ask::Destroy);
         for (n, page) in order.into_iter().enumerate() {
             assert_eq!(
@@ -174,9 +174,12 @@ fn the_hosts_block_is_whole_again() {
 fn what_a_guest_shares_makes_no_block() {
     let mut story = Story::protected();
     story.must(0, Ask::Map { page: 2 * BLOCK, at: 0, count: 1 });
-    assert_eq!(story.broadcasts(|story| story.must(0, Ask::Share { at: 0 })), (1, 0));
+    assert_eq!(story.broadcasts(|story| story.must(0, Ask::Share { at: 0, alias: false })), (1, 0));
     // A page, by name.
-    assert_eq!(story.broadcasts(|story| story.must(0, Ask::Unshare { at: 0 })), (1, 2));
+    assert_eq!(
+        story.broadcasts(|story| story.must(0, Ask::Unshare { at: 0, alias: false })),
+        (1, 2)
+    );
 }
 
 /// An interrupt waits: what is done by then is the guest's, the rest the host's, and the next call goes on.
@@ -224,7 +227,7 @@ fn the_machine_wants_a_guests_block_broken_first() {
 fn the_machine_wants_a_table_forgotten_first() {
     let world = World::new(RAM, GUEST);
     let mut table = SimTable::new(&world, 1);
-    table.mark(ipa(0));
+    table.mark(ipa(0), Mark::Enrolled);
     table.clear(Piece { ipa: ipa(0), bytes: BLOCK_BYTES });
     SimTlb(Rc::clone(&world)).stores_done();
     table.fill_block(ipa(0), pa(0));
