@@ -55,6 +55,8 @@ struct Guide {
     written: [bool; PAGES],
     /// The CPU at whose home the next call is; `None`: anywhere.
     home: Option<u8>,
+    /// What the guest on each CPU was last told to share.
+    shared: Vec<Option<u64>>,
     /// Calls that did what they were asked, by the guide's own account.
     accepted: usize,
 }
@@ -101,6 +103,7 @@ fn guided(seed: u64, vls: &[u16], svls: &[u16]) -> (Vec<Step>, usize) {
         handles: [VmHandle(0); HANDLES],
         written: [false; PAGES],
         home: None,
+        shared: vec![None; vls.len()],
         accepted: 0,
     };
     let mut steps = Vec::new();
@@ -565,6 +568,14 @@ impl Guide {
                 };
                 // At its own address or at its alias, whichever it is not at, too.
                 let ipa = if rng.u8(..3) == 0 { ipa ^ ALIAS_BIT } else { ipa };
+                // And what has been shared is taken back, mostly.
+                let (function, ipa) = match self.shared[usize::from(cpu)] {
+                    Some(ipa) if rng.u8(..3) != 0 => (TAKEN_BACK[rng.usize(..4)], ipa),
+                    _ => (function, ipa),
+                };
+                if function == GuestFunction::MemShare {
+                    self.shared[usize::from(cpu)] = Some(ipa);
+                }
                 // Whether the guest gets there the guide can't know, so it does not count on it.
                 command = [Arg::Number(2), Arg::Number(function.id()), Arg::Number(ipa)];
             }
@@ -579,6 +590,14 @@ impl Guide {
 
 /// In VCPU_CREATE's features and in VCPU_RESET's flags: off.
 const OFF: u64 = 1 << 33;
+
+/// What becomes of a page that a guest shares.
+const TAKEN_BACK: [GuestFunction; 4] = [
+    GuestFunction::MemUnshare,
+    GuestFunction::MemUnshare,
+    GuestFunction::MemRelinquish,
+    GuestFunction::MemShare,
+];
 
 const PSCI: u64 = 0x8400_0000;
 const CPU_OFF: u64 = 0x8400_0002;
