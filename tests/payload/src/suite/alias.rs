@@ -19,7 +19,7 @@ use umbra_host::{
     hypercall::{Exit, Hvc, Hypervisor},
     kernel::{
         exception::{probe_read, probe_write},
-        mmu, sysreg,
+        mmu, sysreg, timer,
     },
 };
 use umbra_shared::{
@@ -402,10 +402,12 @@ fn alias_two_vcpus_at_once() -> Result<(), Skip> {
             1 => &b,
             _ => {
                 // What the host finds is what it may find: nothing, or what they share.
-                while !done.load(Ordering::SeqCst) {
+                let ended = timer::wait_until(60, || {
                     let found = probe_read(page);
                     assert!(found.is_err() || found == Ok(SECRET), "{found:x?}");
-                }
+                    done.load(Ordering::SeqCst)
+                });
+                assert!(ended, "the guests do not come to an end");
                 return;
             }
         };
