@@ -2,7 +2,8 @@
 //! set one up, to look at it, and to take it elsewhere (KVM's KVM_GET_ONE_REG and KVM_SET_ONE_REG).
 //!
 //! A value has 16 bytes: the lower half in one register, the upper one, zero for most, in the next. What is longer is
-//! named in quadwords. Of an AArch32 vCPU they are the registers that the Arm ARM maps its own to (D1.19.2).
+//! named in quadwords. ZA and ZT0 have no names, and SVCR is what it is: a vCPU in streaming mode, or with ZA on, can be looked
+//! at and not be taken elsewhere (INVALID_ARGUMENT, when SVCR is written). Of an AArch32 vCPU they are the registers that the Arm ARM maps its own to (D1.19.2).
 
 /// A register as the host named it: it may be anything.
 ///

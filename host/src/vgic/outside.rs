@@ -13,7 +13,8 @@
 //! - Writes to read-only registers are ignored; GICD_IIDR takes what it reads, so that another implementation's
 //!   state is refused.
 //! - Which vCPU has an SPI active is no register's: where it is routed to when that vCPU is flushed, as KVM has it.
-//! - No vCPU may be in the guest.
+//! - No vCPU may be in the guest: its embedder sees to that. One that has something in list registers is noticed
+//!   (BUSY), one that has nothing there isn't.
 
 use super::{
     Events, PRIVATE, Refused, Vgic, access::View, distributor::within, registers::*, word::Word,

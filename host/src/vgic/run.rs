@@ -55,6 +55,20 @@ impl Best {
         self.of[at] = candidate;
     }
 
+    /// What the run loop is told, all of it being in list registers. If others wait, one of them has EOI.
+    fn flushed(&self, entries: &mut [Entry]) -> Flushed {
+        let count = entries.len();
+        if let Some(last) = count.checked_sub(1)
+            && self.more
+        {
+            // Of these it ends that one last, or, where all are active, the first one first.
+            let at = if entries[last].state() == State::Pending { last } else { 0 };
+            entries[at] |= Entry::EOI;
+        }
+        // With two or more: all there is room for.
+        Flushed { count, underflow: self.more && count > 1 }
+    }
+
     /// What preempts all that is active takes the place of the least urgent of that. Not the only place there is: what is
     /// active would be ended without a list register at once, and nobody would learn of it.
     fn let_first_in(&mut self) {
@@ -67,6 +81,12 @@ impl Best {
             self.of[last] = first;
         }
     }
+}
+
+/// The states of entries of which nothing has become.
+fn unchanged(entries: &[Entry]) -> States {
+    let offered = entries.iter().take(MAX_ENTRIES).enumerate();
+    offered.fold(States::default(), |states, (n, entry)| states.with(n, entry.state()))
 }
 
 impl Vgic<'_> {
@@ -97,6 +117,20 @@ impl Vgic<'_> {
         if own.due.is_empty() {
             return Ok(Flushed::default());
         }
+        loop {
+            let (best, count) = self.fill(vcpu, entries, events);
+            if count == best.count || !best.more {
+                return Ok(best.flushed(&mut entries[..count]));
+            }
+            // Another CPU has changed one of them meanwhile, by a register's write, and there are others that wait: who made
+            // those pending has kicked this vCPU before, and nobody will again.
+            self.give_back(vcpu, &entries[..count], unchanged(&entries[..count]), events);
+        }
+    }
+
+    /// Takes the best of what is due: what it has been, and how many of it are in list registers now.
+    fn fill(&self, vcpu: usize, entries: &mut [Entry], events: &mut impl Events) -> (Best, usize) {
+        let own = &self.vcpus[vcpu];
         let mut best = Best::new(entries.len());
         for intid in own.due.iter() {
             let Some(cell) = self.cell(vcpu, intid) else { continue };
@@ -122,14 +156,7 @@ impl Vgic<'_> {
                 count += 1;
             }
         }
-        if let Some(last) = count.checked_sub(1)
-            && best.more
-        {
-            // Of these it ends that one last, or, where all are active, the first one first.
-            let at = if entries[last].state() == State::Pending { last } else { 0 };
-            entries[at] |= Entry::EOI;
-        }
-        Ok(Flushed { count, underflow: best.more && best.room > 1 })
+        (best, count)
     }
 
     /// Takes an INTID out of the set if it is nothing of this vCPU's any longer. Whether it was.
@@ -229,6 +256,13 @@ impl Vgic<'_> {
                 break;
             }
         }
+        self.give_back(vcpu, entries, states, events);
+        own.in_guest.store(false, SeqCst);
+        Ok(())
+    }
+
+    /// They are in list registers no longer, and this is what became of them.
+    fn give_back(&self, vcpu: usize, entries: &[Entry], states: States, events: &mut impl Events) {
         for (n, &entry) in entries.iter().take(MAX_ENTRIES).enumerate() {
             let (intid, state) = (entry.intid(), states.get(n));
             let Some(cell) = self.cell(vcpu, intid) else { continue };
@@ -243,8 +277,6 @@ impl Vgic<'_> {
                 self.settle(vcpu, intid, old, new, Some(vcpu), events);
             }
         }
-        own.in_guest.store(false, SeqCst);
-        Ok(())
     }
 
     /// The run did not take place: hyp refused it, or the host thought better of it.
@@ -254,10 +286,7 @@ impl Vgic<'_> {
         entries: &[Entry],
         events: &mut impl Events,
     ) -> Result<(), Refused> {
-        let offered = entries.iter().take(MAX_ENTRIES).enumerate();
-        let states =
-            offered.fold(States::default(), |states, (n, entry)| states.with(n, entry.state()));
-        self.sync(vcpu, entries, states, events)
+        self.sync(vcpu, entries, unchanged(entries), events)
     }
 
     /// Ends the active interrupt of the highest priority that no list register has. False: there is none.

@@ -37,24 +37,25 @@ fn ipa() -> u64 {
 pub fn abort(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> Option<Exit> {
     let abort = Abort::new(esr);
     let is_fetch = syndrome::class(esr) == ec::INSTRUCTION_ABORT;
+    let ipa = ipa();
     if abort.is_translation() {
         // It has only to try again: what it missed was being broken up, and is there.
-        if slots::is_there_again(vcpu, vm, ipa()) {
+        if slots::is_there_again(vcpu, vm, ipa) {
             return None;
         }
         if vcpu.protected {
-            match missed(vcpu, vm, ipa()) {
+            match missed(vcpu, vm, ipa) {
                 There::Memory(_) => return None,
                 There::Aliased => {
                     external_abort(vcpu, esr);
                     return None;
                 }
-                There::Nothing => return Some(fault(vcpu, esr)),
+                There::Nothing => return Some(fault(vcpu, esr, ipa)),
                 There::Device => {}
             }
         }
     }
-    Some(if is_fetch { fault(vcpu, esr) } else { data_abort(vcpu, esr) })
+    Some(if is_fetch { fault(vcpu, esr, ipa) } else { data_abort(vcpu, esr, ipa) })
 }
 
 /// The host can't help a guest that looks for a page where it is private and has shared it at its alias. It is the guest's own
@@ -69,11 +70,11 @@ fn external_abort(vcpu: &mut Vcpu, esr: u64) {
 }
 
 /// An abort that is not emulated. Where in the page it was is a protected guest's own business.
-fn fault(vcpu: &mut Vcpu, esr: u64) -> Exit {
+fn fault(vcpu: &mut Vcpu, esr: u64, ipa: u64) -> Exit {
     if Abort::new(esr).is_stage2() {
         vcpu.open = Open::Fault { esr, far: sys::read_far_el2().bits() };
         let hidden = if vcpu.protected { PAGE_SIZE as u64 - 1 } else { 0 };
-        Exit::new(Reason::Fault, [ipa() & !hidden, 0, 0, 0, 0, 0])
+        Exit::new(Reason::Fault, [ipa & !hidden, 0, 0, 0, 0, 0])
     } else {
         Exit::new(Reason::Broken, [esr, 0, 0, 0, 0, 0])
     }
@@ -84,8 +85,11 @@ fn fault(vcpu: &mut Vcpu, esr: u64) -> Exit {
 fn missed(vcpu: &mut Vcpu, vm: VmId, ipa: u64) -> There {
     let page = ipa / PAGE_SIZE as u64;
     let known = &mut vcpu.devices[page as usize % DEVICES];
+    if *known == page {
+        return There::Device;
+    }
     let bit = machine().stage2.alias_bit();
-    if *known == page || ipa & !(bit - 1) == bit {
+    if ipa & !(bit - 1) == bit {
         return There::Device;
     }
     let there = slots::lookup(vm, page * PAGE_SIZE as u64);
@@ -98,10 +102,10 @@ fn missed(vcpu: &mut Vcpu, vm: VmId, ipa: u64) -> There {
 /// A data abort, which may be an access to a device: anywhere, of a normal guest; of a protected one, where it has
 /// said that there are devices, and in its upper half. Of its own memory, which the host may have withheld, the host
 /// learns no data, nor does it answer for it.
-fn data_abort(vcpu: &mut Vcpu, esr: u64) -> Exit {
+fn data_abort(vcpu: &mut Vcpu, esr: u64, ipa: u64) -> Exit {
     let abort = Abort::new(esr);
     let Some(access) = abort.access().filter(|_| abort.is_translation()) else {
-        return fault(vcpu, esr);
+        return fault(vcpu, esr, ipa);
     };
     let bytes = 1u8 << access.size_log2;
     let far = sys::read_far_el2().bits();
@@ -123,10 +127,7 @@ fn data_abort(vcpu: &mut Vcpu, esr: u64) -> Exit {
         };
         0
     };
-    Exit {
-        info: ExitInfo::mmio(access.size_log2, access.write, 0),
-        data: [ipa(), data, 0, 0, 0, 0],
-    }
+    Exit { info: ExitInfo::mmio(access.size_log2, access.write, 0), data: [ipa, data, 0, 0, 0, 0] }
 }
 
 /// Xn; 31 is XZR.

@@ -243,8 +243,9 @@ impl Hands for Memory {
     }
 
     fn forget_instructions(&mut self) {
+        // What was stored before is what a fetch finds behind it, whether it had to be cleaned or not (Arm ARM B2.4.4).
         // SAFETY: dropping instructions from caches is always sound.
-        unsafe { asm!("ic ialluis", "dsb ish", "isb", options(nostack)) };
+        unsafe { asm!("dsb ish", "ic ialluis", "dsb ish", "isb", options(nostack)) };
     }
 }
 

@@ -16,6 +16,7 @@ pub type Value = [u64; 2];
 pub mod number {
     use super::system;
 
+    pub const MDSCR_EL1: u16 = system(2, 0, 0, 2, 2);
     pub const MPIDR_EL1: u16 = system(3, 0, 0, 0, 5);
     pub const ZCR_EL1: u16 = system(3, 0, 1, 2, 0);
     pub const SMCR_EL1: u16 = system(3, 0, 1, 2, 6);
@@ -69,6 +70,9 @@ pub const fn bits(number: u16) -> u64 {
         number::SMCR_EL1 => 0xf | 3 << 30,
         // VENG0, VENG1, VAckCtl, VFIQEn, VCBPR, VEOIM, VBPR1, VBPR0, VPMR (IHI 0069, 12.4.9).
         number::ICH_VMCR_EL2 => 0xfffc_021f,
+        // A guest's accesses read as zero and write nothing (MDCR_EL2.TDA): the breakpoints and watchpoints that it would
+        // enable are its host's.
+        number::MDSCR_EL1 => 0,
         number::ICH_AP0R0_EL2 | number::ICH_AP1R0_EL2 => 0xffff_ffff,
         _ => !0,
     }
@@ -87,8 +91,8 @@ const PSTATE_AARCH64: u64 = 0xf << 28
     | 0xf << 6
     | 0xf;
 
-/// PSTATE in AArch32: NZCV, Q, IT, SSBS, PAN, DIT, SS, IL, GE, E, A, I, F, T and M\[4:0\].
-const PSTATE_AARCH32: u64 = 0xffff_ffff & !(1 << 24);
+/// PSTATE in AArch32, as SPSR_EL2 has it: NZCV, Q, IT, DIT, SSBS, PAN, SS, IL, GE, E, A, I, F, T and M\[4:0\].
+const PSTATE_AARCH32: u64 = 0xffff_ffff;
 
 /// Whether a guest can be entered with this PSTATE: at EL1 or EL0, in the state that its EL1 has. With any other ERET
 /// would be an illegal return, or lead to EL2.
@@ -186,7 +190,7 @@ mod tests {
         }
         let modes: Vec<_> = (0..32).filter(|&mode| is_guests_pstate(mode, true)).collect();
         assert_eq!(modes, [0x10, 0x11, 0x12, 0x13, 0x17, 0x1b, 0x1f], "not Monitor, not Hyp");
-        assert!(!is_guests_pstate(0x13 | 1 << 32, true) && !is_guests_pstate(0x13 | 1 << 24, true));
+        assert!(!is_guests_pstate(0x13 | 1 << 32, true) && is_guests_pstate(0x13 | 1 << 24, true));
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl<'a> Machine<'a> {
     fn enter(&mut self, v: usize, told: &mut Told) {
         let mut entries = [Entry::default(); MAX_ENTRIES];
         let flushed = self.vgic.flush(v, &mut entries[..self.lrs], told).unwrap();
-        assert!(flushed.count <= self.lrs && (self.lrs > 1 || !flushed.underflow));
+        assert!(flushed.count <= self.lrs && (flushed.count > 1 || !flushed.underflow));
         let cpu = &mut self.cpus[v];
         cpu.entries = entries[..flushed.count].to_vec();
         cpu.states = cpu.entries.iter().map(|entry| entry.state()).collect();

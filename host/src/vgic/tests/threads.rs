@@ -93,6 +93,11 @@ fn vcpu(vgic: &Vgic<'_>, shared: &Shared, v: usize) {
     while !shared.over() {
         shared.kicked[v].store(false, SeqCst);
         let flushed = vgic.flush(v, &mut entries, told).unwrap();
+        // Hyp would refuse it.
+        if flushed.underflow && flushed.count < 2 {
+            shared.failed.store(true, SeqCst);
+            panic!("underflow is asked for with {} in list registers", flushed.count);
+        }
         let listed = &entries[..flushed.count];
         let mut states = States::default();
         for (n, entry) in listed.iter().enumerate() {

@@ -97,7 +97,7 @@ fn trng_gives_as_many_bits_as_asked_for() -> Result<(), Skip> {
             for bits in [1, 7, width - 1, width, width + 1, 2 * width + 5, 3 * width] {
                 let mut seen = [0; 3];
                 // Among so many numbers each bit is set once.
-                for _ in 0..24 {
+                for _ in 0..64 {
                     let now = numbers(&guest, conduit, function, bits);
                     seen = core::array::from_fn(|n| seen[n] | now[n]);
                 }
