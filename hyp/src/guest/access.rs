@@ -1,33 +1,19 @@
-//! A guest's accesses that hyp does not let through, in either execution state, and the exits that come of
-//! them.
+//! A guest's accesses that hyp does not let through, in either execution state: its aborts, and the exits that come
+//! of them.
 
 #![forbid(unsafe_code)]
 
 use crate::arch::sysreg::*;
+use crate::guest::exit::Exit;
 use crate::guest::syndrome::{self, Abort, ec, pstate};
 use crate::guest::{traps, traps32};
 use crate::machine::machine;
 use crate::memory::pages::VmId;
+use crate::vm::calls::private_address;
 use crate::vm::hardware::There;
 use crate::vm::slots::{self, DEVICES, Open, Vcpu};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::exit::{ExitInfo, Reason};
-
-/// An exit to the host: the reason and what goes with it into x2 and up.
-#[derive(Clone, Copy, Debug)]
-pub struct Exit {
-    /// Reason, and size and direction of an MMIO access.
-    pub info: ExitInfo,
-    /// x2-x7.
-    pub data: [u64; 6],
-}
-
-impl Exit {
-    /// An exit with data.
-    pub const fn new(reason: Reason, data: [u64; 6]) -> Self {
-        Self { info: ExitInfo::new(reason, 0), data }
-    }
-}
 
 fn ipa() -> u64 {
     syndrome::fault_ipa(read_hpfar_el2(), sys::read_far_el2().bits())
@@ -88,8 +74,7 @@ fn missed(vcpu: &mut Vcpu, vm: VmId, ipa: u64) -> There {
     if *known == page {
         return There::Device;
     }
-    let bit = machine().stage2.alias_bit();
-    if ipa & !(bit - 1) == bit {
+    if private_address(machine().stage2.alias_bit(), ipa).is_some() {
         return There::Device;
     }
     let there = slots::lookup(vm, page * PAGE_SIZE as u64);
@@ -112,7 +97,7 @@ fn data_abort(vcpu: &mut Vcpu, esr: u64, ipa: u64) -> Exit {
     let big_endian = pstate::is_big_endian(vcpu.regs.pstate, read_sctlr_el1());
     let data = if access.write {
         vcpu.open = Open::Write { esr, far };
-        let data = syndrome::extend(read_register(vcpu, access.register), bytes, false, true);
+        let data = syndrome::extend(vcpu.regs.x(access.register), bytes, false, true);
         syndrome::device_order(data, bytes, big_endian)
     } else {
         vcpu.open = Open::Read {
@@ -128,16 +113,4 @@ fn data_abort(vcpu: &mut Vcpu, esr: u64, ipa: u64) -> Exit {
         0
     };
     Exit { info: ExitInfo::mmio(access.size_log2, access.write, 0), data: [ipa, data, 0, 0, 0, 0] }
-}
-
-/// Xn; 31 is XZR.
-pub fn read_register(vcpu: &Vcpu, n: u8) -> u64 {
-    vcpu.regs.x.get(n as usize).copied().unwrap_or(0)
-}
-
-/// Writes Xn; XZR takes nothing.
-pub fn write_register(vcpu: &mut Vcpu, n: u8, value: u64) {
-    if let Some(x) = vcpu.regs.x.get_mut(n as usize) {
-        *x = value;
-    }
 }

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::arch::sysreg::read_sctlr_el1;
-use crate::guest::access::Exit;
+use crate::guest::exit::Exit;
 use crate::guest::syndrome::{self, ec};
 use crate::guest::traps;
 use crate::guest::trng;

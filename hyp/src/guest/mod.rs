@@ -1,6 +1,6 @@
 //! What a guest traps on: running it (`run`, `enter.S`), what becomes of its calls (`calls`; [`trng`], with
-//! `entropy`) and of its other exceptions (`traps`; `traps32` for one in AArch32; `access` for what they have in
-//! common), and how they are understood ([`syndrome`], [`aarch32`]).
+//! `entropy`), of its aborts (`access`) and of its other exceptions (`traps`; `traps32` for one in AArch32), what its
+//! host is told (`exit`), and how all that is understood ([`syndrome`], [`aarch32`]).
 
 pub mod aarch32;
 #[cfg(target_os = "none")]
@@ -9,6 +9,8 @@ pub mod access;
 pub mod calls;
 #[cfg(target_os = "none")]
 pub mod entropy;
+#[cfg(target_os = "none")]
+pub mod exit;
 #[cfg(target_os = "none")]
 pub mod run;
 pub mod syndrome;

@@ -6,8 +6,9 @@ use crate::arch::sysreg::sys;
 use crate::arch::sysreg::{dsb_nsh, read_isr_el1};
 use crate::cpu::Cpu;
 use crate::fp::{GuestTrap, TrapClass};
-use crate::guest::access::Exit;
+use crate::guest::access;
 use crate::guest::calls::{self, Outcome};
+use crate::guest::exit::Exit;
 use crate::guest::syndrome::{self, SysReg, ec, pstate};
 use crate::guest::traps;
 use crate::guest::traps32;
@@ -259,8 +260,9 @@ fn rare(cpu: &mut Cpu, left: u64) -> Option<Exit> {
                 ec::SYSREG if SysReg::new(esr).is_pauth_key() => {
                     first_pauth(&cpu.world, &mut cpu.host, vcpu)
                 }
-                _ if vcpu.is_aarch32() => traps32::synchronous(vcpu, vm, esr),
-                _ => traps::synchronous(vcpu, vm, esr),
+                ec::DATA_ABORT | ec::INSTRUCTION_ABORT => access::abort(vcpu, vm, esr),
+                _ if vcpu.is_aarch32() => traps32::synchronous(vcpu, esr),
+                _ => traps::synchronous(vcpu, esr),
             };
             return match &exit {
                 Some(last) if last.info.reason() == Some(Reason::Broken) => {

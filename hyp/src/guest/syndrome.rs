@@ -186,7 +186,7 @@ pub struct IdRead {
     /// 8 * (CRm - 1) + op2.
     pub index: usize,
     /// Xt; 31 is XZR.
-    pub register: usize,
+    pub register: u8,
 }
 
 impl IdRead {
@@ -201,7 +201,7 @@ impl IdRead {
             return None;
         }
         let index = (8 * (crm - 1) + (esr >> 17 & 7)) as usize;
-        Some(Self { index, register: (esr >> 5 & 0x1f) as usize })
+        Some(Self { index, register: (esr >> 5 & 0x1f) as u8 })
     }
 }
 
@@ -318,7 +318,7 @@ mod tests {
             let id = r.read && (r.op0, r.op1, r.crn) == (3, 0, 0) && (1..=7).contains(&r.crm);
             let expected = id.then(|| IdRead {
                 index: usize::from(8 * (r.crm - 1) + r.op2),
-                register: r.register.into(),
+                register: r.register,
             });
             assert_eq!(IdRead::new(iss), expected, "{iss:#x}");
         }

@@ -4,27 +4,25 @@
 use crate::arch::sysreg::*;
 use crate::cpu::Cpu;
 use crate::fp::TrapClass;
-use crate::guest::access::{Exit, abort, read_register, write_register};
+use crate::guest::exit::Exit;
 use crate::guest::syndrome::{self, IdRead, SysReg, ec, pstate};
 use crate::guest::traps32;
 use crate::machine::machine;
-use crate::memory::pages::VmId;
 use crate::vm::slots::{Open, Vcpu};
 use crate::world::idregs;
 use crate::world::switch::GuestRegs;
 use umbra_shared::exit::Reason;
 
-/// Handles a synchronous exception other than FP and calls, with the guest's EL1 still in the registers.
+/// Handles a synchronous exception other than FP, calls and aborts, with the guest's EL1 still in the registers.
 /// `None`: go on.
 #[cold]
-pub fn synchronous(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> Option<Exit> {
+pub fn synchronous(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
     match syndrome::class(esr) {
         ec::WFX => {
             step_over(vcpu, esr);
             Some(Exit::new(Reason::Wfi, [0; 6]))
         }
         ec::SYSREG => system_register(vcpu, esr),
-        ec::DATA_ABORT | ec::INSTRUCTION_ABORT => abort(vcpu, vm, esr),
         _ => {
             undefined(vcpu);
             None
@@ -65,10 +63,7 @@ extern "C" fn umbra_guest_trap(cpu: &mut Cpu, esr: u64) -> bool {
 fn id_register(regs: &mut GuestRegs, esr: u64) -> bool {
     let Some(read) = IdRead::new(esr) else { return false };
     let Some(&value) = regs.id.get(read.index) else { return false };
-    // 31 is XZR.
-    if let Some(x) = regs.x.get_mut(read.register) {
-        *x = value;
-    }
+    regs.set_x(read.register, value);
     let pc = sys::read_elr_el2().bits().wrapping_add(4);
     let old = sys::read_spsr_el2().bits();
     // SAFETY: the guest goes on behind the instruction that hyp executes for it.
@@ -137,7 +132,7 @@ pub fn external_abort_now(vcpu: &mut Vcpu, esr: u64, far: u64) {
 pub fn complete_read(vcpu: &mut Vcpu, data: u64) {
     if let Open::Read { register, bytes, big_endian, sign, wide, esr, .. } = vcpu.open {
         let data = syndrome::device_order(data, bytes, big_endian);
-        write_register(vcpu, register, syndrome::extend(data, bytes, sign, wide));
+        vcpu.regs.set_x(register, syndrome::extend(data, bytes, sign, wide));
         step_over(vcpu, esr);
     }
 }
@@ -165,7 +160,7 @@ fn system_register(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
         (3, 0, 12, 12, 5) => 7,
         // ICC_SGI1R_EL1, ICC_ASGI1R_EL1, ICC_SGI0R_EL1: the host has the distributor.
         (3, 0, 12, 11, 5..=7) if !r.read => {
-            let value = read_register(vcpu, r.register);
+            let value = vcpu.regs.x(r.register);
             step_over(vcpu, esr);
             let which = u64::from(r.op2) - 5;
             return Some(Exit::new(Reason::Sgi, [value, which, 0, 0, 0, 0]));
@@ -181,7 +176,7 @@ fn system_register(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
         }
     };
     if r.read {
-        write_register(vcpu, r.register, value);
+        vcpu.regs.set_x(r.register, value);
     }
     step_over(vcpu, esr);
     None

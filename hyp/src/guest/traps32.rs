@@ -4,9 +4,8 @@
 
 use crate::arch::sysreg::*;
 use crate::guest::aarch32::{self, Access, Coprocessor, Entry, LR_ABT, LR_UND, NZCV};
-use crate::guest::access::{self, Exit};
+use crate::guest::exit::Exit;
 use crate::guest::syndrome::{self, ec};
-use crate::memory::pages::VmId;
 use crate::vm::slots::Vcpu;
 use umbra_shared::exit::Reason;
 
@@ -15,10 +14,10 @@ pub fn condition_passes(vcpu: &Vcpu, esr: u64) -> bool {
     aarch32::condition_passes(esr, vcpu.regs.pstate)
 }
 
-/// Handles a synchronous exception other than FP and calls, with the guest's EL1 still in the registers.
+/// Handles a synchronous exception other than FP, calls and aborts, with the guest's EL1 still in the registers.
 /// `None`: go on.
 #[cold]
-pub fn synchronous(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> Option<Exit> {
+pub fn synchronous(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
     if !condition_passes(vcpu, esr) {
         step_over(vcpu, esr);
         return None;
@@ -28,7 +27,6 @@ pub fn synchronous(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> Option<Exit> {
             step_over(vcpu, esr);
             Some(Exit::new(Reason::Wfi, [0; 6]))
         }
-        ec::DATA_ABORT | ec::INSTRUCTION_ABORT => access::abort(vcpu, vm, esr),
         _ => match Coprocessor::new(esr) {
             Some(instruction) => coprocessor(vcpu, esr, instruction),
             None => {
@@ -52,7 +50,7 @@ fn coprocessor(vcpu: &mut Vcpu, esr: u64, i: Coprocessor) -> Option<Exit> {
         Access::System(0, 12, 12, 5) => 7,
         // ICC_SGI1R, ICC_ASGI1R, ICC_SGI0R: the host has the distributor.
         Access::System64(which @ 0..=2, 12) if !i.read => {
-            let half = |register| vcpu.register_width(access::read_register(vcpu, register));
+            let half = |register| vcpu.register_width(vcpu.regs.x(register));
             let value = half(i.register) | half(i.second) << 32;
             step_over(vcpu, esr);
             return Some(Exit::new(Reason::Sgi, [value, which.into(), 0, 0, 0, 0]));
@@ -67,10 +65,10 @@ fn coprocessor(vcpu: &mut Vcpu, esr: u64, i: Coprocessor) -> Option<Exit> {
         }
     };
     if i.read {
-        access::write_register(vcpu, i.register, value);
+        vcpu.regs.set_x(i.register, value);
         match i.access {
             // MRRC's other half, which is zero in all that are answered here.
-            Access::Debug64(..) => access::write_register(vcpu, i.second, 0),
+            Access::Debug64(..) => vcpu.regs.set_x(i.second, 0),
             // MRC of DBGDSCRint to the flags.
             Access::Debug(0, 0, 1, 0) if i.register == 31 => vcpu.regs.pstate &= !NZCV,
             _ => {}

@@ -26,9 +26,9 @@ use umbra_shared::error::Error;
 
 /// Where an address of the upper half has its page while that is private: the same, without the alias bit. `None`: it
 /// is of the lower half, or of neither.
-pub(super) fn private_address<M: Machine>(m: &M, ipa: u64) -> Option<u64> {
-    let bit = m.alias_bit();
-    (ipa & !(bit - 1) == bit).then_some(ipa ^ bit)
+#[inline]
+pub fn private_address(alias_bit: u64, ipa: u64) -> Option<u64> {
+    (ipa & !(alias_bit - 1) == alias_bit).then_some(ipa ^ alias_bit)
 }
 
 /// Who makes a call.
@@ -96,7 +96,7 @@ impl<T, V> Vm<T, V> {
         ipa: UntrustedIpa,
     ) -> Result<(), Error> {
         let _ = self.take_told(caller, ipa.0);
-        match private_address(m, ipa.0) {
+        match private_address(m.alias_bit(), ipa.0) {
             None => {
                 let pa = self.guests_page(m, ipa)?;
                 m.memory(|memory| {
@@ -164,7 +164,7 @@ impl<T, V> Vm<T, V> {
         let told = self.take_told(caller, ipa.0);
         let pa = self.guests_page(m, ipa)?;
         let Life::Alive(tables) = &mut self.life else { return Err(Error::Dying) };
-        let private = private_address(m, ipa.0);
+        let private = private_address(m.alias_bit(), ipa.0);
         let ready = m.memory(|memory| {
             let page = memory.pages().lookup(pa)?;
             if !told && memory.pages().state(page) == State::SharedByGuest(caller.vm) {
@@ -218,7 +218,7 @@ impl<T, V> Vm<T, V> {
             }
             let was = memory.pages().relinquish(page, caller.vm)?;
             m.unmap(tables, ipa.0, 1);
-            if let Some(lower) = private_address(m, ipa.0) {
+            if let Some(lower) = private_address(m.alias_bit(), ipa.0) {
                 m.unhide(tables, lower);
             }
             handover::give_back(memory, page, was);
@@ -245,7 +245,7 @@ impl<T, V> Vm<T, V> {
         ipa: UntrustedIpa,
     ) -> Result<(), Error> {
         let _ = self.take_told(caller, ipa.0);
-        if private_address(m, ipa.0).is_some() {
+        if private_address(m.alias_bit(), ipa.0).is_some() {
             return Err(Error::BadIpa);
         }
         match self.guests_page(m, ipa) {

@@ -47,7 +47,7 @@ impl<T, V> Vm<T, V> {
         let tables = self.tables()?;
         check_ipa(m, ipa)?;
         // A block lies on one side of the alias bit.
-        if protected && private_address(m, ipa.0).is_some() {
+        if protected && private_address(m.alias_bit(), ipa.0).is_some() {
             return Err(Error::BadIpa);
         }
         let count = in_block(m, ipa.0, pages.count)?;

@@ -79,6 +79,22 @@ pub struct GuestRegs {
 
 const_assert!(offset_of!(GuestRegs, x) == 0);
 
+impl GuestRegs {
+    /// Xn; 31 is XZR.
+    #[inline]
+    pub fn x(&self, n: u8) -> u64 {
+        self.x.get(usize::from(n)).copied().unwrap_or(0)
+    }
+
+    /// Writes Xn; XZR takes nothing.
+    #[inline]
+    pub fn set_x(&mut self, n: u8, value: u64) {
+        if let Some(x) = self.x.get_mut(usize::from(n)) {
+            *x = value;
+        }
+    }
+}
+
 /// FEAT_PAuth's keys, low and high halves of IA, IB, DA, DB, GA.
 #[derive(Clone, Debug, Default)]
 #[repr(C)]

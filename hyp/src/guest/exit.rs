@@ -1,0 +1,21 @@
+//! Exits to the host.
+
+#![forbid(unsafe_code)]
+
+use umbra_shared::exit::{ExitInfo, Reason};
+
+/// An exit to the host: the reason and what goes with it into x2 and up.
+#[derive(Clone, Copy, Debug)]
+pub struct Exit {
+    /// Reason, and size and direction of an MMIO access.
+    pub info: ExitInfo,
+    /// x2-x7.
+    pub data: [u64; 6],
+}
+
+impl Exit {
+    /// An exit with data.
+    pub const fn new(reason: Reason, data: [u64; 6]) -> Self {
+        Self { info: ExitInfo::new(reason, 0), data }
+    }
+}
