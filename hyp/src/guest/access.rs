@@ -11,7 +11,8 @@ use crate::machine::machine;
 use crate::memory::pages::VmId;
 use crate::vm::calls::private_address;
 use crate::vm::hardware::There;
-use crate::vm::slots::{self, DEVICES, Open, Vcpu};
+use crate::vm::slots;
+use crate::vm::vcpu::{DEVICES, Open, Vcpu};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::exit::{ExitInfo, Reason};
 

@@ -16,7 +16,8 @@ use crate::power::psci::{
 };
 use crate::vm::calls::{Caller, Parting};
 use crate::vm::hardware::Boot;
-use crate::vm::slots::{self, Open, Vcpu};
+use crate::vm::slots;
+use crate::vm::vcpu::{Open, Vcpu};
 use crate::world::switch::SCTLR_EE;
 use arm_psci::ErrorCode;
 use umbra_shared::PAGE_SIZE;

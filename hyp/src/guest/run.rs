@@ -12,7 +12,7 @@ use crate::guest::exit::Exit;
 use crate::guest::syndrome::{self, SysReg, ec, pstate};
 use crate::guest::traps;
 use crate::guest::traps32;
-use crate::vm::slots::{Open, Vcpu};
+use crate::vm::vcpu::{Open, Vcpu};
 use crate::world::interrupts;
 use crate::world::switch::{self, El1Context, GuestRegs, World};
 use umbra_shared::call::Counter;

@@ -8,7 +8,7 @@ use crate::guest::exit::Exit;
 use crate::guest::syndrome::{self, IdRead, SysReg, ec, pstate};
 use crate::guest::traps32;
 use crate::machine::machine;
-use crate::vm::slots::{Open, Vcpu};
+use crate::vm::vcpu::{Open, Vcpu};
 use crate::world::idregs;
 use crate::world::switch::GuestRegs;
 use umbra_shared::exit::Reason;

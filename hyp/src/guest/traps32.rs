@@ -6,7 +6,7 @@ use crate::arch::sysreg::*;
 use crate::guest::aarch32::{self, Access, Coprocessor, Entry, LR_ABT, LR_UND, NZCV};
 use crate::guest::exit::Exit;
 use crate::guest::syndrome::{self, ec};
-use crate::vm::slots::Vcpu;
+use crate::vm::vcpu::Vcpu;
 use umbra_shared::exit::Reason;
 
 /// Whether the instruction that trapped is executed at all.

@@ -102,14 +102,14 @@ fn random<const WIDTH: u32>(bits: u64, entropy: &mut impl Entropy) -> [u64; 4] {
 /// Answers a call of the loaded guest's with this x0, if it is one of TRNG's. The guest's PC is not looked at.
 #[cfg(target_os = "none")]
 #[inline(always)]
-pub fn call(vcpu: &mut crate::vm::slots::Vcpu, x0: u64) -> bool {
+pub fn call(vcpu: &mut crate::vm::vcpu::Vcpu, x0: u64) -> bool {
     is_one(x0) && answered(vcpu, x0)
 }
 
 #[cfg(target_os = "none")]
 #[cold]
 #[inline(never)]
-fn answered(vcpu: &mut crate::vm::slots::Vcpu, x0: u64) -> bool {
+fn answered(vcpu: &mut crate::vm::vcpu::Vcpu, x0: u64) -> bool {
     let x1 = vcpu.register_width(vcpu.regs.x[1]);
     let Some(x) = answer(x0, x1, vcpu.is_aarch32(), &mut super::entropy::Source) else {
         return false;

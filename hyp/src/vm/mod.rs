@@ -1,5 +1,6 @@
 //! The life of VMs and vCPUs: what is decided about them ([`life`], [`ranges`], [`features`], [`power`], [`calls`],
-//! [`registers`]), over a machine that is a trait ([`hardware`]), and what it is put into effect with (`slots`, `state`).
+//! [`registers`]), over a machine that is a trait ([`hardware`]), and what it is put into effect with (`slots`,
+//! `vcpu`, `state`).
 
 pub mod calls;
 pub mod features;
@@ -12,3 +13,5 @@ pub mod registers;
 pub mod slots;
 #[cfg(target_os = "none")]
 mod state;
+#[cfg(target_os = "none")]
+pub mod vcpu;

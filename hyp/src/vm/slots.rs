@@ -8,202 +8,39 @@ use crate::arch::end;
 use crate::arch::log;
 use crate::arch::stats::Stats;
 use crate::arch::{Lock, LockGuard};
+use crate::fp::CpuFp;
 use crate::fp::hw::{Cpu as FpCpu, Image};
-use crate::fp::{CpuFp, VcpuFp};
 use crate::machine::{Shared, machine};
 use crate::memory::frames::{FrameList, Tables, WORST_CASE_TABLES, linear};
 use crate::memory::handover::Ready;
-use crate::memory::hw::{self, flag_page};
+use crate::memory::hw;
 use crate::memory::pages::{PageRange, Pages, VmId};
-use crate::memory::stage2::{Entry, Mark, Stage2, Vttbr};
+use crate::memory::stage2::{Entry, Mark, Stage2};
 use crate::memory::tables::{Stage2Tables, Tlbs};
 use crate::vm::calls::{Caller, Parting};
 use crate::vm::features::check_features;
 use crate::vm::hardware::{self, Boot, Machine, NewVcpu, There};
 use crate::vm::life;
 use crate::vm::power::Affinity;
-use crate::world::aarch32::{Aarch32Regs, PSTATE_E, PSTATE_SVC_MASKED, PSTATE_T32};
-use crate::world::features::{HCR_RW, Name};
-use crate::world::idregs;
-use crate::world::interrupts::{Timer, VirtualGic};
-use crate::world::switch::{self, El1Context, GuestRegs, PSTATE_EL1H_MASKED, SCTLR_EE};
+use crate::vm::vcpu::{self, Vcpu};
+use crate::world::features::Name;
 use arm_psci::ErrorCode;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{
-    BLOCK_PAGES, MAX_VCPUS, MAX_VMS, Policy, Start, UntrustedIpa, UntrustedPages, VcpuConfig,
-    VcpuIndex, VmConfig, VmHandle,
+    BLOCK_PAGES, MAX_VMS, Policy, Start, UntrustedIpa, UntrustedPages, VcpuConfig, VcpuIndex,
+    VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
-use umbra_shared::flags::FlagShadowPage;
 use umbra_shared::register::UntrustedRegister;
 use umbra_shared::vcpu::VcpuFeatures;
 use umbra_shared::vl::VqSet;
 
-/// What the guest waits for the host to finish.
-///
-/// Linux keeps this as flags of the vCPU, among them INCREMENT_PC, which lies inside EXCEPT_MASK on
-/// purpose: a vCPU either has an exception pending or is to step over an instruction, and one word says
-/// which. A hypervisor that takes its host's word for none of it needs no such overlap: what is open is
-/// one value of a type, hyp alone writes it, and stepping over belongs to finishing it. The only flags
-/// that host and hyp share are those of [`umbra_shared::flags`], whose words are asserted at compile
-/// time to have no bit in common.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Open {
-    /// Nothing.
-    #[default]
-    Nothing,
-    /// An HVC: x0-x3 are the host's to set.
-    Hvc,
-    /// A load: the register that takes it.
-    Read {
-        /// Xt; 31 is XZR
-        register: u8,
-        /// bytes accessed
-        bytes: u8,
-        /// in big-endian order
-        big_endian: bool,
-        /// sign-extend
-        sign: bool,
-        /// to 64 bits
-        wide: bool,
-        /// ESR_EL2, for an abort
-        esr: u64,
-        /// guest address, for an abort
-        far: u64,
-    },
-    /// A store: nothing to write, but the instruction is still to be stepped over.
-    Write {
-        /// ESR_EL2, for an abort
-        esr: u64,
-        /// guest address, for an abort
-        far: u64,
-    },
-    /// An access to nothing: tried again, unless the host aborts it.
-    Fault {
-        /// ESR_EL2, for an abort
-        esr: u64,
-        /// guest address, for an abort
-        far: u64,
-    },
-    /// A call of the guest's that the host must bring memory or tables for, or know of: the guest makes it again,
-    /// unless the host says that it fails.
-    Call {
-        /// ESR_EL2 of the HVC or SMC, which is the next instruction
-        esr: u64,
-    },
-    /// The guest is to make that call again, and nothing else has left it since but interrupts of the host's and what
-    /// the guest does not wait for. Whatever the host is asked for in between may have it use what it was told of.
-    Again,
-    /// The guest can't go on.
-    Broken {
-        /// ESR_EL2
-        esr: u64,
-    },
-}
-
-/// A vCPU, in the first of its donated pages.
-#[derive(Debug)]
-#[repr(C)]
-pub struct Vcpu {
-    /// General-purpose registers.
-    pub regs: GuestRegs,
-    /// EL1.
-    pub el1: El1Context,
-    /// Virtual timer.
-    pub timer: Timer,
-    /// GIC CPU interface.
-    pub gic: VirtualGic,
-    /// FP.
-    pub fp: VcpuFp<Image>,
-    /// Its number in the VM.
-    index: usize,
-    /// VMPIDR_EL2.
-    pub vmpidr: u64,
-    /// VTTBR_EL2.
-    pub vttbr: u64,
-    /// What the last exit left open.
-    pub open: Open,
-    /// HCR_EL2 while it runs: with API and APK from its first use of pointer authentication on.
-    pub hcr: u64,
-    /// Its VM is a protected one.
-    pub protected: bool,
-    /// Pages that its guest has enrolled, where it found one last, by the page's low bits. They stay enrolled for
-    /// as long as the VM lives.
-    pub devices: [u64; DEVICES],
-    /// [`BROKEN`] of its VM, when it was last asked.
-    broken: u32,
-    /// What it was made with.
-    pub(super) features: VcpuFeatures,
-    /// What AArch32 adds to EL1, while the vCPU is loaded nowhere.
-    pub(super) aarch32: Aarch32Regs,
-    /// Its flag-shadow page.
-    pub flags: &'static FlagShadowPage,
-}
-
-static_assertions::const_assert!(size_of::<Vcpu>() <= PAGE_SIZE);
-
-/// Pages of devices that a vCPU remembers: a power of two.
-pub const DEVICES: usize = 4;
 const PAGE: u64 = PAGE_SIZE as u64;
-/// No page.
-const NO_DEVICE: u64 = u64::MAX;
 
-impl Vcpu {
-    /// Whether its EL1 is AArch32.
-    #[inline]
-    pub const fn is_aarch32(&self) -> bool {
-        switch::is_aarch32(self.hcr)
-    }
-
-    /// Its reset state, as far as it is not the same for all vCPUs: everything else is as it was made. Its image
-    /// holds zeroes.
-    fn begin(&mut self, boot: Boot) {
-        let aarch32 = self.features.aarch32;
-        let (el1, pstate) = if aarch32 {
-            (El1Context::reset_aarch32(), PSTATE_SVC_MASKED)
-        } else {
-            (El1Context::reset(), PSTATE_EL1H_MASKED)
-        };
-        self.regs.x = [0; 31];
-        self.regs.x[0] = if aarch32 { boot.argument & 0xffff_ffff } else { boot.argument };
-        self.regs.pc = boot.entry;
-        self.regs.pstate = pstate;
-        self.el1 = el1;
-        if aarch32 && boot.entry & 1 != 0 {
-            self.regs.pc &= !1;
-            self.regs.pstate |= PSTATE_T32;
-        }
-        if boot.big_endian {
-            self.el1.regs.sctlr_el1 |= SCTLR_EE;
-            if aarch32 {
-                self.regs.pstate |= PSTATE_E;
-            }
-        }
-        self.timer.reset();
-        self.gic = VirtualGic::default();
-        self.open = Open::Nothing;
-        self.aarch32 = Aarch32Regs::default();
-        let hcr = machine().guest_hcr;
-        self.hcr = if aarch32 { hcr & !HCR_RW } else { hcr };
-    }
-
-    /// It runs no more. Of which VM it is its VMID says.
-    pub fn stop(&self) {
-        let vm = (Vttbr::from_bits(self.vttbr).vmid() - 1) as usize;
-        STOPPED[vm][self.index % MAX_VCPUS].store(true, Ordering::Relaxed);
-    }
-
-    /// As much of a value as its registers hold.
-    #[inline]
-    pub const fn register_width(&self, value: u64) -> u64 {
-        if self.is_aarch32() { value & 0xffff_ffff } else { value }
-    }
-}
-
-/// A vCPU's place in its donated pages.
+/// A vCPU's place in its donated pages: in the first of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Place(NonNull<Vcpu>);
 
@@ -272,12 +109,6 @@ impl hardware::Memory for hw::Memory {
         &mut self.pages
     }
 }
-
-/// vCPUs that run no more until they begin anew: they have turned themselves off, or their protected VM, which one
-/// CPU may do while another runs them. A run that reads it too early ends at the next interrupt, and is the last.
-/// Apart from the vCPUs, which are their CPUs' own while they are loaded.
-static STOPPED: [[AtomicBool; MAX_VCPUS]; MAX_VMS] =
-    [const { [const { AtomicBool::new(false) }; MAX_VCPUS] }; MAX_VMS];
 
 /// How often something was taken from a VM's stage 2: the rest of a block is missing meanwhile, too.
 static BROKEN: [AtomicU32; MAX_VMS] = [const { AtomicU32::new(0) }; MAX_VMS];
@@ -400,39 +231,9 @@ impl Machine for Target {
             NonNull::new((base + PAGE_SIZE) as *mut u8).expect("the linear map is not at 0");
         // SAFETY: the pages behind the first are this vCPU's image, zeroed, mapped, and nobody else's.
         let image = unsafe { Image::new(image, new.features.storage()) };
-        let mut vcpu = Vcpu {
-            regs: GuestRegs {
-                x: [0; 31],
-                pc: 0,
-                pstate: 0,
-                id: idregs::table(
-                    &machine().id,
-                    idregs::Guest { features: new.features, pa_range: machine().stage2.pa_range },
-                ),
-            },
-            el1: El1Context::reset(),
-            timer: Timer::with_offset(new.clock),
-            gic: VirtualGic::default(),
-            fp: VcpuFp::new(image, new.features, new.policy),
-            index: new.index,
-            // RES1.
-            vmpidr: 1 << 31 | u64::from(new.affinity),
-            vttbr: tables.stage2.vttbr().bits(),
-            open: Open::Nothing,
-            hcr: 0,
-            protected: new.protected,
-            devices: [NO_DEVICE; DEVICES],
-            broken: BROKEN[usize::from(tables.stage2.vttbr().vmid() - 1)].load(Ordering::SeqCst),
-            features: new.features,
-            aarch32: Aarch32Regs::default(),
-            flags: flag_page(new.flag_page),
-        };
-        // One that is off has a state of its own once it is turned on.
-        let (entry, argument) = match new.start {
-            Start::At { entry, argument } => (entry, argument),
-            Start::Off => (0, 0),
-        };
-        vcpu.begin(Boot { entry, argument, big_endian: false });
+        let vttbr = tables.stage2.vttbr();
+        let broken = BROKEN[usize::from(vttbr.vmid() - 1)].load(Ordering::SeqCst);
+        let vcpu = Vcpu::new(new, image, vttbr, broken);
         let place = NonNull::new(base as *mut Vcpu).expect("the linear map is not at 0");
         // SAFETY: the first page is this vCPU's, mapped, zeroed, and large enough.
         unsafe { place.write(vcpu) };
@@ -460,7 +261,7 @@ impl Machine for Target {
     }
 
     fn set_stopped(&self, vm: VmId, index: usize, stopped: bool) {
-        STOPPED[usize::from(vm)][index].store(stopped, Ordering::Relaxed);
+        vcpu::stopped(vm, index).store(stopped, Ordering::Relaxed);
     }
 
     fn forget_sibling(&self, tables: &VmTables) {
@@ -584,7 +385,7 @@ pub fn load(cpu: usize, has: &Shared, handle: VmHandle, index: VcpuIndex) -> Res
         }
         vcpu.fp.check_load(vqs, svqs)
     })?;
-    let stopped = &STOPPED[usize::from(number)][index];
+    let stopped = vcpu::stopped(number, index);
     let mut loaded = Loaded { vcpu, stopped, vm: number, index };
     let vcpu = loaded.vcpu();
     vcpu.gic.load();

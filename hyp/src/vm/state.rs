@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use super::registers::{self, Value, bits, number};
-use super::slots::Vcpu;
+use super::vcpu::Vcpu;
 use crate::machine::machine;
 use crate::world::features::Name;
 use umbra_shared::error::Error;
