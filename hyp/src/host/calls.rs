@@ -90,9 +90,7 @@ fn perform(cpu: &mut Cpu, call: Call) -> Result<Results, Error> {
         }
         Call::NextSharedPage { from } => {
             let (found, rest) = hw::with(|memory| memory.next_host_page_mapped(from.0));
-            let mut results = one(found.unwrap_or(NO_PAGE));
-            results[1] = rest.unwrap_or(NO_PAGE);
-            Ok(results)
+            Ok(two((found.unwrap_or(NO_PAGE), rest.unwrap_or(NO_PAGE))))
         }
         Call::ShareFlagPage { page } => share(page).map(|()| NOTHING),
         Call::UnshareFlagPage { page } => unshare(page).map(|()| NOTHING),
@@ -107,7 +105,7 @@ fn perform(cpu: &mut Cpu, call: Call) -> Result<Results, Error> {
         Call::VcpuLoad { vm, vcpu } => cpu.load(vm, vcpu).map(|()| NOTHING),
         Call::VcpuPut => cpu.put().map(|()| NOTHING),
         Call::VcpuRead { vm, vcpu, register } => {
-            slots::read_register(vm, vcpu, register).map(|[low, high]| two((low, high)))
+            slots::read_register(vm, vcpu, register).map(|halves| two(halves.into()))
         }
         Call::VcpuWrite { vm, vcpu, register, value } => {
             slots::write_register(vm, vcpu, register, value).map(|()| NOTHING)

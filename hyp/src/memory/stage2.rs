@@ -418,9 +418,8 @@ pub fn give_to_host<T: Table>(
     range: PageRange,
 ) {
     for piece in range.cut_at(T::BLOCK) {
-        match pages.whole_host_block(piece.first(), T::BLOCK) {
-            Some(block) => host.join(tlb, block.start(), block.start()),
-            None => host.map(tlb, piece.start(), piece.start(), piece.bytes()),
+        if !complete(pages, host, tlb, piece) {
+            host.map(tlb, piece.start(), piece.start(), piece.bytes());
         }
     }
 }
@@ -433,12 +432,24 @@ pub fn make_whole<T: Table>(
     range: PageRange,
 ) {
     for piece in range.cut_at(T::BLOCK) {
-        if host.table.has_pages(piece.start())
-            && let Some(block) = pages.whole_host_block(piece.first(), T::BLOCK)
-        {
-            host.join(tlb, block.start(), block.start());
+        if host.table.has_pages(piece.start()) {
+            complete(pages, host, tlb, piece);
         }
     }
+}
+
+/// Makes the block again that pages are in, if all of it is the host's. Whether it is.
+fn complete<T: Table>(
+    pages: &Pages<'_>,
+    host: &mut Stage2<T>,
+    tlb: &impl Tlb,
+    piece: PageRange,
+) -> bool {
+    let block = pages.whole_host_block(piece.first(), T::BLOCK);
+    if let Some(block) = block {
+        host.join(tlb, block.start(), block.start());
+    }
+    block.is_some()
 }
 
 /// What to do about a host's stage-2 translation fault.

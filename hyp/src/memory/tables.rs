@@ -251,20 +251,22 @@ impl HypTables {
     }
 }
 
-const NORMAL: Stage2Attributes = Stage2Attributes::VALID
-    .union(Stage2Attributes::MEMATTR_NORMAL_INNER_WB)
-    .union(Stage2Attributes::MEMATTR_NORMAL_OUTER_WB)
-    .union(Stage2Attributes::S2AP_ACCESS_RW)
-    .union(Stage2Attributes::SH_INNER)
-    .union(Stage2Attributes::ACCESS_FLAG);
+/// What memory is mapped with, with this MemAttr.
+const fn memory(mem_attr: Stage2Attributes) -> Stage2Attributes {
+    Stage2Attributes::VALID
+        .union(mem_attr)
+        .union(Stage2Attributes::S2AP_ACCESS_RW)
+        .union(Stage2Attributes::SH_INNER)
+        .union(Stage2Attributes::ACCESS_FLAG)
+}
+
+const NORMAL: Stage2Attributes = memory(
+    Stage2Attributes::MEMATTR_NORMAL_INNER_WB.union(Stage2Attributes::MEMATTR_NORMAL_OUTER_WB),
+);
 
 /// The same where HCR_EL2.FWB is set (FEAT_S2FWB, Arm ARM D8.6.6): Normal write-back, whatever stage 1 says.
 /// MemAttr is 0b0110 then; without FWB it is 0b1111.
-const FORCED: Stage2Attributes = Stage2Attributes::VALID
-    .union(Stage2Attributes::from_bits_retain(0b0110 << 2))
-    .union(Stage2Attributes::S2AP_ACCESS_RW)
-    .union(Stage2Attributes::SH_INNER)
-    .union(Stage2Attributes::ACCESS_FLAG);
+const FORCED: Stage2Attributes = memory(Stage2Attributes::from_bits_retain(0b0110 << 2));
 
 const DEVICE: Stage2Attributes = Stage2Attributes::VALID
     .union(Stage2Attributes::MEMATTR_DEVICE_nGnRE)
@@ -275,6 +277,11 @@ const DEVICE: Stage2Attributes = Stage2Attributes::VALID
 /// What an invalid entry holds, of which walks ignore all but bit 0 (Arm ARM D8.3), by its mark.
 const MARKS: [(Mark, Stage2Attributes); 2] =
     [(Mark::Enrolled, Stage2Attributes::SWFLAG_0), (Mark::Aliased, Stage2Attributes::SWFLAG_1)];
+
+/// Bytes that an entry of this level maps.
+const fn entry_bytes(level: usize) -> u64 {
+    (PAGE_SIZE as u64) << (9 * (LEAF_LEVEL - level))
+}
 
 /// The mark of an entry that is invalid.
 fn mark_of(flags: Stage2Attributes) -> Option<Mark> {
@@ -353,17 +360,22 @@ impl Stage2Tables {
     }
 
     /// The level at which the walk for an address ends, and what it finds.
-    fn end_of_walk(&self, ipa: u64) -> (usize, bool) {
-        let mut found = (0, false);
+    fn end_of_walk(&self, ipa: u64) -> (usize, Entry) {
+        let mut found = (0, Entry::Nothing);
         let ipa = ipa & !(PAGE_SIZE as u64 - 1);
         // One page: one entry.
-        let _ = self.mapping.walk_range(
-            &region(ipa, ipa + PAGE_SIZE as u64),
-            &mut |_, descriptor, level| {
-                found = (level, descriptor.is_valid());
-                Ok(())
-            },
-        );
+        let range = region(ipa, ipa + PAGE_SIZE as u64);
+        let _ = self.mapping.walk_range(&range, &mut |_, descriptor, level| {
+            let entry = if descriptor.is_valid() {
+                let bytes = entry_bytes(level);
+                let pa = descriptor.output_address().0 as u64;
+                Entry::Leaf(Leaf { ipa: ipa & !(bytes - 1), bytes, pa })
+            } else {
+                mark_of(descriptor.flags()).map_or(Entry::Nothing, Entry::Marked)
+            };
+            found = (level, entry);
+            Ok(())
+        });
         found
     }
 
@@ -440,20 +452,7 @@ impl Table for Stage2Tables {
     const BLOCK: u64 = BLOCK_BYTES;
 
     fn entry(&self, ipa: u64) -> Entry {
-        let mut found = Entry::Nothing;
-        let ipa = ipa & !(PAGE_SIZE as u64 - 1);
-        let range = region(ipa, ipa + PAGE_SIZE as u64);
-        let _ = self.mapping.walk_range(&range, &mut |_, descriptor, level| {
-            if descriptor.is_valid() {
-                let bytes = (PAGE_SIZE as u64) << (9 * (3 - level));
-                let pa = descriptor.output_address().0 as u64;
-                found = Entry::Leaf(Leaf { ipa: ipa & !(bytes - 1), bytes, pa });
-            } else if let Some(mark) = mark_of(descriptor.flags()) {
-                found = Entry::Marked(mark);
-            }
-            Ok(())
-        });
-        found
+        self.end_of_walk(ipa).1
     }
 
     fn is_free(&self, piece: Piece) -> bool {
@@ -475,8 +474,7 @@ impl Table for Stage2Tables {
         let (mut first, mut end) = (None, piece.ipa);
         let _ = self.mapping.walk_range(&range, &mut |part, descriptor, level| {
             let from = part.start().0 as u64;
-            let entry_bytes = (PAGE_SIZE as u64) << (9 * (LEAF_LEVEL - level));
-            let pa = descriptor.output_address().0 as u64 + from % entry_bytes;
+            let pa = descriptor.output_address().0 as u64 + from % entry_bytes(level);
             let first = *first.get_or_insert(pa);
             if !descriptor.is_valid() || pa.wrapping_sub(first) != from - piece.ipa {
                 return Err(());
@@ -493,7 +491,7 @@ impl Table for Stage2Tables {
         // Where there is neither a table nor a block nothing is written: aarch64-paging would make tables for it.
         match self.end_of_walk(piece.ipa) {
             (LEAF_LEVEL, _) => {}
-            (_, true) if whole => {}
+            (_, Entry::Leaf(_)) if whole => {}
             _ => return,
         }
         let nothing = Stage2Attributes::empty();
