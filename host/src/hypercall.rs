@@ -61,11 +61,13 @@ pub trait Hypervisor {
     /// Makes a call other than VCPU_RUN.
     fn call(&self, call: &Call) -> Result<Results, Error>;
 
-    /// VCPU_RUN: x1, x2-x5. Interrupts are masked.
-    fn vcpu_run(&self, flags: RunFlags, answer: [u64; 4]) -> Result<Exit, Error>;
+    /// VCPU_RUN without interrupts, which most are: x1, x2-x5. Interrupts of the host's are masked.
+    #[inline]
+    fn vcpu_run(&self, flags: RunFlags, answer: [u64; 4]) -> Result<Exit, Error> {
+        self.vcpu_run_with(flags, answer, &[]).map(|(exit, _)| exit)
+    }
 
-    /// VCPU_RUN with interrupts, of which there is at least one: x6-x13, and x8 after it. Of the flags, how many there
-    /// are is filled in.
+    /// VCPU_RUN with interrupts: x6-x13, and x8 after it. Of the flags, how many there are is filled in.
     fn vcpu_run_with(
         &self,
         flags: RunFlags,

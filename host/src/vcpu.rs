@@ -391,21 +391,9 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
                     handler.wfi()?;
                 }
             }
-            Some(Reason::Fault) => {
-                if handler.fault(a)? == Supplied::Abort {
-                    self.vcpu.flags |= RunFlags::ABORT;
-                }
-            }
-            Some(Reason::Tables) => {
-                if handler.tables()? == Supplied::Abort {
-                    self.vcpu.flags |= RunFlags::ABORT;
-                }
-            }
-            Some(Reason::Unshare) => {
-                if handler.unshare(a, b)? == Supplied::Abort {
-                    self.vcpu.flags |= RunFlags::ABORT;
-                }
-            }
+            Some(Reason::Fault) => self.answer_supply(handler.fault(a)?),
+            Some(Reason::Tables) => self.answer_supply(handler.tables()?),
+            Some(Reason::Unshare) => self.answer_supply(handler.unshare(a, b)?),
             Some(Reason::CpuOn) => handler.cpu_on(VcpuIndex(a))?,
             Some(Reason::CpuOff) => {
                 // When it is on again its timer is not.

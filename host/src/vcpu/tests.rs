@@ -221,6 +221,20 @@ fn done() -> Result<Exit, Error> {
     exit(Reason::Hvc, 0, [99, 0])
 }
 
+/// A hyp that says this, and a vCPU of its.
+fn script(word: HypFlags, exits: &[Result<Exit, Error>]) -> (Script, Vcpu) {
+    let page: &'static FlagShadowPage = Box::leak(Box::new(FlagShadowPage::new()));
+    let hyp = Script {
+        page,
+        exits: RefCell::new(exits.iter().copied().collect()),
+        word,
+        entries: RefCell::default(),
+        loaded: RefCell::default(),
+    };
+    let fp = VcpuFp::vcpu_run_map_fp(&hyp, page, 0x1000).unwrap();
+    (hyp, Vcpu::new(VmHandle(1), VcpuIndex(0), fp, VcpuFeatures::FPSIMD))
+}
+
 struct Run {
     entries: Vec<Entered>,
     log: Vec<&'static str>,
@@ -231,16 +245,7 @@ struct Run {
 }
 
 fn run(inject: &[u16], word: HypFlags, exits: &[Result<Exit, Error>]) -> Run {
-    let page: &'static FlagShadowPage = Box::leak(Box::new(FlagShadowPage::new()));
-    let hyp = Script {
-        page,
-        exits: RefCell::new(exits.iter().copied().collect()),
-        word,
-        entries: RefCell::default(),
-        loaded: RefCell::default(),
-    };
-    let fp = VcpuFp::vcpu_run_map_fp(&hyp, page, 0x1000).unwrap();
-    let mut vcpu = Vcpu::new(VmHandle(1), VcpuIndex(0), fp, VcpuFeatures::FPSIMD);
+    let (hyp, mut vcpu) = script(word, exits);
     let vgic = gic();
     for &intid in inject {
         vgic.pulse(Line::Spi(intid), &mut Told::default()).unwrap();
@@ -504,33 +509,20 @@ impl Hypervisor for Refusing {
         }
     }
 
-    fn vcpu_run(&self, _: RunFlags, _: [u64; 4]) -> Result<Exit, Error> {
-        unreachable!()
-    }
-
     fn vcpu_run_with(
         &self,
-        flags: RunFlags,
-        answer: [u64; 4],
+        _: RunFlags,
+        _: [u64; 4],
         _: &[Entry],
     ) -> Result<(Exit, States), Error> {
-        self.vcpu_run(flags, answer).map(|exit| (exit, States::default()))
+        unreachable!()
     }
 }
 
 #[test]
 fn a_fault_can_be_answered_from_outside() {
-    let page: &'static FlagShadowPage = Box::leak(Box::new(FlagShadowPage::new()));
     let exits = [exit(Reason::Fault, 0, [9, 0]), exit(Reason::Fault, 0, [9, 0]), done()];
-    let hyp = Script {
-        page,
-        exits: RefCell::new(exits.into_iter().collect()),
-        word: OURS,
-        entries: RefCell::default(),
-        loaded: RefCell::default(),
-    };
-    let fp = VcpuFp::vcpu_run_map_fp(&hyp, page, 0x1000).unwrap();
-    let mut vcpu = Vcpu::new(VmHandle(1), VcpuIndex(0), fp, VcpuFeatures::FPSIMD);
+    let (hyp, mut vcpu) = script(OURS, &exits);
     let (mut host, mut vmm) = (Host::default(), Vmm::default());
     let mut gic = interface(self::gic());
     let mut loaded = vcpu.load(&hyp, &mut host).unwrap();

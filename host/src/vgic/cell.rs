@@ -69,10 +69,12 @@ flag_set! {
 }
 
 impl Control {
-    /// Whether it is one of the N for this interrupt (IHI 0069: GICR_CTLR.DPG*, GICR_WAKER.ProcessorSleep).
-    pub(super) const fn participates(self, word: Word) -> bool {
+    /// Whether this interrupt may come to it: if that is 1 of N, whether it is one of the N (IHI 0069: GICR_CTLR.DPG*,
+    /// GICR_WAKER.ProcessorSleep).
+    pub(super) const fn takes(self, word: Word) -> bool {
         let disabled = if word.contains(Word::GROUP1) { Self::DPG1NS } else { Self::DPG0 };
-        !self.intersects(Self::OFF.union(Self::PROCESSOR_SLEEP).union(disabled))
+        let excepted = Self::OFF.union(Self::PROCESSOR_SLEEP).union(disabled);
+        !word.contains(Word::IRM) || !self.intersects(excepted)
     }
 }
 

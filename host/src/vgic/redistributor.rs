@@ -25,9 +25,8 @@ impl Vgic<'_> {
             return 0;
         }
         let at = offset % SGI_BASE;
-        narrow(at, width, |at| {
-            self.read_redistributor_word(vcpu, offset - offset % SGI_BASE + at, View::Guest)
-        })
+        let frame = offset - at;
+        narrow(at, width, |at| self.read_redistributor_word(vcpu, frame + at, View::Guest))
     }
 
     /// A store to it.

@@ -2,7 +2,7 @@
 
 use super::{
     Events, Refused, Vgic,
-    cell::{Control, PRIVATE},
+    cell::{Control, PRIVATE, VcpuCell},
     word::Word,
 };
 
@@ -70,11 +70,11 @@ impl Vgic<'_> {
         loop {
             let first = by.unwrap_or(usize::from(intid) % self.vcpus.len());
             let (before, after) = self.vcpus.split_at_checked(first)?;
-            let takes = |control: Control| control.participates(word);
-            let chosen = after.iter().chain(before).position(|vcpu| takes(vcpu.control()))?;
+            let takes = |vcpu: &VcpuCell| vcpu.control().takes(word);
+            let chosen = after.iter().chain(before).position(takes)?;
             let place = (first + chosen) % self.vcpus.len();
             self.vcpus[place].due.insert(intid);
-            if takes(self.vcpus[place].control()) {
+            if takes(&self.vcpus[place]) {
                 return Some(place);
             }
         }
@@ -95,8 +95,7 @@ impl Vgic<'_> {
         }
         for (intid, spi) in (PRIVATE..).zip(self.spis) {
             let word = spi.0.get();
-            let moves = old.participates(word) != new.participates(word);
-            if word.contains(Word::IRM) && moves {
+            if old.takes(word) != new.takes(word) {
                 self.move_one_of_n(vcpu, intid, word, events);
             }
         }

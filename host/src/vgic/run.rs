@@ -1,6 +1,10 @@
 //! Before and after a run of a vCPU: what goes into its list registers, and what became of it.
 
-use super::{Events, Refused, Vgic, cell::Cell, word::Word};
+use super::{
+    Events, Refused, Vgic,
+    cell::{Cell, Control},
+    word::Word,
+};
 use core::sync::atomic::Ordering::SeqCst;
 use umbra_shared::interrupt::{Entry, MAX_ENTRIES, State, States};
 
@@ -170,13 +174,11 @@ impl Vgic<'_> {
     ) -> bool {
         // With what decides of 1 of N as it is then: who changes that looks for what waits, and may have come before.
         let concerns = |word: Word| {
-            let control = self.vcpus[vcpu].control();
-            let one_of_n = !word.contains(Word::IRM) || control.participates(word);
             word.is_active_at(vcpu)
                 || word.is_wanted()
                     && !word.contains(Word::ACTIVE)
                     && word.is_routed_to(vcpu)
-                    && one_of_n
+                    && self.vcpus[vcpu].control().takes(word)
         };
         if concerns(word) {
             return false;
@@ -208,12 +210,11 @@ impl Vgic<'_> {
     /// Whether the distributor and this vCPU's redistributor would let it through.
     fn is_forwarded(&self, vcpu: usize, word: Word, awake: bool) -> bool {
         let control = self.vcpus[vcpu].control();
-        let one_of_n = !word.contains(Word::IRM) || control.participates(word);
-        let sleeps = awake && control.contains(super::cell::Control::PROCESSOR_SLEEP);
+        let sleeps = awake && control.contains(Control::PROCESSOR_SLEEP);
         word.is_wanted()
             && self.is_group_enabled(word)
             && word.is_routed_to(vcpu)
-            && one_of_n
+            && control.takes(word)
             && !sleeps
     }
 

@@ -142,17 +142,13 @@ impl Hypervisor for Fake {
         state.do_call(call).map(|(x1, x2)| [x1, x2, 0, 0, 0, 0, 0, 0])
     }
 
-    fn vcpu_run(&self, _: RunFlags, _: [u64; 4]) -> Result<Exit, HypError> {
-        Err(HypError::NotLoaded)
-    }
-
     fn vcpu_run_with(
         &self,
-        flags: RunFlags,
-        answer: [u64; 4],
+        _: RunFlags,
+        _: [u64; 4],
         _: &[Entry],
     ) -> Result<(Exit, States), HypError> {
-        self.vcpu_run(flags, answer).map(|exit| (exit, States::default()))
+        Err(HypError::NotLoaded)
     }
 }
 

@@ -36,22 +36,13 @@ impl HostCpu for Late {
 
 #[test]
 fn what_comes_before_interrupts_are_masked_is_in_the_next_entry() {
-    let page: &'static FlagShadowPage = Box::leak(Box::new(FlagShadowPage::new()));
     let exits = [
         left(&[Active], Reason::Irq, 0),
         left(&[Done, Done], Reason::Irq, 0),
         exit(Reason::Irq, 0, [0; 2]),
         done(),
     ];
-    let hyp = Script {
-        page,
-        exits: RefCell::new(exits.into_iter().collect()),
-        word: OURS,
-        entries: RefCell::default(),
-        loaded: RefCell::default(),
-    };
-    let fp = VcpuFp::vcpu_run_map_fp(&hyp, page, 0x1000).unwrap();
-    let mut vcpu = Vcpu::new(VmHandle(1), VcpuIndex(0), fp, VcpuFeatures::FPSIMD);
+    let (hyp, mut vcpu) = script(OURS, &exits);
     let vgic = gic();
     let mut host = Late { host: Host::default(), vgic, comes: Vec::new() };
     let mut loaded = vcpu.load(&hyp, &mut host).unwrap();

@@ -329,19 +329,15 @@ impl Hypervisor for Here<'_> {
         Ok([0; 8])
     }
 
-    fn vcpu_run(&self, _: RunFlags, _: [u64; 4]) -> Result<Exit, Error> {
-        let mut machine = self.machine.borrow_mut();
-        assert!(machine.cpus[self.cpu].masked);
-        machine.run(self.cpu)
-    }
-
     fn vcpu_run_with(
         &self,
-        flags: RunFlags,
-        answer: [u64; 4],
+        _: RunFlags,
+        _: [u64; 4],
         _: &[Entry],
     ) -> Result<(Exit, States), Error> {
-        self.vcpu_run(flags, answer).map(|exit| (exit, States::default()))
+        let mut machine = self.machine.borrow_mut();
+        assert!(machine.cpus[self.cpu].masked);
+        machine.run(self.cpu).map(|exit| (exit, States::default()))
     }
 }
 

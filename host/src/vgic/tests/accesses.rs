@@ -124,9 +124,7 @@ fn a_new_gic_knows_nothing_of_an_older_one_in_its_cells() {
 
 #[test]
 fn from_outside_pending_is_the_latch() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     let outside = Frame::Distributor;
     vgic.set_line(Line::Spi(33), true, told).unwrap();
     assert_eq!(vgic.read_distributor(0x204, Width::Word), 2, "a guest sees the line");
@@ -153,9 +151,7 @@ fn from_outside_pending_is_the_latch() {
 
 #[test]
 fn from_outside_what_is_not_there_is_an_error() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     let (dist, redist) = (Frame::Distributor, Frame::Redistributor(0));
     assert_eq!(vgic.read_state(dist, 0x1_0000), Err(Refused::NoRegister));
     assert_eq!(vgic.read_state(dist, 2), Err(Refused::NoRegister));

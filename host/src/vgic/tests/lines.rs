@@ -4,9 +4,7 @@ use super::*;
 
 #[test]
 fn a_line_kicks_whom_it_is_routed_to() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     vgic.write_distributor(0x6000 + 8 * 33, Width::Doubleword, 0x02_00_13, told);
     assert_eq!(told.kicked(), [], "nothing waits");
     vgic.set_line(Line::Spi(33), true, told).unwrap();
@@ -28,9 +26,7 @@ fn a_line_kicks_whom_it_is_routed_to() {
 
 #[test]
 fn what_has_no_line_is_refused() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     for line in [
         Line::Ppi { vcpu: 0, intid: 15 },
         Line::Ppi { vcpu: 0, intid: 32 },
@@ -54,9 +50,7 @@ fn what_has_no_line_is_refused() {
 
 #[test]
 fn an_sgi_to_all_is_not_its_senders() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     vgic.send_sgi(1, SgiRegister::Sgi1, 1 << 40 | 7 << 24, told).unwrap();
     assert_eq!(told.kicked(), [0, 2, 3]);
     for (v, expected) in [(0, 0x80), (1, 0), (2, 0x80), (3, 0x80)] {
@@ -66,9 +60,7 @@ fn an_sgi_to_all_is_not_its_senders() {
 
 #[test]
 fn an_sgi_reaches_the_affinities_it_names() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     for (value, whom) in [
         (0b11, &[0, 1][..]),
         (0b10, &[0]),
@@ -90,9 +82,7 @@ fn an_sgi_reaches_the_affinities_it_names() {
 
 #[test]
 fn a_register_for_group_0_sends_nothing_of_group_1() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     vgic.write_redistributor(0, 0x1_0080, Width::Word, !1, told);
     for (register, to_0, to_1) in [
         (SgiRegister::Sgi0, true, false),
@@ -109,9 +99,7 @@ fn a_register_for_group_0_sends_nothing_of_group_1() {
 
 #[test]
 fn one_of_n_goes_to_who_takes_it() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     let has = |v| vgic.has_interrupt(v);
     vgic.write_distributor(0x6000 + 8 * 32, Width::Word, 1 << 31, told);
     // Three are none of the N, each in its way.
@@ -140,9 +128,7 @@ fn one_of_n_goes_to_who_takes_it() {
 
 #[test]
 fn a_redistributor_that_sleeps_wakes_its_vcpu_and_forwards_nothing() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     vgic.write_redistributor(0, 0x14, Width::Word, 2, told);
     assert_eq!(vgic.read_redistributor(0, 0x14, Width::Word), 6, "ChildrenAsleep at once");
     vgic.set_line(Line::Spi(32), true, told).unwrap();
@@ -157,9 +143,7 @@ fn a_redistributor_that_sleeps_wakes_its_vcpu_and_forwards_nothing() {
 
 #[test]
 fn a_group_that_is_disabled_waits_and_kicks_when_it_is_enabled() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     vgic.write_distributor(0, Width::Word, 1, told);
     vgic.set_line(Line::Spi(32), true, told).unwrap();
     assert!(!vgic.has_interrupt(0));

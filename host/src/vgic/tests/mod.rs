@@ -65,6 +65,12 @@ pub(crate) fn running<'a>(vcpus: &'a [VcpuCell], spis: &'a [SpiCell]) -> Vgic<'a
     vgic
 }
 
+/// One of four vCPUs that is [running], and who is told by it.
+fn four() -> (Vgic<'static>, &'static mut Told) {
+    let (vcpus, spis) = (Box::leak(Box::new(vcpus())), Box::leak(Box::new(spis())));
+    (running(vcpus, spis), Box::leak(Box::default()))
+}
+
 /// Edge-triggered instead of level-sensitive.
 pub(crate) fn edge(vgic: &Vgic<'_>, intid: u16) {
     let at = 0xc00 + u64::from(intid) / 16 * 4;

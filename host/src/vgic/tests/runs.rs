@@ -8,9 +8,7 @@ const ACTIVE: State = State::Active;
 
 #[test]
 fn a_level_is_pending_again_while_its_line_is_up() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     vgic.set_line(Line::Spi(32), true, told).unwrap();
     let (listed, underflow, entries) = flush(&vgic, 0, 4);
     assert_eq!((&listed[..], underflow), (&[(32, PENDING)][..], false));
@@ -28,9 +26,7 @@ fn a_level_is_pending_again_while_its_line_is_up() {
 
 #[test]
 fn an_edge_is_taken_once_and_again_if_it_comes_again() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     edge(&vgic, 32);
     vgic.set_line(Line::Spi(32), true, told).unwrap();
     vgic.set_line(Line::Spi(32), true, told).unwrap();
@@ -56,9 +52,7 @@ fn an_edge_is_taken_once_and_again_if_it_comes_again() {
 
 #[test]
 fn an_edge_that_was_not_acknowledged_is_one_edge_with_the_next() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     edge(&vgic, 32);
     vgic.pulse(Line::Spi(32), told).unwrap();
     let (_, _, entries) = flush(&vgic, 0, 4);
@@ -72,9 +66,7 @@ fn an_edge_that_was_not_acknowledged_is_one_edge_with_the_next() {
 
 #[test]
 fn what_is_taken_back_in_the_list_register_is_gone() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     for (intid, register) in [(32, 0x284), (33, 0x184)] {
         edge(&vgic, intid);
         vgic.pulse(Line::Spi(intid), told).unwrap();
@@ -94,9 +86,7 @@ fn what_is_taken_back_in_the_list_register_is_gone() {
 
 #[test]
 fn icpendr_leaves_the_line() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     vgic.set_line(Line::Spi(32), true, told).unwrap();
     vgic.write_distributor(0x204, Width::Word, 1, told);
     vgic.write_distributor(0x284, Width::Word, 1, told);
@@ -107,9 +97,7 @@ fn icpendr_leaves_the_line() {
 
 #[test]
 fn active_ones_first_then_by_priority() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     // 32 to 35: 0xc0, 0x40, 0x80, 0x80.
     vgic.write_distributor(0x420, Width::Word, 0x8080_40c0, told);
     vgic.write_distributor(0x304, Width::Word, 1, told);
@@ -129,9 +117,7 @@ fn active_ones_first_then_by_priority() {
 
 #[test]
 fn what_preempts_all_that_is_active_has_a_list_register() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     vgic.write_distributor(0x304, Width::Word, 0b11, told);
     vgic.set_line(Line::Spi(34), true, told).unwrap();
     // 34, 33, 32.
@@ -154,9 +140,7 @@ fn what_preempts_all_that_is_active_has_a_list_register() {
 
 #[test]
 fn what_is_pending_again_waits_with_the_others() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     edge(&vgic, 32);
     edge(&vgic, 33);
     vgic.write_distributor(0x304, Width::Word, 1, told);
@@ -173,9 +157,7 @@ fn what_is_pending_again_waits_with_the_others() {
 
 #[test]
 fn the_guest_is_left_in_time_for_what_waits() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     for intid in 32..36 {
         edge(&vgic, intid);
     }
@@ -200,9 +182,7 @@ fn the_guest_is_left_in_time_for_what_waits() {
 
 #[test]
 fn the_only_list_register_says_when_it_is_free() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     edge(&vgic, 32);
     vgic.pulse(Line::Spi(32), told).unwrap();
     let (_, _, entries) = flush(&vgic, 0, 1);
@@ -216,9 +196,7 @@ fn the_only_list_register_says_when_it_is_free() {
 
 #[test]
 fn ends_without_a_list_register_are_of_the_most_urgent() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     vgic.write_distributor(0x420, Width::Word, 0x20_40_60_80, told);
     vgic.write_distributor(0x304, Width::Word, 0xf, told);
     let (listed, underflow, entries) = flush(&vgic, 0, 2);
@@ -236,9 +214,7 @@ fn ends_without_a_list_register_are_of_the_most_urgent() {
 
 #[test]
 fn a_level_is_ended_by_what_the_list_register_had() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     for intid in [32, 33] {
         vgic.set_resample(Line::Spi(intid), true).unwrap();
     }
@@ -256,9 +232,7 @@ fn a_level_is_ended_by_what_the_list_register_had() {
 
 #[test]
 fn who_asked_learns_of_the_end_of_a_level() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     vgic.set_resample(Line::Spi(32), true).unwrap();
     vgic.set_resample(Line::Ppi { vcpu: 0, intid: 30 }, true).unwrap();
     for line in [Line::Spi(32), Line::Spi(33), Line::Ppi { vcpu: 0, intid: 30 }] {
@@ -283,9 +257,7 @@ fn who_asked_learns_of_the_end_of_a_level() {
 
 #[test]
 fn an_active_spi_stays_with_who_has_it() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     edge(&vgic, 32);
     vgic.pulse(Line::Spi(32), told).unwrap();
     let (_, _, entries) = flush(&vgic, 0, 4);
@@ -307,9 +279,7 @@ fn an_active_spi_stays_with_who_has_it() {
 
 #[test]
 fn an_active_state_that_is_written_outlives_the_list_register() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     vgic.write_distributor(0x304, Width::Word, 1, told);
     let (listed, _, entries) = flush(&vgic, 0, 4);
     assert_eq!(listed, [(32, ACTIVE)]);
@@ -323,9 +293,7 @@ fn an_active_state_that_is_written_outlives_the_list_register() {
 
 #[test]
 fn entries_that_were_never_offered_change_nothing() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     vgic.set_line(Line::Spi(32), true, told).unwrap();
     let (_, _, entries) = flush(&vgic, 0, 4);
     // Another vCPU's, one that there is not, and one that is in no list register.
@@ -338,9 +306,7 @@ fn entries_that_were_never_offered_change_nothing() {
 
 #[test]
 fn a_vcpu_is_flushed_once_before_it_is_synced() {
-    let (vcpus, spis) = (vcpus(), spis());
-    let vgic = running(&vcpus, &spis);
-    let told = &mut Told::default();
+    let (vgic, told) = four();
     vgic.set_line(Line::Spi(32), true, told).unwrap();
     let (listed, _, entries) = flush(&vgic, 0, 4);
     assert_eq!(listed, [(32, PENDING)]);

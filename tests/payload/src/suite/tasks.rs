@@ -256,17 +256,13 @@ impl Hypervisor for Shared {
         Ok([0; 8])
     }
 
-    fn vcpu_run(&self, _: RunFlags, _: [u64; 4]) -> Result<Exit, Error> {
-        Err(Error::NotLoaded)
-    }
-
     fn vcpu_run_with(
         &self,
-        flags: RunFlags,
-        answer: [u64; 4],
+        _: RunFlags,
+        _: [u64; 4],
         _: &[Entry],
     ) -> Result<(Exit, States), Error> {
-        self.vcpu_run(flags, answer).map(|exit| (exit, States::default()))
+        Err(Error::NotLoaded)
     }
 }
 
