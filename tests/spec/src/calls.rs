@@ -28,15 +28,12 @@ pub struct Outcome {
 
 impl Outcome {
     /// It does what it is asked, and changes no page.
-    pub(crate) fn done() -> Self {
-        Self::ok()
-    }
-
-    fn ok() -> Self {
+    pub(crate) fn ok() -> Self {
         Self { result: Ok(()), x1: None, x2: None, changes: Changes::new() }
     }
 
-    fn refused(error: Error) -> Self {
+    /// It is refused, and nothing changes.
+    pub(crate) fn refused(error: Error) -> Self {
         Self { result: Err(error), ..Self::ok() }
     }
 

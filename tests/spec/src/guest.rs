@@ -237,9 +237,7 @@ impl Spec {
                         }
                         vm.move_page(&self.platform, lower, ipa);
                         vm.aliased.insert(lower);
-                        for vcpu in vm.vcpus.values_mut().filter(|vcpu| vcpu.told == Some(ipa)) {
-                            vcpu.told = None;
-                        }
+                        vm.forget_told(ipa);
                         becomes(page, shared)
                     }
                     _ => refused,
@@ -247,10 +245,7 @@ impl Spec {
             }
             (GuestFunction::MemShare, None) if !device && !aliased => Answer::again(Reason::Fault),
             (GuestFunction::MemShare, Some(page)) if now == Some(own) => {
-                // The host may use it anew: what it was told before is old.
-                for vcpu in vm.vcpus.values_mut().filter(|vcpu| vcpu.told == Some(ipa)) {
-                    vcpu.told = None;
-                }
+                vm.forget_told(ipa);
                 becomes(page, shared)
             }
             (GuestFunction::MemRelinquish, Some(_))

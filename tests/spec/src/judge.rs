@@ -229,7 +229,7 @@ impl Spec {
                     return Err(differ("the host is live and traps all the same".to_owned()));
                 }
                 self.cpus[cpu].fp = fp.map(|fp| fp.host_trap(sme, held));
-                nothing()
+                Outcome::ok()
             }
             Some(Kind::HostFault) => {
                 self.judged_fault(record).map_err(differ)?;
@@ -245,7 +245,7 @@ impl Spec {
             }
             Some(Kind::ImplicitPut) => {
                 self.put(cpu);
-                nothing()
+                Outcome::ok()
             }
             Some(Kind::Reset) => {
                 let [vqs, vq, svqs, svq, ..] = record.args;
@@ -255,7 +255,7 @@ impl Spec {
                 this.svqs = VqSet::from_bits(svqs as u16);
                 this.held = Held { vq: vq as u8, svq: svq as u8 };
                 this.fp = Some(Fp::RESET);
-                nothing()
+                Outcome::ok()
             }
         };
         self.compare(cpu, record, &outcome).map_err(differ)
@@ -274,7 +274,7 @@ impl Spec {
                 };
                 self.call(cpu, &call, choice)
             }
-            Err(error) => Outcome { result: Err(error), ..nothing() },
+            Err(error) => Outcome::refused(error),
         }
     }
 
@@ -349,7 +349,7 @@ impl Spec {
 
     fn judged_run(&mut self, cpu: usize, record: &Record) -> Result<Outcome, String> {
         let [flags, hint, opened, word, states, ..] = record.args;
-        let refused = |error| Ok(Outcome { result: Err(error), ..nothing() });
+        let refused = |error| Ok(Outcome::refused(error));
         let Some((slot, index)) = self.cpus[cpu].loaded else { return refused(Error::NotLoaded) };
         let vm::Vm { policy, ended, protected, .. } = self.vms[usize::from(slot)];
         let alias_bit = self.platform.alias_bit;
@@ -363,7 +363,7 @@ impl Spec {
         let info = ExitInfo::from_register(record.results[0]);
         if vcpu.broken {
             return match info.reason() {
-                Some(Reason::Broken) => Ok(nothing()),
+                Some(Reason::Broken) => Ok(Outcome::ok()),
                 _ => Err("a vCPU runs that can't go on".to_owned()),
             };
         }
@@ -414,7 +414,7 @@ impl Spec {
             }
             _ => {}
         }
-        let Some(fp) = self.cpus[cpu].fp else { return Ok(nothing()) };
+        let Some(fp) = self.cpus[cpu].fp else { return Ok(Outcome::ok()) };
         vcpu.broken = info.reason() == Some(Reason::Broken);
         let hint = HostFlags::from_bits_truncate(hint);
         let possible = fp.run(hint, opened, vcpu.features, policy, self.cpus[cpu].held);
@@ -427,7 +427,7 @@ impl Spec {
         if record.result == SUCCESS as u64 && word != expected {
             return Err(format!("hyp's word is {word:#x}, should be {expected:#x}"));
         }
-        Ok(nothing())
+        Ok(Outcome::ok())
     }
 
     /// All that the GIC's registers do to pages: those of a table of the host's are nobody's to give away any more.
@@ -468,10 +468,6 @@ fn is_hyps(x0: u64, protected: bool, aarch32: bool) -> bool {
         0xc600_0000..=0xc6ff_ffff => protected && !aarch32,
         _ => false,
     }
-}
-
-fn nothing() -> Outcome {
-    Outcome { result: Ok(()), x1: None, x2: None, changes: Changes::new() }
 }
 
 fn compare_changes(record: &Record, expected: &Changes) -> Result<(), String> {

@@ -25,7 +25,7 @@ impl Offer {
 
     /// Whether a run with these flags can have it.
     pub fn is_good(&self, flags: RunFlags) -> bool {
-        let count = flags.bits() as usize >> 8 & 0x1f;
+        let count = entries(flags);
         if count > usize::from(self.interface.registers).min(16) {
             return false;
         }
@@ -52,7 +52,7 @@ impl Offer {
     ///
     /// What can't have.
     pub fn can_become(&self, flags: RunFlags, x8: u64) -> Result<(), String> {
-        let count = flags.bits() as usize >> 8 & 0x1f;
+        let count = entries(flags);
         if x8 >> 37 != 0 || (x8 & 0xffff_ffff) >> (2 * count) != 0 {
             return Err(format!("{count} interrupts become {x8:#x}"));
         }
@@ -70,6 +70,11 @@ impl Offer {
         }
         Ok(())
     }
+}
+
+/// How many entries these flags say there are.
+fn entries(flags: RunFlags) -> usize {
+    flags.bits() as usize >> 8 & 0x1f
 }
 
 #[cfg(test)]

@@ -68,6 +68,6 @@ impl Spec {
             },
             _ => return Err(Error::BadRegister),
         }
-        Ok(Outcome::done())
+        Ok(Outcome::ok())
     }
 }

@@ -196,6 +196,13 @@ impl Vm {
         self.map(platform, to, page, 1);
     }
 
+    /// A page is shared: the host may use it anew, and what it was told before is old.
+    pub fn forget_told(&mut self, ipa: u64) {
+        for vcpu in self.vcpus.values_mut().filter(|vcpu| vcpu.told == Some(ipa)) {
+            vcpu.told = None;
+        }
+    }
+
     /// Enrols a page.
     pub fn enrol(&mut self, platform: &Platform, ipa: u64) {
         self.tables.extend(Self::tables_of(platform, ipa));
