@@ -1,6 +1,9 @@
 //! Pages at their aliases.
 
+use super::super::machine::ALIAS_BIT;
+use super::sim::ipa;
 use super::*;
+use umbra_shared::error::Error;
 
 /// One page of a guest's block is shared at its alias, comes back, and is given up from there.
 #[test]

@@ -1,6 +1,9 @@
 //! Blocks: made, cut, joined, and what TLBs are told meanwhile.
 
+use super::sim::{Memory, ipa};
 use super::*;
+use crate::memory::handover::Hands as _;
+use umbra_shared::error::Error;
 
 const BLOCK: u64 = BLOCK_BYTES / PAGE_BYTES;
 
@@ -185,7 +188,7 @@ fn what_a_guest_shares_makes_no_block() {
 /// An interrupt waits: what is done by then is the guest's, the rest the host's, and the next call goes on.
 #[test]
 fn a_call_that_is_stopped_goes_on() {
-    const STRETCH: u64 = <Memory as Hands>::STRETCH as u64;
+    const STRETCH: u64 = Memory::STRETCH as u64;
     let mut story = Story::protected();
     story.must(0, Ask::Patience(0));
     let mut done = 0;
