@@ -21,27 +21,36 @@
     ret
 .endm
 
-// `iterations` times `work` (up to three instructions).
-.macro  bench_loop name:req, first:vararg
+// What is measured is between these two: `iterations` times. Leaves what the counter went on by in x0.
+.macro  measured name:req
     .global umbra_guest_bench_\name
     .global umbra_guest_begin_\name
     .global umbra_guest_end_\name
-umbra_guest_bench_\name:
-    enter_loop
-    mov     x22, #{DEVICE}
     isb
     mrs     x21, cntvct_el0
 umbra_guest_begin_\name:
-    \first
 .endm
 
-.macro  bench_loop_end name:req
+.macro  measured_end name:req
     subs    x20, x20, #1
     b.ne    umbra_guest_begin_\name
 umbra_guest_end_\name:
     isb
     mrs     x0, cntvct_el0
     sub     x0, x0, x21
+.endm
+
+// `iterations` times `work` (up to three instructions).
+.macro  bench_loop name:req, first:vararg
+umbra_guest_bench_\name:
+    enter_loop
+    mov     x22, #{DEVICE}
+    measured \name
+    \first
+.endm
+
+.macro  bench_loop_end name:req
+    measured_end \name
     leave_loop
 .endm
 
@@ -119,26 +128,16 @@ handler edge, nop
 // `iterations` times `order` and the interrupt that comes of it, after a first time that doesn't count: from then on each
 // turn begins with what the one before has left to the host.
 .macro  interrupt_loop name:req, handler:req, order:vararg
-    .global umbra_guest_bench_\name
-    .global umbra_guest_begin_\name
-    .global umbra_guest_end_\name
 umbra_guest_bench_\name:
     enter_interrupts \handler
     \order
 5:  cbz     x23, 5b
     mov     x23, #0
-    isb
-    mrs     x21, cntvct_el0
-umbra_guest_begin_\name:
+    measured \name
     \order
 3:  cbz     x23, 3b
     mov     x23, #0
-    subs    x20, x20, #1
-    b.ne    umbra_guest_begin_\name
-umbra_guest_end_\name:
-    isb
-    mrs     x0, cntvct_el0
-    sub     x0, x0, x21
+    measured_end \name
     msr     daifset, #2
     msr     vbar_el1, x22
     isb

@@ -130,10 +130,7 @@ impl Interrupted {
     /// Executes an instruction and returns x0.
     #[track_caller]
     pub fn exec(&self, instruction: u32, value: u64) -> u64 {
-        match self.attempt(instruction, value) {
-            Event::Done(x) => x[0],
-            event => panic!("guest executing {instruction:#010x}: {event:x?}"),
-        }
+        self.attempt(instruction, value).executed(instruction)
     }
 
     /// MRS.

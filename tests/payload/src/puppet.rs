@@ -659,10 +659,7 @@ impl Puppet {
     /// Executes an instruction and returns x0.
     #[track_caller]
     pub fn exec(&self, instruction: u32, value: u64) -> u64 {
-        match self.attempt(instruction, value) {
-            Event::Done(x) => x[0],
-            event => panic!("guest executing {instruction:#010x}: {event:x?}"),
-        }
+        self.attempt(instruction, value).executed(instruction)
     }
 
     /// Executes an instruction that must be UNDEFINED.
@@ -729,6 +726,15 @@ impl Event {
             }
             (Some(Reason::Hvc), IRQ) => Self::Interrupt { intid: x0 },
             _ => Self::Exit(exit),
+        }
+    }
+
+    /// An instruction has been executed: x0.
+    #[track_caller]
+    pub fn executed(self, instruction: u32) -> u64 {
+        match self {
+            Self::Done(x) => x[0],
+            event => panic!("guest executing {instruction:#010x}: {event:x?}"),
         }
     }
 
