@@ -72,9 +72,11 @@ impl Control {
     /// Whether this interrupt may come to it: if that is 1 of N, whether it is one of the N (IHI 0069: GICR_CTLR.DPG*,
     /// GICR_WAKER.ProcessorSleep).
     pub(super) const fn takes(self, word: Word) -> bool {
+        if !word.contains(Word::IRM) {
+            return true;
+        }
         let disabled = if word.contains(Word::GROUP1) { Self::DPG1NS } else { Self::DPG0 };
-        let excepted = Self::OFF.union(Self::PROCESSOR_SLEEP).union(disabled);
-        !word.contains(Word::IRM) || !self.intersects(excepted)
+        !self.intersects(Self::OFF.union(Self::PROCESSOR_SLEEP).union(disabled))
     }
 }
 
