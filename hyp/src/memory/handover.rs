@@ -11,7 +11,8 @@
 //! them all, and TLBs and devices are waited for once. What costs as much for each is done in stretches of
 //! [`Hands::STRETCH`]: behind each it is asked whether somebody waits for the CPU, and what is left then goes back
 //! to whom it was taken from. So the time without interrupts doesn't grow with the range, and who asked for
-//! it asks again for the rest.
+//! it asks again for the rest. Nor does it grow where a VM's pages lie side by side that were different things to it:
+//! each change of what they were counts as a page.
 //!
 //! The steps themselves are behind [`Hands`]: page tables and cache maintenance on the target, a
 //! memory with caches in the tests.
@@ -176,12 +177,12 @@ pub fn reclaim<H: Hands>(
     // Wiped, and not yet given.
     let mut wiped: Option<PageRange> = None;
     'all: while done < pages.count() {
-        let stretch = pages.split_at(done).1.split_at(H::STRETCH).0;
-        let end = done + stretch.count();
-        while done < end {
-            let rest = pages.split_at(end).0.split_at(done).1;
+        let mut left = H::STRETCH;
+        while left != 0 && done < pages.count() {
+            let rest = pages.split_at(done).1.split_at(left).0;
             let Some((was, part)) = own(hands, rest) else { break 'all };
             done += part.count();
+            left = left.saturating_sub(part.count() + 1);
             if wipe_for_host(hands, part, was) {
                 wiped = Some(wiped.map_or(part, |wiped| wiped.and(part)));
             } else {

@@ -269,7 +269,8 @@ impl Spec {
                 if theirs == 0 {
                     return Err(Error::NotOwned);
                 }
-                let done = self.done(theirs, choice.x2);
+                let (told, stretches) = (choice.x2, self.stretches(range.start, theirs));
+                let done = if stretches.contains(&told) { told } else { theirs };
                 let vm = &mut self.vms[usize::from(slot)];
                 vm.pages_out -= done;
                 if vm.pages_out == 0 {
@@ -379,6 +380,22 @@ impl Spec {
     fn done(&self, count: u64, told: u64) -> u64 {
         let stopped = told != 0 && told < count && told.is_multiple_of(self.platform.stretch);
         if stopped { told } else { count }
+    }
+
+    /// Where hyp may stop that reclaims these pages. Where the next page has been something else, that counts as one more.
+    fn stretches(&self, first: u64, count: u64) -> Vec<u64> {
+        let state = |n| self.memory.get(first + n).map(|owner| owner.state);
+        let is_other = |n| state(n) != state(n - 1);
+        let (mut stops, mut cost) = (Vec::new(), 1);
+        for n in 1..count {
+            cost += u64::from(is_other(n));
+            if cost >= self.platform.stretch {
+                stops.push(n);
+                cost = 0;
+            }
+            cost += 1;
+        }
+        stops
     }
 
     fn donate(&self, pages: UntrustedPages, slot: u8) -> Result<Changes, Error> {

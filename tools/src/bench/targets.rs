@@ -75,9 +75,7 @@ pub fn all(rows: &[Row], features: &Features) -> Vec<Target> {
     add("a page of 2 MiB, put in place for a normal VM", 60.0, page("map_range", "normal"));
     add("  for a protected VM, zeroed", 700.0, page("map_range", "protected"));
     add("  reclaimed of a protected VM", 700.0, page("reclaim_range", "protected"));
-    let masked = rows.iter().filter(|row| {
-        matches!(row.name.as_str(), "masked_vm_map" | "masked_vm_unmap" | "masked_vm_reclaim")
-    });
+    let masked = rows.iter().filter(|row| row.name.starts_with("masked_"));
     let longest = masked.map(|row| row.instructions).reduce(f64::max);
     add("  before it is asked whether an interrupt waits", MASKED_INSTRUCTIONS as f64, longest);
     let calls = rows.iter().filter(|row| row.name == "build_512_mib");
