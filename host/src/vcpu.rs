@@ -32,7 +32,7 @@ use umbra_shared::{
     call::{Start, VcpuIndex, VmHandle},
     error::Error,
     exit::{ExitInfo, MmioAccess, Reason, RunFlags, SystemEvent},
-    interrupt::{Entry, MAX_ENTRIES, States},
+    interrupt::{Entry, MAX_ENTRIES, Signalled, States},
     vcpu::VcpuFeatures,
 };
 
@@ -95,8 +95,9 @@ pub trait ExitHandler {
         access: MmioAccess,
         data: u64,
     ) -> ControlFlow<Self::Stop, MmioAnswer>;
-    /// The guest waits for an interrupt, and its GIC has none for it.
-    fn wfi(&mut self) -> ControlFlow<Self::Stop> {
+    /// The guest waits for an interrupt, and its GIC has none that its interface signals
+    /// ([`Vgic::has_interrupt`](crate::vgic::Vgic::has_interrupt)).
+    fn wfi(&mut self, _signalled: Signalled) -> ControlFlow<Self::Stop> {
         ControlFlow::Continue(())
     }
     /// The guest accessed nothing in a way that can't be emulated, or a protected guest its own memory that is not
@@ -387,8 +388,9 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
     ) -> ControlFlow<X::Stop> {
         match reason {
             Some(Reason::Wfi) => {
-                if !gic.has_interrupt() {
-                    handler.wfi()?;
+                let signalled = Signalled::of(a);
+                if !gic.has_interrupt(signalled) {
+                    handler.wfi(signalled)?;
                 }
             }
             Some(Reason::Fault) => self.answer_supply(handler.fault(a)?),

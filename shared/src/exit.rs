@@ -15,7 +15,7 @@
 //! | `Irq` | - | a physical interrupt is pending for the host |
 //! | `Hvc` | guest x0 | x3-x7: guest x1-x5 |
 //! | `Mmio` | guest-physical address | x3: data of a write |
-//! | `Wfi` | - | the guest waits for an interrupt |
+//! | `Wfi` | [`Signalled`](crate::interrupt::Signalled) | the guest waits for an interrupt: one of these |
 //! | `Fault` | guest-physical address | nothing is mapped there and the access can't be emulated (a fetch, a pair, a cache operation), or is a protected guest's and no device's: then it is the page's address and nothing more. Map it and run again |
 //! | `Sgi` | value written | x3: to ICC_SGI1R_EL1 (0), ICC_ASGI1R_EL1 (1) or ICC_SGI0R_EL1 (2) |
 //! | `Relinquished` | guest-physical address | x3: the page, which is the host's again |

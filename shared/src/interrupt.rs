@@ -75,6 +75,36 @@ impl Entry {
     }
 }
 
+flag_set! {
+    /// What the guest's CPU interface signals to its vCPU: x2 of [`Reason::Wfi`](crate::exit::Reason), where
+    /// ICH_VMCR_EL2 has it.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Signalled: u64 {
+        /// Interrupts of group 0 (ICC_IGRPEN0_EL1).
+        const GROUP0 = 1 << 0;
+        /// Interrupts of group 1 (ICC_IGRPEN1_EL1).
+        const GROUP1 = 1 << 1;
+        /// Bits 31:24: those whose priority is a lower number (ICC_PMR_EL1).
+        const PRIORITY_MASK = 0xff << 24;
+    }
+}
+
+impl Signalled {
+    /// All but those of the lowest priority there is.
+    pub const ALL: Self = Self::GROUP0.union(Self::GROUP1).union(Self::PRIORITY_MASK);
+
+    /// As ICH_VMCR_EL2 says it.
+    pub const fn of(vmcr: u64) -> Self {
+        Self::from_bits_truncate(vmcr)
+    }
+
+    /// Whether an interrupt that is pending is signalled: if not, a vCPU in WFI sleeps on.
+    pub const fn is_signalled(self, group1: bool, priority: u8) -> bool {
+        let group = if group1 { Self::GROUP1 } else { Self::GROUP0 };
+        self.intersects(group) && (priority as u64) < self.bits() >> 24
+    }
+}
+
 /// The State field of a list register.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u64)]

@@ -17,7 +17,7 @@ use std::{cell::RefCell, collections::VecDeque, vec::Vec};
 use umbra_shared::{
     call::Call,
     flags::{FlagShadowPage, HostFlags, HypFlags},
-    interrupt::State,
+    interrupt::{Signalled, State},
 };
 
 /// What VCPU_RUN was given, beside what the host looked like.
@@ -150,7 +150,7 @@ impl ExitHandler for Vmm {
     fn virtual_timer(&mut self) {
         self.log.push("timer");
     }
-    fn wfi(&mut self) -> ControlFlow<u64> {
+    fn wfi(&mut self, _: Signalled) -> ControlFlow<u64> {
         self.log.push("wfi");
         ControlFlow::Continue(())
     }
@@ -309,7 +309,7 @@ fn all_that_fit_go_in_and_what_is_left_goes_in_again() {
     ];
     assert_eq!(offered(&run), expected);
     assert!(run.host.timer_masks.is_empty());
-    assert!(!run.gic.has_interrupt());
+    assert!(!run.gic.has_interrupt(Signalled::ALL));
 }
 
 /// More than there are list registers for.
@@ -405,7 +405,7 @@ fn a_vcpu_that_goes_off_takes_its_timer_with_it() {
     let off = Ok(Exit { info: ExitInfo::new(Reason::CpuOff, ExitInfo::VTIMER), data: [0; 6] });
     let run = run(&[], OURS, &[off]);
     assert_eq!(run.result, Ok(0x0ff));
-    assert!(!run.gic.has_interrupt(), "its line is down");
+    assert!(!run.gic.has_interrupt(Signalled::ALL), "its line is down");
 }
 
 #[test]
@@ -417,14 +417,36 @@ fn a_refused_run_loses_no_interrupt_and_no_answer() {
     let exits = [Err(Error::Busy)];
     let refused = self::run(&[40], OURS, &exits);
     assert_eq!(offered(&refused), [[(40, Pending)]]);
-    assert!(refused.gic.has_interrupt(), "it waits as before");
+    assert!(refused.gic.has_interrupt(Signalled::ALL), "it waits as before");
 }
 
 #[test]
 fn wfi_with_an_interrupt_waiting_does_not_wait() {
-    let exits = [exit(Reason::Wfi, 0, [0; 2]), exit(Reason::Wfi, ExitInfo::VTIMER, [0; 2]), done()];
+    let all = [Signalled::ALL.bits(), 0];
+    let exits = [exit(Reason::Wfi, 0, all), exit(Reason::Wfi, ExitInfo::VTIMER, all), done()];
     let run = run(&[], OURS, &exits);
     assert_eq!(run.log, ["wfi", "timer", "hvc"]);
+}
+
+#[test]
+fn wfi_waits_for_what_the_guests_interface_signals() {
+    const GROUP1: u64 = Signalled::GROUP1.bits();
+    let mask = |priority: u64| priority << 24;
+    // One of group 1 waits with priority 0x80.
+    for (signalled, waits) in [
+        (mask(0xf8) | GROUP1, false),
+        (mask(0x88) | GROUP1, false),
+        (mask(0x80) | GROUP1, true),
+        (GROUP1, true),
+        (mask(0xf8) | Signalled::GROUP0.bits(), true),
+        (0, true),
+    ] {
+        let pending = States::default().with(0, State::Pending).register();
+        let info = ExitInfo::new(Reason::Wfi, 0);
+        let exits = [Ok(Exit { info, data: [signalled, 0, 0, 0, 0, pending] }), done()];
+        let run = run(&[40], OURS, &exits);
+        assert_eq!(run.log.contains(&"wfi"), waits, "{signalled:#x}");
+    }
 }
 
 #[test]
@@ -487,13 +509,13 @@ fn the_guests_power_is_told() {
 fn a_reset_forgets_what_was_open() {
     let exits = [exit(Reason::Irq, ExitInfo::VTIMER, [0; 2]), Err(Error::Busy)];
     let Run { mut vcpu, mut gic, .. } = run(&[], OURS, &exits);
-    assert!(gic.has_interrupt());
+    assert!(gic.has_interrupt(Signalled::ALL));
     let hyp = Refusing;
     let start = Start::At { entry: 0x8000_0000, argument: 1 };
     assert_eq!(vcpu.reset(&hyp, &mut gic, start), Err(Error::Protected));
-    assert!(gic.has_interrupt(), "a refused reset changes nothing");
+    assert!(gic.has_interrupt(Signalled::ALL), "a refused reset changes nothing");
     assert_eq!(vcpu.reset(&hyp, &mut gic, Start::Off), Ok(()));
-    assert!(!gic.has_interrupt() && vcpu.flags.is_empty());
+    assert!(!gic.has_interrupt(Signalled::ALL) && vcpu.flags.is_empty());
 }
 
 /// Takes vCPUs that are off for normal ones.

@@ -2,7 +2,7 @@
 
 use super::{Events, Flushed, Line, Refused, SgiRegister, Vgic};
 use crate::vcpu::VTIMER_INTID;
-use umbra_shared::interrupt::{Entry, MAX_ENTRIES, States};
+use umbra_shared::interrupt::{Entry, MAX_ENTRIES, Signalled, States};
 
 /// The interrupts of one vCPU, and whom to tell of what comes of them.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl<'g, E: Events> Interface<'g, E> {
     }
 
     /// Whether the vCPU would find an interrupt if it ran: it need not wait in WFI.
-    pub fn has_interrupt(&self) -> bool {
-        self.vgic.has_interrupt(self.vcpu)
+    pub fn has_interrupt(&self, signalled: Signalled) -> bool {
+        self.vgic.has_interrupt(self.vcpu, signalled)
     }
 }

@@ -6,7 +6,7 @@ use super::{
     word::Word,
 };
 use core::sync::atomic::Ordering::SeqCst;
-use umbra_shared::interrupt::{Entry, MAX_ENTRIES, State, States};
+use umbra_shared::interrupt::{Entry, MAX_ENTRIES, Signalled, State, States};
 
 /// What goes into list registers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -315,15 +315,18 @@ impl Vgic<'_> {
         self.vcpus.get(vcpu).is_some_and(|own| !own.due.is_empty())
     }
 
-    /// Whether a vCPU that waits (WFI) has something to do: an interrupt that is pending, enabled and of an enabled group.
-    /// One whose redistributor is asleep is to be woken for it (IHI 0069, chapter 11: a wake request).
-    pub fn has_interrupt(&self, vcpu: usize) -> bool {
+    /// Whether a vCPU that waits (WFI) has something to do: an interrupt that is pending, enabled and of an enabled group,
+    /// and that its interface would signal, as the exit said. One whose redistributor is asleep is to be woken
+    /// for it (IHI 0069, chapter 11: a wake request).
+    pub fn has_interrupt(&self, vcpu: usize, signalled: Signalled) -> bool {
         let Some(own) = self.vcpus.get(vcpu) else { return false };
         own.due.iter().any(|intid| {
             self.cell(vcpu, intid).is_some_and(|cell| {
                 let word = cell.get();
                 let free = !word.intersects(Word::ACTIVE | Word::FLIGHT);
-                free && self.is_forwarded(vcpu, word, false)
+                let group1 = word.contains(Word::GROUP1);
+                free && signalled.is_signalled(group1, word.priority())
+                    && self.is_forwarded(vcpu, word, false)
             })
         })
     }

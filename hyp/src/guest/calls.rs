@@ -149,7 +149,7 @@ fn psci(vcpu: &mut Vcpu, vm: VmId, index: usize, action: Action) -> Outcome {
             0
         }
         Action::Standby => {
-            exit = Some(Exit::new(Reason::Wfi, [0; 6]));
+            exit = Some(Exit::wfi());
             0
         }
         Action::AffinityInfo { target } => match slots::affinity_info(vm, target) {

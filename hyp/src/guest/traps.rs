@@ -20,7 +20,7 @@ pub fn synchronous(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
     match syndrome::class(esr) {
         ec::WFX => {
             step_over(vcpu, esr);
-            Some(Exit::new(Reason::Wfi, [0; 6]))
+            Some(Exit::wfi())
         }
         ec::SYSREG => system_register(vcpu, esr),
         _ => {

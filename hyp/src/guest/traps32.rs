@@ -25,7 +25,7 @@ pub fn synchronous(vcpu: &mut Vcpu, esr: u64) -> Option<Exit> {
     match syndrome::class(esr) {
         ec::WFX => {
             step_over(vcpu, esr);
-            Some(Exit::new(Reason::Wfi, [0; 6]))
+            Some(Exit::wfi())
         }
         _ => match Coprocessor::new(esr) {
             Some(instruction) => coprocessor(vcpu, esr, instruction),

@@ -7,7 +7,7 @@ use crate::arch::sysreg::*;
 use crate::world::entries::{self, ListRegisters};
 use umbra_shared::error::Error;
 use umbra_shared::exit::RunFlags;
-use umbra_shared::interrupt::{Interface, MAX_ENTRIES, States};
+use umbra_shared::interrupt::{Interface, MAX_ENTRIES, Signalled, States};
 
 /// A guest's virtual timer.
 #[derive(Clone, Debug, Default)]
@@ -85,6 +85,11 @@ pub fn leave_timer(guest: &mut Timer, host: [u64; 2]) -> bool {
         clear_cnthp_ctl_el2();
     }
     ctl & (TIMER_ENABLE | TIMER_IMASK | TIMER_ISTATUS) == TIMER_ENABLE | TIMER_ISTATUS
+}
+
+/// What the interface of the guest whose registers this CPU has signals to it.
+pub fn signalled() -> Signalled {
+    Signalled::of(read_ich_vmcr_el2())
 }
 
 impl VirtualGic {

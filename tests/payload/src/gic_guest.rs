@@ -27,12 +27,14 @@ use umbra_shared::{
     call::{Start, UntrustedAffinity, VcpuIndex, VmConfig},
     exit::{MmioAccess, SystemEvent},
     flags::{FlagShadowPage, HostFlags},
+    interrupt::Signalled,
     vcpu::VcpuFeatures,
 };
 
 const DONE: u64 = 0x600d;
 const FAILED: u64 = 0xbad;
 /// PSCI CPU_OFF.
+pub const CPU_SUSPEND: u64 = 0x8400_0001;
 pub const CPU_OFF: u64 = 0x8400_0002;
 
 global_asm!(include_str!("gic_guest.S"), DONE = const DONE, FAILED = const FAILED);
@@ -428,9 +430,9 @@ impl ExitHandler for Vmm<'_> {
         ControlFlow::Continue(MmioAnswer::Written)
     }
 
-    fn wfi(&mut self) -> ControlFlow<Left> {
+    fn wfi(&mut self, signalled: Signalled) -> ControlFlow<Left> {
         self.board.waits[self.vcpu].fetch_add(1, SeqCst);
-        let there = || self.board.vgic.has_interrupt(self.vcpu);
+        let there = || self.board.vgic.has_interrupt(self.vcpu, signalled);
         assert!(timer::wait_until(PATIENCE, there), "vCPU {} waits for nothing", self.vcpu);
         ControlFlow::Continue(())
     }

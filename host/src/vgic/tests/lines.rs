@@ -9,13 +9,13 @@ fn a_line_kicks_whom_it_is_routed_to() {
     assert_eq!(told.kicked(), [], "nothing waits");
     vgic.set_line(Line::Spi(33), true, told).unwrap();
     assert_eq!(told.kicked(), [3]);
-    assert!(vgic.has_interrupt(3) && !vgic.has_interrupt(0));
+    assert!(vgic.has_interrupt(3, Signalled::ALL) && !vgic.has_interrupt(0, Signalled::ALL));
     vgic.set_line(Line::Ppi { vcpu: 2, intid: 27 }, true, told).unwrap();
     assert_eq!(told.kicked(), [2]);
     // Routed elsewhere, it goes there; where nobody is, nobody has it.
     vgic.write_distributor(0x6000 + 8 * 33, Width::Word, 0x00_01_00, told);
     assert_eq!(told.kicked(), [2]);
-    assert!(!vgic.has_interrupt(3));
+    assert!(!vgic.has_interrupt(3, Signalled::ALL));
     vgic.write_distributor(0x6000 + 8 * 33, Width::Word, 0x05, told);
     assert_eq!(told.kicked(), []);
     assert_eq!(vgic.read_distributor(0x6000 + 8 * 33, Width::Doubleword), 5);
@@ -45,7 +45,7 @@ fn what_has_no_line_is_refused() {
     let mut entries = [Entry::default(); 4];
     assert_eq!(vgic.flush(4, &mut entries, told), Err(Refused::NoVcpu));
     assert_eq!(vgic.sync(4, &[], States::default(), told), Err(Refused::NoVcpu));
-    assert!(!vgic.has_interrupt(4));
+    assert!(!vgic.has_interrupt(4, Signalled::ALL));
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn a_register_for_group_0_sends_nothing_of_group_1() {
 #[test]
 fn one_of_n_goes_to_who_takes_it() {
     let (vgic, told) = four();
-    let has = |v| vgic.has_interrupt(v);
+    let has = |v| vgic.has_interrupt(v, Signalled::ALL);
     vgic.write_distributor(0x6000 + 8 * 32, Width::Word, 1 << 31, told);
     // Three are none of the N, each in its way.
     vgic.write_redistributor(0, 0, Width::Word, 1 << 25, told);
@@ -132,7 +132,7 @@ fn a_redistributor_that_sleeps_wakes_its_vcpu_and_forwards_nothing() {
     vgic.write_redistributor(0, 0x14, Width::Word, 2, told);
     assert_eq!(vgic.read_redistributor(0, 0x14, Width::Word), 6, "ChildrenAsleep at once");
     vgic.set_line(Line::Spi(32), true, told).unwrap();
-    assert!(vgic.has_interrupt(0) && told.kicked() == [0]);
+    assert!(vgic.has_interrupt(0, Signalled::ALL) && told.kicked() == [0]);
     let (listed, _, entries) = flush(&vgic, 0, 4);
     assert_eq!(listed, []);
     vgic.sync(0, &entries, States::default(), told).unwrap();
@@ -146,7 +146,7 @@ fn a_group_that_is_disabled_waits_and_kicks_when_it_is_enabled() {
     let (vgic, told) = four();
     vgic.write_distributor(0, Width::Word, 1, told);
     vgic.set_line(Line::Spi(32), true, told).unwrap();
-    assert!(!vgic.has_interrupt(0));
+    assert!(!vgic.has_interrupt(0, Signalled::ALL));
     let (listed, _, entries) = flush(&vgic, 0, 4);
     assert_eq!(listed, []);
     vgic.sync(0, &entries, States::default(), told).unwrap();

@@ -6,7 +6,7 @@ use crate::vgic::{
     outside::Frame,
     registers::{Width, wants_rest},
 };
-use umbra_shared::interrupt::{Entry, MAX_ENTRIES, State, States};
+use umbra_shared::interrupt::{Entry, MAX_ENTRIES, Signalled, State, States};
 
 /// What happens to a VM.
 #[derive(Clone, Copy, Debug)]
@@ -164,8 +164,9 @@ impl<'a> Machine<'a> {
 
     /// One thing happens, everybody who is kicked looks again, and the guest finds what it must.
     pub fn step(&mut self, op: Op) {
-        let waits =
-            |machine: &Self, v: usize| !machine.cpus[v].in_guest && machine.vgic.has_interrupt(v);
+        let waits = |machine: &Self, v: usize| {
+            !machine.cpus[v].in_guest && machine.vgic.has_interrupt(v, Signalled::ALL)
+        };
         let before: Vec<_> = (0..self.cpus.len()).map(|v| waits(self, v)).collect();
         let mut told = Told::default();
         let rest = match op {

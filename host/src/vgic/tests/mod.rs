@@ -8,7 +8,7 @@ mod threads;
 
 use super::*;
 use registers::Width;
-use umbra_shared::interrupt::{Entry, MAX_ENTRIES, State, States};
+use umbra_shared::interrupt::{Entry, MAX_ENTRIES, Signalled, State, States};
 
 /// What the embedder was told.
 #[derive(Debug, Default)]

@@ -14,13 +14,13 @@ fn a_level_is_pending_again_while_its_line_is_up() {
     assert_eq!((&listed[..], underflow), (&[(32, PENDING)][..], false));
     assert!(entries[0].contains(Entry::EOI), "the line is asked at the end");
     vgic.sync(0, &entries, states(&[ACTIVE]), told).unwrap();
-    assert!(!vgic.has_interrupt(0), "active, and so not pending");
+    assert!(!vgic.has_interrupt(0, Signalled::ALL), "active, and so not pending");
     let (listed, _, entries) = flush(&vgic, 0, 4);
     assert_eq!(listed, [(32, ACTIVE)], "not pending while it is active");
     vgic.sync(0, &entries, states(&[DONE]), told).unwrap();
-    assert!(vgic.has_interrupt(0));
+    assert!(vgic.has_interrupt(0, Signalled::ALL));
     vgic.set_line(Line::Spi(32), false, told).unwrap();
-    assert!(!vgic.has_interrupt(0));
+    assert!(!vgic.has_interrupt(0, Signalled::ALL));
     assert_eq!(peek(&vgic, 0, 4), []);
 }
 

@@ -11,7 +11,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use umbra_shared::interrupt::{Entry, State, States};
+use umbra_shared::interrupt::{Entry, Signalled, State, States};
 
 const VCPUS: usize = 3;
 const ROUNDS: u32 = 30_000;
@@ -120,7 +120,7 @@ fn vcpu(vgic: &Vgic<'_>, shared: &Shared, v: usize) {
             shared.holders[usize::from(entry.intid() - 32)].fetch_sub(1, SeqCst);
         }
         vgic.sync(v, listed, states, told).unwrap();
-        while waits && !kicked() && !vgic.has_interrupt(v) {
+        while waits && !kicked() && !vgic.has_interrupt(v, Signalled::ALL) {
             thread::yield_now();
         }
     }

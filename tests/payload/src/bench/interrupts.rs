@@ -27,6 +27,7 @@ use umbra_shared::{
     exit::{MmioAccess, SystemEvent},
     flags::HostFlags,
     guest::{NOT_SUPPORTED, is_hosts},
+    interrupt::Signalled,
     vcpu::VcpuFeatures,
 };
 
@@ -63,7 +64,7 @@ impl ExitHandler for Exits<'_> {
         ControlFlow::Continue([0; 4])
     }
 
-    fn wfi(&mut self) -> ControlFlow<Stop> {
+    fn wfi(&mut self, _: Signalled) -> ControlFlow<Stop> {
         if self.others { ControlFlow::Break(Stop::Waits) } else { ControlFlow::Continue(()) }
     }
 

@@ -36,6 +36,7 @@ use umbra_shared::{
     exit::{MmioAccess, SystemEvent},
     flags::{FlagShadowPage, HostFlags},
     guest::{NOT_SUPPORTED, is_hosts},
+    interrupt::Signalled,
     vcpu::VcpuFeatures,
     vl::{Vq, VqSet},
 };
@@ -460,7 +461,7 @@ impl ExitHandler for Exits<'_> {
         self.leave()
     }
 
-    fn wfi(&mut self) -> ControlFlow<Stop> {
+    fn wfi(&mut self, _: Signalled) -> ControlFlow<Stop> {
         (self.seen)(Kind::ExitWfi, self.flags);
         self.leave()
     }

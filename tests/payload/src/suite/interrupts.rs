@@ -26,6 +26,7 @@ tests![
     completion_stops_the_guest,
     every_intid_arrives,
     sgi_is_the_hosts_to_deliver,
+    wfi_says_what_the_interface_signals,
     virtual_timer_fires,
     guest_clock_begins_near_zero,
     host_tick_is_not_lost_while_a_guest_spins,
@@ -123,6 +124,20 @@ fn sgi_is_the_hosts_to_deliver() -> Result<(), Skip> {
     assert_eq!(guest.read(reg(3, 0, 12, 12, 5)), 7, "ICC_SRE_EL1");
     guest.write(reg(3, 0, 12, 12, 5), 0);
     assert_eq!(guest.read(reg(3, 0, 12, 12, 5)), 7, "ICC_SRE_EL1 after a write");
+    Ok(())
+}
+
+/// A vCPU in WFI sleeps on what its interface doesn't signal, and its GIC is the host's: the exit says what it does.
+fn wfi_says_what_the_interface_signals() -> Result<(), Skip> {
+    let guest = guest().puppet();
+    for (priority, enables) in [(0, 0), (0xf0, 0b10), (0x80, 0b01), (0xf8, 0b11), (0x08, 0b10)] {
+        guest.write(sysreg::ICC_PMR, priority);
+        guest.write(sysreg::ICC_IGRPEN0, enables & 1);
+        guest.write(sysreg::ICC_IGRPEN1, enables >> 1);
+        let exit = guest.attempt(insn::WFI, 0).exit(Reason::Wfi);
+        assert_eq!(exit.data[0], priority << 24 | enables);
+        assert!(matches!(guest.resume(RunFlags::empty(), [0; 4]), Event::Done(_)));
+    }
     Ok(())
 }
 

@@ -215,11 +215,15 @@ fn vgic_a_vcpu_takes_its_interrupts_to_another_cpu() -> Result<(), Skip> {
     Ok(())
 }
 
+/// Beside one that waits all the time and that the guest's mask keeps out.
 fn vgic_wfi_ends_when_another_cpu_sends_an_interrupt() -> Result<(), Skip> {
     need_cpus(2)?;
     let cells = Cells::new();
     let (board, guest) = (Board::new(&cells), Guest::new());
     edges(&board);
+    priority(&board, 40, 0x80);
+    priority(&board, 42, 0x90);
+    board.pulse(42);
     const ROUNDS: usize = 20;
     workers::on_all(|cpu| match cpu {
         0 => {
@@ -230,11 +234,16 @@ fn vgic_wfi_ends_when_another_cpu_sends_an_interrupt() -> Result<(), Skip> {
         }
         1 => guest.with(&board, 0, |guest| {
             guest.begin();
+            guest.write(sysreg::ICC_PMR, 0x90);
             for round in 0..ROUNDS {
                 guest.exec(insn::WFI, 0, 0);
                 assert_eq!(board.waits(0), round + 1);
                 assert_eq!(guest.take_one(GLANCES), Some(40));
             }
+            guest.write(sysreg::ICC_PMR, 0x98);
+            guest.exec(insn::WFI, 0, 0);
+            assert_eq!(board.waits(0), ROUNDS);
+            assert_eq!(guest.take_one(GLANCES), Some(42));
         }),
         _ => {}
     });
