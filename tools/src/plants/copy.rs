@@ -124,7 +124,7 @@ impl Copy {
             .current_dir(&self.tree)
             .env("CARGO_TARGET_DIR", &self.target)
             .env("RUST_BACKTRACE", "0")
-            .args(["test", "--quiet", "--package", package, "--lib"])
+            .args(["test", "--quiet", "--package", package, "--lib", "--tests", "--no-fail-fast"])
             .args(arguments);
         command
     }
