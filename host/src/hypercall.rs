@@ -35,6 +35,8 @@ pub struct Version {
     pub interface: u32,
     /// What the machine and hyp offer.
     pub features: Features,
+    /// The bits that guest-physical addresses have at the most.
+    pub ipa_bits: u32,
 }
 
 /// What VL_INFO says of a CPU, or of what all CPUs have in common.
@@ -78,7 +80,8 @@ pub trait Hypervisor {
     /// Interface version and features.
     fn version(&self) -> Result<Version, Error> {
         let r = self.call(&Call::Version)?;
-        Ok(Version { interface: r[0] as u32, features: Features::from_bits_truncate(r[1]) })
+        let features = Features::from_bits_truncate(r[1]);
+        Ok(Version { interface: r[0] as u32, features, ipa_bits: r[2] as u32 })
     }
 
     /// Vector lengths of a CPU; `None`: of all CPUs.

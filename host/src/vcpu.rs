@@ -31,7 +31,7 @@ use core::{marker::PhantomData, ops::ControlFlow};
 use umbra_shared::{
     call::{Start, VcpuIndex, VmHandle},
     error::Error,
-    exit::{ExitInfo, MmioAccess, Reason, RunFlags, SystemEvent},
+    exit::{ExitInfo, MmioAccess, NO_DEADLINE, Reason, RunFlags, SystemEvent},
     interrupt::{Entry, MAX_ENTRIES, Signalled, States},
     vcpu::VcpuFeatures,
 };
@@ -74,6 +74,15 @@ pub enum Supplied {
     Abort,
 }
 
+/// What ends a guest's WFI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// An interrupt that its interface signals ([`Interface::has_interrupt`]).
+    pub signalled: Signalled,
+    /// Its timer, when the physical counter (the host's CNTVCT_EL0) says so: run it again then. `None`: not that.
+    pub deadline: Option<u64>,
+}
+
 /// What the VMM does about exits. `Break` ends [`LoadedVcpu::run`]; what the exit left open is kept,
 /// see [`LoadedVcpu::answer`].
 pub trait ExitHandler {
@@ -95,9 +104,8 @@ pub trait ExitHandler {
         access: MmioAccess,
         data: u64,
     ) -> ControlFlow<Self::Stop, MmioAnswer>;
-    /// The guest waits for an interrupt, and its GIC has none that its interface signals
-    /// ([`Vgic::has_interrupt`](crate::vgic::Vgic::has_interrupt)).
-    fn wfi(&mut self, _signalled: Signalled) -> ControlFlow<Self::Stop> {
+    /// The guest waits for an interrupt, and its GIC has none that its interface signals.
+    fn wfi(&mut self, _wait: Wait) -> ControlFlow<Self::Stop> {
         ControlFlow::Continue(())
     }
     /// The guest accessed nothing in a way that can't be emulated, or a protected guest its own memory that is not
@@ -390,7 +398,8 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
             Some(Reason::Wfi) => {
                 let signalled = Signalled::of(a);
                 if !gic.has_interrupt(signalled) {
-                    handler.wfi(signalled)?;
+                    let deadline = (b != NO_DEADLINE).then_some(b);
+                    handler.wfi(Wait { signalled, deadline })?;
                 }
             }
             Some(Reason::Fault) => self.answer_supply(handler.fault(a)?),

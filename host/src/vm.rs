@@ -153,6 +153,17 @@ impl<B: AsRef<[Line]> + AsMut<[Line]>> Vm<B> {
         self.config
     }
 
+    /// Lines that its books have left: a piece of memory takes one at the most.
+    pub fn lines_left(&self) -> usize {
+        self.out.left()
+    }
+
+    /// Moves its books to storage of another size, and returns what they were in. The new lines come back if they are
+    /// too few.
+    pub fn move_books(&mut self, lines: B) -> Result<B, B> {
+        self.out.move_to(lines)
+    }
+
     /// Pages that hyp holds for it.
     pub fn pages_out(&self) -> u64 {
         self.out.pages()

@@ -15,7 +15,7 @@
 //! | `Irq` | - | a physical interrupt is pending for the host |
 //! | `Hvc` | guest x0 | x3-x7: guest x1-x5 |
 //! | `Mmio` | guest-physical address | x3: data of a write |
-//! | `Wfi` | [`Signalled`](crate::interrupt::Signalled) | the guest waits for an interrupt: one of these |
+//! | `Wfi` | [`Signalled`](crate::interrupt::Signalled) | the guest waits for an interrupt: one of these. x3: when its virtual timer is due, in ticks of the physical counter, or [`NO_DEADLINE`] |
 //! | `Fault` | guest-physical address | nothing is mapped there and the access can't be emulated (a fetch, a pair, a cache operation), or is a protected guest's and no device's: then it is the page's address and nothing more. Map it and run again |
 //! | `Sgi` | value written | x3: to ICC_SGI1R_EL1 (0), ICC_ASGI1R_EL1 (1) or ICC_SGI0R_EL1 (2) |
 //! | `Relinquished` | guest-physical address | x3: the page, which is the host's again |
@@ -115,6 +115,9 @@ reasons! {
     /// The guest is about to take a page back that it shares.
     Unshare = 12;
 }
+
+/// x3 of [`Reason::Wfi`]: the guest's virtual timer is off, or masked.
+pub const NO_DEADLINE: u64 = u64::MAX;
 
 /// x2 of [`Reason::System`]: which function of PSCI's it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

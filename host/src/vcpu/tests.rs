@@ -120,6 +120,7 @@ impl HostCpu for Host {
 #[derive(Default)]
 struct Vmm {
     log: Vec<&'static str>,
+    wait: Option<Wait>,
 }
 
 impl ExitHandler for Vmm {
@@ -150,8 +151,9 @@ impl ExitHandler for Vmm {
     fn virtual_timer(&mut self) {
         self.log.push("timer");
     }
-    fn wfi(&mut self, _: Signalled) -> ControlFlow<u64> {
+    fn wfi(&mut self, wait: Wait) -> ControlFlow<u64> {
         self.log.push("wfi");
+        self.wait = Some(wait);
         ControlFlow::Continue(())
     }
     fn fault(&mut self, address: u64) -> ControlFlow<u64, Supplied> {
@@ -238,6 +240,7 @@ fn script(word: HypFlags, exits: &[Result<Exit, Error>]) -> (Script, Vcpu) {
 struct Run {
     entries: Vec<Entered>,
     log: Vec<&'static str>,
+    wait: Option<Wait>,
     host: Host,
     result: Result<u64, Error>,
     vcpu: Vcpu,
@@ -258,7 +261,8 @@ fn run(inject: &[u16], word: HypFlags, exits: &[Result<Exit, Error>]) -> Run {
     loaded.put(&mut host).unwrap();
     assert!(!*hyp.loaded.borrow() && !host.masked && !host.timer_masked);
     assert!(hyp.exits.borrow().is_empty(), "exits left");
-    Run { entries: hyp.entries.take(), log: vmm.log, host, result, vcpu, gic }
+    let (log, wait) = (vmm.log, vmm.wait);
+    Run { entries: hyp.entries.take(), log, wait, host, result, vcpu, gic }
 }
 
 const OURS: HypFlags = HypFlags::HOST_FP_PRESERVED;
@@ -446,6 +450,14 @@ fn wfi_waits_for_what_the_guests_interface_signals() {
         let exits = [Ok(Exit { info, data: [signalled, 0, 0, 0, 0, pending] }), done()];
         let run = run(&[40], OURS, &exits);
         assert_eq!(run.log.contains(&"wfi"), waits, "{signalled:#x}");
+    }
+}
+
+#[test]
+fn who_waits_learns_for_what() {
+    for (x3, deadline) in [(NO_DEADLINE, None), (0, Some(0)), (5, Some(5))] {
+        let run = run(&[], OURS, &[exit(Reason::Wfi, 0, [Signalled::GROUP1.bits(), x3]), done()]);
+        assert_eq!(run.wait, Some(Wait { signalled: Signalled::GROUP1, deadline }));
     }
 }
 

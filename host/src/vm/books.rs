@@ -32,6 +32,13 @@ impl<B: AsRef<[Line]> + AsMut<[Line]>> Books<B> {
         Self { runs, used: 0 }
     }
 
+    /// Writes them into other storage, if they fit there; returns the storage that is not used, any more or at all.
+    pub(super) fn move_to(&mut self, mut runs: B) -> Result<B, B> {
+        let Some(room) = runs.as_mut().get_mut(..self.used) else { return Err(runs) };
+        room.copy_from_slice(self.runs());
+        Ok(core::mem::replace(&mut self.runs, runs))
+    }
+
     fn runs(&self) -> &[Line] {
         &self.runs.as_ref()[..self.used]
     }
@@ -46,9 +53,14 @@ impl<B: AsRef<[Line]> + AsMut<[Line]>> Books<B> {
         self.runs().first().map(|run| (run.first, run.count))
     }
 
+    /// Lines that can still be written.
+    pub(super) fn left(&self) -> usize {
+        self.runs.as_ref().len() - self.used
+    }
+
     /// Whether another line can be written.
     pub(super) fn have_room(&self) -> bool {
-        self.used < self.runs.as_ref().len()
+        self.left() != 0
     }
 
     /// Enters pages. The last of them, or all, can be struck out again, whatever they have joined: there is a line for
@@ -205,6 +217,23 @@ mod tests {
             prop_assert_eq!(books.first().map(|(first, _)| first), model.first().copied());
             prop_assert_eq!(entered(&books), model);
         }
+    }
+
+    #[test]
+    fn books_move_to_where_they_fit() {
+        let mut books = Books::new(vec![Line::FREE; 3]);
+        for n in 0..3 {
+            books.enter(n * 2 * PAGE, 1).unwrap();
+        }
+        assert_eq!((books.left(), books.enter(8 * PAGE, 1)), (0, Err(BuildError::NoRoom)));
+        let before = entered(&books);
+        assert_eq!(books.move_to(vec![Line::FREE; 2]).map_err(|lines| lines.len()), Err(2));
+        assert_eq!(entered(&books), before, "they don't fit");
+        assert_eq!(books.move_to(vec![Line { first: 7, count: 7 }; 5]).map(|old| old.len()), Ok(3));
+        assert_eq!((entered(&books), books.left()), (before, 2), "whatever was there");
+        assert_eq!(books.enter(8 * PAGE, 1), Ok(()));
+        assert_eq!(books.move_to(vec![Line::FREE; 4]).map(|old| old.len()), Ok(5), "they just fit");
+        assert_eq!(books.pages(), 4);
     }
 
     #[test]

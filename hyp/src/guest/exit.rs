@@ -22,6 +22,6 @@ impl Exit {
 
     /// The guest, whose registers are this CPU's, waits for an interrupt.
     pub fn wfi() -> Self {
-        Self::new(Reason::Wfi, [interrupts::signalled().bits(), 0, 0, 0, 0, 0])
+        Self::new(Reason::Wfi, [interrupts::signalled().bits(), interrupts::deadline(), 0, 0, 0, 0])
     }
 }

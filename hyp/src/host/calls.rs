@@ -7,11 +7,12 @@ use crate::arch::log::{self, Transition};
 use crate::cpu::Cpu;
 use crate::machine::{MACHINE, SHARED, Shared, machine};
 use crate::memory::hw;
+use crate::power::psci;
 use crate::vm::slots;
 use crate::world::features::Name;
 use umbra_shared::call::{
-    Call, Features, INTERFACE_VERSION, NO_PAGE, Policy, SVE_HINT, UntrustedPa, VENDOR_UID,
-    VENDOR_UID_FUNCTION, VM_PAGES,
+    Call, Features, INTERFACE_VERSION, NO_PAGE, Policy, SVE_HINT, UntrustedPa, VENDOR_UID_FUNCTION,
+    VM_PAGES,
 };
 use umbra_shared::error::Error;
 use umbra_shared::interrupt::Interface;
@@ -33,9 +34,7 @@ const fn two((x1, x2): (u64, u64)) -> Results {
 /// Handles the host's HVC.
 pub fn handle(cpu: &mut Cpu, frame: &mut HostFrame) {
     if frame.x[0] & 0xffff_ffff & !SVE_HINT == VENDOR_UID_FUNCTION {
-        for (x, word) in frame.x.iter_mut().zip(VENDOR_UID) {
-            *x = u64::from(word);
-        }
+        psci::answer_uid(&mut frame.x);
         return;
     }
     log::forget();
@@ -130,6 +129,7 @@ pub fn version() -> Results {
     features.set(Features::PROTECTED_VMS, machine.protects);
     let mut results = one(u64::from(INTERFACE_VERSION));
     results[1] = features.bits();
+    results[2] = machine.stage2.ipa_bits.into();
     results
 }
 

@@ -19,6 +19,7 @@ use crate::power::psci::{
 use arm_psci::{ErrorCode, FunctionId};
 use core::sync::atomic::Ordering;
 use smccc::smc64;
+use umbra_shared::call::VENDOR_UID_FUNCTION;
 use umbra_shared::record::Kind;
 
 const NOT_SUPPORTED: i64 = -1;
@@ -35,6 +36,10 @@ pub fn cell(cpu: usize) -> &'static PowerCell {
 pub fn handle(cpu: &mut Cpu, frame: &mut HostFrame) {
     let regs = psci::registers(&frame.x);
     let function = regs[0] as u32;
+    if u64::from(function) == VENDOR_UID_FUNCTION {
+        psci::answer_uid(&mut frame.x);
+        return;
+    }
     let answer = if psci::is_psci(function) {
         psci_call(cpu, regs)
     } else if function == SMCCC_VERSION {

@@ -18,7 +18,7 @@
 
 use arm_psci::{ErrorCode, Function, FunctionId};
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use umbra_shared::call::SVE_HINT;
+use umbra_shared::call::{SVE_HINT, VENDOR_UID};
 
 /// A CPU's power state as the host may know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,6 +206,14 @@ pub const fn registers(x: &[u64; 18]) -> [u64; 4] {
     let [x0, x1, x2, x3, ..] = *x;
     let mask = if x0 & SMC64 == 0 { LOW } else { u64::MAX };
     [x0 & LOW & !SVE_HINT, x1 & mask, x2 & mask, x3 & mask]
+}
+
+/// Answers SMCCC's question who the hypervisor is, in w0 to w3. It answers to SMC as well as to HVC: the device tree
+/// says SMC, and only who has been answered knows that there is somebody to call by HVC.
+pub fn answer_uid(x: &mut [u64; 18]) {
+    for (x, word) in x.iter_mut().zip(VENDOR_UID) {
+        *x = u64::from(word);
+    }
 }
 
 /// Whether a function ID is PSCI's: SMCCC standard secure service calls 0x00..=0x1f, of either width.

@@ -6,7 +6,7 @@
 use crate::arch::sysreg::*;
 use crate::world::entries::{self, ListRegisters};
 use umbra_shared::error::Error;
-use umbra_shared::exit::RunFlags;
+use umbra_shared::exit::{NO_DEADLINE, RunFlags};
 use umbra_shared::interrupt::{Interface, MAX_ENTRIES, Signalled, States};
 
 /// A guest's virtual timer.
@@ -90,6 +90,21 @@ pub fn leave_timer(guest: &mut Timer, host: [u64; 2]) -> bool {
 /// What the interface of the guest whose registers this CPU has signals to it.
 pub fn signalled() -> Signalled {
     Signalled::of(read_ich_vmcr_el2())
+}
+
+/// When the virtual timer of the guest whose registers this CPU has asserts its interrupt, in ticks of the physical
+/// counter; [`NO_DEADLINE`]: not as it is set.
+pub fn deadline() -> u64 {
+    deadline_of(read_cntv_ctl_el0(), read_cntv_cval_el0(), read_cntvoff_el2())
+}
+
+/// Of a timer with these registers. Beyond the counter's end is never, whatever an addition makes of it.
+const fn deadline_of(ctl: u64, cval: u64, offset: u64) -> u64 {
+    if ctl & (TIMER_ENABLE | TIMER_IMASK) == TIMER_ENABLE {
+        cval.saturating_add(offset)
+    } else {
+        NO_DEADLINE
+    }
 }
 
 impl VirtualGic {
@@ -229,4 +244,26 @@ pub fn clear_virtual_interface() {
     write_ich_ap0r0_el2(0);
     write_ich_ap1r0_el2(0);
     write_ich_vmcr_el2(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timer_is_due_when_the_physical_counter_says_so() {
+        for (ctl, cval, offset, due) in [
+            (1, 1000, 0, 1000),
+            (5, 1000, 7, 1007),
+            (1, u64::MAX - 7, 7, NO_DEADLINE),
+            // To the guest that is 580 years away, and not long ago.
+            (1, u64::MAX - 1, 1000, NO_DEADLINE),
+            (1, u64::MAX, 1, NO_DEADLINE),
+            (0, 1000, 0, NO_DEADLINE),
+            (3, 1000, 0, NO_DEADLINE),
+            (2, 1000, 0, NO_DEADLINE),
+        ] {
+            assert_eq!(deadline_of(ctl, cval, offset), due, "{ctl} {cval:#x} {offset}");
+        }
+    }
 }

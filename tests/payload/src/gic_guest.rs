@@ -19,7 +19,7 @@ use core::{
 use umbra_host::{
     hypercall::{Hvc, Hypervisor},
     kernel::{gic, mmu, smp, supply::Pages, sync::Lock, timer},
-    vcpu::{Answer, ExitHandler, LoadedVcpu, MmioAnswer, Supplied, Vcpu},
+    vcpu::{Answer, ExitHandler, LoadedVcpu, MmioAnswer, Supplied, Vcpu, Wait},
     vgic::{Events, Interface, Line, SpiCell, VcpuCell, Vgic},
     vm::{self, PageSupplier, VcpuSettings, Vm},
 };
@@ -27,7 +27,6 @@ use umbra_shared::{
     call::{Start, UntrustedAffinity, VcpuIndex, VmConfig},
     exit::{MmioAccess, SystemEvent},
     flags::{FlagShadowPage, HostFlags},
-    interrupt::Signalled,
     vcpu::VcpuFeatures,
 };
 
@@ -430,7 +429,7 @@ impl ExitHandler for Vmm<'_> {
         ControlFlow::Continue(MmioAnswer::Written)
     }
 
-    fn wfi(&mut self, signalled: Signalled) -> ControlFlow<Left> {
+    fn wfi(&mut self, Wait { signalled, .. }: Wait) -> ControlFlow<Left> {
         self.board.waits[self.vcpu].fetch_add(1, SeqCst);
         let there = || self.board.vgic.has_interrupt(self.vcpu, signalled);
         assert!(timer::wait_until(PATIENCE, there), "vCPU {} waits for nothing", self.vcpu);

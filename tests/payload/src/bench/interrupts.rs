@@ -14,7 +14,7 @@ use umbra_host::{
     emit,
     hypercall::{Hvc, Hypervisor},
     kernel::supply::Pages,
-    vcpu::{Answer, ExitHandler, MmioAnswer, Supplied, Vcpu},
+    vcpu::{Answer, ExitHandler, MmioAnswer, Supplied, Vcpu, Wait},
     vgic::{
         Interface, Line, SpiCell, VcpuCell, Vgic,
         registers::{GICD_ICFGR, Width},
@@ -27,7 +27,6 @@ use umbra_shared::{
     exit::{MmioAccess, SystemEvent},
     flags::HostFlags,
     guest::{NOT_SUPPORTED, is_hosts},
-    interrupt::Signalled,
     vcpu::VcpuFeatures,
 };
 
@@ -64,7 +63,7 @@ impl ExitHandler for Exits<'_> {
         ControlFlow::Continue([0; 4])
     }
 
-    fn wfi(&mut self, _: Signalled) -> ControlFlow<Stop> {
+    fn wfi(&mut self, _: Wait) -> ControlFlow<Stop> {
         if self.others { ControlFlow::Break(Stop::Waits) } else { ControlFlow::Continue(()) }
     }
 

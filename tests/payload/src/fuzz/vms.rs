@@ -22,7 +22,7 @@ use umbra_host::{
         sync::{Lock, Once},
         timer::Patience,
     },
-    vcpu::{Answer, ExitHandler, LoadedVcpu, MmioAnswer, Supplied, Vcpu},
+    vcpu::{Answer, ExitHandler, LoadedVcpu, MmioAnswer, Supplied, Vcpu, Wait},
     vgic::{VcpuCell, Vgic},
     vm::{BuildError, Line, PageSupplier, VcpuSettings, Vm},
 };
@@ -36,7 +36,6 @@ use umbra_shared::{
     exit::{MmioAccess, SystemEvent},
     flags::{FlagShadowPage, HostFlags},
     guest::{NOT_SUPPORTED, is_hosts},
-    interrupt::Signalled,
     vcpu::VcpuFeatures,
     vl::{Vq, VqSet},
 };
@@ -461,7 +460,7 @@ impl ExitHandler for Exits<'_> {
         self.leave()
     }
 
-    fn wfi(&mut self, _: Signalled) -> ControlFlow<Stop> {
+    fn wfi(&mut self, _: Wait) -> ControlFlow<Stop> {
         (self.seen)(Kind::ExitWfi, self.flags);
         self.leave()
     }

@@ -243,7 +243,7 @@ fn psci_features_and_unknown_functions() -> Result<(), Skip> {
     for function in [0x8400_0005u32, 0xc400_0005, 0x8400_0013, 0x8400_001f, 0x8400_0050] {
         assert_eq!(psci(function, [0; 3]), -1, "{function:#x}");
     }
-    for function in [0x8200_0000u32, 0xc200_ff01, 0xb200_0000, 0xbf00_0001, 0, 0x8600_ff01] {
+    for function in [0x8200_0000u32, 0xc200_ff01, 0xb200_0000, 0xbf00_0001, 0, 0x8600_ff00] {
         assert_eq!(psci(function, [0; 3]), -1, "{function:#x}");
     }
     Ok(())

@@ -16,7 +16,7 @@ use umbra_host::{
 };
 use umbra_shared::{
     error::Error,
-    exit::{Reason, RunFlags},
+    exit::{NO_DEADLINE, Reason, RunFlags},
     interrupt::{Entry, State},
 };
 
@@ -27,6 +27,7 @@ tests![
     every_intid_arrives,
     sgi_is_the_hosts_to_deliver,
     wfi_says_what_the_interface_signals,
+    wfi_says_when_the_timer_is_due,
     virtual_timer_fires,
     guest_clock_begins_near_zero,
     host_tick_is_not_lost_while_a_guest_spins,
@@ -137,6 +138,27 @@ fn wfi_says_what_the_interface_signals() -> Result<(), Skip> {
         let exit = guest.attempt(insn::WFI, 0).exit(Reason::Wfi);
         assert_eq!(exit.data[0], priority << 24 | enables);
         assert!(matches!(guest.resume(RunFlags::empty(), [0; 4]), Event::Done(_)));
+    }
+    Ok(())
+}
+
+/// And when its timer is due, which is the host's to wait for.
+fn wfi_says_when_the_timer_is_due() -> Result<(), Skip> {
+    let guest = guest().puppet();
+    let due = |ctl, cval| {
+        guest.write(sysreg::CNTV_CVAL, cval);
+        guest.write(sysreg::CNTV_CTL, ctl);
+        let exit = guest.attempt(insn::WFI, 0).exit(Reason::Wfi);
+        assert!(matches!(guest.resume(RunFlags::empty(), [0; 4]), Event::Done(_)));
+        exit.data[1]
+    };
+    let before = timer::now();
+    let count = guest.read(sysreg::CNTVCT);
+    let offset = before.wrapping_sub(count)..=timer::now().wrapping_sub(count);
+    let far = count + (1 << 40);
+    assert!(offset.contains(&(due(1, far) - far)), "in the host's time");
+    for (ctl, cval) in [(0, far), (2, far), (3, far)] {
+        assert_eq!(due(ctl, cval), NO_DEADLINE, "CNTV_CTL_EL0 {ctl}, CNTV_CVAL_EL0 {cval:#x}");
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use crate::{
     tests,
 };
 use core::sync::atomic::{AtomicU64, Ordering};
+use smccc::smc64;
 use umbra_host::hypercall::{Exit, Hvc, Hypervisor, Results};
 use umbra_shared::{
     call::{
@@ -215,6 +216,10 @@ fn the_vendors_name_in_every_spelling() -> Result<(), Skip> {
     for Spelling { id, junk } in SPELLINGS {
         let (x0, r) = Hvc::raw(VENDOR_UID_FUNCTION | id, [junk; 7]);
         assert_eq!([x0, r[0], r[1], r[2]], VENDOR_UID.map(u64::from), "x0 | {id:#x}");
+        // The way that the tree names; the upper half of x0 is smccc's to fill in.
+        let by_smc = smc64((VENDOR_UID_FUNCTION | id) as u32, [junk; 17]);
+        assert_eq!(by_smc[..4], VENDOR_UID.map(u64::from), "SMC, x0 | {id:#x}");
+        assert_eq!(by_smc[4..], [junk; 14], "nothing else");
     }
     Ok(())
 }

@@ -52,6 +52,9 @@ macro_rules! id {
 fn version_and_features() -> Result<(), Skip> {
     let version = Hvc.version().expect("VERSION");
     assert_eq!(version.interface, INTERFACE_VERSION);
+    // ID_AA64MMFR0_EL1.PARange: from 44 bits on a walk of 40 can begin at level 1.
+    let range = id_register(id!("id_aa64mmfr0_el1"), 0);
+    assert_eq!(version.ipa_bits, if range >= 4 { 40 } else { 39 });
     let has = |feature| version.features.contains(feature);
     assert_eq!(has(Features::SVE), id_register(id!("id_aa64pfr0_el1"), 32) != 0, "SVE");
     let sme = id_register(id!("id_aa64pfr1_el1"), 24);
