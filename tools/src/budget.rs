@@ -1,6 +1,6 @@
-//! The unsafe budget: hyp's documentation has a table of the modules that use `unsafe`, how often and
-//! why (`hyp/src/lib.rs`). Here it is compared with the sources: what is not in the table must
-//! forbid it.
+//! The unsafe budget: the documentation of hyp, and of the kernel module's Rust half, has a table of the modules that
+//! use `unsafe`, how often and why (`hyp/src/lib.rs`, `host/linux/src/lib.rs`). Here it is compared with the sources:
+//! what is not in the table must forbid it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,8 +11,8 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 use crate::workspace;
 
-/// Where hyp's sources are, in the checkout.
-const SOURCES: &str = "hyp/src";
+/// Whose sources, and where they are in the checkout.
+const SOURCES: &[(&str, &str)] = &[("hyp", "hyp/src"), ("the module", "host/linux/src")];
 /// Which of them has the table.
 const TABLE: &str = "lib.rs";
 
@@ -149,23 +149,26 @@ fn read(folder: &Path) -> Result<BTreeMap<PathBuf, Source>> {
     Ok(sources)
 }
 
-/// Compares hyp's sources with the table.
+/// Compares the sources with their tables.
 ///
 /// # Errors
 ///
 /// What differs.
 pub fn check() -> Result<()> {
-    let folder = workspace::root().join(SOURCES);
-    let sources = read(&folder)?;
-    let table = table(&fs::read_to_string(folder.join(TABLE))?).context(TABLE)?;
-    let wrong = compare(&table, &sources);
-    ensure!(wrong.is_empty(), "{}", wrong.join("; "));
-    let blocks: usize = table.values().map(|uses| uses.blocks).sum();
-    eprintln!(
-        "hyp: {blocks} unsafe blocks in {} of {} files, each with its reason; the rest forbids them",
-        table.len(),
-        sources.len()
-    );
+    for (whose, folder) in SOURCES {
+        let folder = workspace::root().join(folder);
+        let sources = read(&folder)?;
+        let table = table(&fs::read_to_string(folder.join(TABLE))?)
+            .with_context(|| folder.join(TABLE).display().to_string())?;
+        let wrong = compare(&table, &sources);
+        ensure!(wrong.is_empty(), "{whose}: {}", wrong.join("; "));
+        let blocks: usize = table.values().map(|uses| uses.blocks).sum();
+        eprintln!(
+            "{whose}: {blocks} unsafe blocks in {} of {} files, each with its reason; the rest forbids them",
+            table.len(),
+            sources.len()
+        );
+    }
     Ok(())
 }
 

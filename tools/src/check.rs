@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use crate::budget;
 use crate::build;
 use crate::fpcheck;
+use crate::module;
 use crate::process;
 use crate::setup;
 use crate::toolchain::{Toolchain, cargo};
@@ -38,7 +39,7 @@ pub fn check() -> Result<bool> {
     step("formatting of the fuzz targets", run(fuzz_targets("fmt").arg("--check")));
     step("lints of the fuzz targets", lint_fuzz_targets());
     step("lints on the target", lint_target(&toolchain));
-    step("unsafe budget of hyp", budget::check());
+    step("unsafe budget", budget::check());
     step("sets of flags", flag_sets());
     step("I5: FP/SIMD/SVE instructions of hyp", hyp_instructions(&toolchain));
     step("I5: FP/SIMD/SVE instructions of the host library", host_instructions(&toolchain));
@@ -92,6 +93,7 @@ fn lint_target(toolchain: &Toolchain) -> Result<()> {
         }
         run(&mut command)?;
     }
+    lint_module(toolchain)?;
     if !toolchain.active {
         eprintln!(
             "note: clippy can't use the core of {}, which is not the active toolchain's: on the \
@@ -100,6 +102,17 @@ fn lint_target(toolchain: &Toolchain) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The kernel module's Rust half, which is no binary.
+fn lint_module(toolchain: &Toolchain) -> Result<()> {
+    let verb = if toolchain.active { "clippy" } else { "build" };
+    let mut command = toolchain.cargo(verb);
+    command.args(["--release", "--package", module::PACKAGE]);
+    if toolchain.active {
+        command.args(["--", "-D", "warnings"]);
+    }
+    run(&mut command)
 }
 
 /// Sets of flags are made by the one macro that sees to it that no bit is in two (`shared/src/bits.rs`).

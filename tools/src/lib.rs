@@ -30,6 +30,7 @@ pub mod harness;
 pub mod image;
 pub mod kernel;
 pub mod linux;
+pub mod module;
 pub mod packages;
 pub mod plants;
 pub mod process;

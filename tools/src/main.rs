@@ -18,6 +18,7 @@ use umbra_tools::fvp;
 use umbra_tools::gdb;
 use umbra_tools::image;
 use umbra_tools::linux;
+use umbra_tools::module::{self, Headers};
 use umbra_tools::qemu::Machine;
 use umbra_tools::{build, plants, setup, test, watch};
 
@@ -60,6 +61,9 @@ enum Verb {
     Plants(PlantsArgs),
     /// Pack hyp and a host payload of yours into one bootable file.
     Image(ImageArgs),
+    /// Build the kernel module by which a Linux above Umbra has /dev/kvm (`host/linux`). Fetches the headers of the
+    /// kernel that the tests boot, unless others are named.
+    Module(ModuleArgs),
     /// Boot the demonstration paused, and say how a debugger gets in.
     Gdb(GdbArgs),
     /// Boot, test or fuzz on Arm's Base RevC model instead of QEMU.
@@ -73,6 +77,13 @@ enum Verb {
     /// Check formatting, lints, documentation, and that hyp has unsafe code and FP/SIMD/SVE
     /// instructions only where they belong.
     Check,
+}
+
+#[derive(Args)]
+struct ModuleArgs {
+    /// Headers of another arm64 kernel: a folder that `make -C` takes.
+    #[arg(long, value_name = "DIR")]
+    kernel_headers: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -523,6 +534,15 @@ fn run(verb: Verb) -> Result<bool> {
         Verb::Fvp(FvpVerb::Boot(args)) => fvp::boot(&args.request()?),
         Verb::Fvp(FvpVerb::Test(args)) => fvp::test(&args.machine.request()?, &args.arguments),
         Verb::Fvp(FvpVerb::Fuzz(args)) => fvp::fuzz(&args.request()),
+        Verb::Module(args) => {
+            let toolchain = setup::toolchain()?;
+            let headers = match args.kernel_headers {
+                Some(folder) => Headers::in_folder(&folder)?,
+                None => Headers::debian()?,
+            };
+            println!("{}", build::shown(&module::build(&toolchain, &headers)?));
+            Ok(true)
+        }
         Verb::Build => {
             let toolchain = setup::toolchain()?;
             for built in [build::demo(&toolchain, "")?, build::tests(&toolchain)?] {

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+/* /dev/kvm and the files that it hands out. */
+#include <linux/anon_inodes.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/kvm.h>
+#include <linux/miscdevice.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/pfn.h>
+
+#include "umbra.h"
+
+/* KVM's own, which Linux's has not taken: it found no EL2. */
+#define KVM_MINOR 232
+
+#define FILE_OPERATIONS(kind_, name_)                                                                              \
+	static long name_##_ioctl(struct file *file, unsigned int command, unsigned long argument)                 \
+	{                                                                                                          \
+		return umbra_ioctl(kind_, file->private_data, command, argument);                                  \
+	}                                                                                                          \
+	static int name_##_release(struct inode *inode, struct file *file)                                         \
+	{                                                                                                          \
+		umbra_release(kind_, file->private_data);                                                          \
+		return 0;                                                                                          \
+	}
+
+FILE_OPERATIONS(UMBRA_VM, vm)
+FILE_OPERATIONS(UMBRA_VCPU, vcpu)
+FILE_OPERATIONS(UMBRA_GIC, gic)
+
+static long system_ioctl(struct file *file, unsigned int command, unsigned long argument)
+{
+	return umbra_ioctl(UMBRA_SYSTEM, NULL, command, argument);
+}
+
+static int vcpu_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	u64 pa = umbra_run_page(UMBRA_VCPU, file->private_data);
+
+	if (vma->vm_pgoff || vma->vm_end - vma->vm_start != PAGE_SIZE || !(vma->vm_flags & VM_SHARED))
+		return -EINVAL;
+	return vm_insert_page(vma, vma->vm_start, pfn_to_page(PHYS_PFN(pa)));
+}
+
+static const struct file_operations operations[UMBRA_KINDS] = {
+	[UMBRA_SYSTEM] = {
+		.owner = THIS_MODULE,
+		.unlocked_ioctl = system_ioctl,
+		.llseek = noop_llseek,
+	},
+	[UMBRA_VM] = {
+		.owner = THIS_MODULE,
+		.unlocked_ioctl = vm_ioctl,
+		.release = vm_release,
+		.llseek = noop_llseek,
+	},
+	[UMBRA_VCPU] = {
+		.owner = THIS_MODULE,
+		.unlocked_ioctl = vcpu_ioctl,
+		.release = vcpu_release,
+		.mmap = vcpu_mmap,
+		.llseek = noop_llseek,
+	},
+	[UMBRA_GIC] = {
+		.owner = THIS_MODULE,
+		.unlocked_ioctl = gic_ioctl,
+		.release = gic_release,
+		.llseek = noop_llseek,
+	},
+};
+
+static const char *const names[UMBRA_KINDS] = { "kvm", "kvm-vm", "kvm-vcpu", "kvm-device" };
+
+/* A file for an object, which is released with it. On failure the object is still the caller's. */
+int shim_file(u32 kind, void *object)
+{
+	return anon_inode_getfd(names[kind], &operations[kind], object, O_RDWR | O_CLOEXEC);
+}
+
+static struct miscdevice device = {
+	.minor = KVM_MINOR,
+	.name = "kvm",
+	.fops = &operations[UMBRA_SYSTEM],
+	.mode = 0660,
+};
+
+int umbra_files_init(void)
+{
+	int err = misc_register(&device);
+
+	if (err == -EBUSY)
+		pr_err("umbra: /dev/kvm is somebody else's\n");
+	return err;
+}
+
+void umbra_files_exit(void)
+{
+	misc_deregister(&device);
+}

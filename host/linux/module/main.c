@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+/* The module's beginning and end, and what Rust code has of Linux that has no better place. */
+#include <linux/arm-smccc.h>
+#include <linux/delay.h>
+#include <linux/miscdevice.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/preempt.h>
+#include <linux/rcupdate.h>
+#include <linux/reboot.h>
+#include <linux/sched.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "umbra.h"
+
+void shim_log(const char *text, size_t bytes)
+{
+	pr_info("umbra: %.*s\n", (int)bytes, text);
+}
+
+void shim_panic(void) __noreturn;
+void shim_panic(void)
+{
+	panic("umbra: its Rust half has panicked");
+}
+
+/* Zeroed, and aligned to 8 bytes. */
+void *shim_alloc(size_t bytes)
+{
+	/* More is a warning of kvmalloc's, and the size may be user space's. */
+	return bytes > INT_MAX ? NULL : kvzalloc(bytes, GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+}
+
+void shim_free(void *memory)
+{
+	kvfree(memory);
+}
+
+int shim_copy_from_user(void *to, unsigned long from, size_t bytes)
+{
+	return copy_from_user(to, (const void __user *)from, bytes) ? -EFAULT : 0;
+}
+
+int shim_copy_to_user(unsigned long to, const void *from, size_t bytes)
+{
+	return copy_to_user((void __user *)to, from, bytes) ? -EFAULT : 0;
+}
+
+struct mutex *shim_mutex_new(void)
+{
+	static struct lock_class_key key;
+	struct mutex *mutex = kzalloc(sizeof(*mutex), GFP_KERNEL_ACCOUNT);
+
+	if (mutex)
+		__mutex_init(mutex, "umbra", &key);
+	return mutex;
+}
+
+void shim_mutex_free(struct mutex *mutex)
+{
+	mutex_destroy(mutex);
+	kfree(mutex);
+}
+
+void shim_mutex_lock(struct mutex *mutex)
+{
+	mutex_lock(mutex);
+}
+
+int shim_mutex_lock_killable(struct mutex *mutex)
+{
+	return mutex_lock_killable(mutex);
+}
+
+int shim_mutex_trylock(struct mutex *mutex)
+{
+	return mutex_trylock(mutex);
+}
+
+void shim_mutex_unlock(struct mutex *mutex)
+{
+	mutex_unlock(mutex);
+}
+
+void shim_preempt_disable(void)
+{
+	preempt_disable();
+}
+
+void shim_preempt_enable(void)
+{
+	preempt_enable();
+}
+
+/* Whoever runs with preemption disabled has gone on since. */
+void shim_synchronize(void)
+{
+	synchronize_rcu();
+}
+
+int shim_must_leave(void)
+{
+	return need_resched() || signal_pending(current);
+}
+
+int shim_signal_pending(void)
+{
+	return signal_pending(current);
+}
+
+void shim_sleep(void)
+{
+	msleep(10);
+}
+
+void shim_cond_resched(void)
+{
+	cond_resched();
+}
+
+/* SMCCC's question who the hypervisor is, by SMC, which Umbra's device tree names. */
+void shim_vendor_uid(u32 function, u32 *uid)
+{
+	struct arm_smccc_res res = { .a0 = SMCCC_RET_NOT_SUPPORTED };
+
+	if (arm_smccc_1_1_get_conduit() == SMCCC_CONDUIT_SMC)
+		arm_smccc_1_1_smc(function, &res);
+	uid[0] = res.a0;
+	uid[1] = res.a1;
+	uid[2] = res.a2;
+	uid[3] = res.a3;
+}
+
+/* Whatever runs next, another kernel perhaps, finds no page that is a VM's. */
+static int reboots(struct notifier_block *block, unsigned long action, void *data)
+{
+	umbra_shutdown();
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block reboot_block = { .notifier_call = reboots };
+
+static int __init umbra_module_init(void)
+{
+	int err = umbra_init();
+
+	if (err)
+		return err;
+	err = umbra_events_init();
+	if (err)
+		goto rust;
+	err = umbra_cpu_init();
+	if (err)
+		goto events;
+	err = register_reboot_notifier(&reboot_block);
+	if (err)
+		goto cpu;
+	err = umbra_files_init();
+	if (err)
+		goto notifier;
+	return 0;
+
+notifier:
+	unregister_reboot_notifier(&reboot_block);
+cpu:
+	umbra_cpu_exit();
+events:
+	umbra_events_exit();
+rust:
+	umbra_exit();
+	return err;
+}
+
+static void __exit umbra_module_exit(void)
+{
+	umbra_files_exit();
+	unregister_reboot_notifier(&reboot_block);
+	/* The end of VMs goes on in the background: it is over behind this. */
+	umbra_events_exit();
+	umbra_cpu_exit();
+	umbra_exit();
+}
+
+module_init(umbra_module_init);
+module_exit(umbra_module_exit);
+MODULE_LICENSE("Dual MIT/GPL");
+MODULE_DESCRIPTION("KVM's interface for virtual machines of the Umbra hypervisor");
+MODULE_ALIAS_MISCDEV(232);
+MODULE_ALIAS("devname:kvm");

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+/* Pages: the kernel's own, and user space's, which are pinned while a VM has them. */
+#include <linux/gfp.h>
+#include <linux/mm.h>
+#include <linux/pfn.h>
+#include <linux/sched.h>
+#include <linux/sched/mm.h>
+
+#include "umbra.h"
+
+/* Zeroed and physically contiguous; each is freed by itself. 0: there are none. */
+u64 shim_pages_alloc(u64 count)
+{
+	void *pages = alloc_pages_exact(count << PAGE_SHIFT, GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN);
+
+	return pages ? virt_to_phys(pages) : 0;
+}
+
+void shim_page_free(u64 pa)
+{
+	__free_page(pfn_to_page(PHYS_PFN(pa)));
+}
+
+void *shim_page_address(u64 pa)
+{
+	return phys_to_virt(pa);
+}
+
+/* The address space of whoever calls: it is named here, and not kept alive. */
+struct mm_struct *shim_mm_get(void)
+{
+	mmgrab(current->mm);
+	return current->mm;
+}
+
+int shim_mm_is_mine(struct mm_struct *mm)
+{
+	return current->mm == mm;
+}
+
+void shim_mm_put(struct mm_struct *mm)
+{
+	mmdrop(mm);
+}
+
+/* Counts pages as locked by an address space that somebody still has, or no longer. */
+int shim_mm_account(struct mm_struct *mm, u64 pages, int more)
+{
+	int err = 0;
+
+	if (mmget_not_zero(mm)) {
+		err = account_locked_vm(mm, pages, more);
+		mmput(mm);
+	}
+	return err;
+}
+
+/*
+ * Pins as many as possible of @count pages of the caller's from @address on, for writing and for long, and puts their
+ * physical addresses into @pages. Returns how many.
+ */
+long shim_pin(unsigned long address, u64 count, u64 *pages)
+{
+	struct page **found = (struct page **)pages;
+	long n, pinned;
+
+	BUILD_BUG_ON(sizeof(*found) != sizeof(*pages));
+	pinned = pin_user_pages_fast(address, count, FOLL_WRITE | FOLL_LONGTERM, found);
+	for (n = 0; n < pinned; n++)
+		pages[n] = page_to_phys(found[n]);
+	return pinned;
+}
+
+/* Its last owner may have written it. */
+void shim_unpin(u64 pa)
+{
+	struct page *page = pfn_to_page(PHYS_PFN(pa));
+
+	unpin_user_pages_dirty_lock(&page, 1, true);
+}

@@ -1,0 +1,179 @@
+//! What Linux calls.
+
+use crate::{
+    abi::*,
+    gic,
+    linux::{self, Kind, Mutex, NoPreemption, Shared, User},
+    machine::{self, End, GicFile, Machine, VcpuFile},
+};
+use core::ffi::{c_int, c_long, c_ulong, c_void};
+use umbra_host::hypercall::{Hvc, Hypervisor};
+use umbra_shared::call::{INTERFACE_VERSION, VENDOR_UID, VENDOR_UID_FUNCTION};
+
+/// Whether Umbra is below, by the one way to ask that harms nobody where it isn't.
+#[unsafe(no_mangle)]
+extern "C" fn umbra_init() -> c_int {
+    if linux::vendor_uid(VENDOR_UID_FUNCTION as u32) != VENDOR_UID {
+        log!("no Umbra below this kernel");
+        return -Errno::ENODEV.0;
+    }
+    match Hvc.version() {
+        Ok(version) if version.interface >> 16 == INTERFACE_VERSION >> 16 => {
+            let cpus = Hvc.vl_info(None).map_or(0, |info| info.cpus);
+            log!("interface {:#x}, {} CPUs, {:?}", version.interface, cpus, version.features);
+            machine::begin().map_or_else(|error| -error.0, |()| 0)
+        }
+        Ok(version) => {
+            log!("Umbra speaks interface {:#x}, not {INTERFACE_VERSION:#x}", version.interface);
+            -Errno::ENODEV.0
+        }
+        Err(error) => {
+            log!("Umbra doesn't answer: {error}");
+            -Errno::ENODEV.0
+        }
+    }
+}
+
+/// The module goes: it has no VMs any more.
+#[unsafe(no_mangle)]
+extern "C" fn umbra_exit() {
+    machine::forget();
+}
+
+/// The kernel ends, or another one takes its place.
+#[unsafe(no_mangle)]
+extern "C" fn umbra_shutdown() {
+    machine::shutdown();
+}
+
+fn kind_of(kind: u32) -> Option<Kind> {
+    [Kind::System, Kind::Vm, Kind::Vcpu, Kind::Gic].into_iter().find(|&it| it as u32 == kind)
+}
+
+/// An ioctl of one of our files.
+///
+/// # Safety
+///
+/// `object` is the file's, which lives.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn umbra_ioctl(
+    kind: u32,
+    object: *mut c_void,
+    command: u32,
+    argument: c_ulong,
+) -> c_long {
+    let argument = argument as usize;
+    let result = match kind_of(kind) {
+        Some(Kind::System) => system(command, argument),
+        Some(Kind::Vm) => {
+            // SAFETY: the file is an owner, and keeps being one: the copy here is not dropped.
+            let machine = unsafe { Shared::<Machine>::from_raw(object) };
+            let machine = core::mem::ManuallyDrop::new(machine);
+            match &*machine {
+                Some(machine) => of_mine(machine, || Machine::ioctl(machine, command, argument)),
+                None => Err(Errno::EBADF),
+            }
+        }
+        Some(Kind::Vcpu) => {
+            // SAFETY: the file is an owner.
+            let file = unsafe { Shared::<VcpuFile>::borrow(object) };
+            of_mine(&file.machine, || {
+                let vcpu = file.machine.vcpu(file.index).ok_or(Errno::EBADF)?;
+                vcpu.ioctl(&file.machine, command, argument)
+            })
+        }
+        Some(Kind::Gic) => {
+            // SAFETY: as above.
+            let file = unsafe { Shared::<GicFile>::borrow(object) };
+            of_mine(&file.machine, || {
+                let attribute = match command {
+                    KVM_SET_DEVICE_ATTR | KVM_GET_DEVICE_ATTR | KVM_HAS_DEVICE_ATTR => {
+                        User(argument).read()?
+                    }
+                    _ => return Err(Errno::ENOTTY),
+                };
+                gic::attribute(&file.machine, command, &attribute).map(|()| 0)
+            })
+        }
+        None => Err(Errno::ENOTTY),
+    };
+    result.unwrap_or_else(|error| -i64::from(error.0))
+}
+
+/// As KVM: a VM is of the process that made it.
+fn of_mine(machine: &Machine, f: impl FnOnce() -> Result<i64, Errno>) -> Result<i64, Errno> {
+    use crate::memory::Faults as _;
+    if machine.mm().is_mine() { f() } else { Err(Errno::EIO) }
+}
+
+fn system(command: u32, argument: usize) -> Result<i64, Errno> {
+    match command {
+        KVM_GET_API_VERSION if argument == 0 => Ok(KVM_API_VERSION),
+        KVM_GET_VCPU_MMAP_SIZE if argument == 0 => Ok(umbra_shared::PAGE_SIZE as i64),
+        KVM_GET_API_VERSION | KVM_GET_VCPU_MMAP_SIZE => Err(Errno::EINVAL),
+        KVM_CHECK_EXTENSION => Ok(machine::extension(argument as u64)),
+        KVM_CREATE_VM => {
+            let machine = Machine::create(argument as u64)?;
+            linux::file(Kind::Vm, machine).map(i64::from)
+        }
+        _ => Err(Errno::ENOTTY),
+    }
+}
+
+/// One of our files is closed.
+///
+/// # Safety
+///
+/// `object` was the file's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn umbra_release(kind: u32, object: *mut c_void) {
+    // SAFETY: the file was an owner of this kind, and is no longer.
+    unsafe {
+        match kind_of(kind) {
+            Some(Kind::Vm) => drop(Shared::<Machine>::from_raw(object)),
+            Some(Kind::Vcpu) => drop(Shared::<VcpuFile>::from_raw(object)),
+            Some(Kind::Gic) => drop(Shared::<GicFile>::from_raw(object)),
+            Some(Kind::System) | None => {}
+        }
+    }
+}
+
+/// The kvm_run page of a vCPU's file.
+///
+/// # Safety
+///
+/// `object` is the file's, which lives.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn umbra_run_page(kind: u32, object: *mut c_void) -> u64 {
+    if kind != Kind::Vcpu as u32 {
+        return 0;
+    }
+    // SAFETY: the file is an owner.
+    let file = unsafe { Shared::<VcpuFile>::borrow(object) };
+    file.machine.vcpu(file.index).map_or(0, |vcpu| vcpu.page().pa())
+}
+
+/// An irqfd has been signalled, in atomic context.
+///
+/// # Safety
+///
+/// `vm` is what its [`linux::IrqFd`] was made with.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn umbra_irqfd(vm: *mut c_void, gsi: u32, resample: bool) {
+    // SAFETY: a machine outlives its irqfds.
+    let machine = unsafe { &*vm.cast::<Machine>() };
+    machine.signalled(gsi, resample, &NoPreemption::in_atomic_context());
+}
+
+/// The end of a VM, in the background.
+///
+/// # Safety
+///
+/// `object` is what its [`linux::Work`] was made with.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn umbra_work(object: *mut c_void) {
+    // SAFETY: the machine gave it away when it queued the work.
+    if let Some(end) = unsafe { Shared::<Mutex<End>>::from_raw(object) } {
+        machine::end(&end);
+    }
+}

@@ -1,0 +1,378 @@
+//! A VM's GIC: the host crate's, in memory of its own, where the VMM has put its frames
+//! (Linux's `Documentation/virt/kvm/devices/arm-vgic-v3.rst`).
+
+use crate::{
+    abi::*,
+    linux::{NoPreemption, User, try_push, with_room},
+    machine::{Machine, Told},
+};
+use alloc::{boxed::Box, vec::Vec};
+use umbra_host::{
+    vcpu::MmioAnswer,
+    vgic::{
+        Refused, SpiCell, VcpuCell, Vgic,
+        outside::Frame,
+        registers::{self, Width},
+    },
+};
+use umbra_shared::{call::MAX_VCPUS, exit::MmioAccess};
+
+const DISTRIBUTOR_BYTES: u64 = registers::DISTRIBUTOR_BYTES as u64;
+const REDISTRIBUTOR_BYTES: u64 = registers::REDISTRIBUTOR_BYTES as u64;
+
+/// What linux thinks of a refusal.
+pub const fn errno(refused: Refused) -> Errno {
+    match refused {
+        Refused::NoRegister => Errno::ENXIO,
+        Refused::Busy => Errno::EBUSY,
+        _ => Errno::EINVAL,
+    }
+}
+
+/// The affinity that KVM gives a vCPU: 16 to a cluster, as GICv3's SGIs reach (`kvm_vcpu_get_mpidr_aff`'s reset value).
+pub const fn affinity(index: u32) -> u32 {
+    (index >> 12 & 0xff) << 16 | (index >> 4 & 0xff) << 8 | index & 0xf
+}
+
+/// A run of redistributors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Region {
+    base: u64,
+    count: u64,
+}
+
+/// What a GIC is to be.
+#[derive(Debug)]
+pub struct Plan {
+    /// KVM_DEV_ARM_VGIC_GRP_NR_IRQS: INTIDs, private ones counted.
+    intids: u32,
+    distributor: Option<u64>,
+    redistributors: Vec<Region>,
+}
+
+impl Plan {
+    /// None of it is said.
+    pub const fn new() -> Self {
+        Self { intids: 0, distributor: None, redistributors: Vec::new() }
+    }
+
+    /// Whether pages are free of frames.
+    fn is_free(&self, base: u64, bytes: u64) -> bool {
+        let apart = |other: u64, others: u64| base + bytes <= other || other + others <= base;
+        self.distributor.is_none_or(|other| apart(other, DISTRIBUTOR_BYTES))
+            && self.redistributors.iter().all(|region| {
+                // One whose size follows from the vCPUs ends where it may.
+                apart(region.base, region.count.max(1) * REDISTRIBUTOR_BYTES)
+            })
+    }
+
+    fn set_address(&mut self, kind: u64, value: u64, ipa_end: u64) -> Result<(), Errno> {
+        const FRAME: u64 = 0x1_0000;
+        let (base, index, count, flags) = match kind {
+            KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION => {
+                (value & 0x000f_ffff_ffff_0000, value & 0xfff, value >> 52, value >> 12 & 0xf)
+            }
+            _ => (value, 0, 0, 0),
+        };
+        let bytes = match kind {
+            KVM_VGIC_V3_ADDR_TYPE_DIST => DISTRIBUTOR_BYTES,
+            _ => count.max(1) * REDISTRIBUTOR_BYTES,
+        };
+        if !base.is_multiple_of(FRAME) || flags != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if base.checked_add(bytes).is_none_or(|end| end > ipa_end) {
+            return Err(Errno::E2BIG);
+        }
+        let one = self.redistributors.first().is_some_and(|region| region.count == 0);
+        match kind {
+            KVM_VGIC_V3_ADDR_TYPE_DIST if self.distributor.is_some() => return Err(Errno::EEXIST),
+            KVM_VGIC_V3_ADDR_TYPE_REDIST if !self.redistributors.is_empty() => {
+                return Err(if one { Errno::EEXIST } else { Errno::EINVAL });
+            }
+            KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION => {
+                let next = self.redistributors.len() as u64;
+                if one || count == 0 || index > next {
+                    return Err(Errno::EINVAL);
+                }
+                if index < next {
+                    return Err(Errno::EEXIST);
+                }
+            }
+            KVM_VGIC_V3_ADDR_TYPE_DIST | KVM_VGIC_V3_ADDR_TYPE_REDIST => {}
+            _ => return Err(Errno::ENODEV),
+        }
+        if !self.is_free(base, bytes) {
+            return Err(Errno::EINVAL);
+        }
+        match kind {
+            KVM_VGIC_V3_ADDR_TYPE_DIST => self.distributor = Some(base),
+            _ => try_push(&mut self.redistributors, Region { base, count })?,
+        }
+        Ok(())
+    }
+
+    fn address(&self, kind: u64, index: u64) -> Result<u64, Errno> {
+        const UNDEFINED: u64 = u64::MAX;
+        let first = self.redistributors.first();
+        Ok(match kind {
+            KVM_VGIC_V3_ADDR_TYPE_DIST => self.distributor.unwrap_or(UNDEFINED),
+            KVM_VGIC_V3_ADDR_TYPE_REDIST => first.map_or(UNDEFINED, |region| region.base),
+            KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION => {
+                let region = self.redistributors.get((index & 0xfff) as usize);
+                let region = region.filter(|region| region.count != 0).ok_or(Errno::ENOENT)?;
+                region.base | region.count << 52 | index & 0xfff
+            }
+            _ => return Err(Errno::ENODEV),
+        })
+    }
+
+    /// Sets how many INTIDs there are.
+    fn set_intids(&mut self, intids: u32) -> Result<(), Errno> {
+        // As KVM: up to 1024, of which the last four are none.
+        if !(64..=1024).contains(&intids) || !intids.is_multiple_of(32) {
+            Err(Errno::EINVAL)
+        } else if self.intids != 0 {
+            Err(Errno::EBUSY)
+        } else {
+            self.intids = intids;
+            Ok(())
+        }
+    }
+
+    /// The GIC, for these vCPUs.
+    pub fn build(&self, indices: &[u32], priority_bits: u8) -> Result<Gic, Errno> {
+        const UNSAID: u32 = 256;
+        let intids = if self.intids == 0 { UNSAID } else { self.intids };
+        let mut vcpus = with_room(indices.len())?;
+        vcpus.extend(indices.iter().map(|&index| VcpuCell::new(affinity(index))));
+        // INTIDs end at 1019.
+        let count = intids.min(1020) as usize - 32;
+        let mut spis = with_room(count)?;
+        spis.extend((0..count).map(|_| SpiCell::new()));
+        let mut regions = with_room(self.redistributors.len())?;
+        let mut left = indices.len() as u64;
+        for region in &self.redistributors {
+            let count = if region.count == 0 { left } else { region.count.min(left) };
+            regions.push(Region { base: region.base, count });
+            left -= count;
+        }
+        let mut numbers = with_room(indices.len())?;
+        numbers.extend_from_slice(indices);
+        Gic::new(vcpus, spis, priority_bits, self.distributor, regions, numbers)
+    }
+
+    /// Whether all vCPUs' frames are somewhere.
+    pub fn is_complete(&self, vcpus: usize) -> bool {
+        let room: u64 = self.redistributors.iter().map(|region| region.count).sum();
+        let one = self.redistributors.first().is_some_and(|region| region.count == 0);
+        self.distributor.is_some() && (one || room >= vcpus as u64)
+    }
+}
+
+/// A GIC in its own memory.
+#[derive(Debug)]
+pub struct Gic {
+    vgic: Vgic<'static>,
+    vcpus: *mut [VcpuCell],
+    spis: *mut [SpiCell],
+    distributor: Option<u64>,
+    redistributors: Vec<Region>,
+    /// The vCPUs' indices, by their numbers.
+    indices: Vec<u32>,
+}
+
+// SAFETY: the cells are for all CPUs at once; the pointers to them are for the end only.
+unsafe impl Send for Gic {}
+// SAFETY: as above.
+unsafe impl Sync for Gic {}
+
+impl Gic {
+    fn new(
+        vcpus: Vec<VcpuCell>,
+        spis: Vec<SpiCell>,
+        priority_bits: u8,
+        distributor: Option<u64>,
+        redistributors: Vec<Region>,
+        indices: Vec<u32>,
+    ) -> Result<Self, Errno> {
+        let (vcpus, spis) =
+            (Box::into_raw(vcpus.into_boxed_slice()), Box::into_raw(spis.into_boxed_slice()));
+        // SAFETY: they stay until `drop`, behind which nobody has the Vgic.
+        let vgic = Vgic::new(unsafe { &*vcpus }, unsafe { &*spis }, priority_bits);
+        match vgic {
+            Ok(vgic) => Ok(Self { vgic, vcpus, spis, distributor, redistributors, indices }),
+            Err(refused) => {
+                // SAFETY: nobody has them.
+                drop(unsafe { (Box::from_raw(vcpus), Box::from_raw(spis)) });
+                Err(errno(refused))
+            }
+        }
+    }
+
+    /// The GIC itself.
+    pub fn vgic(&self) -> &Vgic<'_> {
+        &self.vgic
+    }
+
+    /// The number of a vCPU.
+    pub fn number(&self, index: u32) -> Option<usize> {
+        self.indices.iter().position(|&other| other == index)
+    }
+
+    /// The vCPU of this number.
+    pub fn index(&self, number: usize) -> Option<u32> {
+        self.indices.get(number).copied()
+    }
+
+    /// A guest's access, if it is one to a frame.
+    pub fn access(
+        &self,
+        address: u64,
+        access: MmioAccess,
+        data: u64,
+        told: &mut Told<'_>,
+    ) -> Option<MmioAnswer> {
+        let read = |value| Some(MmioAnswer::Read(value));
+        let width = Width::from_bytes(access.bytes.into());
+        let vgic = &self.vgic;
+        let inside = |base: u64, bytes: u64| address.checked_sub(base).filter(|&at| at < bytes);
+        if let Some(at) = self.distributor.and_then(|base| inside(base, DISTRIBUTOR_BYTES)) {
+            let Some(width) = width else { return Some(MmioAnswer::Abort) };
+            return if access.write {
+                vgic.write_distributor(at, width, data, told);
+                Some(MmioAnswer::Written)
+            } else {
+                read(vgic.read_distributor(at, width))
+            };
+        }
+        let mut number = 0;
+        for region in &self.redistributors {
+            if let Some(at) = inside(region.base, region.count * REDISTRIBUTOR_BYTES) {
+                let Some(width) = width else { return Some(MmioAnswer::Abort) };
+                let vcpu = (number + at / REDISTRIBUTOR_BYTES) as usize;
+                let at = at % REDISTRIBUTOR_BYTES;
+                return if access.write {
+                    vgic.write_redistributor(vcpu, at, width, data, told);
+                    Some(MmioAnswer::Written)
+                } else {
+                    read(vgic.read_redistributor(vcpu, at, width))
+                };
+            }
+            number += region.count;
+        }
+        None
+    }
+}
+
+impl Drop for Gic {
+    fn drop(&mut self) {
+        // SAFETY: `new` leaked them, and the Vgic that uses them goes with this.
+        drop(unsafe { (Box::from_raw(self.vcpus), Box::from_raw(self.spis)) });
+    }
+}
+
+/// KVM_SET_DEVICE_ATTR, KVM_GET_DEVICE_ATTR and KVM_HAS_DEVICE_ATTR of the GIC's file.
+pub fn attribute(machine: &Machine, command: u32, attr: &DeviceAttr) -> Result<(), Errno> {
+    if attr.flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let user = User(attr.addr as usize);
+    match (attr.group, command) {
+        (KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_HAS_DEVICE_ATTR) => match attr.attr {
+            KVM_VGIC_V3_ADDR_TYPE_DIST
+            | KVM_VGIC_V3_ADDR_TYPE_REDIST
+            | KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION => Ok(()),
+            _ => Err(Errno::ENXIO),
+        },
+        (KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_SET_DEVICE_ATTR) => {
+            let value: u64 = user.read()?;
+            let ipa_end = machine.ipa_end();
+            machine.plan(|plan, built| match built {
+                true => Err(Errno::EBUSY),
+                false => plan.set_address(attr.attr, value, ipa_end),
+            })
+        }
+        (KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_GET_DEVICE_ATTR) => {
+            let index: u64 = user.read()?;
+            user.write(&machine.plan(|plan, _| plan.address(attr.attr, index))?)
+        }
+        (KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_HAS_DEVICE_ATTR) => Ok(()),
+        (KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_SET_DEVICE_ATTR) => {
+            let intids: u32 = user.read()?;
+            machine.plan(|plan, built| match built {
+                true => Err(Errno::EBUSY),
+                false => plan.set_intids(intids),
+            })
+        }
+        (KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_GET_DEVICE_ATTR) => {
+            user.write(&machine.plan(|plan, _| Ok(plan.intids))?)
+        }
+        (KVM_DEV_ARM_VGIC_GRP_CTRL, _) if attr.attr != KVM_DEV_ARM_VGIC_CTRL_INIT => {
+            Err(Errno::ENXIO)
+        }
+        (KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_HAS_DEVICE_ATTR) => Ok(()),
+        (KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_SET_DEVICE_ATTR) => machine.gic_or_build().map(drop),
+        (
+            KVM_DEV_ARM_VGIC_GRP_DIST_REGS
+            | KVM_DEV_ARM_VGIC_GRP_REDIST_REGS
+            | KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO,
+            _,
+        ) => state(machine, command, attr, user),
+        _ => Err(Errno::ENXIO),
+    }
+}
+
+/// The state of the GIC, for who saves and restores a VM.
+fn state(machine: &Machine, command: u32, attr: &DeviceAttr, user: User) -> Result<(), Errno> {
+    let gic = machine.gic().ok_or(Errno::EBUSY)?;
+    let vgic = gic.vgic();
+    // Aff3 to Aff0 in bits 63:32.
+    let mpidr = attr.attr >> 32;
+    let vcpu = || vgic.vcpu_of(mpidr & 0xff_ffff).ok_or(Errno::EINVAL);
+    let offset = attr.attr & 0xffff_ffff;
+    let told = &mut machine.told();
+    if attr.group == KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO {
+        // Bits 31:10 say what, of which there is the level of lines alone; 9:0 the INTID.
+        if offset >> 10 != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let (vcpu, first) = (vcpu()?, (offset & 0x3ff) as u16);
+        return match command {
+            KVM_SET_DEVICE_ATTR => vgic.write_lines(vcpu, first, user.read()?, told).map_err(errno),
+            KVM_GET_DEVICE_ATTR => user.write(&vgic.read_lines(vcpu, first).map_err(errno)?),
+            _ => vgic.read_lines(vcpu, first).map(drop).map_err(errno),
+        };
+    }
+    let frame = match attr.group {
+        KVM_DEV_ARM_VGIC_GRP_DIST_REGS => Frame::Distributor,
+        _ => Frame::Redistributor(vcpu()?),
+    };
+    match command {
+        KVM_SET_DEVICE_ATTR => vgic.write_state(frame, offset, user.read()?, told).map_err(errno),
+        KVM_GET_DEVICE_ATTR => user.write(&vgic.read_state(frame, offset).map_err(errno)?),
+        _ => vgic.read_state(frame, offset).map(drop).map_err(errno),
+    }
+}
+
+const _: () = assert!(MAX_VCPUS <= u8::MAX as usize);
+
+/// An interrupt by the number that KVM_IRQ_LINE has: the line, or EINVAL.
+pub fn line_of(
+    machine: &Machine,
+    irq: u32,
+    _: &NoPreemption,
+) -> Result<umbra_host::vgic::Line, Errno> {
+    use umbra_host::vgic::Line;
+    let gic = machine.gic().ok_or(Errno::ENXIO)?;
+    let intid = (irq & 0xffff) as u16;
+    match irq >> 24 & 0xf {
+        KVM_ARM_IRQ_TYPE_SPI if irq >> 28 == 0 => Ok(Line::Spi(intid)),
+        KVM_ARM_IRQ_TYPE_PPI => {
+            let index = (irq >> 28) * 256 + (irq >> 16 & 0xff);
+            let vcpu = gic.number(index).ok_or(Errno::EINVAL)?;
+            Ok(Line::Ppi { vcpu, intid })
+        }
+        _ => Err(Errno::EINVAL),
+    }
+}

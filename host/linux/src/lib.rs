@@ -1,0 +1,53 @@
+//! KVM's interface on Umbra's host crate, for an unmodified arm64 Linux.
+//!
+//! Linux calls what entry.rs has (module/umbra.h declares it), and is called through the modules of linux/. A file that it
+//! hands out stands for an object of ours, which is released with it.
+//!
+//! | what | where |
+//! |---|---|
+//! | KVM's numbers and structures | [`abi`] |
+//! | what Linux does for us: the unsafe half | linux/ |
+//! | the files: a VM, a vCPU, a GIC | machine.rs, vcpu.rs, gic.rs |
+//! | eventfds that are interrupts, or that a store signals | machine/wires.rs |
+//! | pages, pins and slots | memory.rs, [`slots`] |
+//! | KVM's names for registers | [`registers`], vcpu/one_reg.rs |
+//!
+//! # Where it is unsafe
+//!
+//! `cargo xtask check` compares the table with the sources.
+//!
+//! | module | blocks | other | for |
+//! |---|---|---|---|
+//! | `entry.rs` | 7 | 13 | what C calls, and the objects that its files keep |
+//! | `gic.rs` | 4 | 2 | a GIC and the cells that it refers to, in one object |
+//! | `linux/events.rs` | 17 | 7 | C's files, sleepers, eventfds and work |
+//! | `linux/heap.rs` | 3 | 4 | the allocator, and single values in memory of their own |
+//! | `linux/mod.rs` | 13 | 0 | C's functions that have no better place |
+//! | `linux/pages.rs` | 15 | 2 | C's pages; kvm_run, which user space writes meanwhile |
+//! | `linux/shim.rs` | 0 | 1 | C's functions |
+//! | `linux/sync.rs` | 19 | 6 | mutexes, counted owners, and what is replaced under its readers |
+//! | `linux/user.rs` | 2 | 0 | copies from and to user space |
+//! | `machine.rs` | 5 | 0 | vCPUs and the GIC, which are found without a lock |
+//! | `machine/all.rs` | 3 | 1 | the list of VMs |
+//! | `machine/wires.rs` | 1 | 0 | an irqfd's way back to its VM |
+
+#![cfg_attr(target_os = "none", no_std)]
+
+extern crate alloc;
+
+pub mod abi;
+#[cfg(target_os = "none")]
+#[macro_use]
+mod linux;
+#[cfg(target_os = "none")]
+mod entry;
+#[cfg(target_os = "none")]
+mod gic;
+#[cfg(target_os = "none")]
+mod machine;
+#[cfg(target_os = "none")]
+mod memory;
+pub mod registers;
+pub mod slots;
+#[cfg(target_os = "none")]
+mod vcpu;

@@ -1,0 +1,179 @@
+//! Files, sleepers, eventfds, and work in the background.
+
+use super::{check, shim::*, sync::Shared};
+use crate::abi::Errno;
+use core::{ffi::c_void, ptr::NonNull};
+
+/// What a file of ours stands for; `enum umbra_kind`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// /dev/kvm
+    System = 0,
+    /// A VM
+    Vm = 1,
+    /// A vCPU
+    Vcpu = 2,
+    /// A GIC
+    Gic = 3,
+}
+
+/// A file descriptor for an object, which goes with its file.
+pub fn file<T>(kind: Kind, object: Shared<T>) -> Result<i32, Errno> {
+    let raw = object.into_raw();
+    // SAFETY: the file's operations get it back as the object that it is, by `kind`.
+    check(unsafe { shim_file(kind as u32, raw) }).inspect_err(|_| {
+        // SAFETY: no file has it.
+        drop(unsafe { Shared::<T>::from_raw(raw) });
+    })
+}
+
+/// Where a vCPU's thread sleeps, and how a guest is stopped.
+#[derive(Debug)]
+pub struct Sleeper(NonNull<c_void>);
+
+// SAFETY: a wait queue and a call_single_data, which are for all CPUs.
+unsafe impl Send for Sleeper {}
+// SAFETY: as above.
+unsafe impl Sync for Sleeper {}
+
+impl Sleeper {
+    /// A new one.
+    pub fn new() -> Result<Self, Errno> {
+        // SAFETY: an ioctl's context, which may sleep.
+        NonNull::new(unsafe { shim_vcpu_new() }).map(Self).ok_or(Errno::ENOMEM)
+    }
+
+    /// Wakes who sleeps.
+    pub fn wake(&self) {
+        // SAFETY: in any context.
+        unsafe { shim_vcpu_wake(self.0.as_ptr()) };
+    }
+
+    /// Stops a guest that runs on this CPU, if that is another one.
+    pub fn stop(&self, cpu: i32) {
+        // SAFETY: in any context.
+        unsafe { shim_vcpu_stop(self.0.as_ptr(), cpu) };
+    }
+
+    /// Sleeps until `done`, or the counter has got there. `done` is asked with the task set to sleep: it must not.
+    pub fn sleep(&self, deadline: Option<u64>, done: impl Fn() -> bool) -> Result<(), Errno> {
+        extern "C" fn call<F: Fn() -> bool>(done: *mut c_void) -> bool {
+            // SAFETY: `sleep` below gives it, and waits until it is asked no more.
+            unsafe { (*done.cast::<F>())() }
+        }
+        fn caller<F: Fn() -> bool>(_: &F) -> extern "C" fn(*mut c_void) -> bool {
+            call::<F>
+        }
+        let (call, argument) = (caller(&done), (&raw const done).cast_mut().cast());
+        let deadline = deadline.unwrap_or(u64::MAX);
+        // SAFETY: an ioctl's context, which may sleep; the closure outlives the call.
+        check(unsafe { shim_vcpu_sleep(self.0.as_ptr(), call, argument, deadline) }).map(drop)
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        // SAFETY: nobody sleeps there, as who sleeps has the vCPU.
+        unsafe { shim_vcpu_free(self.0.as_ptr()) };
+    }
+}
+
+/// Work that is done in the background, once.
+#[derive(Debug)]
+pub struct Work(NonNull<c_void>);
+
+// SAFETY: it is a `struct work_struct`.
+unsafe impl Send for Work {}
+
+impl Work {
+    /// Some for an object, as `umbra_work` gets it.
+    pub fn new(object: *mut c_void) -> Result<Self, Errno> {
+        // SAFETY: an ioctl's context, which may sleep.
+        NonNull::new(unsafe { shim_work_new(object) }).map(Self).ok_or(Errno::ENOMEM)
+    }
+
+    /// Has it done.
+    pub fn queue(self) {
+        let raw = self.0.as_ptr();
+        core::mem::forget(self);
+        // SAFETY: a new one, which goes when it is done.
+        unsafe { shim_work_queue(raw) };
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        // SAFETY: it was not queued.
+        unsafe { shim_work_free(self.0.as_ptr()) };
+    }
+}
+
+/// An eventfd.
+#[derive(Debug)]
+pub struct EventFd(NonNull<c_void>);
+
+// SAFETY: `struct eventfd_ctx` is counted and locked by itself.
+unsafe impl Send for EventFd {}
+// SAFETY: as above.
+unsafe impl Sync for EventFd {}
+
+impl EventFd {
+    /// That of a descriptor of the caller's.
+    pub fn new(fd: i32) -> Result<Self, Errno> {
+        // SAFETY: any number.
+        NonNull::new(unsafe { shim_eventfd(fd) }).map(Self).ok_or(Errno::EBADF)
+    }
+
+    /// Adds one to it, in any context.
+    pub fn signal(&self) {
+        // SAFETY: this is an owner.
+        unsafe { shim_eventfd_signal(self.0.as_ptr()) };
+    }
+
+    /// Whether it is the same.
+    pub fn is(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl Drop for EventFd {
+    fn drop(&mut self) {
+        // SAFETY: this was an owner.
+        unsafe { shim_eventfd_put(self.0.as_ptr()) };
+    }
+}
+
+/// An eventfd that is an interrupt: whenever it is signalled `umbra_irqfd` is told.
+#[derive(Debug)]
+pub struct IrqFd(NonNull<c_void>);
+
+// SAFETY: it is entered in a queue that has a lock of its own.
+unsafe impl Send for IrqFd {}
+
+impl IrqFd {
+    /// One of a descriptor of the caller's. `vm` must outlive it.
+    ///
+    /// # Safety
+    ///
+    /// `vm` is something that `umbra_irqfd` may use until this is dropped.
+    pub unsafe fn new(fd: i32, vm: *mut c_void, gsi: u32, resample: bool) -> Result<Self, Errno> {
+        let mut made = core::ptr::null_mut();
+        // SAFETY: any number; and as the caller promises.
+        check(unsafe { shim_irqfd_new(fd, vm, gsi, resample, &raw mut made) })?;
+        NonNull::new(made).map(Self).ok_or(Errno::ENOMEM)
+    }
+
+    /// Whether it is this eventfd.
+    pub fn is(&self, event: &EventFd) -> bool {
+        // SAFETY: both live.
+        unsafe { shim_irqfd_is(self.0.as_ptr(), event.0.as_ptr()) }
+    }
+}
+
+impl Drop for IrqFd {
+    fn drop(&mut self) {
+        // SAFETY: where it may sleep: an ioctl's context, or a file's release.
+        unsafe { shim_irqfd_free(self.0.as_ptr()) };
+    }
+}

@@ -1,0 +1,485 @@
+//! A VM's file: what all vCPUs of a VM share, and who is told of their interrupts.
+//!
+//! A VM is there until its own file and those of its vCPUs and devices are closed; a vCPU until its VM goes. What hyp has
+//! of it then comes back in the background.
+//!
+//! # Locks
+//!
+//! A vCPU's own, then a VM's `devices`, then its `memory`: in this order, and all of them may sleep. A vCPU that is
+//! loaded, and whoever raises an interrupt, has none: what they read ([`Machine::gic`], eventfds, routes) is replaced
+//! as a whole and goes when nobody can be reading it any more.
+
+mod all;
+mod wires;
+
+pub use all::{begin, forget, shutdown};
+
+use crate::{
+    abi::*,
+    gic::{self, Gic, Plan},
+    linux::{
+        self, Kind, Mm, Mutex, NoPreemption, Published, Shared, User, Work, place, take, with_room,
+    },
+    memory::{Faults, Memory, refused},
+    slots::MAX_SLOTS,
+    vcpu::{GicInterface, Vcpu},
+};
+use alloc::vec::Vec;
+use core::{
+    ptr,
+    sync::atomic::{AtomicBool, AtomicPtr, Ordering::SeqCst},
+};
+use umbra_host::{
+    hypercall::{Hvc, Hypervisor},
+    vcpu::{MmioAnswer, Vcpu as Inside},
+    vgic::{Events, Interface},
+};
+use umbra_shared::{
+    call::{Features, MAX_VCPUS, VmConfig},
+    exit::MmioAccess,
+    vl::VqSet,
+};
+use wires::{Injector, IoEvent, MAX_ROUTES, Resampler};
+
+/// Guest-physical addresses of a VM whose VMM doesn't say: KVM's default.
+const IPA_BITS: u32 = 40;
+/// The fewest that KVM allows.
+const LEAST_IPA_BITS: u32 = 32;
+
+/// What hyp and its CPUs have for guests.
+#[derive(Clone, Copy, Debug)]
+struct Offer {
+    lengths: VqSet,
+    registers: u8,
+    priority_bits: u8,
+    pauth: bool,
+    ipa_bits: u32,
+    cpus: u64,
+}
+
+impl Offer {
+    fn ask() -> Result<Self, Errno> {
+        let info = Hvc.vl_info(None).map_err(refused)?;
+        let version = Hvc.version().map_err(refused)?;
+        Ok(Self {
+            lengths: info.vqs,
+            registers: info.interface.registers,
+            priority_bits: info.interface.priorities.count_ones() as u8,
+            pauth: version.features.contains(Features::PAUTH),
+            ipa_bits: version.ipa_bits,
+            cpus: info.cpus,
+        })
+    }
+}
+
+/// What is set up by ioctls, one at a time.
+#[derive(Debug)]
+struct Devices {
+    /// What KVM_CREATE_DEVICE has made, if it has.
+    plan: Option<Plan>,
+    injectors: Vec<Injector>,
+}
+
+/// A VM.
+#[derive(Debug)]
+pub struct Machine {
+    mm: Shared<Mm>,
+    ipa_bits: u32,
+    offer: Offer,
+    memory: Mutex<Option<Memory>>,
+    devices: Mutex<Devices>,
+    gic: AtomicPtr<Gic>,
+    vcpus: [AtomicPtr<Vcpu>; MAX_VCPUS],
+    ioevents: Published<IoEvent>,
+    resamplers: Published<Resampler>,
+    /// Pairs of a GSI and an INTID.
+    routes: Published<(u32, u16)>,
+    is_routed: AtomicBool,
+    /// It is taken down, though it has files.
+    closed: AtomicBool,
+    end: Option<(Shared<Mutex<End>>, Work)>,
+}
+
+/// What is taken down in the background.
+#[derive(Debug, Default)]
+pub struct End {
+    memory: Option<Memory>,
+    vcpus: Vec<Inside>,
+}
+
+/// Whoever has to know of a VM's interrupts.
+#[derive(Debug)]
+pub struct Told<'a>(&'a Machine);
+
+impl Events for Told<'_> {
+    fn kick(&mut self, vcpu: usize) {
+        let index = self.0.gic().and_then(|gic| gic.index(vcpu));
+        if let Some(vcpu) = index.and_then(|index| self.0.vcpu(index)) {
+            vcpu.kick();
+        }
+    }
+
+    fn resample(&mut self, _: usize, intid: u16) {
+        let no_preemption = NoPreemption::begin();
+        let all = self.0.resamplers.read(&no_preemption);
+        all.iter().filter(|one| one.intid == intid).for_each(|one| one.event.signal());
+    }
+}
+
+impl Faults for Machine {
+    fn memory<R>(&self, f: impl FnOnce(&mut Memory) -> R) -> Result<R, Errno> {
+        self.memory.lock().as_mut().map(f).ok_or(Errno::EIO)
+    }
+
+    fn mm(&self) -> &Mm {
+        &self.mm
+    }
+}
+
+impl Machine {
+    /// KVM_CREATE_VM.
+    pub fn create(kind: u64) -> Result<Shared<Self>, Errno> {
+        if kind & !KVM_VM_TYPE_ARM_IPA_SIZE_MASK != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let offer = Offer::ask()?;
+        let ipa_bits = match kind as u32 {
+            0 => IPA_BITS.min(offer.ipa_bits),
+            bits if (LEAST_IPA_BITS..=offer.ipa_bits).contains(&bits) => bits,
+            _ => return Err(Errno::EINVAL),
+        };
+        let mm = Shared::new(Mm::mine()?)?;
+        let end = Shared::new(Mutex::new(End::default())?)?;
+        let work = Work::new(end.address())?;
+        end.lock().vcpus = with_room(MAX_VCPUS)?;
+        let devices = Mutex::new(Devices { plan: None, injectors: Vec::new() })?;
+        let memory = Mutex::new(Some(Memory::new(mm.clone(), VmConfig::normal(), ipa_bits)?))?;
+        let machine = Shared::new(Self {
+            mm,
+            ipa_bits,
+            offer,
+            memory,
+            devices,
+            gic: AtomicPtr::default(),
+            vcpus: [const { AtomicPtr::new(ptr::null_mut()) }; MAX_VCPUS],
+            ioevents: Published::default(),
+            resamplers: Published::default(),
+            routes: Published::default(),
+            is_routed: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            end: Some((end, work)),
+        })?;
+        all::enter(&machine)?;
+        Ok(machine)
+    }
+
+    /// Whether nothing of it runs any more.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(SeqCst)
+    }
+
+    /// Takes it down, though it has files.
+    fn close(&self) {
+        /// For threads to come out of hyp and out of their ioctls: 5 s. One that waits for user space doesn't.
+        const TRIES: u32 = 500;
+        self.closed.store(true, SeqCst);
+        let Ok(mut insides) = with_room(MAX_VCPUS) else { return };
+        for vcpu in self.vcpus() {
+            let mut tries = 0;
+            let inside = loop {
+                match vcpu.take_inside() {
+                    Some(inside) => break inside,
+                    None if tries == TRIES => {
+                        log!("vCPU {} doesn't end: its VM is left as it is", vcpu.index());
+                        return;
+                    }
+                    None => tries += 1,
+                }
+                linux::sleep();
+            };
+            insides.extend(inside);
+        }
+        if let Some(memory) = self.memory.lock().take() {
+            memory.destroy(insides);
+        }
+    }
+
+    /// Its vCPU, in any context.
+    pub fn vcpu(&self, index: u32) -> Option<&Vcpu> {
+        let vcpu = self.vcpus.get(index as usize)?.load(SeqCst);
+        // SAFETY: it is there until the machine goes.
+        unsafe { vcpu.as_ref() }
+    }
+
+    fn vcpus(&self) -> impl Iterator<Item = &Vcpu> {
+        (0..MAX_VCPUS as u32).filter_map(|index| self.vcpu(index))
+    }
+
+    /// Its GIC, once there is one, in any context.
+    pub fn gic(&self) -> Option<&Gic> {
+        // SAFETY: as above.
+        unsafe { self.gic.load(SeqCst).as_ref() }
+    }
+
+    /// Who is told of its interrupts.
+    pub fn told(&self) -> Told<'_> {
+        Told(self)
+    }
+
+    /// Where guest-physical addresses end.
+    pub fn ipa_end(&self) -> u64 {
+        1 << self.ipa_bits
+    }
+
+    /// The vector lengths that guests can have.
+    pub fn vector_lengths(&self) -> VqSet {
+        self.offer.lengths
+    }
+
+    /// Whether guests have pointer authentication.
+    pub fn has_pauth(&self) -> bool {
+        self.offer.pauth
+    }
+
+    /// A vCPU's part of the GIC.
+    pub fn interface(&self, index: u32) -> Option<GicInterface<'_>> {
+        let gic = self.gic()?;
+        let number = gic.number(index)?;
+        Interface::new(gic.vgic(), number, self.offer.registers, self.told()).ok()
+    }
+
+    /// Uses what the GIC is to be, and whether it is that already.
+    pub fn plan<R>(&self, f: impl FnOnce(&mut Plan, bool) -> Result<R, Errno>) -> Result<R, Errno> {
+        let mut devices = self.devices.lock();
+        let built = self.gic().is_some();
+        f(devices.plan.as_mut().ok_or(Errno::ENODEV)?, built)
+    }
+
+    /// Its GIC. A VM without KVM_CREATE_DEVICE has one that nobody can reach, which keeps the timer's interrupt.
+    pub fn gic_or_build(&self) -> Result<&Gic, Errno> {
+        if let Some(gic) = self.gic() {
+            return Ok(gic);
+        }
+        let devices = self.devices.lock();
+        if self.gic().is_none() {
+            let mut indices = with_room(MAX_VCPUS)?;
+            indices.extend(self.vcpus().map(Vcpu::index));
+            let gic = match &devices.plan {
+                Some(plan) if !plan.is_complete(indices.len()) => return Err(Errno::ENXIO),
+                Some(plan) => plan.build(&indices, self.offer.priority_bits)?,
+                None => Plan::new().build(&indices, self.offer.priority_bits)?,
+            };
+            self.gic.store(place(gic)?, SeqCst);
+            for vcpu in self.vcpus().filter(|vcpu| !vcpu.is_on()) {
+                self.set_power(vcpu.index(), false);
+            }
+        }
+        self.gic().ok_or(Errno::ENXIO)
+    }
+
+    /// A vCPU is on or off: no interrupt of 1 of N goes to who is off.
+    pub fn set_power(&self, index: u32, on: bool) {
+        if let Some(gic) = self.gic()
+            && let Some(number) = gic.number(index)
+        {
+            let _ = gic.vgic().set_power(number, on, &mut self.told());
+        }
+    }
+
+    /// A guest has turned a vCPU on.
+    pub fn turned_on(&self, index: u32) {
+        self.set_power(index, true);
+        if let Some(vcpu) = self.vcpu(index) {
+            vcpu.turn_on();
+        }
+    }
+
+    /// An MMIO access, as far as nobody need sleep for it.
+    pub fn access(
+        &self,
+        address: u64,
+        access: MmioAccess,
+        data: u64,
+        no_preemption: &NoPreemption,
+    ) -> Option<MmioAnswer> {
+        if let Some(answer) =
+            self.gic().and_then(|gic| gic.access(address, access, data, &mut self.told()))
+        {
+            return Some(answer);
+        }
+        let all = self.ioevents.read(no_preemption);
+        let event = all.iter().find(|event| access.write && event.is_for(address, access, data))?;
+        event.event.signal();
+        Some(MmioAnswer::Written)
+    }
+
+    /// An ioctl of its file.
+    pub fn ioctl(this: &Shared<Self>, command: u32, argument: usize) -> Result<i64, Errno> {
+        let user = User(argument);
+        match command {
+            KVM_CHECK_EXTENSION => Ok(extension(argument as u64)),
+            KVM_CREATE_VCPU => Self::create_vcpu(this, argument),
+            KVM_SET_USER_MEMORY_REGION => {
+                let region = user.read()?;
+                this.memory(|memory| memory.set_slot(region))?.map(|()| 0)
+            }
+            KVM_ARM_PREFERRED_TARGET => {
+                let init = VcpuInit { target: KVM_ARM_TARGET_GENERIC_V8, features: [0; 7] };
+                user.write(&init).map(|()| 0)
+            }
+            KVM_CREATE_DEVICE => Self::create_device(this, user),
+            KVM_IRQ_LINE => {
+                let level: IrqLevel = user.read()?;
+                let no_preemption = NoPreemption::begin();
+                let line = gic::line_of(this, level.irq, &no_preemption)?;
+                let gic = this.gic().ok_or(Errno::ENXIO)?;
+                let set = gic.vgic().set_line(line, level.level != 0, &mut this.told());
+                set.map_err(gic::errno).map(|()| 0)
+            }
+            KVM_IRQFD => this.irqfd(user.read()?, ptr::from_ref(&**this).cast_mut().cast()),
+            KVM_IOEVENTFD => this.ioeventfd(&user.read()?).map(|()| 0),
+            KVM_SET_GSI_ROUTING => this.set_routes(user).map(|()| 0),
+            _ => Err(Errno::ENOTTY),
+        }
+    }
+
+    fn create_vcpu(this: &Shared<Self>, index: usize) -> Result<i64, Errno> {
+        let slot = this.vcpus.get(index).ok_or(Errno::EINVAL)?;
+        let _devices = this.devices.lock();
+        if !slot.load(SeqCst).is_null() {
+            return Err(Errno::EEXIST);
+        }
+        if this.gic().is_some() {
+            // Its redistributors have been counted.
+            return Err(Errno::EBUSY);
+        }
+        let file = Shared::new(VcpuFile { machine: this.clone(), index: index as u32 })?;
+        let vcpu = place(Vcpu::new(index as u32)?)?;
+        slot.store(vcpu, SeqCst);
+        match linux::file(Kind::Vcpu, file) {
+            Ok(fd) => Ok(fd.into()),
+            Err(error) => {
+                // Nobody has heard of it: vCPUs are found by a GIC's numbers, and there is none yet.
+                slot.store(ptr::null_mut(), SeqCst);
+                // SAFETY: placed just now.
+                drop(unsafe { take(vcpu) });
+                Err(error)
+            }
+        }
+    }
+
+    fn create_device(this: &Shared<Self>, user: User) -> Result<i64, Errno> {
+        let mut device: CreateDevice = user.read()?;
+        if device.kind != KVM_DEV_TYPE_ARM_VGIC_V3 {
+            return Err(Errno::ENODEV);
+        }
+        if device.flags & !KVM_CREATE_DEVICE_TEST != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if device.flags & KVM_CREATE_DEVICE_TEST != 0 {
+            return Ok(0);
+        }
+        {
+            let mut devices = this.devices.lock();
+            if devices.plan.is_some() {
+                return Err(Errno::EEXIST);
+            }
+            if this.gic().is_some() {
+                return Err(Errno::EBUSY);
+            }
+            devices.plan = Some(Plan::new());
+        }
+        let file = Shared::new(GicFile { machine: this.clone() });
+        match file.and_then(|file| linux::file(Kind::Gic, file)) {
+            Ok(fd) => device.fd = fd as u32,
+            Err(error) => {
+                this.devices.lock().plan = None;
+                return Err(error);
+            }
+        }
+        user.write(&device).map(|()| 0)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        all::strike(self);
+        // Nobody raises an interrupt from here on.
+        self.devices.get_mut().injectors.clear();
+        let Some((end, work)) = self.end.take() else { return };
+        {
+            let mut end = end.lock();
+            for slot in &self.vcpus {
+                // SAFETY: `create_vcpu` placed it, and nobody has a file of it any more.
+                let vcpu = unsafe { take(slot.swap(ptr::null_mut(), SeqCst)) };
+                // There is room for all.
+                end.vcpus.extend(vcpu.and_then(Vcpu::into_inside));
+            }
+            end.memory = self.memory.get_mut().take();
+        }
+        // SAFETY: `gic_or_build` placed it, and nobody is told of interrupts any more.
+        drop(unsafe { take(self.gic.swap(ptr::null_mut(), SeqCst)) });
+        // The background owns it now.
+        end.into_raw();
+        work.queue();
+    }
+}
+
+/// Takes a VM down, in the background.
+pub fn end(end: &Mutex<End>) {
+    let (memory, vcpus) = {
+        let mut end = end.lock();
+        (end.memory.take(), core::mem::take(&mut end.vcpus))
+    };
+    if let Some(memory) = memory {
+        memory.destroy(vcpus);
+    }
+}
+
+/// A vCPU's file.
+#[derive(Debug)]
+pub struct VcpuFile {
+    /// Its VM.
+    pub machine: Shared<Machine>,
+    /// Which.
+    pub index: u32,
+}
+
+/// A GIC's file.
+#[derive(Debug)]
+pub struct GicFile {
+    /// Its VM.
+    pub machine: Shared<Machine>,
+}
+
+/// KVM_CHECK_EXTENSION.
+pub fn extension(capability: u64) -> i64 {
+    let offer = Offer::ask().ok();
+    let has = |wanted: fn(&Offer) -> bool| i64::from(offer.as_ref().is_some_and(wanted));
+    match capability {
+        KVM_CAP_IRQCHIP
+        | KVM_CAP_USER_MEMORY
+        | KVM_CAP_MP_STATE
+        | KVM_CAP_DESTROY_MEMORY_REGION_WORKS
+        | KVM_CAP_JOIN_MEMORY_REGIONS_WORKS
+        | KVM_CAP_IRQFD
+        | KVM_CAP_IRQFD_RESAMPLE
+        | KVM_CAP_IOEVENTFD
+        | KVM_CAP_IOEVENTFD_ANY_LENGTH
+        | KVM_CAP_ONE_REG
+        | KVM_CAP_ARM_PSCI
+        | KVM_CAP_ARM_PSCI_0_2
+        | KVM_CAP_DEVICE_CTRL
+        | KVM_CAP_CHECK_EXTENSION_VM
+        | KVM_CAP_IMMEDIATE_EXIT
+        | KVM_CAP_ARM_IRQ_LINE_LAYOUT_2 => 1,
+        KVM_CAP_IRQ_ROUTING => MAX_ROUTES.into(),
+        KVM_CAP_NR_MEMSLOTS => i64::from(MAX_SLOTS),
+        KVM_CAP_NR_VCPUS => offer.map_or(0, |offer| offer.cpus as i64),
+        KVM_CAP_MAX_VCPUS | KVM_CAP_MAX_VCPU_ID => MAX_VCPUS as i64,
+        KVM_CAP_ARM_VM_IPA_SIZE => offer.map_or(0, |offer| offer.ipa_bits.into()),
+        KVM_CAP_ARM_SVE => has(|offer| offer.lengths.max().is_some()),
+        KVM_CAP_ARM_PTRAUTH_ADDRESS | KVM_CAP_ARM_PTRAUTH_GENERIC => has(|offer| offer.pauth),
+        _ => 0,
+    }
+}

@@ -1,0 +1,60 @@
+//! The list of all VMs.
+
+use super::Machine;
+use crate::{
+    abi::Errno,
+    linux::{Mutex, place, take, try_push},
+};
+use alloc::vec::Vec;
+use core::{
+    ptr,
+    sync::atomic::{AtomicPtr, Ordering::SeqCst},
+};
+
+/// All VMs, for an end that can't wait for their files.
+static ALL: AtomicPtr<Mutex<Vec<Registered>>> = AtomicPtr::new(ptr::null_mut());
+
+#[derive(Debug)]
+struct Registered(*const Machine);
+
+// SAFETY: it is looked at under the lock of the list, which the machine takes before it goes.
+unsafe impl Send for Registered {}
+
+/// Makes the list of VMs.
+pub fn begin() -> Result<(), Errno> {
+    ALL.store(place(Mutex::new(Vec::new())?)?, SeqCst);
+    Ok(())
+}
+
+/// Frees it: there is no VM any more.
+pub fn forget() {
+    // SAFETY: `begin` placed it, and nobody uses it who isn't a VM's.
+    drop(unsafe { take(ALL.swap(ptr::null_mut(), SeqCst)) });
+}
+
+fn all() -> Option<&'static Mutex<Vec<Registered>>> {
+    // SAFETY: it is there from the module's beginning to its end.
+    unsafe { ALL.load(SeqCst).as_ref() }
+}
+
+/// Takes all VMs down, whatever their files are used for.
+pub fn shutdown() {
+    let Some(all) = all() else { return };
+    for one in all.lock().iter() {
+        // SAFETY: it is in the list, whose lock this has.
+        unsafe { &*one.0 }.close();
+    }
+}
+
+/// A VM is there.
+pub fn enter(machine: &Machine) -> Result<(), Errno> {
+    let all = all().ok_or(Errno::ENODEV)?;
+    try_push(&mut all.lock(), Registered(machine))
+}
+
+/// It goes.
+pub fn strike(machine: &Machine) {
+    if let Some(all) = all() {
+        all.lock().retain(|one| !ptr::eq(one.0, machine));
+    }
+}

@@ -1,0 +1,327 @@
+//! The pages that a VM is made of: the kernel's own, for what hyp keeps there, and pages of user space, which are pinned
+//! while the guest has them and count against RLIMIT_MEMLOCK.
+//!
+//! A guest's memory is put in place where it is accessed first, in blocks of 2 MiB where the slot allows that and the
+//! user has so much there. The pages stay the guest's until their slot is deleted or the VM ends, whatever becomes of the
+//! user's mapping meanwhile: who unmaps memory of a slot and maps something else there gives the guest nothing of it.
+
+#![forbid(unsafe_code)]
+
+use crate::{
+    abi::{Errno, MemoryRegion},
+    linux::{self, Mm, Shared, with_room},
+    slots::{Change, Slots},
+};
+use alloc::vec::Vec;
+use umbra_host::{
+    hypercall::Hvc,
+    vcpu::Vcpu,
+    vm::{BuildError, Line, PageSupplier, VcpuSettings, Vm},
+};
+use umbra_shared::{
+    PAGE_SIZE,
+    call::{BLOCK_PAGES, VmConfig},
+    error::Error,
+    flags::FlagShadowPage,
+};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+const BLOCK: u64 = BLOCK_PAGES * PAGE;
+
+/// Lines of the books that are always left: enough for what hyp keeps of a VM, and for a cut through a run.
+const LINES_LEFT: usize = 64;
+
+/// What linux thinks of an error of the host crate's.
+pub fn errno(error: BuildError) -> Errno {
+    match error {
+        BuildError::NoPages | BuildError::NoRoom => Errno::ENOMEM,
+        BuildError::AlreadyOut | BuildError::NotOut | BuildError::VcpusLeft => Errno::EIO,
+        BuildError::Hyp(error) => refused(error),
+    }
+}
+
+/// What it thinks of one of hyp's.
+pub const fn refused(error: Error) -> Errno {
+    match error {
+        Error::Limit => Errno::ENOMEM,
+        Error::Busy => Errno::EBUSY,
+        Error::VcpuInUse => Errno::EEXIST,
+        Error::InvalidArgument | Error::BadVcpu => Errno::EINVAL,
+        Error::BadRegister => Errno::ENOENT,
+        Error::Protected => Errno::EPERM,
+        _ => Errno::EIO,
+    }
+}
+
+/// The books of a VM.
+type Lines = Vec<Line>;
+
+/// Pages that came from the kernel, one by one, in the order of their addresses.
+#[derive(Debug, Default)]
+struct Own(Vec<u64>);
+
+impl Own {
+    fn allocate(&mut self, count: u64) -> Option<u64> {
+        self.0.try_reserve(count as usize).ok()?;
+        let first = linux::pages_alloc(count)?;
+        let at = self.0.partition_point(|&page| page < first);
+        self.0.splice(at..at, (0..count).map(|n| first + n * PAGE));
+        Some(first)
+    }
+
+    fn free(&mut self, page: u64) -> bool {
+        let found = self.0.binary_search(&page);
+        if let Ok(at) = found {
+            self.0.remove(at);
+            linux::page_free(page);
+        }
+        found.is_ok()
+    }
+}
+
+/// Where pages come from, and go.
+struct Supplier<'a> {
+    own: &'a mut Own,
+    mm: &'a Mm,
+}
+
+impl PageSupplier for Supplier<'_> {
+    fn allocate(&mut self, count: u64) -> Option<u64> {
+        self.own.allocate(count)
+    }
+
+    fn free(&mut self, first: u64, count: u64) {
+        let mut pinned = 0;
+        for page in (0..count).map(|n| first + n * PAGE) {
+            if !self.own.free(page) {
+                linux::unpin(page);
+                pinned += 1;
+            }
+        }
+        self.mm.unlock_pages(pinned);
+        linux::cond_resched();
+    }
+
+    fn flag_page(&mut self, pa: u64) -> &'static FlagShadowPage {
+        linux::flag_page(pa)
+    }
+}
+
+/// A VM in hyp, and the pages that it has.
+#[derive(Debug)]
+pub struct Memory {
+    vm: Vm<Lines>,
+    /// How many its books have.
+    lines: usize,
+    own: Own,
+    mm: Shared<Mm>,
+    slots: Slots,
+    /// Where guest-physical addresses end.
+    ipa_end: u64,
+}
+
+/// What there is at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Memory of a slot's, which is in place now.
+    Memory,
+    /// Nothing: a device's.
+    Nothing,
+}
+
+impl Memory {
+    /// A VM without memory.
+    pub fn new(mm: Shared<Mm>, config: VmConfig, ipa_bits: u32) -> Result<Self, Errno> {
+        let mut own = Own::default();
+        let lines = lines(2 * LINES_LEFT)?;
+        let vm = Vm::create(lines, &Hvc, &mut Supplier { own: &mut own, mm: &mm }, config);
+        let vm = vm.map_err(errno)?;
+        let slots = Slots::default();
+        Ok(Self { vm, lines: 2 * LINES_LEFT, own, mm, slots, ipa_end: 1 << ipa_bits })
+    }
+
+    fn parts(&mut self) -> (&mut Vm<Lines>, Supplier<'_>) {
+        (&mut self.vm, Supplier { own: &mut self.own, mm: &self.mm })
+    }
+
+    /// Sees to it that the books have lines for so many pieces more.
+    fn make_room(&mut self, pieces: usize) -> Result<(), Errno> {
+        let left = self.vm.lines_left();
+        if left >= LINES_LEFT + pieces {
+            return Ok(());
+        }
+        // Twice as many as there are: what is moved so is moved seldom.
+        self.lines = 2 * self.lines + pieces;
+        let moved = self.vm.move_books(lines(self.lines)?);
+        debug_assert!(moved.is_ok(), "into larger ones");
+        Ok(())
+    }
+
+    /// KVM_SET_USER_MEMORY_REGION.
+    pub fn set_slot(&mut self, region: MemoryRegion) -> Result<(), Errno> {
+        if region.memory_size == 0 {
+            // Each page that is taken back may leave a run in two.
+            self.make_room(self.slots.present_of(region.slot) as usize)?;
+        }
+        let Change::Gone(slot) = self.slots.set(region, self.ipa_end)? else { return Ok(()) };
+        let mut refused = None;
+        for (ipa, count) in slot.present() {
+            let (vm, mut supplier) = self.parts();
+            if let Err(error) = vm.unmap(&Hvc, &mut supplier, ipa, count) {
+                refused = Some((error, ipa));
+                break;
+            }
+        }
+        match refused {
+            None => Ok(()),
+            Some((error, ipa)) => {
+                let gone = ipa - slot.first();
+                self.slots.restore(slot, gone);
+                Err(errno(error))
+            }
+        }
+    }
+
+    /// More pages for tables.
+    pub fn topup(&mut self) -> Result<(), Errno> {
+        let (vm, mut supplier) = self.parts();
+        vm.topup(&Hvc, &mut supplier).map_err(errno)
+    }
+
+    /// Creates a vCPU.
+    pub fn create_vcpu(&mut self, settings: VcpuSettings) -> Result<Vcpu, Errno> {
+        let (vm, mut supplier) = self.parts();
+        vm.create_vcpu(&Hvc, &mut supplier, settings).map_err(errno)
+    }
+
+    /// Puts pages in place that have been pinned, from `ipa` on, and unpins what is not needed.
+    fn put_in_place(&mut self, ipa: u64, pages: &[u64]) -> Result<(), Errno> {
+        let mut rest = pages;
+        let mut at = ipa;
+        while let [first, ..] = *rest {
+            let present = self.slots.find(at).is_none_or(|place| place.present);
+            // As many as lie one behind the other, and are alike.
+            let count = (0..rest.len())
+                .take_while(|&n| {
+                    let is_next = rest[n] == first + n as u64 * PAGE;
+                    let place = self.slots.find(at + n as u64 * PAGE);
+                    is_next && place.is_none_or(|place| place.present) == present
+                })
+                .count();
+            let (these, others) = rest.split_at(count);
+            if present {
+                these.iter().for_each(|&page| linux::unpin(page));
+            } else if let Err(error) = self.map(first, count as u64, at) {
+                others.iter().for_each(|&page| linux::unpin(page));
+                return Err(error);
+            }
+            rest = others;
+            at += count as u64 * PAGE;
+        }
+        Ok(())
+    }
+
+    fn map(&mut self, first: u64, count: u64, ipa: u64) -> Result<(), Errno> {
+        if let Err(error) = self.make_room(1).and_then(|()| self.mm.lock_pages(count)) {
+            (0..count).for_each(|n| linux::unpin(first + n * PAGE));
+            return Err(error);
+        }
+        let (vm, mut supplier) = self.parts();
+        match vm.map(&Hvc, &mut supplier, first, count, ipa) {
+            Ok(()) => {
+                self.slots.set_present(ipa, count, true);
+                Ok(())
+            }
+            // The user has this page at two places of the guest's memory: then it is the VM's already, and stays.
+            Err(BuildError::AlreadyOut) => {
+                (0..count).for_each(|n| linux::unpin(first + n * PAGE));
+                self.mm.unlock_pages(count);
+                Err(Errno::EFAULT)
+            }
+            Err(error) => Err(errno(error)),
+        }
+    }
+
+    /// The end, once nobody runs it: every page comes back.
+    pub fn destroy(self, vcpus: Vec<Vcpu>) {
+        let Self { vm, mut own, mm, .. } = self;
+        let mut supplier = Supplier { own: &mut own, mm: &mm };
+        if let Err(failure) = vm.destroy(&Hvc, &mut supplier, vcpus) {
+            // Hyp's and ours no longer agree: what it has is lost, and nothing of it is touched.
+            let (error, pages) = (failure.error, failure.vm.pages_out());
+            log!("a VM can't be taken down ({error}): {pages} pages are lost");
+            core::mem::forget(failure.vm);
+        }
+    }
+}
+
+fn lines(count: usize) -> Result<Lines, Errno> {
+    let mut lines = with_room(count)?;
+    lines.resize(count, Line::FREE);
+    Ok(lines)
+}
+
+/// Memory that several vCPUs fault on.
+pub trait Faults {
+    /// Uses it alone, and not for long.
+    ///
+    /// # Errors
+    ///
+    /// EIO: it has been taken down.
+    fn memory<R>(&self, f: impl FnOnce(&mut Memory) -> R) -> Result<R, Errno>;
+
+    /// The VM's address space, which is the caller's.
+    fn mm(&self) -> &Mm;
+
+    /// The guest has accessed an address: its memory is put in place. `scratch` has room for a block's pages.
+    fn supply(&self, address: u64, scratch: &mut [u64]) -> Result<Backing, Errno> {
+        let looked =
+            self.memory(|memory| (memory.slots.find(address), memory.slots.generation()))?;
+        let (Some(place), generation) = looked else { return Ok(Backing::Nothing) };
+        if place.present {
+            return Ok(Backing::Memory);
+        }
+        // A block, if all of it is in the slot and the user's memory lies as it does.
+        let inside = place.ipa % BLOCK;
+        let left = (BLOCK - inside) / PAGE;
+        let is_block = (place.ipa - place.user).is_multiple_of(BLOCK)
+            && place.before >= inside / PAGE
+            && place.from >= left;
+        let (first, user, count) = match is_block {
+            true => (place.ipa - inside, place.user - inside, BLOCK_PAGES as usize),
+            false => (place.ipa, place.user, 1),
+        };
+        let put = |ipa, pages: &[u64]| {
+            let put = self.memory(|memory| {
+                if memory.slots.generation() == generation {
+                    memory.put_in_place(ipa, pages)
+                } else {
+                    // The slots have changed meanwhile: the guest tries again.
+                    pages.iter().for_each(|&page| linux::unpin(page));
+                    Ok(())
+                }
+            });
+            put.unwrap_or_else(|error| {
+                pages.iter().for_each(|&page| linux::unpin(page));
+                Err(error)
+            })
+        };
+        if count > 1
+            && let Some(scratch) = scratch.get_mut(..count)
+        {
+            match self.mm().pin(user, scratch) {
+                Ok(pages) if pages.len() as u64 > inside / PAGE => {
+                    put(first, pages)?;
+                    return Ok(Backing::Memory);
+                }
+                // Of the rest of the block there is not enough.
+                Ok(pages) => pages.iter().for_each(|&page| linux::unpin(page)),
+                Err(_) => {}
+            }
+        }
+        let mut one = [0];
+        let pages = self.mm().pin(place.user, &mut one)?;
+        put(place.ipa, pages)?;
+        Ok(Backing::Memory)
+    }
+}

@@ -1,0 +1,307 @@
+//! Memory slots: which user memory a guest has where, and which pages of it are in place
+//! (KVM_SET_USER_MEMORY_REGION; KVM's api.rst, 4.35).
+
+#![forbid(unsafe_code)]
+
+use crate::abi::{Errno, MemoryRegion};
+use alloc::vec::Vec;
+use umbra_shared::PAGE_SIZE;
+
+const PAGE: u64 = PAGE_SIZE as u64;
+/// As many as KVM has on arm64, for those who count on it.
+pub const MAX_SLOTS: u32 = 512;
+
+/// A slot.
+#[derive(Debug)]
+pub struct Slot {
+    id: u32,
+    /// Guest-physical.
+    first: u64,
+    pages: u64,
+    /// The user address.
+    user: u64,
+    /// A bit for each page that the guest has.
+    present: Vec<u64>,
+}
+
+/// What a page of a slot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Guest-physical address of the page.
+    pub ipa: u64,
+    /// The user address of the page.
+    pub user: u64,
+    /// Pages of the slot that lie before it, and from it on.
+    pub before: u64,
+    /// From it on, itself counted.
+    pub from: u64,
+    /// The guest has it.
+    pub present: bool,
+}
+
+/// What becomes of a slot.
+#[derive(Debug)]
+pub enum Change {
+    /// It is there now.
+    Made,
+    /// It is gone: what is present of it is to be taken from the guest.
+    Gone(Slot),
+    /// As it was.
+    None,
+}
+
+impl Slot {
+    /// Its first guest-physical address.
+    pub const fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// The pages that the guest has: runs of an address and a count.
+    pub fn present(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let mut n = 0;
+        core::iter::from_fn(move || {
+            while n < self.pages && !self.has(n) {
+                n += 1;
+            }
+            let first = n;
+            while n < self.pages && self.has(n) {
+                n += 1;
+            }
+            (n > first).then_some((self.first + first * PAGE, n - first))
+        })
+    }
+
+    fn has(&self, page: u64) -> bool {
+        self.present[(page / 64) as usize] >> (page % 64) & 1 != 0
+    }
+
+    fn end(&self) -> u64 {
+        self.first + self.pages * PAGE
+    }
+}
+
+/// The slots of a VM.
+#[derive(Debug, Default)]
+pub struct Slots {
+    slots: Vec<Slot>,
+    /// Counts changes, so that who has looked and then slept knows whether what he saw still holds.
+    generation: u64,
+}
+
+impl Slots {
+    /// Counts changes.
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// KVM_SET_USER_MEMORY_REGION. `ipa_end`: where guest-physical addresses end.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL for what is not in pages, wraps around, has flags, or changes a slot's size or place; EFAULT beyond `ipa_end`,
+    /// EEXIST for what lies over another slot, ENOMEM.
+    pub fn set(&mut self, region: MemoryRegion, ipa_end: u64) -> Result<Change, Errno> {
+        let MemoryRegion {
+            slot: id,
+            flags,
+            guest_phys_addr: first,
+            memory_size,
+            userspace_addr: user,
+        } = region;
+        let whole = |address: u64| address.is_multiple_of(PAGE);
+        // Neither a log of dirty pages nor memory that can't be written.
+        if id >= MAX_SLOTS || flags != 0 || ![first, memory_size, user].into_iter().all(whole) {
+            return Err(Errno::EINVAL);
+        }
+        let end = first.checked_add(memory_size).ok_or(Errno::EINVAL)?;
+        user.checked_add(memory_size).ok_or(Errno::EINVAL)?;
+        let old = self.slots.iter().position(|slot| slot.id == id);
+        if memory_size == 0 {
+            // As KVM: there must be something to delete.
+            let old = old.ok_or(Errno::EINVAL)?;
+            self.generation += 1;
+            return Ok(Change::Gone(self.slots.swap_remove(old)));
+        }
+        if let Some(old) = old {
+            let slot = &self.slots[old];
+            let same = (slot.first, slot.pages * PAGE, slot.user) == (first, memory_size, user);
+            return if same { Ok(Change::None) } else { Err(Errno::EINVAL) };
+        }
+        if end > ipa_end {
+            return Err(Errno::EFAULT);
+        }
+        if self.slots.iter().any(|slot| first < slot.end() && slot.first < end) {
+            return Err(Errno::EEXIST);
+        }
+        let pages = memory_size / PAGE;
+        let words = pages.div_ceil(64) as usize;
+        let mut present = Vec::new();
+        present.try_reserve_exact(words).map_err(|_| Errno::ENOMEM)?;
+        present.resize(words, 0);
+        self.slots.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+        self.slots.push(Slot { id, first, pages, user, present });
+        self.generation += 1;
+        Ok(Change::Made)
+    }
+
+    /// How many pages of a slot the guest has.
+    pub fn present_of(&self, id: u32) -> u64 {
+        let slot = self.slots.iter().find(|slot| slot.id == id);
+        slot.map_or(0, |slot| slot.present.iter().map(|word| u64::from(word.count_ones())).sum())
+    }
+
+    /// Takes a slot back that is not gone after all, without the pages that are.
+    pub fn restore(&mut self, mut slot: Slot, gone: u64) {
+        for page in 0..gone / PAGE {
+            slot.present[(page / 64) as usize] &= !(1 << (page % 64));
+        }
+        self.generation += 1;
+        // There is room: it was there.
+        self.slots.push(slot);
+    }
+
+    /// A guest-physical address that is in a slot.
+    pub fn find(&self, address: u64) -> Option<Place> {
+        let slot = self.slot(address)?;
+        let page = (address - slot.first) / PAGE;
+        Some(Place {
+            ipa: slot.first + page * PAGE,
+            user: slot.user + page * PAGE,
+            before: page,
+            from: slot.pages - page,
+            present: slot.has(page),
+        })
+    }
+
+    /// The guest has pages now, or no longer, which are all in one slot.
+    pub fn set_present(&mut self, ipa: u64, count: u64, present: bool) {
+        let Some(slot) = self.slots.iter_mut().find(|slot| (slot.first..slot.end()).contains(&ipa))
+        else {
+            return;
+        };
+        let page = (ipa - slot.first) / PAGE;
+        for n in (page..page + count).take_while(|&n| n < slot.pages) {
+            let bit = 1 << (n % 64);
+            let word = &mut slot.present[(n / 64) as usize];
+            *word = if present { *word | bit } else { *word & !bit };
+        }
+    }
+
+    fn slot(&self, address: u64) -> Option<&Slot> {
+        self.slots.iter().find(|slot| (slot.first..slot.end()).contains(&address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    const END: u64 = 1 << 40;
+
+    fn region(slot: u32, first: u64, pages: u64, user: u64) -> MemoryRegion {
+        MemoryRegion {
+            slot,
+            flags: 0,
+            guest_phys_addr: first,
+            memory_size: pages * PAGE,
+            userspace_addr: user,
+        }
+    }
+
+    #[test]
+    fn what_kvm_refuses_is_refused() {
+        let mut slots = Slots::default();
+        let mut set = |region| slots.set(region, END).map(drop);
+        assert_eq!(set(region(0, 0x8000_0000, 16, 0x1000)), Ok(()));
+        for (what, bad, error) in [
+            ("over it", region(1, 0x8000_f000, 1, 0), Errno::EEXIST),
+            ("around it", region(1, 0x7fff_f000, 32, 0), Errno::EEXIST),
+            ("another size", region(0, 0x8000_0000, 15, 0x1000), Errno::EINVAL),
+            ("another place", region(0, 0x9000_0000, 16, 0x1000), Errno::EINVAL),
+            ("no slot", region(MAX_SLOTS, 0, 1, 0), Errno::EINVAL),
+            ("no page", region(1, 0x100, 1, 0), Errno::EINVAL),
+            ("no user page", region(1, 0, 1, 0x100), Errno::EINVAL),
+            ("around the end", region(1, !0xfff, 2, 0), Errno::EINVAL),
+            ("around the user's end", region(1, 0, 2, !0xfff), Errno::EINVAL),
+            ("beyond the end", region(1, END - PAGE, 2, 0), Errno::EFAULT),
+            ("nothing to delete", region(1, 0, 0, 0), Errno::EINVAL),
+            ("flags", MemoryRegion { flags: 1, ..region(1, 0, 1, 0) }, Errno::EINVAL),
+            ("half a page", MemoryRegion { memory_size: 100, ..region(1, 0, 1, 0) }, Errno::EINVAL),
+        ] {
+            assert_eq!(set(bad), Err(error), "{what}");
+        }
+        assert_eq!(set(region(0, 0x8000_0000, 16, 0x1000)), Ok(()), "the same again");
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Set(u32, u64, u64),
+        Present(u64, u64, bool),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            (0u32..4, 0u64..64, 0u64..24).prop_map(|(slot, at, pages)| Op::Set(slot, at, pages)),
+            (0u64..96, 1u64..8, any::<bool>()).prop_map(|(at, n, up)| Op::Present(at, n, up)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn they_are_what_a_map_of_pages_is(ops in prop::collection::vec(op(), 1..60)) {
+            let mut slots = Slots::default();
+            let mut model: HashMap<u64, (u32, u64, bool)> = HashMap::new();
+            for op in ops {
+                match op {
+                    Op::Set(id, at, pages) => {
+                        let user = 0x1_0000_0000 * u64::from(id + 1);
+                        let generation = slots.generation();
+                        let change = slots.set(region(id, at * PAGE, pages, user), 80 * PAGE);
+                        match change {
+                            Ok(Change::Made) => for n in 0..pages {
+                                prop_assert!(model.insert(at + n, (id, user + n * PAGE, false)).is_none());
+                            },
+                            Ok(Change::Gone(slot)) => {
+                                let has: Vec<u64> = slot.present()
+                                    .flat_map(|(ipa, count)| (0..count).map(move |n| ipa / PAGE + n))
+                                    .collect();
+                                let mut expected: Vec<u64> = model.iter()
+                                    .filter(|(_, page)| page.0 == id && page.2)
+                                    .map(|(&page, _)| page).collect();
+                                expected.sort_unstable();
+                                prop_assert_eq!(has, expected);
+                                model.retain(|_, page| page.0 != id);
+                            }
+                            Ok(Change::None) | Err(_) => prop_assert_eq!(generation, slots.generation()),
+                        }
+                    }
+                    Op::Present(at, count, up) => {
+                        slots.set_present(at * PAGE, count, up);
+                        if let Some(&(id, ..)) = model.get(&at) {
+                            for n in at..at + count {
+                                if let Some(page) = model.get_mut(&n).filter(|page| page.0 == id) {
+                                    page.2 = up;
+                                } else {
+                                    break;
+                                }
+                            }
+                        }
+                    }
+                }
+                for n in 0..100 {
+                    let found = slots.find(n * PAGE + 5);
+                    let expected = model.get(&n).copied();
+                    prop_assert_eq!(found.map(|place| (place.ipa, place.user, place.present)),
+                        expected.map(|(_, user, present)| (n * PAGE, user, present)));
+                    if let (Some(place), Some((id, ..))) = (found, expected) {
+                        let same = |n: u64| model.get(&n).is_some_and(|page| page.0 == id);
+                        prop_assert!((n - place.before..n + place.from).all(same));
+                        prop_assert!(!same(n + place.from));
+                    }
+                }
+            }
+        }
+    }
+}

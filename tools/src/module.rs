@@ -1,0 +1,169 @@
+//! The kernel module: Rust into one object, and that with its C half into a module, by Debian's headers for the kernel that
+//! the tests boot or by somebody else's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::kernel::Kernel;
+use crate::packages::{self, Apt, For, PrivateApt, SetupLock, debian_release};
+use crate::process;
+use crate::toolchain::Toolchain;
+use crate::workspace::{self, TARGET};
+
+/// The package of its Rust half.
+pub const PACKAGE: &str = "umbra-module";
+/// Its C half.
+const SOURCES: &str = "host/linux/module";
+/// What C calls: all that is needed of the Rust half follows from these.
+const ENTRIES: &[&str] = &[
+    "umbra_init",
+    "umbra_exit",
+    "umbra_shutdown",
+    "umbra_ioctl",
+    "umbra_release",
+    "umbra_run_page",
+    "umbra_irqfd",
+    "umbra_work",
+];
+/// The cross compiler's prefix, and its package.
+const CROSS: &str = "aarch64-linux-gnu-";
+const CROSS_PACKAGE: &str = "gcc-aarch64-linux-gnu";
+
+/// Headers that modules are built with.
+#[derive(Clone, Debug)]
+pub struct Headers {
+    folder: PathBuf,
+}
+
+impl Headers {
+    /// Those in a folder that `make -C` takes.
+    pub fn in_folder(folder: &Path) -> Result<Self> {
+        let folder = folder.canonicalize().with_context(|| folder.display().to_string())?;
+        ensure!(folder.join("Makefile").exists(), "{} has no Makefile", folder.display());
+        Ok(Self { folder })
+    }
+
+    /// Those of Debian's kernel that the tests boot, fetched unless an earlier run has done so.
+    pub fn debian() -> Result<Self> {
+        let kernel = Kernel::debian()?;
+        let _lock = SetupLock::take()?;
+        let release = debian_release()?;
+        let image = kernel.name.trim();
+        let version = image.strip_prefix("linux-image-").with_context(|| image.to_owned())?;
+        let folder = workspace::kernel_dir().join(&release).join("headers");
+        let place = |root: &Path| root.join(format!("root/usr/src/linux-headers-{version}"));
+        if !place(&folder).join("Makefile").exists() {
+            eprintln!("fetching the headers of {image} into {}", folder.display());
+            fetch(&release, version, &folder)?;
+        }
+        Self::in_folder(&place(&folder))
+    }
+}
+
+/// Unpacks the headers, what is common to all flavours, and the build tools of this machine.
+fn fetch(release: &str, version: &str, folder: &Path) -> Result<()> {
+    let kernels = workspace::kernel_dir().join(release);
+    let target = PrivateApt::new(&kernels.join("apt"), release, &[], For::Empty("arm64"))?;
+    let here =
+        PrivateApt::new(&kernels.join("apt-here"), release, &[], For::ThisWithout("linux-"))?;
+    let headers = format!("linux-headers-{version}");
+    // Lists that are there will do, if the kernel's own package is in them.
+    if target.dependency(&headers, "linux-headers-")?.is_none() {
+        target.update()?;
+    }
+    here.update()?;
+    let common = target.dependency(&headers, "linux-headers-")?.context("no common headers")?;
+    let tools = target.dependency(&headers, "linux-kbuild-")?.context("no kbuild tools")?;
+    let partial = folder.with_extension("partial");
+    packages::extract(&partial, |debs| {
+        for (apt, package) in [(&target, &headers), (&target, &common), (&here, &tools)] {
+            let deb = apt.download(package)?;
+            fs::rename(&deb, debs.join(deb.file_name().context("a package's name")?))?;
+        }
+        Ok(())
+    })?;
+    // Their Makefile includes the other's where packages are installed.
+    let makefile = partial.join(format!("root/usr/src/{headers}/Makefile"));
+    let text = fs::read_to_string(&makefile)?;
+    ensure!(text.contains("include /usr/src/"), "{} is none of Debian's", makefile.display());
+    let text = text.replace("include /usr/src/", "include $(dir $(lastword $(MAKEFILE_LIST)))../");
+    fs::write(&makefile, text)?;
+    packages::put_in_place(&partial, folder)
+}
+
+/// The cross compiler, which is installed if it may be.
+fn compiler() -> Result<()> {
+    let gcc = format!("{CROSS}gcc");
+    if process::find_on_path(&gcc).is_some() && process::find_on_path("make").is_some() {
+        return Ok(());
+    }
+    let _lock = SetupLock::take()?;
+    let Some(apt) = Apt::find().filter(Apt::may_install) else {
+        bail!("no {gcc} or no make: install {CROSS_PACKAGE} and make");
+    };
+    apt.ensure_known(CROSS_PACKAGE)?;
+    apt.install(&[CROSS_PACKAGE, "make"])
+}
+
+/// Builds the module and returns it.
+pub fn build(toolchain: &Toolchain, headers: &Headers) -> Result<PathBuf> {
+    compiler()?;
+    let object = rust_half(toolchain)?;
+    let folder = workspace::target_dir().join("module/build");
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    fs::create_dir_all(&folder)?;
+    for entry in fs::read_dir(workspace::root().join(SOURCES))? {
+        let path = entry?.path();
+        fs::copy(&path, folder.join(path.file_name().context("a file's name")?))?;
+    }
+    fs::rename(&object, folder.join("umbra_rust.o"))?;
+    // modpost looks for the command that made each object.
+    fs::write(folder.join(".umbra_rust.o.cmd"), "")?;
+    let mut make = Command::new("make");
+    make.arg("-C")
+        .arg(&headers.folder)
+        .arg(format!("M={}", folder.display()))
+        .args(["ARCH=arm64", &format!("CROSS_COMPILE={CROSS}"), &format!("CC={CROSS}gcc")])
+        // Debian's Makefile asks whether it is cross compiling.
+        .args(["DEB_BUILD_ARCH=amd64", "DEB_HOST_ARCH=arm64"])
+        .arg("DEB_HOST_GNU_TYPE=aarch64-linux-gnu")
+        // What the build machine would need beyond a compiler, and a module can do without.
+        .args(["CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"])
+        .stdout(std::io::stderr());
+    eprintln!("building: {}", process::line(&make));
+    process::run(&mut make).context("the module's C half")?;
+    Ok(folder.join("umbra.ko"))
+}
+
+/// The Rust half as one object with a section of each kind.
+fn rust_half(toolchain: &Toolchain) -> Result<PathBuf> {
+    let target = workspace::target_dir().join("module");
+    let mut cargo = toolchain.cargo_for(TARGET, "build", &workspace::root(), &target);
+    cargo
+        .args(["--release", "--package", PACKAGE])
+        .args(["--config", "profile.release.lto='fat'"])
+        // The module loader relocates ABS64, ADR_PREL_PG_HI21, ADD_ABS_LO12_NC, CALL26 and JUMP26, and no GOT; its kernel
+        // unwinds by frame pointers.
+        .env(
+            "RUSTFLAGS",
+            "-Crelocation-model=static -Cforce-unwind-tables=no -Cforce-frame-pointers=yes",
+        );
+    process::run(&mut cargo).context("the module's Rust half")?;
+    let library = target.join(TARGET).join("release");
+    let library = library.join(format!("lib{}.a", PACKAGE.replace('-', "_")));
+    let object = target.join("umbra_rust.o");
+    let mut link = Command::new(format!("{CROSS}ld"));
+    link.args(["-r", "--gc-sections", "--strip-debug", "-T"])
+        .arg(workspace::root().join(SOURCES).join("merge.lds"))
+        .args(ENTRIES.iter().flat_map(|entry| ["-u", entry]))
+        .arg("-o")
+        .arg(&object)
+        .arg(&library);
+    process::run(&mut link).context("the module's Rust half, as one object")?;
+    Ok(object)
+}

@@ -1,0 +1,43 @@
+//! A small virtual machine monitor on KVM's interface: Umbra's (`host/linux`) or Linux's own.
+//!
+//! `umbra-vmm run --kernel Image --initrd initrd.img --cpus 2 --memory 512M` boots an arm64 Linux and is over when the guest
+//! turns itself off. What the guest has is in machine.rs. The exit status says why it ended:
+//!
+//! | status | why |
+//! |---|---|
+//! | 0 | the guest has turned itself off |
+//! | 1 | the monitor could not set it up, or go on |
+//! | 2 | the guest has reset itself |
+//! | 3 | a vCPU can't go on |
+
+#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
+mod arguments;
+#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
+mod console;
+#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
+mod machine;
+#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
+mod report;
+#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
+mod tree;
+#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
+mod vcpu;
+
+#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
+fn main() -> std::process::ExitCode {
+    use clap::Parser;
+    let arguments::Arguments { verb: arguments::Verb::Run(run) } = arguments::Arguments::parse();
+    match machine::run(&run) {
+        Ok(end) => end.status(),
+        Err(error) => {
+            eprintln!("umbra-vmm: {error:#}");
+            std::process::ExitCode::from(1)
+        }
+    }
+}
+
+#[cfg(not(all(target_arch = "aarch64", target_os = "linux")))]
+fn main() -> std::process::ExitCode {
+    eprintln!("umbra-vmm: virtual machines of arm64 run on arm64 Linux");
+    std::process::ExitCode::from(1)
+}
