@@ -408,7 +408,16 @@ fn run_linux(
     };
     let start = Instant::now();
     eprintln!("booting {LINUX} ({}, {})", configuration.name, kernel.name);
-    let programs = Programs { hyp: settings.tests.hyp.clone(), init: settings.linux.clone() };
+    let programs = Programs {
+        hyp: settings.tests.hyp.clone(),
+        init: settings.linux.clone(),
+        virtual_machines: settings.virtual_machines.clone(),
+    };
+    if configuration.has_virtual_machines()
+        && let Err(why) = &programs.virtual_machines
+    {
+        return Outcome::Skipped(why.clone());
+    }
     let outcome = configuration.outcome(qemu, &programs, &settings.firmware, &kernel);
     eprintln!("{LINUX} ended after {:.1} s", start.elapsed().as_secs_f32());
     outcome

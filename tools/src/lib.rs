@@ -42,5 +42,6 @@ pub mod symbols;
 pub mod test;
 pub mod toolchain;
 pub mod transcript;
+pub mod vmm;
 pub mod watch;
 pub mod workspace;

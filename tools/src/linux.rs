@@ -16,12 +16,14 @@ use crate::console::{Fields, Space, Table, parse};
 use crate::firmware::{self, Setup, SuspendFormat};
 use crate::image::{self, Parts};
 use crate::kernel::Kernel;
+use crate::module::{self, Headers};
 use crate::qemu::{Direct, Machine, NEWER, Qemu, Release, Smmu};
 use crate::report::{Columns, Report, table, value};
 use crate::symbols::Symbols;
+use crate::toolchain::Toolchain;
 use crate::transcript::Outcome;
 use crate::watch::{Request, Watched, watch};
-use crate::{cpio, elf, setup, workspace};
+use crate::{cpio, elf, setup, vmm, workspace};
 
 pub use devices::Content;
 
@@ -41,6 +43,8 @@ pub struct Options {
     pub reboot: bool,
     /// Use disks and a network, instead of the patterns.
     pub content: Option<Content>,
+    /// Run virtual machines beside the patterns.
+    pub virtual_machines: bool,
     /// See that the devices of the board that reach memory are withheld, instead of the patterns.
     pub withheld: bool,
 }
@@ -54,15 +58,17 @@ impl Default for Options {
             processes: 3,
             reboot: false,
             content: None,
+            virtual_machines: false,
             withheld: false,
         }
     }
 }
 
 impl Options {
-    /// Whether there are patterns in the registers.
-    fn has_patterns(&self) -> bool {
-        self.content.is_none() && !self.withheld
+    /// Whether hyp takes the host's registers away all the time, for there are patterns in them. Beside virtual machines it
+    /// doesn't: what it has taken already no guest displaces, and no wrong word of the module's can lose.
+    fn displaces(&self) -> bool {
+        self.content.is_none() && !self.withheld && !self.virtual_machines
     }
 
     /// The words for our program.
@@ -73,8 +79,35 @@ impl Options {
         match &self.content {
             Some(content) => format!("{words} devices {}{end}", content.words()),
             None if self.withheld => format!("{words} withheld{end}"),
+            None if self.virtual_machines => {
+                format!("{words} vm seconds={seconds} processes={processes}{end}")
+            }
             None => format!("{words} seconds={seconds} processes={processes}{end}"),
         }
+    }
+}
+
+/// What a Linux runs virtual machines with.
+#[derive(Clone, Debug)]
+pub struct VirtualMachines {
+    /// The kernel module ([`crate::module`]).
+    pub module: PathBuf,
+    /// The monitor ([`crate::vmm`]).
+    pub vmm: PathBuf,
+}
+
+impl VirtualMachines {
+    /// Builds them, for the kernel that the tests boot.
+    pub fn build(toolchain: &Toolchain) -> Result<Self> {
+        let module = module::build(toolchain, &Headers::debian()?)?;
+        Ok(Self { module, vmm: vmm::build()? })
+    }
+
+    /// The same for a checkout in `root`, with a target directory of its own.
+    pub fn build_in(toolchain: &Toolchain, root: &Path, target: &Path) -> Result<Self> {
+        let headers = Headers::debian()?;
+        let module = module::build_in(toolchain, &headers, root, &target.join("module"))?;
+        Ok(Self { module, vmm: vmm::build_in(root, &target.join("vmm"))? })
     }
 }
 
@@ -85,13 +118,28 @@ pub struct Programs {
     pub hyp: PathBuf,
     /// The ELF of Linux's first program.
     pub init: PathBuf,
+    /// Those for virtual machines, or why there are none.
+    pub virtual_machines: Result<VirtualMachines, String>,
 }
 
 impl Programs {
-    /// The initrd, with the kernel's drivers if they are wanted.
-    fn initrd(&self, kernel: &Kernel, with_drivers: bool) -> Result<Vec<u8>> {
+    /// The initrd, with the kernel's drivers if they are wanted, and with what virtual machines need.
+    fn initrd(&self, kernel: &Kernel, with_drivers: bool, with_vms: bool) -> Result<Vec<u8>> {
         let init = std::fs::read(&self.init)?;
         let mut files = vec![("init".to_owned(), init)];
+        if with_vms {
+            let VirtualMachines { module, vmm } =
+                self.virtual_machines.as_ref().map_err(|why| anyhow::anyhow!("{why}"))?;
+            // The guest is the same kernel with the same program.
+            let guest = cpio::archive(&[("init", &files[0].1)]);
+            files.push(("guest-initrd".to_owned(), guest));
+            for (name, path) in
+                [("umbra.ko", module), ("umbra-vmm", vmm), ("guest-kernel", &kernel.image)]
+            {
+                let content = std::fs::read(path).with_context(|| path.display().to_string())?;
+                files.push((name.to_owned(), content));
+            }
+        }
         if with_drivers {
             let modules =
                 kernel.modules.as_ref().context("a kernel without its drivers")?.read()?;
@@ -112,23 +160,24 @@ impl Programs {
         extra: &str,
         name: &str,
     ) -> Result<PathBuf> {
-        let displace = if options.has_patterns() { " umbra.displace" } else { "" };
+        let displace = if options.displaces() { " umbra.displace" } else { "" };
         let words = format!("umbra.stats{displace} {UNHURRIED} {extra}");
         let command_line = command_line(words.trim_end(), &options.words(cpus));
-        self.pack_with(kernel, options.content.is_some(), &command_line, name)
+        let with = (options.content.is_some(), options.virtual_machines);
+        self.pack_with(kernel, with, &command_line, name)
     }
 
     fn pack_with(
         &self,
         kernel: &Kernel,
-        with_drivers: bool,
+        (with_drivers, with_vms): (bool, bool),
         command_line: &str,
         name: &str,
     ) -> Result<PathBuf> {
         let package = image::pack(&Parts {
             hyp: &elf::flatten_file(&self.hyp)?,
             host: &image::read_host(&kernel.image)?,
-            initrd: &self.initrd(kernel, with_drivers)?,
+            initrd: &self.initrd(kernel, with_drivers, with_vms)?,
             command_line,
         })?;
         let path = workspace::image_dir().join(format!("{name}.img"));
@@ -165,8 +214,14 @@ pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
     let qemu = newer.as_ref().unwrap_or(qemu);
     let toolchain = setup::toolchain()?;
     let kernel = kernel(options)?;
-    let programs =
-        Programs { hyp: build::binary(&toolchain, HYP)?, init: build::binary(&toolchain, LINUX)? };
+    let programs = Programs {
+        hyp: build::binary(&toolchain, HYP)?,
+        init: build::binary(&toolchain, LINUX)?,
+        virtual_machines: match options.virtual_machines {
+            true => Ok(VirtualMachines::build(&toolchain)?),
+            false => Err("not built".to_owned()),
+        },
+    };
     if request.machine.icount {
         return compare(qemu, request, &programs, &kernel, options);
     }
@@ -187,10 +242,11 @@ pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
     }
     let symbols = Symbols::new([(Space::Hyp, programs.hyp.clone())]);
     let Watched { report, failure } = watch(qemu, &image, symbols, &machine, request)?;
-    let displaced = options.has_patterns();
+    let displaced = options.displaces();
     let verified = verify(&report, cpus, options.kernel.is_none(), displaced);
     let verified = verified.and_then(|()| match &options.content {
         Some(_) => devices::verify(&report, cpus),
+        None if options.virtual_machines => verify_vms(&report),
         None => Ok(()),
     });
     let failure = failure.or_else(|| verified.err());
@@ -235,6 +291,21 @@ pub fn verify(report: &Report, cpus: u32, must_reach: bool, displaced: bool) -> 
     }
 }
 
+/// What a Linux that ran virtual machines has to have left behind.
+fn verify_vms(report: &Report) -> Result<(), String> {
+    let runs = report.rows(Table::Cpu).filter_map(|row| value(row, "runs")?.parse::<u64>().ok());
+    if runs.sum::<u64>() == 0 {
+        return Err("hyp has run no guest".to_owned());
+    }
+    for (what, is) in [("guest", "2-vCPUs"), ("pages", "all-back")] {
+        let mut rows = report.rows(Table::Seen);
+        if !rows.any(|row| value(row, "what") == Some(what) && value(row, "is") == Some(is)) {
+            return Err(format!("{what} was not {is}"));
+        }
+    }
+    Ok(())
+}
+
 fn lengths(list: &str) -> Vec<u32> {
     list.split(',').filter_map(|length| length.parse().ok()).collect()
 }
@@ -271,7 +342,7 @@ fn compare(
     let words = format!("umbra.stats umbra.boot-wipe=off {extra}");
     let image = programs.pack_with(
         kernel,
-        with_drivers,
+        (with_drivers, false),
         &command_line(words.trim_end(), &arguments),
         "linux-bench",
     )?;
@@ -279,7 +350,7 @@ fn compare(
 
     eprintln!("{} at EL1 without Umbra, one CPU, counting instructions", kernel.name);
     let initrd = workspace::image_dir().join("linux-bench.initrd");
-    image::write_whole(&initrd, &programs.initrd(kernel, with_drivers)?)?;
+    image::write_whole(&initrd, &programs.initrd(kernel, with_drivers, false)?)?;
     let direct = Direct { initrd, command_line: command_line(extra, &arguments) };
     // Without an SMMU: one that Linux has for itself costs it more than hyp's, which it doesn't see.
     let machine = Machine { direct: Some(direct), smmu: Smmu::None, ..machine };
@@ -337,6 +408,8 @@ pub enum Purpose {
     Patterns,
     /// Disks and a network, behind an SMMU.
     Devices,
+    /// Virtual machines beside the patterns, by the kernel module and the tree's own monitor.
+    VirtualMachines,
     /// It has to go without the devices that reach memory: nothing is in between.
     Withheld,
 }
@@ -347,6 +420,12 @@ const TAIL_LINES: usize = 60;
 const TEST_CPUS: u32 = 2;
 /// CPUs of those with devices.
 const DEVICE_CPUS: u32 = 4;
+/// CPUs of those with virtual machines.
+const VM_CPUS: u32 = 4;
+/// GiB of memory of a machine that runs virtual machines.
+pub const VM_MEMORY: u32 = 2;
+/// How often everything has to happen in a host of virtual machines.
+const VM_TIMES: u64 = 2;
 /// How often everything has to happen there.
 const TEST_TIMES: u64 = 16;
 /// The same with devices: CPUs that go and come, and readings of each disk meanwhile.
@@ -357,6 +436,7 @@ pub const CONFIGURATIONS: &[Configuration] = &[
     plain("keeps_every_register"),
     Configuration { vls: &[32, 64], reboot: true, ..plain("keeps_every_register_asym") },
     Configuration { purpose: Purpose::Devices, ..plain("disk_and_network_behind_the_smmu") },
+    Configuration { purpose: Purpose::VirtualMachines, ..plain("vm_beside_the_patterns") },
     Configuration { purpose: Purpose::Withheld, ..plain("does_without_devices_that_are_withheld") },
 ];
 
@@ -402,6 +482,9 @@ impl Configuration {
         let (options, cpus) = match self.purpose {
             Purpose::Patterns => (options, TEST_CPUS),
             Purpose::Withheld => (Options { withheld: true, ..options }, TEST_CPUS),
+            Purpose::VirtualMachines => {
+                (Options { virtual_machines: true, times: VM_TIMES, ..options }, VM_CPUS)
+            }
             Purpose::Devices => {
                 let content = Some(Content::prepare(None)?);
                 (Options { content, times: DEVICE_TIMES, ..options }, DEVICE_CPUS)
@@ -412,6 +495,9 @@ impl Configuration {
         let mut machine = Machine { smp: cpus, ..Machine::default() };
         if let Some(content) = &options.content {
             machine = content.attach(&machine);
+        }
+        if options.virtual_machines {
+            machine.memory = VM_MEMORY;
         }
         if self.has_firmware() {
             let setup = Setup::new(self.vls, &[], SuspendFormat::default(), cpus)?;
@@ -424,9 +510,10 @@ impl Configuration {
             console.push(symbols.show(line));
         })?;
         let verified = || {
-            verify(&report, cpus, true, options.has_patterns())?;
+            verify(&report, cpus, true, options.displaces())?;
             match self.purpose {
                 Purpose::Patterns => Ok(()),
+                Purpose::VirtualMachines => verify_vms(&report),
                 Purpose::Devices => devices::verify(&report, cpus),
                 Purpose::Withheld => devices::verify_withheld(&report, console),
             }
@@ -437,7 +524,7 @@ impl Configuration {
     /// Hyp's words: what no SMMU stands in front of is withheld, whatever else there is.
     fn words(&self) -> &'static str {
         match self.purpose {
-            Purpose::Patterns => "",
+            Purpose::Patterns | Purpose::VirtualMachines => "",
             Purpose::Devices | Purpose::Withheld => "umbra.dma=isolate",
         }
     }
@@ -445,6 +532,11 @@ impl Configuration {
     /// The oldest QEMU that it runs on, if the usual one need not do.
     pub fn needs(&self) -> Option<Release> {
         (self.purpose == Purpose::Devices).then_some(NEWER)
+    }
+
+    /// Whether it runs virtual machines.
+    pub fn has_virtual_machines(&self) -> bool {
+        self.purpose == Purpose::VirtualMachines
     }
 
     /// Whether it has EL3 firmware.

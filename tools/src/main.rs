@@ -61,6 +61,11 @@ enum Verb {
     Plants(PlantsArgs),
     /// Pack hyp and a host payload of yours into one bootable file.
     Image(ImageArgs),
+    /// Boot Debian above Umbra, load the module, and run a Debian guest by the tree's own monitor beside patterns in the
+    /// host's registers. Lines of the guest's console begin with `guest: `.
+    ///
+    /// The exit status is 0 only if host and guest found all their registers, and every page came back.
+    Vm(VmArgs),
     /// Build the kernel module by which a Linux above Umbra has /dev/kvm (`host/linux`). Fetches the headers of the
     /// kernel that the tests boot, unless others are named.
     Module(ModuleArgs),
@@ -77,6 +82,42 @@ enum Verb {
     /// Check formatting, lints, documentation, and that hyp has unsafe code and FP/SIMD/SVE
     /// instructions only where they belong.
     Check,
+}
+
+#[derive(Args)]
+struct VmArgs {
+    #[command(flatten)]
+    machine: MachineArgs,
+    #[command(flatten)]
+    firmware: FirmwareArgs,
+    /// How long the host's patterns run at least, in seconds of the machine's time.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seconds: u64,
+    /// Processes with patterns, per CPU of the host's.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    processes: u32,
+}
+
+impl VmArgs {
+    fn run(self) -> Result<bool> {
+        let options = linux::Options {
+            seconds: self.seconds,
+            times: 2,
+            processes: self.processes,
+            virtual_machines: true,
+            ..linux::Options::default()
+        };
+        let machine = Machine { memory: linux::VM_MEMORY, ..self.machine.machine() };
+        let request = watch::Request {
+            firmware: self.firmware.setup(self.machine.smp)?,
+            machine,
+            bounds: Bounds::default(),
+            verbose: true,
+            qemu: self.machine.qemu,
+            command_line: self.machine.cmdline,
+        };
+        boot::boot(&Host::Linux(options), &request)
+    }
 }
 
 #[derive(Args)]
@@ -222,6 +263,7 @@ impl BootArgs {
                 processes: self.processes,
                 reboot: self.reboot,
                 content,
+                virtual_machines: false,
                 withheld: false,
             }),
         })
@@ -534,6 +576,7 @@ fn run(verb: Verb) -> Result<bool> {
         Verb::Fvp(FvpVerb::Boot(args)) => fvp::boot(&args.request()?),
         Verb::Fvp(FvpVerb::Test(args)) => fvp::test(&args.machine.request()?, &args.arguments),
         Verb::Fvp(FvpVerb::Fuzz(args)) => fvp::fuzz(&args.request()),
+        Verb::Vm(args) => args.run(),
         Verb::Module(args) => {
             let toolchain = setup::toolchain()?;
             let headers = match args.kernel_headers {

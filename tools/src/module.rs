@@ -95,7 +95,7 @@ fn fetch(release: &str, version: &str, folder: &Path) -> Result<()> {
 }
 
 /// The cross compiler, which is installed if it may be.
-fn compiler() -> Result<()> {
+pub fn compiler() -> Result<()> {
     let gcc = format!("{CROSS}gcc");
     if process::find_on_path(&gcc).is_some() && process::find_on_path("make").is_some() {
         return Ok(());
@@ -110,14 +110,24 @@ fn compiler() -> Result<()> {
 
 /// Builds the module and returns it.
 pub fn build(toolchain: &Toolchain, headers: &Headers) -> Result<PathBuf> {
+    build_in(toolchain, headers, &workspace::root(), &workspace::target_dir().join("module"))
+}
+
+/// The same for a checkout in `root`, with a target directory of its own.
+pub fn build_in(
+    toolchain: &Toolchain,
+    headers: &Headers,
+    root: &Path,
+    target: &Path,
+) -> Result<PathBuf> {
     compiler()?;
-    let object = rust_half(toolchain)?;
-    let folder = workspace::target_dir().join("module/build");
+    let object = rust_half(toolchain, root, target)?;
+    let folder = target.join("build");
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
     }
     fs::create_dir_all(&folder)?;
-    for entry in fs::read_dir(workspace::root().join(SOURCES))? {
+    for entry in fs::read_dir(root.join(SOURCES))? {
         let path = entry?.path();
         fs::copy(&path, folder.join(path.file_name().context("a file's name")?))?;
     }
@@ -141,9 +151,8 @@ pub fn build(toolchain: &Toolchain, headers: &Headers) -> Result<PathBuf> {
 }
 
 /// The Rust half as one object with a section of each kind.
-fn rust_half(toolchain: &Toolchain) -> Result<PathBuf> {
-    let target = workspace::target_dir().join("module");
-    let mut cargo = toolchain.cargo_for(TARGET, "build", &workspace::root(), &target);
+fn rust_half(toolchain: &Toolchain, root: &Path, target: &Path) -> Result<PathBuf> {
+    let mut cargo = toolchain.cargo_for(TARGET, "build", root, target);
     cargo
         .args(["--release", "--package", PACKAGE])
         .args(["--config", "profile.release.lto='fat'"])
@@ -159,7 +168,7 @@ fn rust_half(toolchain: &Toolchain) -> Result<PathBuf> {
     let object = target.join("umbra_rust.o");
     let mut link = Command::new(format!("{CROSS}ld"));
     link.args(["-r", "--gc-sections", "--strip-debug", "-T"])
-        .arg(workspace::root().join(SOURCES).join("merge.lds"))
+        .arg(root.join(SOURCES).join("merge.lds"))
         .args(ENTRIES.iter().flat_map(|entry| ["-u", entry]))
         .arg("-o")
         .arg(&object)

@@ -9,6 +9,7 @@ use crate::kernel::Kernel;
 use crate::packages::{Apt, SetupLock};
 use crate::qemu::{Newer, Qemu};
 use crate::toolchain::{self, Toolchain};
+use crate::{module, vmm};
 
 /// What building for the target needs.
 pub fn toolchain() -> Result<Toolchain> {
@@ -28,7 +29,8 @@ pub fn newer_qemu(usual: &Qemu) -> Newer {
     fetched.map_err(|error| format!("{error:#}"))
 }
 
-/// All that any of this needs, and what is only fetched when it is needed first.
+/// All that any of this needs, and what is only fetched when it is needed first. What Linux's virtual machines take need
+/// not be there: tests leave them out, and say so.
 ///
 /// # Errors
 ///
@@ -40,6 +42,12 @@ pub fn everything() -> Result<()> {
     let usual = qemu(None)?;
     newer_qemu(&usual).map_err(anyhow::Error::msg)?;
     Kernel::debian()?;
+    if let Err(error) = module::Headers::debian().and_then(|_| module::compiler()) {
+        eprintln!("no kernel module can be built here: {error:#}");
+    }
+    if let Err(error) = vmm::ensure_target() {
+        eprintln!("no virtual machine monitor can be built here: {error:#}");
+    }
     Ok(())
 }
 

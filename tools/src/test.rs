@@ -6,9 +6,19 @@ use anyhow::Result;
 
 use crate::build;
 use crate::harness::Settings;
+use crate::linux::VirtualMachines;
 use crate::process;
 use crate::setup;
-use crate::toolchain::cargo;
+use crate::toolchain::{Toolchain, cargo};
+
+/// What a Linux runs virtual machines with. What it takes can't be had everywhere; then those tests are left out.
+fn virtual_machines(toolchain: &Toolchain) -> Result<VirtualMachines, String> {
+    VirtualMachines::build(toolchain).map_err(|error| {
+        let why = format!("no virtual machines: {error:#}");
+        eprintln!("{why}");
+        why
+    })
+}
 
 /// Sets up, builds the on-target tests, and runs `cargo test` with `arguments`; whether all passed.
 pub fn test(qemu: Option<&Path>, arguments: &[String]) -> Result<bool> {
@@ -25,6 +35,7 @@ pub fn test(qemu: Option<&Path>, arguments: &[String]) -> Result<bool> {
         host_library: build::host_library(&toolchain)?,
         firmware: build::binary(&toolchain, build::FIRMWARE)?,
         linux: build::binary(&toolchain, build::LINUX)?,
+        virtual_machines: virtual_machines(&toolchain),
         qemu: qemu.path,
         newer_qemu: newer.map(|qemu| qemu.path),
         compiler: toolchain.rustc.release()?,

@@ -38,6 +38,10 @@ extern "C" fn umbra_init() -> c_int {
 #[unsafe(no_mangle)]
 extern "C" fn umbra_exit() {
     machine::forget();
+    match linux::pages_out() {
+        0 => log!("all pages are back"),
+        count => log!("{count} pages are lost"),
+    }
 }
 
 /// The kernel ends, or another one takes its place.

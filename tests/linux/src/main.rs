@@ -21,6 +21,8 @@
 //! | `reboot` | end with a reset instead of a power-off |
 //! | `bench` | measure |
 //! | `devices` | use the disks and the network instead of the patterns ([`devices`]) |
+//! | `vm` | run virtual machines beside the patterns ([`vm`]) |
+//! | `guest` | it is a virtual machine: the patterns, and nothing of the machine around them |
 //! | `withheld` | devices that reach memory are withheld: no patterns either |
 //! | `disk=N`, `digest=N` | bytes of each disk, and what they come to (`umbra_patterns::digest`) |
 //! | `file=N`, `file-digest=N` | the same of the file that the network has |
@@ -44,6 +46,7 @@ mod signal;
 mod start;
 mod stress;
 mod sys;
+mod vm;
 mod work;
 mod worker;
 
@@ -60,12 +63,18 @@ fn run(start: &Start) -> Result<(), say::Text> {
         bench::run()?;
         return if start.has("devices") { devices::bench::run() } else { Ok(()) };
     }
+    if start.has("guest") {
+        vm::inside(start)?;
+        return seen::check_after(start);
+    }
     seen::check(start)?;
     if start.has("umbra") {
         reach::check()?;
         compat::check()?;
     }
-    if start.has("devices") {
+    if start.has("vm") {
+        vm::run(start)?;
+    } else if start.has("devices") {
         devices::run(start)?;
     } else if !start.has("withheld") {
         stress::run(start)?;

@@ -78,7 +78,7 @@ fn with_log<T>(f: impl FnOnce(&str) -> Result<T, Text>) -> Result<T, Text> {
 }
 
 /// The kernel's log says so.
-fn expect_in_log(what: &str, is: &str, line: &str) -> Result<(), Text> {
+pub fn expect_in_log(what: &str, is: &str, line: &str) -> Result<(), Text> {
     with_log(|log| {
         if !log.contains(line) {
             fail!("{what}: the kernel's log doesn't say {line:?}");
@@ -88,13 +88,18 @@ fn expect_in_log(what: &str, is: &str, line: &str) -> Result<(), Text> {
     })
 }
 
-/// Does something with /proc/interrupts.
-pub fn with_interrupts<T>(f: impl FnOnce(&str) -> Result<T, Text>) -> Result<T, Text> {
-    let file = match File::read_only(c"/proc/interrupts") {
+/// Does something with a text file.
+pub fn with_file<T>(path: &CStr, f: impl FnOnce(&str) -> Result<T, Text>) -> Result<T, Text> {
+    let file = match File::read_only(path) {
         Ok(file) => file,
-        Err(error) => fail!("no /proc/interrupts: {error:?}"),
+        Err(error) => fail!("no {path:?}: {error:?}"),
     };
     with_text(|buffer| file.read(buffer), f)
+}
+
+/// Does something with /proc/interrupts.
+pub fn with_interrupts<T>(f: impl FnOnce(&str) -> Result<T, Text>) -> Result<T, Text> {
+    with_file(c"/proc/interrupts", f)
 }
 
 /// The timer's interrupt comes, through a GICv3.
@@ -146,12 +151,18 @@ fn check_withheld(pci: Option<&str>) -> Result<(), Text> {
     Ok(())
 }
 
-/// Everything that a Linux on this machine has to find.
-pub fn check(start: &Start) -> Result<(), Text> {
+/// Which Linux it is.
+pub fn release() {
     let mut buffer = [0; 128];
     if let Some(release) = read(c"/proc/sys/kernel/osrelease", &mut buffer) {
         row("Linux", release);
     }
+}
+
+/// Everything that a Linux on this machine has to find.
+pub fn check(start: &Start) -> Result<(), Text> {
+    let mut buffer = [0; 128];
+    release();
     let all = match start.number("cpus") {
         None | Some(1) => say::text(format_args!("0")),
         Some(n) => say::text(format_args!("0-{}", n - 1)),

@@ -12,6 +12,8 @@ pub type Signal = i32;
 
 /// SIGBUS
 pub const SIGBUS: Signal = 7;
+/// SIGKILL
+pub const SIGKILL: Signal = 9;
 /// SIGUSR1
 pub const SIGUSR1: Signal = 10;
 /// SIGALRM
@@ -106,6 +108,14 @@ impl File {
         plain!(64, self.0, bytes.as_ptr(), bytes.len())
     }
 
+    /// What this process, and what it executes, says goes there.
+    pub fn becomes_output(&self) {
+        for fd in [1, 2] {
+            // Nobody could be told.
+            let _ = plain!(24, self.0, fd, 0);
+        }
+    }
+
     /// Maps a page of it, shared.
     pub fn map_page(&self, offset: u64) -> Result<*mut u64, Errno> {
         plain!(222, 0, 4096, 3, 1, self.0, offset).map(|at| at as *mut u64)
@@ -183,6 +193,15 @@ pub fn fork() -> Result<Option<Pid>, Errno> {
 /// Runs another program in this process.
 pub fn execute(path: &CStr) -> Errno {
     let arguments = [path.as_ptr(), core::ptr::null()];
+    match plain!(221, path.as_ptr(), arguments.as_ptr(), 0) {
+        Err(error) => error,
+        Ok(_) => Errno(0),
+    }
+}
+
+/// The same with arguments, which end with a null pointer.
+pub fn execute_with(path: &CStr, arguments: &[*const core::ffi::c_char]) -> Errno {
+    assert_eq!(arguments.last(), Some(&core::ptr::null()), "they end");
     match plain!(221, path.as_ptr(), arguments.as_ptr(), 0) {
         Err(error) => error,
         Ok(_) => Errno(0),

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::build::Built;
+use crate::linux::VirtualMachines;
 use crate::qemu::{Newer, Qemu, Release};
 
 /// What `xtask test` hands to the harness, through the environment: cargo stands between them.
@@ -22,6 +23,8 @@ pub struct Settings {
     pub firmware: PathBuf,
     /// The first program of a Linux.
     pub linux: PathBuf,
+    /// What that runs virtual machines with, or why it can't.
+    pub virtual_machines: Result<VirtualMachines, String>,
     /// The QEMU to use.
     pub qemu: PathBuf,
     /// The one for machines that this one is too old for, or why there is none.
@@ -40,6 +43,9 @@ const HOST_LIBRARY: &str = "UMBRA_TARGET_HOST_LIBRARY";
 const FIRMWARE: &str = "UMBRA_TARGET_FIRMWARE";
 const COMPILER: &str = "UMBRA_TARGET_COMPILER";
 const LINUX_INIT: &str = "UMBRA_TARGET_LINUX";
+const MODULE: &str = "UMBRA_TARGET_MODULE";
+const VMM: &str = "UMBRA_TARGET_VMM";
+const NO_VMS: &str = "UMBRA_TARGET_NO_VMS";
 const QEMU: &str = "UMBRA_QEMU";
 const NEWER_QEMU: &str = "UMBRA_TARGET_QEMU_NEW";
 const NO_NEWER_QEMU: &str = "UMBRA_TARGET_NO_QEMU_NEW";
@@ -61,6 +67,10 @@ impl Settings {
         match &self.newer_qemu {
             Ok(path) => command.env(NEWER_QEMU, path),
             Err(why) => command.env(NO_NEWER_QEMU, why),
+        };
+        match &self.virtual_machines {
+            Ok(VirtualMachines { module, vmm }) => command.env(MODULE, module).env(VMM, vmm),
+            Err(why) => command.env(NO_VMS, why),
         };
         if let Some(guest) = &self.tests.guest32 {
             command.env(GUEST32, guest);
@@ -96,6 +106,10 @@ impl Settings {
             host_library: get(HOST_LIBRARY)?,
             firmware: get(FIRMWARE)?,
             linux: get(LINUX_INIT)?,
+            virtual_machines: match env::var(NO_VMS) {
+                Ok(why) => Err(why),
+                Err(_) => Ok(VirtualMachines { module: get(MODULE)?, vmm: get(VMM)? }),
+            },
             qemu: get(QEMU)?,
             newer_qemu: match env::var_os(NEWER_QEMU) {
                 Some(path) => Ok(PathBuf::from(path)),

@@ -20,7 +20,7 @@ use crate::fuzz::sample;
 use crate::harness::{self, Emulators};
 use crate::image::write_whole;
 use crate::kernel::Kernel;
-use crate::linux::Programs;
+use crate::linux::{Programs, VirtualMachines};
 use crate::process::{self, Running};
 use crate::setup;
 use crate::toolchain::{Toolchain, cargo};
@@ -175,8 +175,15 @@ impl Copy {
             Ok(kernel) => kernel,
             Err(error) => return Ok(Verdict::Nothing(format!("no Linux to boot: {error:#}"))),
         };
-        let programs = Programs { hyp: self.binary(build::HYP)?, init: self.binary(build::LINUX)? };
         let configuration = find_linux(name)?;
+        let programs = Programs {
+            hyp: self.binary(build::HYP)?,
+            init: self.binary(build::LINUX)?,
+            virtual_machines: match configuration.has_virtual_machines() {
+                true => Ok(VirtualMachines::build_in(&self.toolchain, &self.tree, &self.target)?),
+                false => Err("not built".to_owned()),
+            },
+        };
         let qemu = match self.qemu.for_release(configuration.needs()) {
             Ok(qemu) => qemu,
             Err(why) => return Ok(Verdict::Nothing(why)),

@@ -10,7 +10,7 @@ mod user;
 
 pub use events::{EventFd, IrqFd, Kind, Sleeper, Work, file};
 pub use heap::{place, take, try_push, with_room};
-pub use pages::{Mm, RunPage, flag_page, page_free, pages_alloc, unpin};
+pub use pages::{Mm, RunPage, flag_page, page_free, pages_alloc, pages_out, unpin};
 pub use sync::{Mutex, NoPreemption, Published, Shared};
 pub use user::User;
 

@@ -9,14 +9,25 @@ use core::{
 };
 use umbra_shared::{PAGE_SIZE, flags::FlagShadowPage};
 
+/// Pages that are allocated, and pages of user space's that are pinned.
+static OUT: AtomicU64 = AtomicU64::new(0);
+
+/// How many there are now.
+pub fn pages_out() -> u64 {
+    OUT.load(Ordering::Relaxed)
+}
+
 /// Allocates zeroed, contiguous pages.
 pub fn pages_alloc(count: u64) -> Option<u64> {
     // SAFETY: an ioctl's context, which may sleep.
-    Some(unsafe { shim_pages_alloc(count) }).filter(|&pa| pa != 0)
+    let first = Some(unsafe { shim_pages_alloc(count) }).filter(|&pa| pa != 0)?;
+    OUT.fetch_add(count, Ordering::Relaxed);
+    Some(first)
 }
 
 /// Frees one of them.
 pub fn page_free(pa: u64) {
+    OUT.fetch_sub(1, Ordering::Relaxed);
     // SAFETY: `pages_alloc` gave it; it is mapped nowhere and nobody's any more, as the books of the host crate have it.
     unsafe { shim_page_free(pa) };
 }
@@ -127,6 +138,7 @@ impl Mm {
         // SAFETY: it writes as many words as there are; user addresses are checked there.
         let pinned = unsafe { shim_pin(address, pages.len() as u64, pages.as_mut_ptr()) };
         let pinned = Errno::check(pinned)? as usize;
+        OUT.fetch_add(pinned as u64, Ordering::Relaxed);
         if pinned == 0 { Err(Errno::EFAULT) } else { Ok(&pages[..pinned]) }
     }
 }
@@ -140,6 +152,7 @@ impl Drop for Mm {
 
 /// Unpins a page.
 pub fn unpin(pa: u64) {
+    OUT.fetch_sub(1, Ordering::Relaxed);
     // SAFETY: `Mm::pin` has pinned it, and the books of the host crate say that no VM has it.
     unsafe { shim_unpin(pa) };
 }

@@ -49,6 +49,11 @@ impl File {
     }
 }
 
+/// Removes a module, if nobody uses it (O_NONBLOCK).
+pub fn remove_module(name: &CStr) -> Result<(), Errno> {
+    plain!(106, name.as_ptr(), 0o4000).map(|_| ())
+}
+
 /// An IPv4 address and port.
 pub type Place = ([u8; 4], u16);
 

@@ -1,0 +1,60 @@
+//! The tree's virtual machine monitor, for arm64 Linux: static, with musl.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process;
+use crate::toolchain::cargo;
+use crate::workspace;
+
+/// What it is built for.
+const TARGET: &str = "aarch64-unknown-linux-musl";
+/// Its package.
+const PACKAGE: &str = "umbra-vmm";
+
+/// Builds it and returns its ELF.
+///
+/// # Errors
+///
+/// The compiler has no standard library for it, and rustup has none either.
+pub fn build() -> Result<PathBuf> {
+    build_in(&workspace::root(), &workspace::target_dir().join("vmm"))
+}
+
+/// The same for a checkout in `root`, with a target directory of its own.
+///
+/// # Errors
+///
+/// As [`build`].
+pub fn build_in(root: &Path, target: &Path) -> Result<PathBuf> {
+    ensure_target()?;
+    let mut command = cargo();
+    command
+        .current_dir(root)
+        .args(["build", "--release", "--package", PACKAGE, "--target", TARGET, "--target-dir"])
+        .arg(target)
+        // What the target's standard library brings along links it, with the compiler's own linker: no cross compiler.
+        .env("RUSTFLAGS", "-Clink-self-contained=yes -Clinker=rust-lld -Cstrip=debuginfo");
+    process::run(&mut command).context("the virtual machine monitor")?;
+    Ok(target.join(TARGET).join("release").join(PACKAGE))
+}
+
+/// The standard library that it is built with, which rustup gets if there is one to be had.
+pub fn ensure_target() -> Result<()> {
+    let mut sysroot = Command::new("rustc");
+    let root =
+        process::stdout(sysroot.current_dir(workspace::root()).args(["--print", "sysroot"]))?;
+    let library = PathBuf::from(root.trim()).join("lib/rustlib").join(TARGET);
+    if library.exists() {
+        return Ok(());
+    }
+    if process::find_on_path("rustup").is_none() {
+        bail!("no standard library for {TARGET}, and no rustup to get it with");
+    }
+    let mut add = Command::new("rustup");
+    add.current_dir(workspace::root()).args(["target", "add", TARGET]).stdout(std::io::stderr());
+    eprintln!("setting up: {}", process::line(&add));
+    process::run(&mut add).with_context(|| format!("no standard library for {TARGET}"))
+}
