@@ -94,20 +94,23 @@ pub struct VirtualMachines {
     pub module: PathBuf,
     /// The monitor ([`crate::vmm`]).
     pub vmm: PathBuf,
+    /// Random ioctls.
+    pub ioctls: PathBuf,
 }
 
 impl VirtualMachines {
     /// Builds them, for the kernel that the tests boot.
     pub fn build(toolchain: &Toolchain) -> Result<Self> {
-        let module = module::build(toolchain, &Headers::debian()?)?;
-        Ok(Self { module, vmm: vmm::build()? })
+        Self::build_in(toolchain, &workspace::root(), &workspace::target_dir())
     }
 
     /// The same for a checkout in `root`, with a target directory of its own.
     pub fn build_in(toolchain: &Toolchain, root: &Path, target: &Path) -> Result<Self> {
         let headers = Headers::debian()?;
         let module = module::build_in(toolchain, &headers, root, &target.join("module"))?;
-        Ok(Self { module, vmm: vmm::build_in(root, &target.join("vmm"))? })
+        let programs = target.join("vmm");
+        let program = |package| vmm::build_in(package, root, &programs);
+        Ok(Self { module, vmm: program(vmm::MONITOR)?, ioctls: program(vmm::IOCTLS)? })
     }
 }
 
@@ -128,14 +131,17 @@ impl Programs {
         let init = std::fs::read(&self.init)?;
         let mut files = vec![("init".to_owned(), init)];
         if with_vms {
-            let VirtualMachines { module, vmm } =
+            let VirtualMachines { module, vmm, ioctls } =
                 self.virtual_machines.as_ref().map_err(|why| anyhow::anyhow!("{why}"))?;
             // The guest is the same kernel with the same program.
             let guest = cpio::archive(&[("init", &files[0].1)]);
             files.push(("guest-initrd".to_owned(), guest));
-            for (name, path) in
-                [("umbra.ko", module), ("umbra-vmm", vmm), ("guest-kernel", &kernel.image)]
-            {
+            for (name, path) in [
+                ("umbra.ko", module),
+                ("umbra-vmm", vmm),
+                ("umbra-ioctls", ioctls),
+                ("guest-kernel", &kernel.image),
+            ] {
                 let content = std::fs::read(path).with_context(|| path.display().to_string())?;
                 files.push((name.to_owned(), content));
             }
@@ -297,7 +303,7 @@ fn verify_vms(report: &Report) -> Result<(), String> {
     if runs.sum::<u64>() == 0 {
         return Err("hyp has run no guest".to_owned());
     }
-    for (what, is) in [("guest", "2-vCPUs"), ("pages", "all-back")] {
+    for (what, is) in [("guest", "2-vCPUs"), ("ioctls", "endured"), ("pages", "all-back")] {
         let mut rows = report.rows(Table::Seen);
         if !rows.any(|row| value(row, "what") == Some(what) && value(row, "is") == Some(is)) {
             return Err(format!("{what} was not {is}"));

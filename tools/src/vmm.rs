@@ -1,4 +1,5 @@
-//! The tree's virtual machine monitor, for arm64 Linux: static, with musl.
+//! Programs for arm64 Linux that have a standard library: the tree's virtual machine monitor, and random ioctls. Static, with
+//! musl.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,16 +12,18 @@ use crate::workspace;
 
 /// What it is built for.
 const TARGET: &str = "aarch64-unknown-linux-musl";
-/// Its package.
-const PACKAGE: &str = "umbra-vmm";
+/// The monitor's package.
+pub const MONITOR: &str = "umbra-vmm";
+/// That of random ioctls.
+pub const IOCTLS: &str = "umbra-ioctls";
 
-/// Builds it and returns its ELF.
+/// Builds one of them and returns its ELF.
 ///
 /// # Errors
 ///
 /// The compiler has no standard library for it, and rustup has none either.
-pub fn build() -> Result<PathBuf> {
-    build_in(&workspace::root(), &workspace::target_dir().join("vmm"))
+pub fn build(package: &str) -> Result<PathBuf> {
+    build_in(package, &workspace::root(), &workspace::target_dir().join("vmm"))
 }
 
 /// The same for a checkout in `root`, with a target directory of its own.
@@ -28,17 +31,17 @@ pub fn build() -> Result<PathBuf> {
 /// # Errors
 ///
 /// As [`build`].
-pub fn build_in(root: &Path, target: &Path) -> Result<PathBuf> {
+pub fn build_in(package: &str, root: &Path, target: &Path) -> Result<PathBuf> {
     ensure_target()?;
     let mut command = cargo();
     command
         .current_dir(root)
-        .args(["build", "--release", "--package", PACKAGE, "--target", TARGET, "--target-dir"])
+        .args(["build", "--release", "--package", package, "--target", TARGET, "--target-dir"])
         .arg(target)
         // What the target's standard library brings along links it, with the compiler's own linker: no cross compiler.
         .env("RUSTFLAGS", "-Clink-self-contained=yes -Clinker=rust-lld -Cstrip=debuginfo");
-    process::run(&mut command).context("the virtual machine monitor")?;
-    Ok(target.join(TARGET).join("release").join(PACKAGE))
+    process::run(&mut command).with_context(|| package.to_owned())?;
+    Ok(target.join(TARGET).join("release").join(package))
 }
 
 /// The standard library that it is built with, which rustup gets if there is one to be had.

@@ -125,7 +125,12 @@ STRUCTURE(kvm_create_device, 12);
 STRUCTURE(kvm_device_attr, 24);
 FIELD(kvm_device_attr, addr, 16);
 
+/* Since 6.11 it has another name in the kernel, so that nobody reads it twice. */
+#ifdef HINT_UNSAFE_IN_KVM
+FIELD(kvm_run, HINT_UNSAFE_IN_KVM(immediate_exit), 1);
+#else
 FIELD(kvm_run, immediate_exit, 1);
+#endif
 FIELD(kvm_run, exit_reason, 8);
 FIELD(kvm_run, mmio.phys_addr, 32);
 FIELD(kvm_run, mmio.data, 40);

@@ -9,6 +9,8 @@
 #include <linux/mm.h>
 #include <linux/of.h>
 #include <linux/of_irq.h>
+#include <linux/percpu.h>
+#include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
@@ -69,33 +71,40 @@ int shim_task_sme(void)
 	return test_thread_flag(TIF_SME);
 }
 
-/* Whoever sleeps for a vCPU, or runs it. */
+/* Whoever sleeps for a vCPU. */
 struct shim_vcpu {
 	wait_queue_head_t sleeps;
-	call_single_data_t csd;
 };
 
-/* Interrupts that come while a guest runs stop it: no more is needed. */
+/*
+ * Stops the guest on a CPU, by an interrupt that comes while it runs: no more is needed. One for each CPU, as one must
+ * not be sent again before it has arrived; who finds it on its way has changed something before that, which is seen when it has.
+ */
+struct stop {
+	call_single_data_t csd;
+	atomic_t on_its_way;
+};
+static DEFINE_PER_CPU(struct stop, stop_of);
+
 static void stopped(void *info)
 {
+	struct stop *stop = info;
+
+	atomic_set(&stop->on_its_way, 0);
 }
 
 struct shim_vcpu *shim_vcpu_new(void)
 {
 	struct shim_vcpu *vcpu = kzalloc(sizeof(*vcpu), GFP_KERNEL_ACCOUNT);
 
-	if (vcpu) {
+	if (vcpu)
 		init_waitqueue_head(&vcpu->sleeps);
-		INIT_CSD(&vcpu->csd, stopped, NULL);
-	}
 	return vcpu;
 }
 
-/* Nobody sleeps there. A stop that is still on its way has been handled when this returns. */
+/* Nobody sleeps there. */
 void shim_vcpu_free(struct shim_vcpu *vcpu)
 {
-	while (READ_ONCE(vcpu->csd.node.u_flags) & CSD_FLAG_LOCK)
-		cond_resched();
 	kfree(vcpu);
 }
 
@@ -104,16 +113,15 @@ void shim_vcpu_wake(struct shim_vcpu *vcpu)
 	wake_up(&vcpu->sleeps);
 }
 
-/*
- * Stops the guest on a CPU. -EBUSY: a stop is on its way already, and arrives there behind whatever the caller has
- * changed before.
- */
-void shim_vcpu_stop(struct shim_vcpu *vcpu, int cpu)
+/* Stops the guest on a CPU, if that is another one. In any context. */
+void shim_stop(int cpu)
 {
+	struct stop *stop = per_cpu_ptr(&stop_of, cpu);
 	int this = get_cpu();
 
-	if (cpu != this)
-		(void)smp_call_function_single_async(cpu, &vcpu->csd);
+	if (cpu != this && !atomic_xchg(&stop->on_its_way, 1) && smp_call_function_single_async(cpu, &stop->csd))
+		/* It is off, and runs nothing. */
+		atomic_set(&stop->on_its_way, 0);
 	put_cpu();
 }
 
@@ -187,8 +195,10 @@ static unsigned int interrupt_of(const char *compatible, int index)
 int umbra_cpu_init(void)
 {
 	static const char *const names[] = { "umbra-maintenance", "umbra-timer" };
-	int err, n;
+	int err, n, cpu;
 
+	for_each_possible_cpu(cpu)
+		INIT_CSD(&per_cpu_ptr(&stop_of, cpu)->csd, stopped, per_cpu_ptr(&stop_of, cpu));
 	stops[0] = interrupt_of("arm,gic-v3", MAINTENANCE);
 	stops[1] = interrupt_of("arm,armv8-timer", HYP_TIMER);
 	virtual_timer = interrupt_of("arm,armv8-timer", VIRTUAL_TIMER);
@@ -219,9 +229,14 @@ requested:
 
 void umbra_cpu_exit(void)
 {
-	int n;
+	int n, cpu;
 
 	cpuhp_remove_state(cpuhp_state);
+	/* What is on its way arrives before this code goes, and who has handled it has returned. */
+	for_each_possible_cpu(cpu)
+		while (atomic_read(&per_cpu_ptr(&stop_of, cpu)->on_its_way))
+			cond_resched();
+	synchronize_rcu();
 	for (n = 0; n < ARRAY_SIZE(stops); n++)
 		free_percpu_irq(stops[n], stops_cookie);
 	free_percpu(stops_cookie);

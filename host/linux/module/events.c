@@ -3,6 +3,7 @@
 #include <linux/eventfd.h>
 #include <linux/file.h>
 #include <linux/poll.h>
+#include <linux/preempt.h>
 #include <linux/slab.h>
 #include <linux/version.h>
 #include <linux/workqueue.h>
@@ -105,16 +106,16 @@ static void polled(struct file *file, wait_queue_head_t *queue, poll_table *tabl
 int shim_irqfd_new(int fd, void *vm, u32 gsi, bool resample, struct shim_irqfd **made)
 {
 	struct shim_irqfd *irqfd = kzalloc(sizeof(*irqfd), GFP_KERNEL_ACCOUNT);
-	struct fd file;
+	struct file *file;
 	int err;
 
 	if (!irqfd)
 		return -ENOMEM;
-	file = fdget(fd);
+	file = fget(fd);
 	err = -EBADF;
-	if (!file.file)
+	if (!file)
 		goto no_file;
-	irqfd->context = eventfd_ctx_fileget(file.file);
+	irqfd->context = eventfd_ctx_fileget(file);
 	err = PTR_ERR_OR_ZERO(irqfd->context);
 	if (err)
 		goto no_context;
@@ -123,14 +124,17 @@ int shim_irqfd_new(int fd, void *vm, u32 gsi, bool resample, struct shim_irqfd *
 	irqfd->resample = resample;
 	init_waitqueue_func_entry(&irqfd->waits, signalled);
 	init_poll_funcptr(&irqfd->table, polled);
-	if (vfs_poll(file.file, &irqfd->table) & EPOLLIN)
+	if (vfs_poll(file, &irqfd->table) & EPOLLIN) {
+		preempt_disable();
 		umbra_irqfd(vm, gsi, resample);
-	fdput(file);
+		preempt_enable();
+	}
+	fput(file);
 	*made = irqfd;
 	return 0;
 
 no_context:
-	fdput(file);
+	fput(file);
 no_file:
 	kfree(irqfd);
 	return err;
@@ -155,6 +159,11 @@ int umbra_events_init(void)
 {
 	background = alloc_workqueue("umbra", WQ_UNBOUND, 0);
 	return background ? 0 : -ENOMEM;
+}
+
+void umbra_events_flush(void)
+{
+	flush_workqueue(background);
 }
 
 void umbra_events_exit(void)

@@ -38,6 +38,8 @@ static int vcpu_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	u64 pa = umbra_run_page(UMBRA_VCPU, file->private_data);
 
+	if (!pa)
+		return -EIO;
 	if (vma->vm_pgoff || vma->vm_end - vma->vm_start != PAGE_SIZE || !(vma->vm_flags & VM_SHARED))
 		return -EINVAL;
 	return vm_insert_page(vma, vma->vm_start, pfn_to_page(PHYS_PFN(pa)));

@@ -20,7 +20,6 @@ void shim_log(const char *text, size_t bytes)
 	pr_info("umbra: %.*s\n", (int)bytes, text);
 }
 
-void shim_panic(void) __noreturn;
 void shim_panic(void)
 {
 	panic("umbra: its Rust half has panicked");
@@ -137,6 +136,8 @@ void shim_vendor_uid(u32 function, u32 *uid)
 static int reboots(struct notifier_block *block, unsigned long action, void *data)
 {
 	umbra_shutdown();
+	/* And those whose files have been closed already. */
+	umbra_events_flush();
 	return NOTIFY_DONE;
 }
 

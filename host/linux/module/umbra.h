@@ -8,7 +8,11 @@
 #ifndef UMBRA_H
 #define UMBRA_H
 
+#include <linux/compiler.h>
 #include <linux/types.h>
+
+struct mm_struct;
+struct mutex;
 
 /* What a file of ours stands for, and Rust's object behind it. */
 enum umbra_kind { UMBRA_SYSTEM, UMBRA_VM, UMBRA_VCPU, UMBRA_GIC, UMBRA_KINDS };
@@ -34,6 +38,72 @@ void umbra_files_exit(void);
 int umbra_cpu_init(void);
 void umbra_cpu_exit(void);
 int umbra_events_init(void);
+void umbra_events_flush(void);
 void umbra_events_exit(void);
+
+/* main.c */
+void shim_log(const char *text, size_t bytes);
+void shim_panic(void) __noreturn;
+void *shim_alloc(size_t bytes);
+void shim_free(void *memory);
+int shim_copy_from_user(void *to, unsigned long from, size_t bytes);
+int shim_copy_to_user(unsigned long to, const void *from, size_t bytes);
+struct mutex *shim_mutex_new(void);
+void shim_mutex_free(struct mutex *mutex);
+void shim_mutex_lock(struct mutex *mutex);
+int shim_mutex_lock_killable(struct mutex *mutex);
+int shim_mutex_trylock(struct mutex *mutex);
+void shim_mutex_unlock(struct mutex *mutex);
+void shim_preempt_disable(void);
+void shim_preempt_enable(void);
+void shim_synchronize(void);
+int shim_must_leave(void);
+int shim_signal_pending(void);
+void shim_sleep(void);
+void shim_cond_resched(void);
+void shim_vendor_uid(u32 function, u32 *uid);
+
+/* files.c */
+int shim_file(u32 kind, void *object);
+
+/* memory.c */
+u64 shim_pages_alloc(u64 count);
+void shim_page_free(u64 pa);
+void *shim_page_address(u64 pa);
+struct mm_struct *shim_mm_get(void);
+int shim_mm_is_mine(struct mm_struct *mm);
+void shim_mm_put(struct mm_struct *mm);
+int shim_mm_account(struct mm_struct *mm, u64 pages, int more);
+long shim_pin(unsigned long address, u64 count, u64 *pages);
+void shim_unpin(u64 pa);
+
+/* cpu.c */
+struct shim_vcpu;
+void shim_irq_disable(void);
+void shim_irq_enable(void);
+int shim_cpu(void);
+u64 shim_counter(void);
+void shim_mask_virtual_timer(int masked);
+int shim_foreign_fpstate(void);
+int shim_task_sme(void);
+struct shim_vcpu *shim_vcpu_new(void);
+void shim_vcpu_free(struct shim_vcpu *vcpu);
+void shim_vcpu_wake(struct shim_vcpu *vcpu);
+void shim_stop(int cpu);
+int shim_vcpu_sleep(struct shim_vcpu *vcpu, bool (*done)(void *), void *argument, u64 deadline);
+
+/* events.c */
+struct eventfd_ctx;
+struct shim_irqfd;
+struct shim_work;
+struct shim_work *shim_work_new(void *object);
+void shim_work_queue(struct shim_work *work);
+void shim_work_free(struct shim_work *work);
+struct eventfd_ctx *shim_eventfd(int fd);
+void shim_eventfd_put(struct eventfd_ctx *context);
+void shim_eventfd_signal(struct eventfd_ctx *context);
+int shim_irqfd_new(int fd, void *vm, u32 gsi, bool resample, struct shim_irqfd **made);
+bool shim_irqfd_is(struct shim_irqfd *irqfd, struct eventfd_ctx *context);
+void shim_irqfd_free(struct shim_irqfd *irqfd);
 
 #endif

@@ -161,12 +161,12 @@ unsafe extern "C" fn umbra_run_page(kind: u32, object: *mut c_void) -> u64 {
 ///
 /// # Safety
 ///
-/// `vm` is what its [`linux::IrqFd`] was made with.
+/// `vm` is what its [`linux::IrqFd`] was made with, and nobody is preempted here.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn umbra_irqfd(vm: *mut c_void, gsi: u32, resample: bool) {
-    // SAFETY: a machine outlives its irqfds.
-    let machine = unsafe { &*vm.cast::<Machine>() };
-    machine.signalled(gsi, resample, &NoPreemption::in_atomic_context());
+    // SAFETY: a machine outlives its irqfds; and it is atomic context, as the caller promises.
+    let (machine, here) = unsafe { (&*vm.cast::<Machine>(), NoPreemption::in_atomic_context()) };
+    machine.signalled(gsi, resample, &here);
 }
 
 /// The end of a VM, in the background.

@@ -25,11 +25,11 @@
 //! | `linux/mod.rs` | 13 | 0 | C's functions that have no better place |
 //! | `linux/pages.rs` | 15 | 2 | C's pages; kvm_run, which user space writes meanwhile |
 //! | `linux/shim.rs` | 0 | 1 | C's functions |
-//! | `linux/sync.rs` | 19 | 6 | mutexes, counted owners, and what is replaced under its readers |
+//! | `linux/sync.rs` | 19 | 7 | mutexes, counted owners, and what is replaced under its readers |
 //! | `linux/user.rs` | 2 | 0 | copies from and to user space |
 //! | `machine.rs` | 5 | 0 | vCPUs and the GIC, which are found without a lock |
 //! | `machine/all.rs` | 3 | 1 | the list of VMs |
-//! | `machine/wires.rs` | 1 | 0 | an irqfd's way back to its VM |
+//! | `machine/wires.rs` | 2 | 0 | an irqfd's way back to its VM |
 
 #![cfg_attr(target_os = "none", no_std)]
 

@@ -153,7 +153,8 @@ impl Machine {
         let work = Work::new(end.address())?;
         end.lock().vcpus = with_room(MAX_VCPUS)?;
         let devices = Mutex::new(Devices { plan: None, injectors: Vec::new() })?;
-        let memory = Mutex::new(Some(Memory::new(mm.clone(), VmConfig::normal(), ipa_bits)?))?;
+        // First what can fail: a VM that hyp has made must have an owner.
+        let memory = Mutex::new(None)?;
         let machine = Shared::new(Self {
             mm,
             ipa_bits,
@@ -169,6 +170,8 @@ impl Machine {
             closed: AtomicBool::new(false),
             end: Some((end, work)),
         })?;
+        let memory = Memory::new(machine.mm.clone(), VmConfig::normal(), ipa_bits)?;
+        *machine.memory.lock() = Some(memory);
         all::enter(&machine)?;
         Ok(machine)
     }
@@ -184,6 +187,9 @@ impl Machine {
         const TRIES: u32 = 500;
         self.closed.store(true, SeqCst);
         let Ok(mut insides) = with_room(MAX_VCPUS) else { return };
+        // No vCPU is made any more, or freed.
+        let _devices = self.devices.lock();
+        let Some(memory) = self.memory.lock().take() else { return };
         for vcpu in self.vcpus() {
             let mut tries = 0;
             let inside = loop {
@@ -191,6 +197,10 @@ impl Machine {
                     Some(inside) => break inside,
                     None if tries == TRIES => {
                         log!("vCPU {} doesn't end: its VM is left as it is", vcpu.index());
+                        *self.memory.lock() = Some(memory);
+                        if let Some((end, _)) = &self.end {
+                            end.lock().vcpus.extend(insides);
+                        }
                         return;
                     }
                     None => tries += 1,
@@ -199,9 +209,7 @@ impl Machine {
             };
             insides.extend(inside);
         }
-        if let Some(memory) = self.memory.lock().take() {
-            memory.destroy(insides);
-        }
+        memory.destroy(insides);
     }
 
     /// Its vCPU, in any context.

@@ -116,6 +116,10 @@ pub struct Memory {
     own: Own,
     mm: Shared<Mm>,
     slots: Slots,
+    /// Pages of them that the guest has.
+    present: u64,
+    /// Pages of the kernel's that are vCPUs' flag-shadow pages.
+    flag_pages: u64,
     /// Where guest-physical addresses end.
     ipa_end: u64,
 }
@@ -137,7 +141,16 @@ impl Memory {
         let vm = Vm::create(lines, &Hvc, &mut Supplier { own: &mut own, mm: &mm }, config);
         let vm = vm.map_err(errno)?;
         let slots = Slots::default();
-        Ok(Self { vm, lines: 2 * LINES_LEFT, own, mm, slots, ipa_end: 1 << ipa_bits })
+        Ok(Self {
+            vm,
+            lines: 2 * LINES_LEFT,
+            own,
+            mm,
+            slots,
+            present: 0,
+            flag_pages: 0,
+            ipa_end: 1 << ipa_bits,
+        })
     }
 
     fn parts(&mut self) -> (&mut Vm<Lines>, Supplier<'_>) {
@@ -151,9 +164,9 @@ impl Memory {
             return Ok(());
         }
         // Twice as many as there are: what is moved so is moved seldom.
-        self.lines = 2 * self.lines + pieces;
-        let moved = self.vm.move_books(lines(self.lines)?);
-        debug_assert!(moved.is_ok(), "into larger ones");
+        let count = 2 * self.lines + pieces;
+        self.vm.move_books(lines(count)?).map_err(|_| Errno::ENOMEM)?;
+        self.lines = count;
         Ok(())
     }
 
@@ -166,9 +179,13 @@ impl Memory {
         let Change::Gone(slot) = self.slots.set(region, self.ipa_end)? else { return Ok(()) };
         let mut refused = None;
         for (ipa, count) in slot.present() {
+            let before = self.guest_pages();
             let (vm, mut supplier) = self.parts();
-            if let Err(error) = vm.unmap(&Hvc, &mut supplier, ipa, count) {
-                refused = Some((error, ipa));
+            let result = vm.unmap(&Hvc, &mut supplier, ipa, count);
+            let gone = before - self.guest_pages();
+            self.present -= gone;
+            if let Err(error) = result {
+                refused = Some((error, ipa + gone * PAGE));
                 break;
             }
         }
@@ -191,7 +208,9 @@ impl Memory {
     /// Creates a vCPU.
     pub fn create_vcpu(&mut self, settings: VcpuSettings) -> Result<Vcpu, Errno> {
         let (vm, mut supplier) = self.parts();
-        vm.create_vcpu(&Hvc, &mut supplier, settings).map_err(errno)
+        let vcpu = vm.create_vcpu(&Hvc, &mut supplier, settings).map_err(errno)?;
+        self.flag_pages += 1;
+        Ok(vcpu)
     }
 
     /// Puts pages in place that have been pinned, from `ipa` on, and unpins what is not needed.
@@ -229,7 +248,7 @@ impl Memory {
         let (vm, mut supplier) = self.parts();
         match vm.map(&Hvc, &mut supplier, first, count, ipa) {
             Ok(()) => {
-                self.slots.set_present(ipa, count, true);
+                self.set_present(ipa, count);
                 Ok(())
             }
             // The user has this page at two places of the guest's memory: then it is the VM's already, and stays.
@@ -238,8 +257,24 @@ impl Memory {
                 self.mm.unlock_pages(count);
                 Err(Errno::EFAULT)
             }
-            Err(error) => Err(errno(error)),
+            Err(error) => {
+                // Some of it is in place.
+                let done = self.guest_pages().saturating_sub(self.present);
+                self.set_present(ipa, done);
+                Err(errno(error))
+            }
         }
+    }
+
+    /// Pages that the guest has: what hyp has of the VM's that the kernel didn't give, and vCPUs' flag-shadow pages aside.
+    fn guest_pages(&self) -> u64 {
+        let own = self.own.0.len() as u64 - self.flag_pages;
+        self.vm.pages_out().saturating_sub(own)
+    }
+
+    fn set_present(&mut self, ipa: u64, count: u64) {
+        self.slots.set_present(ipa, count, true);
+        self.present += count;
     }
 
     /// The end, once nobody runs it: every page comes back.

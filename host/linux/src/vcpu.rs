@@ -64,6 +64,8 @@ struct State {
     /// What the next load answers with.
     answer: Option<MmioAnswer>,
     supplied: Option<Supplied>,
+    /// Hyp let it be loaded the last time.
+    was_loaded: bool,
     scratch: Vec<u64>,
 }
 
@@ -113,7 +115,6 @@ enum Stop {
     Mmio { address: u64, access: MmioAccess, data: u64 },
     Fault(u64),
     Tables,
-    Off,
     System { event: SystemEvent, kind: u64, cookie: u64 },
     Broken(u64),
 }
@@ -154,6 +155,7 @@ impl HostCpu for Os {
 
 struct Handler<'a> {
     machine: &'a Machine,
+    vcpu: &'a Vcpu,
     no_preemption: &'a NoPreemption,
 }
 
@@ -161,11 +163,8 @@ impl ExitHandler for Handler<'_> {
     type Stop = Stop;
 
     fn interrupt(&mut self) -> ControlFlow<Stop> {
-        if linux::must_leave() {
-            ControlFlow::Break(Stop::Leave)
-        } else {
-            ControlFlow::Continue(())
-        }
+        let leaves = linux::must_leave() || self.machine.is_closed();
+        if leaves { ControlFlow::Break(Stop::Leave) } else { ControlFlow::Continue(()) }
     }
 
     fn hvc(&mut self, x: &[u64; 6]) -> ControlFlow<Stop, Answer> {
@@ -203,7 +202,10 @@ impl ExitHandler for Handler<'_> {
     }
 
     fn cpu_off(&mut self) -> Stop {
-        Stop::Off
+        // While it is loaded: from its put on another vCPU can turn it on again, and that comes after this.
+        self.vcpu.on.store(false, SeqCst);
+        self.machine.set_power(self.vcpu.index, false);
+        Stop::Leave
     }
 
     fn system(&mut self, event: SystemEvent, kind: u64, cookie: u64) -> Stop {
@@ -227,6 +229,7 @@ impl Vcpu {
             open: None,
             answer: None,
             supplied: None,
+            was_loaded: false,
             scratch,
         };
         Ok(Self {
@@ -265,7 +268,7 @@ impl Vcpu {
     pub fn kick(&self) {
         match self.cpu.load(SeqCst) {
             NOWHERE => self.sleeper.wake(),
-            cpu => self.sleeper.stop(cpu),
+            cpu => linux::stop(cpu),
         }
     }
 
@@ -330,11 +333,12 @@ impl Vcpu {
         let features = Features::of(init, machine)?;
         match state.init {
             None => {
+                if !features.sve {
+                    self.create(machine, state, features, None)?;
+                }
                 state.init = Some(features);
                 self.on.store(!features.power_off, SeqCst);
-                if !features.sve {
-                    self.create(machine, state, None)?;
-                }
+                machine.set_power(self.index, !features.power_off);
                 Ok(())
             }
             Some(before) => {
@@ -374,11 +378,18 @@ impl Vcpu {
             return Err(Errno::EPERM);
         }
         let lengths = state.lengths.unwrap_or(machine.vector_lengths());
-        self.create(machine, state, lengths.max())
+        let features = state.init.ok_or(Errno::ENOEXEC)?;
+        self.create(machine, state, features, lengths.max())
     }
 
-    fn create(&self, machine: &Machine, state: &mut State, vq: Option<Vq>) -> Result<(), Errno> {
-        let start = state.init.ok_or(Errno::ENOEXEC)?.start();
+    fn create(
+        &self,
+        machine: &Machine,
+        state: &mut State,
+        features: Features,
+        vq: Option<Vq>,
+    ) -> Result<(), Errno> {
+        let start = features.start();
         let settings = VcpuSettings {
             index: VcpuIndex(self.index.into()),
             affinity: UntrustedAffinity(crate::gic::affinity(self.index).into()),
@@ -407,14 +418,27 @@ impl Vcpu {
             if machine.is_closed() {
                 return Err(Errno::EIO);
             }
+            linux::cond_resched();
             let awake = || self.on.load(SeqCst) || machine.is_closed();
             if !awake() && self.sleeper.sleep(None, awake).is_err() {
                 return self.interrupted();
             }
             let stop = match self.enter(machine, state) {
                 Ok(stop) => stop,
-                // Its machine has turned itself off meanwhile.
-                Err(Error::PoweredOff) => Stop::Off,
+                // Its machine has turned itself off while it was in there: only a reset, which can't come now, turns it on.
+                Err(Error::PoweredOff) if state.was_loaded => {
+                    self.on.store(false, SeqCst);
+                    continue;
+                }
+                // Hyp says that it is off. Whom its guest turns on after that is turned on here after this; and before,
+                // it can be loaded now.
+                Err(Error::PoweredOff) if self.on.swap(false, SeqCst) => {
+                    match self.enter(machine, state) {
+                        Ok(stop) => stop,
+                        Err(_) => continue,
+                    }
+                }
+                Err(Error::PoweredOff) => continue,
                 Err(Error::VlMismatch) => {
                     self.page.set_doubleword(field::FAIL_ENTRY_REASON, 0);
                     self.page.set_word(field::FAIL_ENTRY_CPU, 0);
@@ -423,7 +447,7 @@ impl Vcpu {
                 Err(error) => return Err(refused(error)),
             };
             match stop {
-                Stop::Leave => linux::cond_resched(),
+                Stop::Leave => {}
                 Stop::Wait(wait) => {
                     let done = || {
                         let gic = machine.gic();
@@ -436,10 +460,12 @@ impl Vcpu {
                     }
                 }
                 Stop::Mmio { address, access, data } => {
+                    // If it can't be had now the guest tries again when it runs again.
+                    state.answer = Some(MmioAnswer::Retry);
                     if machine.supply(address, &mut state.scratch)? == Backing::Memory {
-                        state.answer = Some(MmioAnswer::Retry);
                         continue;
                     }
+                    state.answer = None;
                     state.open = Some(access);
                     return Ok(self.exit_mmio(address, access, data));
                 }
@@ -449,10 +475,6 @@ impl Vcpu {
                     }
                 }
                 Stop::Tables => machine.memory(|memory| memory.topup())??,
-                Stop::Off => {
-                    self.on.store(false, SeqCst);
-                    machine.set_power(self.index, false);
-                }
                 Stop::System { event, kind, cookie } => {
                     return Ok(self.exit_system(event, kind, cookie));
                 }
@@ -469,14 +491,17 @@ impl Vcpu {
 
     /// Runs it on this CPU until something is to be done that may sleep.
     fn enter(&self, machine: &Machine, state: &mut State) -> Result<Stop, Error> {
+        state.was_loaded = false;
         let inside = state.inside.as_mut().ok_or(Error::BadVcpu)?;
         let Some(mut interface) = machine.interface(self.index) else { return Err(Error::BadVcpu) };
         let no_preemption = NoPreemption::begin();
         // Before its interrupts are looked at: who sends one later finds it here.
         self.cpu.store(no_preemption.cpu(), SeqCst);
-        let mut handler = Handler { machine, no_preemption: &no_preemption };
+        let mut handler = Handler { machine, vcpu: self, no_preemption: &no_preemption };
         let result = (|| {
             let mut loaded = inside.load(&Hvc, &mut Os)?;
+            self.on.store(true, SeqCst);
+            state.was_loaded = true;
             if let Some(answer) = state.answer.take() {
                 loaded.answer_mmio(answer);
             }

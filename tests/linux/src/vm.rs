@@ -101,6 +101,26 @@ fn kill() -> Result<(), Text> {
     Ok(())
 }
 
+/// Random ioctls from several threads at once: they come to their end, and the kernel's log has no complaint
+/// (`seen::check_after`).
+fn ioctls() -> Result<(), Text> {
+    let arguments = [c"/umbra-ioctls".as_ptr(), c"8".as_ptr(), core::ptr::null()];
+    let ended = match sys::fork() {
+        Ok(Some(pid)) => sys::wait(pid),
+        Ok(None) => {
+            let error = sys::execute_with(c"/umbra-ioctls", &arguments);
+            say::line(format_args!("random ioctls can't be executed: {error:?}"));
+            sys::exit(127)
+        }
+        Err(error) => fail!("fork: {error:?}"),
+    };
+    if ended != Ok(Ended::Exit(0)) {
+        fail!("random ioctls: {ended:?}");
+    }
+    seen::row("ioctls", "endured");
+    Ok(())
+}
+
 /// No page of user space's is pinned any more, as the kernel counts them.
 fn expect_no_pins() -> Result<(), Text> {
     let mut looks = 0;
@@ -163,6 +183,7 @@ pub fn run(start: &Start) -> Result<(), Text> {
         }
     }
     seen::row("guest", &say::text(format_args!("{VCPUS}-vCPUs")));
+    ioctls()?;
     kill()?;
     seen::row("killed", &say::text(format_args!("{KILLED}")));
     expect_no_pins()?;

@@ -45,6 +45,7 @@ const COMPILER: &str = "UMBRA_TARGET_COMPILER";
 const LINUX_INIT: &str = "UMBRA_TARGET_LINUX";
 const MODULE: &str = "UMBRA_TARGET_MODULE";
 const VMM: &str = "UMBRA_TARGET_VMM";
+const IOCTLS: &str = "UMBRA_TARGET_IOCTLS";
 const NO_VMS: &str = "UMBRA_TARGET_NO_VMS";
 const QEMU: &str = "UMBRA_QEMU";
 const NEWER_QEMU: &str = "UMBRA_TARGET_QEMU_NEW";
@@ -69,7 +70,9 @@ impl Settings {
             Err(why) => command.env(NO_NEWER_QEMU, why),
         };
         match &self.virtual_machines {
-            Ok(VirtualMachines { module, vmm }) => command.env(MODULE, module).env(VMM, vmm),
+            Ok(VirtualMachines { module, vmm, ioctls }) => {
+                command.env(MODULE, module).env(VMM, vmm).env(IOCTLS, ioctls)
+            }
             Err(why) => command.env(NO_VMS, why),
         };
         if let Some(guest) = &self.tests.guest32 {
@@ -108,7 +111,11 @@ impl Settings {
             linux: get(LINUX_INIT)?,
             virtual_machines: match env::var(NO_VMS) {
                 Ok(why) => Err(why),
-                Err(_) => Ok(VirtualMachines { module: get(MODULE)?, vmm: get(VMM)? }),
+                Err(_) => Ok(VirtualMachines {
+                    module: get(MODULE)?,
+                    vmm: get(VMM)?,
+                    ioctls: get(IOCTLS)?,
+                }),
             },
             qemu: get(QEMU)?,
             newer_qemu: match env::var_os(NEWER_QEMU) {

@@ -28,11 +28,17 @@ pub fn file<T>(kind: Kind, object: Shared<T>) -> Result<i32, Errno> {
     })
 }
 
-/// Where a vCPU's thread sleeps, and how a guest is stopped.
+/// Stops the guest that runs on this CPU, if that is another one. In any context.
+pub fn stop(cpu: i32) {
+    // SAFETY: the number of a CPU, as `NoPreemption::cpu` gave it.
+    unsafe { shim_stop(cpu) };
+}
+
+/// Where a vCPU's thread sleeps.
 #[derive(Debug)]
 pub struct Sleeper(NonNull<c_void>);
 
-// SAFETY: a wait queue and a call_single_data, which are for all CPUs.
+// SAFETY: a wait queue, which is for all CPUs.
 unsafe impl Send for Sleeper {}
 // SAFETY: as above.
 unsafe impl Sync for Sleeper {}
@@ -48,12 +54,6 @@ impl Sleeper {
     pub fn wake(&self) {
         // SAFETY: in any context.
         unsafe { shim_vcpu_wake(self.0.as_ptr()) };
-    }
-
-    /// Stops a guest that runs on this CPU, if that is another one.
-    pub fn stop(&self, cpu: i32) {
-        // SAFETY: in any context.
-        unsafe { shim_vcpu_stop(self.0.as_ptr(), cpu) };
     }
 
     /// Sleeps until `done`, or the counter has got there. `done` is asked with the task set to sleep: it must not.

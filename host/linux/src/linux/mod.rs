@@ -8,7 +8,7 @@ mod shim;
 mod sync;
 mod user;
 
-pub use events::{EventFd, IrqFd, Kind, Sleeper, Work, file};
+pub use events::{EventFd, IrqFd, Kind, Sleeper, Work, file, stop};
 pub use heap::{place, take, try_push, with_room};
 pub use pages::{Mm, RunPage, flag_page, page_free, pages_alloc, pages_out, unpin};
 pub use sync::{Mutex, NoPreemption, Published, Shared};

@@ -44,7 +44,7 @@ unsafe extern "C" {
     pub(super) fn shim_vcpu_new() -> *mut c_void;
     pub(super) fn shim_vcpu_free(vcpu: *mut c_void);
     pub(super) fn shim_vcpu_wake(vcpu: *mut c_void);
-    pub(super) fn shim_vcpu_stop(vcpu: *mut c_void, cpu: i32);
+    pub(super) fn shim_stop(cpu: i32);
     pub(super) fn shim_vcpu_sleep(
         vcpu: *mut c_void,
         done: extern "C" fn(*mut c_void) -> bool,

@@ -191,7 +191,7 @@ impl<T> Default for Published<T> {
 
 impl<T> Published<T> {
     /// Its elements as they are now.
-    pub fn read(&self, _: &NoPreemption) -> &[T] {
+    pub fn read<'a>(&'a self, _: &'a NoPreemption) -> &'a [T] {
         // SAFETY: whoever replaces it waits until preemption has been enabled again before that goes.
         unsafe { self.0.load(Ordering::Acquire).as_ref() }.map_or(&[], |vector| vector)
     }
@@ -227,8 +227,12 @@ impl NoPreemption {
         Self(PhantomData)
     }
 
-    /// In an interrupt, or wherever else nobody is preempted.
-    pub const fn in_atomic_context() -> core::mem::ManuallyDrop<Self> {
+    /// That it is so.
+    ///
+    /// # Safety
+    ///
+    /// In an interrupt, or wherever else nobody is preempted, as long as this is used.
+    pub const unsafe fn in_atomic_context() -> core::mem::ManuallyDrop<Self> {
         core::mem::ManuallyDrop::new(Self(PhantomData))
     }
 

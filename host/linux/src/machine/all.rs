@@ -8,11 +8,14 @@ use crate::{
 use alloc::vec::Vec;
 use core::{
     ptr,
-    sync::atomic::{AtomicPtr, Ordering::SeqCst},
+    sync::atomic::{AtomicBool, AtomicPtr, Ordering::SeqCst},
 };
 
 /// All VMs, for an end that can't wait for their files.
 static ALL: AtomicPtr<Mutex<Vec<Registered>>> = AtomicPtr::new(ptr::null_mut());
+
+/// No more are made: the kernel ends. Written with the list locked.
+static CLOSED: AtomicBool = AtomicBool::new(false);
 
 #[derive(Debug)]
 struct Registered(*const Machine);
@@ -40,7 +43,9 @@ fn all() -> Option<&'static Mutex<Vec<Registered>>> {
 /// Takes all VMs down, whatever their files are used for.
 pub fn shutdown() {
     let Some(all) = all() else { return };
-    for one in all.lock().iter() {
+    let all = all.lock();
+    CLOSED.store(true, SeqCst);
+    for one in all.iter() {
         // SAFETY: it is in the list, whose lock this has.
         unsafe { &*one.0 }.close();
     }
@@ -49,7 +54,11 @@ pub fn shutdown() {
 /// A VM is there.
 pub fn enter(machine: &Machine) -> Result<(), Errno> {
     let all = all().ok_or(Errno::ENODEV)?;
-    try_push(&mut all.lock(), Registered(machine))
+    let mut all = all.lock();
+    if CLOSED.load(SeqCst) {
+        return Err(Errno::ENODEV);
+    }
+    try_push(&mut all, Registered(machine))
 }
 
 /// It goes.

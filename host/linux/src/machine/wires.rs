@@ -18,6 +18,8 @@ const GSIS: u32 = 988;
 pub const MAX_ROUTES: u32 = 4096;
 /// ioeventfds of a VM.
 const MAX_IOEVENTFDS: usize = 1000;
+/// irqfds of a VM.
+const MAX_INJECTORS: usize = 1000;
 
 /// An eventfd that a store signals.
 #[derive(Debug)]
@@ -98,8 +100,9 @@ impl Machine {
         if irqfd.flags & KVM_IRQFD_FLAG_DEASSIGN != 0 {
             let event = EventFd::new(irqfd.fd as i32)?;
             let gone = |one: &Injector| one.gsi == irqfd.gsi && one.irqfd.is(&event);
+            let is_level = devices.injectors.iter().any(|one| gone(one) && one.resample.is_some());
             devices.injectors.retain(|one| !gone(one));
-            return self.publish_resamplers(&devices).map(|()| 0);
+            return if is_level { self.publish_resamplers(&devices).map(|()| 0) } else { Ok(0) };
         }
         // As KVM: without an irqchip there is nothing to inject into.
         let gic = self.gic().ok_or(Errno::EAGAIN)?;
@@ -111,17 +114,24 @@ impl Machine {
             true => Some(Shared::new(EventFd::new(irqfd.resamplefd as i32)?)?),
             false => None,
         };
+        if devices.injectors.len() == MAX_INJECTORS {
+            return Err(Errno::ENOSPC);
+        }
         devices.injectors.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
         if resample.is_some() {
-            let no_preemption = NoPreemption::begin();
-            let intid = self.intid(irqfd.gsi, &no_preemption).ok_or(Errno::EINVAL)?;
+            // There must be such an SPI.
+            let intid = self.intid(irqfd.gsi, &NoPreemption::begin()).ok_or(Errno::EINVAL)?;
             gic.vgic().set_resample(Line::Spi(intid), true).map_err(gic::errno)?;
         }
         let is_level = resample.is_some();
         // SAFETY: the machine outlives its injectors, which are the first thing to go with it.
         let one = unsafe { IrqFd::new(irqfd.fd as i32, address, irqfd.gsi, is_level)? };
         devices.injectors.push(Injector { irqfd: one, gsi: irqfd.gsi, resample });
-        self.publish_resamplers(&devices).map(|()| 0)
+        let published = if is_level { self.publish_resamplers(&devices) } else { Ok(()) };
+        if published.is_err() {
+            devices.injectors.pop();
+        }
+        published.map(|()| 0)
     }
 
     fn publish_resamplers(&self, devices: &Devices) -> Result<(), Errno> {
@@ -130,6 +140,13 @@ impl Machine {
             let intid = self.intid(one.gsi, &NoPreemption::begin());
             if let (Some(event), Some(intid)) = (&one.resample, intid) {
                 try_push(&mut all, Resampler { intid, event: event.clone() })?;
+            }
+        }
+        if let Some(gic) = self.gic() {
+            for intid in 32..GSIS as u16 + 32 {
+                let wanted = all.iter().any(|one| one.intid == intid);
+                // An SPI that there is not is nobody's.
+                let _ = gic.vgic().set_resample(Line::Spi(intid), wanted);
             }
         }
         self.resamplers.replace(all).map(drop)
@@ -158,7 +175,8 @@ impl Machine {
         let mut all = Vec::new();
         {
             // Nobody replaces them while this has the lock.
-            let now = NoPreemption::in_atomic_context();
+            // SAFETY: so nobody frees what is read here, preempted or not.
+            let now = unsafe { NoPreemption::in_atomic_context() };
             let now = self.ioevents.read(&now);
             all.try_reserve(now.len() + 1).map_err(|_| Errno::ENOMEM)?;
             all.extend(now.iter().map(IoEvent::copy));

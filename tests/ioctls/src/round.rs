@@ -1,0 +1,386 @@
+//! One VM, and what is done to it.
+
+use fastrand::Rng;
+use std::fmt;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// Threads of a round, and ioctls of each.
+const THREADS: usize = 4;
+const IOCTLS: usize = 400;
+/// Files that all threads know: places, not owners.
+const FILES: usize = 24;
+/// User memory that slots are made of: 4 MiB.
+const MEMORY: usize = 4 << 20;
+
+/// KVM's ioctls on arm64, by number, direction and bytes.
+const NUMBERS: &[u64] = &[
+    0xae00,
+    0xae01,
+    0xae03,
+    0xae04,
+    0xae41,
+    0x4020_ae46,
+    0x4008_ae61,
+    0xc008_ae67,
+    0x4008_ae6a,
+    0x4020_ae76,
+    0x4040_ae79,
+    0xae80,
+    0x4004_ae8b,
+    0x8004_ae98,
+    0x4004_ae99,
+    0x4068_aea3,
+    0x4010_aeab,
+    0x4010_aeac,
+    0x4020_aeae,
+    0x8020_aeaf,
+    0xc008_aeb0,
+    0x4004_aec2,
+    0xc00c_aee0,
+    0x4018_aee1,
+    0x4018_aee2,
+    0x4018_aee3,
+    0x40a0_ae49,
+    0x4010_aeb5,
+    0x8040_ae9f,
+    0x4040_aea0,
+];
+
+/// What has come of it.
+#[derive(Debug, Default)]
+pub struct Done {
+    calls: AtomicU64,
+    successes: AtomicU64,
+    runs: AtomicU64,
+}
+
+impl Done {
+    /// And this.
+    pub fn add(&mut self, other: &Self) {
+        for (to, from) in [
+            (&self.calls, &other.calls),
+            (&self.successes, &other.successes),
+            (&self.runs, &other.runs),
+        ] {
+            to.fetch_add(from.load(Relaxed), Relaxed);
+        }
+    }
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { calls, successes, runs } = self;
+        let get = |counter: &AtomicU64| counter.load(Relaxed);
+        write!(f, "{} ioctls, {} that succeeded, {} runs", get(calls), get(successes), get(runs))
+    }
+}
+
+/// Signals interrupt what a thread is in, and do nothing else.
+pub fn signals_interrupt() {
+    extern "C" fn nothing(_: i32) {}
+    // SAFETY: a handler that does nothing, without SA_RESTART.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as extern "C" fn(i32) as usize;
+        libc::sigaction(libc::SIGALRM, &raw const action, std::ptr::null_mut());
+    }
+}
+
+struct Round {
+    files: [AtomicI32; FILES],
+    memory: usize,
+    done: Done,
+}
+
+/// A round from its beginning to the end of all its files.
+pub fn run(seed: u64) -> Done {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: memory of its own.
+    let memory = unsafe { libc::mmap(std::ptr::null_mut(), MEMORY, access, flags, -1, 0) };
+    let round = Round {
+        files: [const { AtomicI32::new(-1) }; FILES],
+        memory: memory as usize,
+        done: Done::default(),
+    };
+    // Some rounds begin with a machine that is ready to run.
+    let mut rng = Rng::with_seed(seed);
+    round.begin(&mut rng);
+    let names = [const { AtomicU64::new(0) }; THREADS];
+    std::thread::scope(|scope| {
+        let (round, names) = (&round, &names);
+        let work = |n: usize| {
+            move || {
+                // SAFETY: this thread's name.
+                names[n].store(unsafe { libc::pthread_self() } as u64, Relaxed);
+                round.work(&mut Rng::with_seed(seed << 8 | n as u64));
+            }
+        };
+        let threads: Vec<_> = (0..THREADS).map(|n| scope.spawn(work(n))).collect();
+        // No KVM_RUN stays: a guest may go round and round.
+        while threads.iter().any(|thread| !thread.is_finished()) {
+            std::thread::sleep(Duration::from_millis(3));
+            for name in names.iter().map(|name| name.load(Relaxed)).filter(|&name| name != 0) {
+                // SAFETY: it is not joined yet, so it has its name still.
+                unsafe { libc::pthread_kill(name as libc::pthread_t, libc::SIGALRM) };
+            }
+        }
+    });
+    for file in &round.files {
+        let fd = file.swap(-1, Relaxed);
+        if fd >= 0 {
+            // SAFETY: it may have been closed already: then it is an error.
+            unsafe { libc::close(fd) };
+        }
+    }
+    // SAFETY: nobody uses it.
+    unsafe { libc::munmap(memory, MEMORY) };
+    round.done
+}
+
+impl Round {
+    fn ioctl(&self, fd: i32, number: u64, argument: u64) -> i32 {
+        self.done.calls.fetch_add(1, Relaxed);
+        // SAFETY: whatever the kernel writes goes into buffers of `argument`'s caller or into the round's memory.
+        let result = unsafe { libc::ioctl(fd, number as _, argument) };
+        if result >= 0 {
+            self.done.successes.fetch_add(1, Relaxed);
+        }
+        if number == 0xae80 {
+            self.done.runs.fetch_add(1, Relaxed);
+        }
+        result
+    }
+
+    fn keep(&self, rng: &mut Rng, fd: i32) {
+        if fd < 0 {
+            return;
+        }
+        // Seldom in the place of one of `begin`'s.
+        let first = if rng.u8(..8) == 0 { 0 } else { 8 };
+        let before = self.files[rng.usize(first..FILES)].swap(fd, Relaxed);
+        if before >= 0 {
+            // SAFETY: another thread may be using it: that is the point.
+            unsafe { libc::close(before) };
+        }
+    }
+
+    /// A VM with memory, vCPUs and a GIC.
+    fn begin(&self, rng: &mut Rng) {
+        // SAFETY: a path.
+        let kvm = unsafe { libc::open(c"/dev/kvm".as_ptr(), libc::O_RDWR) };
+        let vm = self.ioctl(kvm, 0xae01, 0);
+        self.files[0].store(kvm, Relaxed);
+        self.files[1].store(vm, Relaxed);
+        let region = [0_u64, 0x8000_0000, MEMORY as u64, self.memory as u64];
+        self.ioctl(vm, 0x4020_ae46, region.as_ptr() as u64);
+        for n in 0..2 {
+            let vcpu = self.ioctl(vm, 0xae41, n);
+            let init = [5_u32, 1 << 2 | (n as u32 & u32::from(rng.bool())), 0, 0, 0, 0, 0, 0];
+            self.ioctl(vcpu, 0x4020_aeae, init.as_ptr() as u64);
+            let pc = 0x8000_0000_u64 + rng.u64(..64) * 4;
+            let register = [0x6030_0000_0010_0040, &raw const pc as u64];
+            self.ioctl(vcpu, 0x4010_aeac, register.as_ptr() as u64);
+            self.files[2 + n as usize].store(vcpu, Relaxed);
+        }
+        let mut device = [7_u32, 0, 0];
+        self.ioctl(vm, 0xc00c_aee0, device.as_mut_ptr() as u64);
+        let gic = device[1] as i32;
+        for (group, attr, value) in [(0, 2, 0x800_0000_u64), (0, 3, 0x80a_0000), (4, 0, 0)] {
+            if rng.u8(..8) != 0 {
+                let attribute = [group << 32, attr, &raw const value as u64];
+                self.ioctl(gic, 0x4018_aee1, attribute.as_ptr() as u64);
+            }
+        }
+        self.files[4].store(gic, Relaxed);
+        for file in &self.files[5..8] {
+            // SAFETY: makes a descriptor.
+            file.store(unsafe { libc::eventfd(0, libc::EFD_NONBLOCK) }, Relaxed);
+        }
+    }
+
+    fn work(&self, rng: &mut Rng) {
+        for _ in 0..IOCTLS {
+            // A file of the machine that `begin` made, mostly.
+            let which = if rng.u8(..4) == 0 { rng.usize(..FILES) } else { rng.usize(..8) };
+            let fd = self.files[which].load(Relaxed);
+            match rng.u8(..40) {
+                0 => self.keep(rng, -1),
+                1 if which >= 8 || rng.u8(..6) == 0 => {
+                    // SAFETY: another thread may be using it.
+                    unsafe { libc::close(fd) };
+                }
+                // SAFETY: descriptors.
+                2 => self.keep(rng, unsafe { libc::dup(fd) }),
+                3 => {
+                    // SAFETY: makes a descriptor.
+                    let event = unsafe { libc::eventfd(rng.u32(..2), libc::EFD_NONBLOCK) };
+                    self.keep(rng, event);
+                }
+                4 => {
+                    let one = 1_u64;
+                    // SAFETY: eight bytes, to an eventfd or to whatever it is.
+                    unsafe { libc::write(fd, (&raw const one).cast(), 8) };
+                }
+                5 => self.disturb_memory(rng),
+                6 => self.disturb_run(rng, fd),
+                7 => self.begin_again(rng),
+                8..12 => {
+                    let vcpu = self.files[rng.usize(2..4)].load(Relaxed);
+                    self.ioctl(vcpu, 0xae80, 0);
+                }
+                _ => self.random(rng, fd),
+            }
+        }
+    }
+
+    fn begin_again(&self, rng: &mut Rng) {
+        let kvm = self.files[0].load(Relaxed);
+        let vm = self.ioctl(kvm, 0xae01, if rng.bool() { 0 } else { self.word(rng) });
+        self.keep(rng, vm);
+    }
+
+    fn disturb_memory(&self, rng: &mut Rng) {
+        let at = (self.memory + rng.usize(..MEMORY / 4096) * 4096) as *mut libc::c_void;
+        let bytes = 4096 << rng.u8(..4);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let left = self.memory + MEMORY - at as usize;
+        // SAFETY: inside the round's own memory, which no Rust code refers to.
+        unsafe {
+            match rng.u8(..3) {
+                0 => libc::madvise(at, bytes.min(left), libc::MADV_DONTNEED),
+                1 => libc::mprotect(at, bytes.min(left), if rng.bool() { access } else { 0 }),
+                _ => {
+                    libc::mmap(at, bytes.min(left), access, flags, -1, 0);
+                    0
+                }
+            }
+        };
+    }
+
+    /// kvm_run, mapped and written.
+    fn disturb_run(&self, rng: &mut Rng, fd: i32) {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let (offset, bytes) = if rng.u8(..8) == 0 { (4096, 8192) } else { (0, 4096) };
+        // SAFETY: a mapping of its own.
+        let page = unsafe {
+            libc::mmap(std::ptr::null_mut(), bytes, access, libc::MAP_SHARED, fd, offset)
+        };
+        if page == libc::MAP_FAILED {
+            return;
+        }
+        for _ in 0..8 {
+            let value = self.word(rng);
+            // SAFETY: inside it; a file that is none of a vCPU's can be mapped, too, and may be shorter: not these.
+            unsafe { page.cast::<u64>().add(rng.usize(..16)).write_volatile(value) };
+        }
+        // SAFETY: as above.
+        unsafe { libc::munmap(page, bytes) };
+    }
+
+    fn random(&self, rng: &mut Rng, fd: i32) {
+        let number = match rng.u8(..20) {
+            0 => 0xae00 | rng.u64(..256),
+            1 => rng.u64(..),
+            _ => NUMBERS[rng.usize(..NUMBERS.len())],
+        };
+        let mut buffer: Vec<u64> = (0..64).map(|_| self.word(rng)).collect();
+        // What it writes to lies behind it.
+        let address = buffer.as_mut_ptr() as u64;
+        if rng.bool() {
+            buffer[rng.usize(..4)] = address + 64;
+        }
+        // To the file that it is for, mostly, and with what it takes.
+        let place = match number & 0xff {
+            0x00..=0x04 => 0,
+            0x80..=0x9f | 0xa0 | 0xac | 0xae | 0xb0 | 0xc2 => rng.usize(2..4),
+            0xe1..=0xe3 => 4,
+            0xab if rng.bool() => rng.usize(2..4),
+            _ => 1,
+        };
+        let fd = if rng.u8(..8) == 0 { fd } else { self.files[place].load(Relaxed) };
+        self.shape(rng, number, &mut buffer);
+        let argument = match rng.u8(..10) {
+            0 => self.word(rng),
+            1 => rng.u64(..64),
+            _ => address,
+        };
+        // A list of registers, or what an attribute is read into, must not be longer than the buffer.
+        if number == 0xc008_aeb0 {
+            buffer[0] = rng.u64(..60);
+        }
+        let result = self.ioctl(fd, number, argument);
+        match number {
+            0xae01 | 0xae41 => self.keep(rng, result),
+            0xc00c_aee0 if result >= 0 && argument == address => {
+                self.keep(rng, (buffer[0] >> 32) as i32);
+            }
+            _ => {}
+        }
+    }
+
+    /// Most of what an ioctl takes.
+    fn shape(&self, rng: &mut Rng, number: u64, buffer: &mut [u64]) {
+        let page = |rng: &mut Rng| rng.u64(..MEMORY as u64 / 4096) << 12;
+        let event = |rng: &mut Rng| self.files[rng.usize(5..8)].load(Relaxed) as u32;
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        let address = buffer.as_ptr() as u64;
+        let words: &[u64] = &match number {
+            // A slot: made, or deleted.
+            0x4020_ae46 => {
+                let bytes = if rng.bool() { 0 } else { 4096 << rng.u32(..10) };
+                let slot = rng.u64(..4);
+                [slot, 0x8000_0000 + page(rng) * (slot + 1), bytes, self.memory as u64 + page(rng)]
+            }
+            0x4008_ae61 => [pair(1 << 24 | rng.u32(30..100), rng.u32(..2)), 0, 0, 0],
+            0x4008_ae6a => [rng.u64(..2), pair(rng.u32(..40), 1), 0, pair(0, rng.u32(..64))],
+            0x4020_ae76 => [pair(event(rng), rng.u32(..40)), pair(rng.u32(..4), event(rng)), 0, 0],
+            0x4040_ae79 => {
+                let length = [0, 1, 2, 4, 8][rng.usize(..5)];
+                [rng.u64(..4), 0x900_0000, pair(length, event(rng)), rng.u64(..8) & 5]
+            }
+            0x4010_aeab | 0x4010_aeac => [self.word(rng), address + 64, 0, 0],
+            0x4020_aeae => [pair(5, rng.u32(..0x80) & 0x75), 0, 0, 0],
+            0x4004_ae99 => [[0, 5][rng.usize(..2)], 0, 0, 0],
+            0xc00c_aee0 => [7, rng.u64(..2), 0, 0],
+            0x4018_aee1..=0x4018_aee3 => {
+                let group = [0, 1, 3, 4, 5, 7][rng.usize(..6)];
+                let attribute = if group == 0 { rng.u64(2..6) } else { rng.u64(..0x80) * 4 };
+                [pair(0, group), attribute, address + 64, 0]
+            }
+            _ => return,
+        };
+        for (to, &word) in buffer.iter_mut().zip(words) {
+            if rng.u8(..12) != 0 {
+                *to = word;
+            }
+        }
+    }
+
+    /// A word that may mean something.
+    fn word(&self, rng: &mut Rng) -> u64 {
+        let half = |rng: &mut Rng| match rng.u8(..8) {
+            0 => 0,
+            1 => rng.u32(..16),
+            2 => 1 << rng.u32(..32),
+            3 => self.files[rng.usize(..FILES)].load(Relaxed) as u32,
+            4 => rng.u32(..0x400),
+            5 => u32::MAX,
+            _ => rng.u32(..),
+        };
+        match rng.u8(..12) {
+            0 => 0,
+            1 => 0x8000_0000 + (rng.u64(..MEMORY as u64 / 4096) << 12),
+            2 => self.memory as u64 + (rng.u64(..MEMORY as u64 / 4096) << 12),
+            3 => 4096 << rng.u64(..20),
+            4 => 0x6030_0000_0010_0000 + rng.u64(..0x60) * 2,
+            5 => 0x6030_0000_0013_c000 + rng.u64(..0x2000),
+            6 => 0x6080_0000_0015_0000 + (rng.u64(..64) << 5),
+            7 => 0x800_0000 + (rng.u64(..64) << 16),
+            8 => self.memory as u64 + rng.u64(..MEMORY as u64 - 4096),
+            _ => u64::from(half(rng)) << 32 | u64::from(half(rng)),
+        }
+    }
+}
