@@ -65,7 +65,9 @@ impl Slot {
                 let none = n.is_multiple_of(64) && self.present[(n / 64) as usize] == 0;
                 n += if none { 64 } else { 1 };
             }
-            let first = n.min(self.pages);
+            // The last word may end before its 64.
+            n = n.min(self.pages);
+            let first = n;
             while n < self.pages && self.has(n) {
                 n += 1;
             }
