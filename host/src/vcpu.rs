@@ -65,6 +65,13 @@ pub enum MmioAnswer {
     Abort,
 }
 
+impl MmioAnswer {
+    /// It is done, and a load finds this.
+    pub const fn done(access: MmioAccess, loaded: u64) -> Self {
+        if access.write { Self::Written } else { Self::Read(loaded) }
+    }
+}
+
 /// What becomes of an access to nothing, of a call that takes more tables, or of one that takes a page back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Supplied {

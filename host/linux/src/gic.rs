@@ -9,11 +9,7 @@ use crate::{
 use alloc::{boxed::Box, vec::Vec};
 use umbra_host::{
     vcpu::MmioAnswer,
-    vgic::{
-        Refused, SpiCell, VcpuCell, Vgic,
-        outside::Frame,
-        registers::{self, Width},
-    },
+    vgic::{Frame, Refused, SpiCell, VcpuCell, Vgic, registers},
 };
 use umbra_shared::{call::MAX_VCPUS, exit::MmioAccess};
 
@@ -233,35 +229,10 @@ impl Gic {
         data: u64,
         told: &mut Told<'_>,
     ) -> Option<MmioAnswer> {
-        let read = |value| Some(MmioAnswer::Read(value));
-        let width = Width::from_bytes(access.bytes.into());
-        let vgic = &self.vgic;
-        let inside = |base: u64, bytes: u64| address.checked_sub(base).filter(|&at| at < bytes);
-        if let Some(at) = self.distributor.and_then(|base| inside(base, DISTRIBUTOR_BYTES)) {
-            let Some(width) = width else { return Some(MmioAnswer::Abort) };
-            return if access.write {
-                vgic.write_distributor(at, width, data, told);
-                Some(MmioAnswer::Written)
-            } else {
-                read(vgic.read_distributor(at, width))
-            };
-        }
-        let mut number = 0;
-        for region in &self.redistributors {
-            if let Some(at) = inside(region.base, region.count * REDISTRIBUTOR_BYTES) {
-                let Some(width) = width else { return Some(MmioAnswer::Abort) };
-                let vcpu = (number + at / REDISTRIBUTOR_BYTES) as usize;
-                let at = at % REDISTRIBUTOR_BYTES;
-                return if access.write {
-                    vgic.write_redistributor(vcpu, at, width, data, told);
-                    Some(MmioAnswer::Written)
-                } else {
-                    read(vgic.read_redistributor(vcpu, at, width))
-                };
-            }
-            number += region.count;
-        }
-        None
+        let regions = self.redistributors.iter().map(|region| (region.base, region.count as usize));
+        let (frame, offset) = Frame::at(address, self.distributor, regions)?;
+        let loaded = self.vgic.access(frame, offset, access, data, told);
+        Some(loaded.map_or(MmioAnswer::Abort, |loaded| MmioAnswer::done(access, loaded)))
     }
 }
 

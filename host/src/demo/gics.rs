@@ -4,9 +4,9 @@ use super::{PLAN, VMS};
 use core::sync::atomic::{AtomicUsize, Ordering};
 use umbra_host::{
     kernel::{MAX_CPUS, gic, smp},
-    vgic::{Events, Interface, Line, SpiCell, VcpuCell, Vgic, registers::Width},
+    vgic::{Events, Frame, Interface, Line, SpiCell, VcpuCell, Vgic},
 };
-use umbra_patterns::protocol::{DEVICE_SPI, GICD, GICD_BYTES, GICR, GICR_BYTES};
+use umbra_patterns::protocol::{DEVICE_SPI, GICD, GICR};
 use umbra_shared::exit::MmioAccess;
 
 /// SPIs of each.
@@ -90,25 +90,8 @@ pub fn access(
     access: MmioAccess,
     data: u64,
 ) -> Option<u64> {
-    let width = Width::from_bytes(access.bytes.into())?;
-    let told = &mut Kicks { vm };
-    if let Some(offset) = address.checked_sub(GICD).filter(|&offset| offset < GICD_BYTES) {
-        return Some(if access.write {
-            vgic.write_distributor(offset, width, data, told);
-            0
-        } else {
-            vgic.read_distributor(offset, width)
-        });
-    }
-    let offset = address.checked_sub(GICR)?;
-    let vcpu = usize::try_from(offset / GICR_BYTES).ok().filter(|&n| n < vgic.vcpus())?;
-    let offset = offset % GICR_BYTES;
-    Some(if access.write {
-        vgic.write_redistributor(vcpu, offset, width, data, told);
-        0
-    } else {
-        vgic.read_redistributor(vcpu, offset, width)
-    })
+    let (frame, offset) = Frame::at(address, Some(GICD), [(GICR, vgic.vcpus())])?;
+    vgic.access(frame, offset, access, data, &mut Kicks { vm })
 }
 
 /// The device's line goes up or down.

@@ -206,10 +206,7 @@ impl ExitHandler for Exits<'_> {
         self.slot.mmio += 1;
         let vgic = &self.plan.gics[self.vm];
         if let Some(loaded) = gics::access(vgic, self.vm, address, access, data) {
-            return ControlFlow::Continue(match access.write {
-                true => MmioAnswer::Written,
-                false => MmioAnswer::Read(loaded),
-            });
+            return ControlFlow::Continue(MmioAnswer::done(access, loaded));
         }
         if !(DEVICE..DEVICE + DEVICE_BYTES).contains(&address) {
             return ControlFlow::Break(Pause::Nothing(address));

@@ -12,6 +12,7 @@
 //! | `route` | who gets an interrupt, and who is told |
 //! | [`registers`] | names and places |
 //! | `access` | registers with a field for each interrupt |
+//! | `frame` | where frames are, and a guest's accesses to them |
 //! | `distributor`, `redistributor`, `sgi` | what a guest accesses: frames, and ICC_SGI1R_EL1 |
 //! | `lines` | what devices and the embedder do |
 //! | `run` | before and after a run of a vCPU |
@@ -52,6 +53,7 @@ mod access;
 mod cell;
 mod distributor;
 mod due;
+mod frame;
 mod interface;
 mod lines;
 pub mod outside;
@@ -65,6 +67,7 @@ pub(crate) mod tests;
 mod word;
 
 pub use cell::{SpiCell, VcpuCell};
+pub use frame::Frame;
 pub use interface::Interface;
 pub use lines::Line;
 pub use run::Flushed;

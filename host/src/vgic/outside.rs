@@ -17,18 +17,10 @@
 //!   (BUSY), one that has nothing there isn't.
 
 use super::{
-    Events, PRIVATE, Refused, Vgic, access::View, distributor::within, registers::*, word::Word,
+    Events, Frame, PRIVATE, Refused, Vgic, access::View, distributor::within, registers::*,
+    word::Word,
 };
 use core::sync::atomic::Ordering::SeqCst;
-
-/// Whose register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Frame {
-    /// The distributor's.
-    Distributor,
-    /// That of this vCPU's redistributor.
-    Redistributor(usize),
-}
 
 impl Vgic<'_> {
     /// The register at this offset, a multiple of 4.

@@ -3,13 +3,13 @@
 use umbra_host::{
     vcpu::MmioAnswer,
     vgic::{
-        Events, Interface, SpiCell, VcpuCell, Vgic,
+        Events, Frame, Interface, SpiCell, VcpuCell, Vgic,
         registers::{
             CTLR_ENABLE_GRP1, GICD_CTLR, GICD_IPRIORITYR, GICD_ISENABLER, SGI_BASE, Width,
         },
     },
 };
-use umbra_patterns::protocol::{GICD, GICD_BYTES, GICR, GICR_BYTES};
+use umbra_patterns::protocol::{GICD, GICR};
 use umbra_shared::exit::MmioAccess;
 
 /// Who has nobody to tell: its vCPU is alone, and whoever wants something of it is on its CPU.
@@ -65,22 +65,7 @@ pub fn access(
     data: u64,
     told: &mut impl Events,
 ) -> Option<MmioAnswer> {
-    let width = Width::from_bytes(access.bytes.into())?;
-    if let Some(offset) = address.checked_sub(GICD).filter(|&offset| offset < GICD_BYTES) {
-        return Some(if access.write {
-            vgic.write_distributor(offset, width, data, told);
-            MmioAnswer::Written
-        } else {
-            MmioAnswer::Read(vgic.read_distributor(offset, width))
-        });
-    }
-    let offset = address.checked_sub(GICR)?;
-    let vcpu = usize::try_from(offset / GICR_BYTES).ok().filter(|&n| n < vgic.vcpus())?;
-    let offset = offset % GICR_BYTES;
-    Some(if access.write {
-        vgic.write_redistributor(vcpu, offset, width, data, told);
-        MmioAnswer::Written
-    } else {
-        MmioAnswer::Read(vgic.read_redistributor(vcpu, offset, width))
-    })
+    let (frame, offset) = Frame::at(address, Some(GICD), [(GICR, vgic.vcpus())])?;
+    let loaded = vgic.access(frame, offset, access, data, told)?;
+    Some(MmioAnswer::done(access, loaded))
 }

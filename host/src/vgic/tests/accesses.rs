@@ -2,7 +2,6 @@
 
 use super::model::Model;
 use super::*;
-use outside::Frame;
 
 #[test]
 fn every_place_in_every_width_is_what_the_architecture_says() {

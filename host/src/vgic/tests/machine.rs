@@ -2,8 +2,7 @@
 
 use super::{Told, model::Model};
 use crate::vgic::{
-    Line, SgiRegister, Vgic,
-    outside::Frame,
+    Frame, Line, SgiRegister, Vgic,
     registers::{Width, wants_rest},
 };
 use umbra_shared::interrupt::{Entry, MAX_ENTRIES, Signalled, State, States};

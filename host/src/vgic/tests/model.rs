@@ -2,7 +2,7 @@
 //!
 //! One security state (GICD_CTLR.DS), affinity routing, 32 SPIs, and what a register is after reset is as KVM has it.
 
-use crate::vgic::{SgiRegister, outside::Frame, registers::Width};
+use crate::vgic::{Frame, SgiRegister, registers::Width};
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Interrupt {

@@ -5,7 +5,7 @@ use super::{
     machine::{Machine, Op},
     spis, vcpus,
 };
-use crate::vgic::{SgiRegister, Vgic, outside::Frame, registers::Width};
+use crate::vgic::{Frame, SgiRegister, Vgic, registers::Width};
 use proptest::{prelude::*, sample::select};
 
 const VCPUS: usize = AFFINITIES.len();
