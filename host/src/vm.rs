@@ -72,6 +72,22 @@ pub enum BuildError {
     VcpusLeft,
 }
 
+/// What stopped a call with many pages half-way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("{error}, behind {done} pages")]
+pub struct Interrupted {
+    /// Pages, from the first one on, with which all was well.
+    pub done: u64,
+    /// What was wrong with the next one.
+    pub error: BuildError,
+}
+
+impl From<Interrupted> for BuildError {
+    fn from(interrupted: Interrupted) -> Self {
+        interrupted.error
+    }
+}
+
 /// What a vCPU is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VcpuSettings {
@@ -205,7 +221,7 @@ impl<B: AsRef<[Line]> + AsMut<[Line]>> Vm<B> {
     /// # Errors
     ///
     /// [`BuildError::AlreadyOut`] if the VM has some of the pages already: then none goes anywhere.
-    /// Any other [`BuildError`].
+    /// Any other [`BuildError`], and how many pages are in place.
     pub fn map<H: Hypervisor, S: PageSupplier>(
         &mut self,
         hyp: &H,
@@ -213,15 +229,14 @@ impl<B: AsRef<[Line]> + AsMut<[Line]>> Vm<B> {
         first: u64,
         count: u64,
         ipa: u64,
-    ) -> Result<(), BuildError> {
+    ) -> Result<(), Interrupted> {
         let mut done = 0;
         while done < count {
-            match self.out.enter(first + done * PAGE, count - done) {
-                Err(error) if error != BuildError::AlreadyOut => {
+            if let Err(error) = self.out.enter(first + done * PAGE, count - done) {
+                if error != BuildError::AlreadyOut {
                     supplier.free(first + done * PAGE, count - done);
-                    return Err(error);
                 }
-                entered => entered?,
+                return Err(Interrupted { done, error });
             }
             let refused = loop {
                 if done == count {
@@ -246,7 +261,7 @@ impl<B: AsRef<[Line]> + AsMut<[Line]>> Vm<B> {
                 error => error.into(),
             };
             supplier.free(page, left);
-            return Err(error);
+            return Err(Interrupted { done, error });
         }
         Ok(())
     }
@@ -275,33 +290,47 @@ impl<B: AsRef<[Line]> + AsMut<[Line]>> Vm<B> {
     ///
     /// # Errors
     ///
-    /// A [`BuildError`], behind as many of them as could be taken.
+    /// A [`BuildError`], and how many could be taken before.
     pub fn unmap<H: Hypervisor, S: PageSupplier>(
         &mut self,
         hyp: &H,
         supplier: &mut S,
         ipa: u64,
         count: u64,
-    ) -> Result<(), BuildError> {
+    ) -> Result<(), Interrupted> {
         let mut done = 0;
         while done < count {
-            // Pages from the middle of a run make two of it: room for that is made sure of first.
-            if !self.out.have_room() {
-                return Err(BuildError::NoRoom);
-            }
             let at = ipa.wrapping_add(done * PAGE);
-            match hyp.vm_unmap_range(self.handle, at, count - done) {
-                Ok((page, more)) => {
-                    self.out.strike(page, more)?;
-                    supplier.free(page, more);
-                    done += more;
-                }
-                // What is left of a block takes a table.
-                Err(HypError::NoTables) => self.topup(hyp, supplier)?,
-                Err(error) => return Err(error.into()),
+            match self.unmap_some(hyp, supplier, at, count - done) {
+                Ok(more) => done += more,
+                Err(error) => return Err(Interrupted { done, error }),
             }
         }
         Ok(())
+    }
+
+    /// Some of them, or none, if there is a table more for the next time.
+    fn unmap_some<H: Hypervisor, S: PageSupplier>(
+        &mut self,
+        hyp: &H,
+        supplier: &mut S,
+        ipa: u64,
+        count: u64,
+    ) -> Result<u64, BuildError> {
+        // Pages from the middle of a run make two of it: room for that is made sure of first.
+        if !self.out.have_room() {
+            return Err(BuildError::NoRoom);
+        }
+        match hyp.vm_unmap_range(self.handle, ipa, count) {
+            Ok((page, more)) => {
+                self.out.strike(page, more)?;
+                supplier.free(page, more);
+                Ok(more)
+            }
+            // What is left of a block takes a table.
+            Err(HypError::NoTables) => self.topup(hyp, supplier).map(|()| 0),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The guest has given a page back ([`Reason::Relinquished`](umbra_shared::exit::Reason)): it goes

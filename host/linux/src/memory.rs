@@ -94,7 +94,7 @@ impl PageSupplier for Supplier<'_> {
         let mut pinned = 0;
         for page in (0..count).map(|n| first + n * PAGE) {
             if !self.own.free(page) {
-                linux::unpin(page);
+                linux::unpin([page]);
                 pinned += 1;
             }
         }
@@ -116,10 +116,6 @@ pub struct Memory {
     own: Own,
     mm: Shared<Mm>,
     slots: Slots,
-    /// Pages of them that the guest has.
-    present: u64,
-    /// Pages of the kernel's that are vCPUs' flag-shadow pages.
-    flag_pages: u64,
     /// Where guest-physical addresses end.
     ipa_end: u64,
 }
@@ -141,16 +137,7 @@ impl Memory {
         let vm = Vm::create(lines, &Hvc, &mut Supplier { own: &mut own, mm: &mm }, config);
         let vm = vm.map_err(errno)?;
         let slots = Slots::default();
-        Ok(Self {
-            vm,
-            lines: 2 * LINES_LEFT,
-            own,
-            mm,
-            slots,
-            present: 0,
-            flag_pages: 0,
-            ipa_end: 1 << ipa_bits,
-        })
+        Ok(Self { vm, lines: 2 * LINES_LEFT, own, mm, slots, ipa_end: 1 << ipa_bits })
     }
 
     fn parts(&mut self) -> (&mut Vm<Lines>, Supplier<'_>) {
@@ -179,13 +166,9 @@ impl Memory {
         let Change::Gone(slot) = self.slots.set(region, self.ipa_end)? else { return Ok(()) };
         let mut refused = None;
         for (ipa, count) in slot.present() {
-            let before = self.guest_pages();
             let (vm, mut supplier) = self.parts();
-            let result = vm.unmap(&Hvc, &mut supplier, ipa, count);
-            let gone = before - self.guest_pages();
-            self.present -= gone;
-            if let Err(error) = result {
-                refused = Some((error, ipa + gone * PAGE));
+            if let Err(interrupted) = vm.unmap(&Hvc, &mut supplier, ipa, count) {
+                refused = Some((interrupted.error, ipa + interrupted.done * PAGE));
                 break;
             }
         }
@@ -208,9 +191,7 @@ impl Memory {
     /// Creates a vCPU.
     pub fn create_vcpu(&mut self, settings: VcpuSettings) -> Result<Vcpu, Errno> {
         let (vm, mut supplier) = self.parts();
-        let vcpu = vm.create_vcpu(&Hvc, &mut supplier, settings).map_err(errno)?;
-        self.flag_pages += 1;
-        Ok(vcpu)
+        vm.create_vcpu(&Hvc, &mut supplier, settings).map_err(errno)
     }
 
     /// Puts pages in place that have been pinned, from `ipa` on, and unpins what is not needed.
@@ -229,9 +210,9 @@ impl Memory {
                 .count();
             let (these, others) = rest.split_at(count);
             if present {
-                these.iter().for_each(|&page| linux::unpin(page));
-            } else if let Err(error) = self.map(first, count as u64, at) {
-                others.iter().for_each(|&page| linux::unpin(page));
+                linux::unpin(these.iter().copied());
+            } else if let Err(error) = self.map(these, at) {
+                linux::unpin(others.iter().copied());
                 return Err(error);
             }
             rest = others;
@@ -240,41 +221,26 @@ impl Memory {
         Ok(())
     }
 
-    fn map(&mut self, first: u64, count: u64, ipa: u64) -> Result<(), Errno> {
+    fn map(&mut self, pages: &[u64], ipa: u64) -> Result<(), Errno> {
+        let count = pages.len() as u64;
         if let Err(error) = self.make_room(1).and_then(|()| self.mm.lock_pages(count)) {
-            (0..count).for_each(|n| linux::unpin(first + n * PAGE));
+            linux::unpin(pages.iter().copied());
             return Err(error);
         }
         let (vm, mut supplier) = self.parts();
-        match vm.map(&Hvc, &mut supplier, first, count, ipa) {
-            Ok(()) => {
-                self.set_present(ipa, count);
-                Ok(())
-            }
+        let mapped = vm.map(&Hvc, &mut supplier, pages[0], count, ipa);
+        let done = mapped.map_or_else(|interrupted| interrupted.done, |()| count);
+        self.slots.set_present(ipa, done, true);
+        match mapped.map_err(BuildError::from) {
+            Ok(()) => Ok(()),
             // The user has this page at two places of the guest's memory: then it is the VM's already, and stays.
             Err(BuildError::AlreadyOut) => {
-                (0..count).for_each(|n| linux::unpin(first + n * PAGE));
+                linux::unpin(pages.iter().copied());
                 self.mm.unlock_pages(count);
                 Err(Errno::EFAULT)
             }
-            Err(error) => {
-                // Some of it is in place.
-                let done = self.guest_pages().saturating_sub(self.present);
-                self.set_present(ipa, done);
-                Err(errno(error))
-            }
+            Err(error) => Err(errno(error)),
         }
-    }
-
-    /// Pages that the guest has: what hyp has of the VM's that the kernel didn't give, and vCPUs' flag-shadow pages aside.
-    fn guest_pages(&self) -> u64 {
-        let own = self.own.0.len() as u64 - self.flag_pages;
-        self.vm.pages_out().saturating_sub(own)
-    }
-
-    fn set_present(&mut self, ipa: u64, count: u64) {
-        self.slots.set_present(ipa, count, true);
-        self.present += count;
     }
 
     /// The end, once nobody runs it: every page comes back.
@@ -332,12 +298,12 @@ pub trait Faults {
                     memory.put_in_place(ipa, pages)
                 } else {
                     // The slots have changed meanwhile: the guest tries again.
-                    pages.iter().for_each(|&page| linux::unpin(page));
+                    linux::unpin(pages.iter().copied());
                     Ok(())
                 }
             });
             put.unwrap_or_else(|error| {
-                pages.iter().for_each(|&page| linux::unpin(page));
+                linux::unpin(pages.iter().copied());
                 Err(error)
             })
         };
@@ -350,7 +316,7 @@ pub trait Faults {
                     return Ok(Backing::Memory);
                 }
                 // Of the rest of the block there is not enough.
-                Ok(pages) => pages.iter().for_each(|&page| linux::unpin(page)),
+                Ok(pages) => linux::unpin(pages.iter().copied()),
                 Err(_) => {}
             }
         }

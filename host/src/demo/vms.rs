@@ -44,7 +44,7 @@ fn vl(common: VqSet, vm: usize, vcpu: usize) -> Option<Vq> {
 pub fn vm(image: &[u8], config: VmConfig) -> Result<DemoVm, Trouble> {
     let mut vm = DemoVm::create([Line::FREE; 64], &Hvc, &mut Pages, config)?;
     let mapped = supply::image(image).ok_or(Trouble::NoGuest).and_then(|(first, count)| {
-        vm.map(&Hvc, &mut Pages, first, count, BASE).map_err(Trouble::from)
+        vm.map(&Hvc, &mut Pages, first, count, BASE).map_err(|it| Trouble::from(it.error))
     });
     match mapped {
         Ok(()) => Ok(vm),

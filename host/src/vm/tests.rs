@@ -308,11 +308,41 @@ fn no_page_is_given_twice() {
     vm.map(&hyp, &mut supplier, memory, 4, 0x8000_0000).unwrap();
     let calls = hyp.0.borrow().calls;
     let again = vm.map(&hyp, &mut supplier, memory + 3 * PAGE, 1, 0x9000_0000);
-    assert_eq!(again, Err(BuildError::AlreadyOut));
+    assert_eq!(again, Err(Interrupted { done: 0, error: BuildError::AlreadyOut }));
     assert_eq!(hyp.0.borrow().calls, calls, "hyp was asked");
     assert!(supplier.out.contains(&(memory + 3 * PAGE)), "it was freed");
     vm.destroy(&hyp, &mut supplier, []).unwrap();
     assert!(supplier.out.is_empty());
+}
+
+/// Whatever call fails, or when the supplier has no page left: the VM has exactly the pages that it is said to have.
+#[test]
+fn what_was_done_before_a_failure_is_told() {
+    const IPA: u64 = 0x8000_0000;
+    let mut failures = [0; 2];
+    for (call, left) in (1..60).map(|n| (Some(n), usize::MAX)).chain((2..20).map(|n| (None, n))) {
+        let hyp = Fake::default();
+        let mut supplier = Supplier::new(left);
+        let mut vm =
+            Vm::create([Line::FREE; 64], &hyp, &mut supplier, VmConfig::default()).unwrap();
+        let memory = supplier.next;
+        supplier.next += MEMORY_PAGES * PAGE;
+        supplier.out.extend((0..MEMORY_PAGES).map(|n| memory + n * PAGE));
+        let has = || hyp.0.borrow().memory.keys().map(|ipa| (ipa - IPA) / PAGE).collect::<Vec<_>>();
+        hyp.0.borrow_mut().fail_at = call.map(|n| n + 1);
+        let mapped = vm.map(&hyp, &mut supplier, memory, MEMORY_PAGES, IPA);
+        let there = mapped.map_or_else(|it| it.done, |()| MEMORY_PAGES);
+        assert!(has().into_iter().eq(0..there), "{mapped:?}");
+        failures[0] += usize::from(mapped.is_err());
+        let unmapped = vm.unmap(&hyp, &mut supplier, IPA, there);
+        let gone = unmapped.map_or_else(|it| it.done, |()| there);
+        assert!(has().into_iter().eq(gone..there), "{unmapped:?}");
+        failures[1] += usize::from(unmapped.is_err());
+        hyp.0.borrow_mut().fail_at = None;
+        vm.destroy(&hyp, &mut supplier, []).unwrap();
+        assert!(supplier.out.is_empty());
+    }
+    assert!(failures.iter().all(|&n| n > 5), "{failures:?}");
 }
 
 #[test]

@@ -150,9 +150,11 @@ impl Drop for Mm {
     }
 }
 
-/// Unpins a page.
-pub fn unpin(pa: u64) {
-    OUT.fetch_sub(1, Ordering::Relaxed);
-    // SAFETY: `Mm::pin` has pinned it, and the books of the host crate say that no VM has it.
-    unsafe { shim_unpin(pa) };
+/// Unpins pages.
+pub fn unpin(pages: impl IntoIterator<Item = u64>) {
+    for pa in pages {
+        OUT.fetch_sub(1, Ordering::Relaxed);
+        // SAFETY: `Mm::pin` has pinned it, and the books of the host crate say that no VM has it.
+        unsafe { shim_unpin(pa) };
+    }
 }
