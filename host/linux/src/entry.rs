@@ -2,7 +2,6 @@
 
 use crate::{
     abi::*,
-    gic,
     linux::{self, Kind, Mutex, NoPreemption, Shared, User},
     machine::{self, End, GicFile, Machine, VcpuFile},
 };
@@ -96,7 +95,7 @@ unsafe extern "C" fn umbra_ioctl(
                     }
                     _ => return Err(Errno::ENOTTY),
                 };
-                gic::attribute(&file.machine, command, &attribute).map(|()| 0)
+                machine::attribute(&file.machine, command, &attribute).map(|()| 0)
             })
         }
         None => Err(Errno::ENOTTY),

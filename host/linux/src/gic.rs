@@ -3,15 +3,14 @@
 
 use crate::{
     abi::*,
-    linux::{NoPreemption, User, try_push, with_room},
-    machine::{Machine, Told},
+    linux::{try_push, with_room},
 };
 use alloc::{boxed::Box, vec::Vec};
 use umbra_host::{
     vcpu::MmioAnswer,
-    vgic::{Frame, Refused, SpiCell, VcpuCell, Vgic, registers},
+    vgic::{Events, Frame, Line, Refused, SpiCell, VcpuCell, Vgic, registers},
 };
-use umbra_shared::{call::MAX_VCPUS, exit::MmioAccess};
+use umbra_shared::exit::MmioAccess;
 
 const DISTRIBUTOR_BYTES: u64 = registers::DISTRIBUTOR_BYTES as u64;
 const REDISTRIBUTOR_BYTES: u64 = registers::REDISTRIBUTOR_BYTES as u64;
@@ -62,7 +61,8 @@ impl Plan {
             })
     }
 
-    fn set_address(&mut self, kind: u64, value: u64, ipa_end: u64) -> Result<(), Errno> {
+    /// KVM_DEV_ARM_VGIC_GRP_ADDR: a frame's address.
+    pub fn set_address(&mut self, kind: u64, value: u64, ipa_end: u64) -> Result<(), Errno> {
         const FRAME: u64 = 0x1_0000;
         let (base, index, count, flags) = match kind {
             KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION => {
@@ -108,7 +108,8 @@ impl Plan {
         Ok(())
     }
 
-    fn address(&self, kind: u64, index: u64) -> Result<u64, Errno> {
+    /// The same, as it is: `index` says which region.
+    pub fn address(&self, kind: u64, index: u64) -> Result<u64, Errno> {
         const UNDEFINED: u64 = u64::MAX;
         let first = self.redistributors.first();
         Ok(match kind {
@@ -123,8 +124,13 @@ impl Plan {
         })
     }
 
+    /// KVM_DEV_ARM_VGIC_GRP_NR_IRQS, as it was said; 0: not yet.
+    pub fn intids(&self) -> u32 {
+        self.intids
+    }
+
     /// Sets how many INTIDs there are.
-    fn set_intids(&mut self, intids: u32) -> Result<(), Errno> {
+    pub fn set_intids(&mut self, intids: u32) -> Result<(), Errno> {
         // As KVM: up to 1024, of which the last four are none.
         if !(64..=1024).contains(&intids) || !intids.is_multiple_of(32) {
             Err(Errno::EINVAL)
@@ -227,7 +233,7 @@ impl Gic {
         address: u64,
         access: MmioAccess,
         data: u64,
-        told: &mut Told<'_>,
+        told: &mut impl Events,
     ) -> Option<MmioAnswer> {
         let regions = self.redistributors.iter().map(|region| (region.base, region.count as usize));
         let (frame, offset) = Frame::at(address, self.distributor, regions)?;
@@ -243,99 +249,8 @@ impl Drop for Gic {
     }
 }
 
-/// KVM_SET_DEVICE_ATTR, KVM_GET_DEVICE_ATTR and KVM_HAS_DEVICE_ATTR of the GIC's file.
-pub fn attribute(machine: &Machine, command: u32, attr: &DeviceAttr) -> Result<(), Errno> {
-    if attr.flags != 0 {
-        return Err(Errno::EINVAL);
-    }
-    let user = User(attr.addr as usize);
-    match (attr.group, command) {
-        (KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_HAS_DEVICE_ATTR) => match attr.attr {
-            KVM_VGIC_V3_ADDR_TYPE_DIST
-            | KVM_VGIC_V3_ADDR_TYPE_REDIST
-            | KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION => Ok(()),
-            _ => Err(Errno::ENXIO),
-        },
-        (KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_SET_DEVICE_ATTR) => {
-            let value: u64 = user.read()?;
-            let ipa_end = machine.ipa_end();
-            machine.plan(|plan, built| match built {
-                true => Err(Errno::EBUSY),
-                false => plan.set_address(attr.attr, value, ipa_end),
-            })
-        }
-        (KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_GET_DEVICE_ATTR) => {
-            let index: u64 = user.read()?;
-            user.write(&machine.plan(|plan, _| plan.address(attr.attr, index))?)
-        }
-        (KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_HAS_DEVICE_ATTR) => Ok(()),
-        (KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_SET_DEVICE_ATTR) => {
-            let intids: u32 = user.read()?;
-            machine.plan(|plan, built| match built {
-                true => Err(Errno::EBUSY),
-                false => plan.set_intids(intids),
-            })
-        }
-        (KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_GET_DEVICE_ATTR) => {
-            user.write(&machine.plan(|plan, _| Ok(plan.intids))?)
-        }
-        (KVM_DEV_ARM_VGIC_GRP_CTRL, _) if attr.attr != KVM_DEV_ARM_VGIC_CTRL_INIT => {
-            Err(Errno::ENXIO)
-        }
-        (KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_HAS_DEVICE_ATTR) => Ok(()),
-        (KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_SET_DEVICE_ATTR) => machine.gic_or_build().map(drop),
-        (
-            KVM_DEV_ARM_VGIC_GRP_DIST_REGS
-            | KVM_DEV_ARM_VGIC_GRP_REDIST_REGS
-            | KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO,
-            _,
-        ) => state(machine, command, attr, user),
-        _ => Err(Errno::ENXIO),
-    }
-}
-
-/// The state of the GIC, for who saves and restores a VM.
-fn state(machine: &Machine, command: u32, attr: &DeviceAttr, user: User) -> Result<(), Errno> {
-    let gic = machine.gic().ok_or(Errno::EBUSY)?;
-    let vgic = gic.vgic();
-    // Aff3 to Aff0 in bits 63:32.
-    let mpidr = attr.attr >> 32;
-    let vcpu = || vgic.vcpu_of(mpidr & 0xff_ffff).ok_or(Errno::EINVAL);
-    let offset = attr.attr & 0xffff_ffff;
-    let told = &mut machine.told();
-    if attr.group == KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO {
-        // Bits 31:10 say what, of which there is the level of lines alone; 9:0 the INTID.
-        if offset >> 10 != 0 {
-            return Err(Errno::EINVAL);
-        }
-        let (vcpu, first) = (vcpu()?, (offset & 0x3ff) as u16);
-        return match command {
-            KVM_SET_DEVICE_ATTR => vgic.write_lines(vcpu, first, user.read()?, told).map_err(errno),
-            KVM_GET_DEVICE_ATTR => user.write(&vgic.read_lines(vcpu, first).map_err(errno)?),
-            _ => vgic.read_lines(vcpu, first).map(drop).map_err(errno),
-        };
-    }
-    let frame = match attr.group {
-        KVM_DEV_ARM_VGIC_GRP_DIST_REGS => Frame::Distributor,
-        _ => Frame::Redistributor(vcpu()?),
-    };
-    match command {
-        KVM_SET_DEVICE_ATTR => vgic.write_state(frame, offset, user.read()?, told).map_err(errno),
-        KVM_GET_DEVICE_ATTR => user.write(&vgic.read_state(frame, offset).map_err(errno)?),
-        _ => vgic.read_state(frame, offset).map(drop).map_err(errno),
-    }
-}
-
-const _: () = assert!(MAX_VCPUS <= u8::MAX as usize);
-
 /// An interrupt by the number that KVM_IRQ_LINE has: the line, or EINVAL.
-pub fn line_of(
-    machine: &Machine,
-    irq: u32,
-    _: &NoPreemption,
-) -> Result<umbra_host::vgic::Line, Errno> {
-    use umbra_host::vgic::Line;
-    let gic = machine.gic().ok_or(Errno::ENXIO)?;
+pub fn line_of(gic: &Gic, irq: u32) -> Result<Line, Errno> {
     let intid = (irq & 0xffff) as u16;
     match irq >> 24 & 0xf {
         KVM_ARM_IRQ_TYPE_SPI if irq >> 28 == 0 => Ok(Line::Spi(intid)),

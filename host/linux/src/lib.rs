@@ -7,10 +7,11 @@
 //! |---|---|
 //! | KVM's numbers and structures | [`abi`] |
 //! | what Linux does for us: the unsafe half | linux/ |
-//! | the files: a VM, a vCPU, a GIC | machine.rs, vcpu.rs, gic.rs |
+//! | a VM and its file, its vCPUs, its GIC | machine.rs, vcpu.rs, gic.rs |
+//! | the files of vCPUs and of the GIC | vcpu_file/, machine/device.rs |
 //! | eventfds that are interrupts, or that a store signals | machine/wires.rs |
 //! | pages, pins and slots | memory.rs, [`slots`] |
-//! | KVM's names for registers | [`registers`], vcpu/one_reg.rs |
+//! | KVM's names for registers | [`registers`], vcpu_file/one_reg.rs |
 //!
 //! # Where it is unsafe
 //!
@@ -27,9 +28,9 @@
 //! | `linux/shim.rs` | 0 | 1 | C's functions |
 //! | `linux/sync.rs` | 19 | 7 | mutexes, counted owners, and what is replaced under its readers |
 //! | `linux/user.rs` | 2 | 0 | copies from and to user space |
-//! | `machine.rs` | 5 | 0 | vCPUs and the GIC, which are found without a lock |
+//! | `machine.rs` | 6 | 0 | vCPUs and the GIC, which are found without a lock; its irqfds |
 //! | `machine/all.rs` | 3 | 1 | the list of VMs |
-//! | `machine/wires.rs` | 2 | 0 | an irqfd's way back to its VM |
+//! | `machine/wires.rs` | 2 | 1 | an irqfd's way back to its VM |
 
 #![cfg_attr(target_os = "none", no_std)]
 
@@ -51,3 +52,5 @@ pub mod registers;
 pub mod slots;
 #[cfg(target_os = "none")]
 mod vcpu;
+#[cfg(target_os = "none")]
+mod vcpu_file;

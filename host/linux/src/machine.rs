@@ -5,24 +5,24 @@
 //!
 //! # Locks
 //!
-//! A vCPU's own, then a VM's `devices`, then its `memory`: in this order, and all of them may sleep. A vCPU that is
-//! loaded, and whoever raises an interrupt, has none: what they read ([`Machine::gic`], eventfds, routes) is replaced
-//! as a whole and goes when nobody can be reading it any more.
+//! A vCPU's own, then a VM's `plan` or that of its `wires`, then its `memory`: in this order, and all of them may
+//! sleep. A vCPU that is loaded, and whoever raises an interrupt, has none: what they read ([`Machine::gic`],
+//! eventfds, routes) is replaced as a whole and goes when nobody can be reading it any more.
 
 mod all;
+mod device;
 mod wires;
 
 pub use all::{begin, forget, shutdown};
+pub use device::attribute;
 
 use crate::{
     abi::*,
     gic::{self, Gic, Plan},
-    linux::{
-        self, Kind, Mm, Mutex, NoPreemption, Published, Shared, User, Work, place, take, with_room,
-    },
+    linux::{self, Kind, Mm, Mutex, NoPreemption, Shared, User, Work, place, take, with_room},
     memory::{Faults, Memory, refused},
     slots::MAX_SLOTS,
-    vcpu::{GicInterface, Vcpu},
+    vcpu::Vcpu,
 };
 use alloc::vec::Vec;
 use core::{
@@ -32,14 +32,14 @@ use core::{
 use umbra_host::{
     hypercall::{Hvc, Hypervisor},
     vcpu::{MmioAnswer, Vcpu as Inside},
-    vgic::{Events, Interface},
+    vgic::{Events, Interface, Line},
 };
 use umbra_shared::{
     call::{Features, MAX_VCPUS, VmConfig},
     exit::MmioAccess,
     vl::VqSet,
 };
-use wires::{Injector, IoEvent, MAX_ROUTES, Resampler};
+use wires::{MAX_ROUTES, Wires};
 
 /// Guest-physical addresses of a VM whose VMM doesn't say: KVM's default.
 const IPA_BITS: u32 = 40;
@@ -72,14 +72,6 @@ impl Offer {
     }
 }
 
-/// What is set up by ioctls, one at a time.
-#[derive(Debug)]
-struct Devices {
-    /// What KVM_CREATE_DEVICE has made, if it has.
-    plan: Option<Plan>,
-    injectors: Vec<Injector>,
-}
-
 /// A VM.
 #[derive(Debug)]
 pub struct Machine {
@@ -87,14 +79,11 @@ pub struct Machine {
     ipa_bits: u32,
     offer: Offer,
     memory: Mutex<Option<Memory>>,
-    devices: Mutex<Devices>,
+    /// What KVM_CREATE_DEVICE has made, if it has. Who has it makes vCPUs and the GIC.
+    plan: Mutex<Option<Plan>>,
     gic: AtomicPtr<Gic>,
     vcpus: [AtomicPtr<Vcpu>; MAX_VCPUS],
-    ioevents: Published<IoEvent>,
-    resamplers: Published<Resampler>,
-    /// Pairs of a GSI and an INTID.
-    routes: Published<(u32, u16)>,
-    is_routed: AtomicBool,
+    wires: Wires,
     /// It is taken down, though it has files.
     closed: AtomicBool,
     end: Option<(Shared<Mutex<End>>, Work)>,
@@ -120,9 +109,7 @@ impl Events for Told<'_> {
     }
 
     fn resample(&mut self, _: usize, intid: u16) {
-        let no_preemption = NoPreemption::begin();
-        let all = self.0.resamplers.read(&no_preemption);
-        all.iter().filter(|one| one.intid == intid).for_each(|one| one.event.signal());
+        self.0.wires.ended(intid);
     }
 }
 
@@ -152,7 +139,7 @@ impl Machine {
         let end = Shared::new(Mutex::new(End::default())?)?;
         let work = Work::new(end.address())?;
         end.lock().vcpus = with_room(MAX_VCPUS)?;
-        let devices = Mutex::new(Devices { plan: None, injectors: Vec::new() })?;
+        let (plan, wires) = (Mutex::new(None)?, Wires::new()?);
         // First what can fail: a VM that hyp has made must have an owner.
         let memory = Mutex::new(None)?;
         let machine = Shared::new(Self {
@@ -160,13 +147,10 @@ impl Machine {
             ipa_bits,
             offer,
             memory,
-            devices,
+            plan,
             gic: AtomicPtr::default(),
             vcpus: [const { AtomicPtr::new(ptr::null_mut()) }; MAX_VCPUS],
-            ioevents: Published::default(),
-            resamplers: Published::default(),
-            routes: Published::default(),
-            is_routed: AtomicBool::new(false),
+            wires,
             closed: AtomicBool::new(false),
             end: Some((end, work)),
         })?;
@@ -188,7 +172,7 @@ impl Machine {
         self.closed.store(true, SeqCst);
         let Ok(mut insides) = with_room(MAX_VCPUS) else { return };
         // No vCPU is made any more, or freed.
-        let _devices = self.devices.lock();
+        let _plan = self.plan.lock();
         let Some(memory) = self.memory.lock().take() else { return };
         for vcpu in self.vcpus() {
             let mut tries = 0;
@@ -250,17 +234,17 @@ impl Machine {
     }
 
     /// A vCPU's part of the GIC.
-    pub fn interface(&self, index: u32) -> Option<GicInterface<'_>> {
+    pub fn interface(&self, index: u32) -> Option<Interface<'_, Told<'_>>> {
         let gic = self.gic()?;
         let number = gic.number(index)?;
         Interface::new(gic.vgic(), number, self.offer.registers, self.told()).ok()
     }
 
     /// Uses what the GIC is to be, and whether it is that already.
-    pub fn plan<R>(&self, f: impl FnOnce(&mut Plan, bool) -> Result<R, Errno>) -> Result<R, Errno> {
-        let mut devices = self.devices.lock();
+    fn planned<R>(&self, f: impl FnOnce(&mut Plan, bool) -> Result<R, Errno>) -> Result<R, Errno> {
+        let mut plan = self.plan.lock();
         let built = self.gic().is_some();
-        f(devices.plan.as_mut().ok_or(Errno::ENODEV)?, built)
+        f(plan.as_mut().ok_or(Errno::ENODEV)?, built)
     }
 
     /// Its GIC. A VM without KVM_CREATE_DEVICE has one that nobody can reach, which keeps the timer's interrupt.
@@ -268,11 +252,11 @@ impl Machine {
         if let Some(gic) = self.gic() {
             return Ok(gic);
         }
-        let devices = self.devices.lock();
+        let plan = self.plan.lock();
         if self.gic().is_none() {
             let mut indices = with_room(MAX_VCPUS)?;
             indices.extend(self.vcpus().map(Vcpu::index));
-            let gic = match &devices.plan {
+            let gic = match &*plan {
                 Some(plan) if !plan.is_complete(indices.len()) => return Err(Errno::ENXIO),
                 Some(plan) => plan.build(&indices, self.offer.priority_bits)?,
                 None => Plan::new().build(&indices, self.offer.priority_bits)?,
@@ -315,10 +299,20 @@ impl Machine {
         {
             return Some(answer);
         }
-        let all = self.ioevents.read(no_preemption);
-        let event = all.iter().find(|event| access.write && event.is_for(address, access, data))?;
-        event.event.signal();
-        Some(MmioAnswer::Written)
+        let stored = self.wires.stored(address, access, data, no_preemption);
+        stored.then_some(MmioAnswer::Written)
+    }
+
+    /// An irqfd has been signalled, in any context.
+    pub fn signalled(&self, gsi: u32, resample: bool, no_preemption: &NoPreemption) {
+        let intid = self.wires.intid(gsi, no_preemption);
+        let (Some(gic), Some(intid)) = (self.gic(), intid) else { return };
+        let (line, vgic, told) = (Line::Spi(intid), gic.vgic(), &mut self.told());
+        // There is no such SPI, perhaps: then it is nobody's.
+        let _ = match resample {
+            true => vgic.set_line(line, true, told),
+            false => vgic.pulse(line, told),
+        };
     }
 
     /// An ioctl of its file.
@@ -338,22 +332,25 @@ impl Machine {
             KVM_CREATE_DEVICE => Self::create_device(this, user),
             KVM_IRQ_LINE => {
                 let level: IrqLevel = user.read()?;
-                let no_preemption = NoPreemption::begin();
-                let line = gic::line_of(this, level.irq, &no_preemption)?;
                 let gic = this.gic().ok_or(Errno::ENXIO)?;
+                let line = gic::line_of(gic, level.irq)?;
                 let set = gic.vgic().set_line(line, level.level != 0, &mut this.told());
                 set.map_err(gic::errno).map(|()| 0)
             }
-            KVM_IRQFD => this.irqfd(user.read()?, ptr::from_ref(&**this).cast_mut().cast()),
-            KVM_IOEVENTFD => this.ioeventfd(&user.read()?).map(|()| 0),
-            KVM_SET_GSI_ROUTING => this.set_routes(user).map(|()| 0),
+            KVM_IRQFD => {
+                let (irqfd, address) = (user.read()?, ptr::from_ref(&**this).cast_mut().cast());
+                // SAFETY: the machine cuts its wires before it goes.
+                unsafe { this.wires.irqfd(irqfd, || this.gic(), address) }.map(|()| 0)
+            }
+            KVM_IOEVENTFD => this.wires.ioeventfd(&user.read()?).map(|()| 0),
+            KVM_SET_GSI_ROUTING => this.wires.set_routes(user, || this.gic()).map(|()| 0),
             _ => Err(Errno::ENOTTY),
         }
     }
 
     fn create_vcpu(this: &Shared<Self>, index: usize) -> Result<i64, Errno> {
         let slot = this.vcpus.get(index).ok_or(Errno::EINVAL)?;
-        let _devices = this.devices.lock();
+        let _plan = this.plan.lock();
         if !slot.load(SeqCst).is_null() {
             return Err(Errno::EEXIST);
         }
@@ -388,20 +385,20 @@ impl Machine {
             return Ok(0);
         }
         {
-            let mut devices = this.devices.lock();
-            if devices.plan.is_some() {
+            let mut plan = this.plan.lock();
+            if plan.is_some() {
                 return Err(Errno::EEXIST);
             }
             if this.gic().is_some() {
                 return Err(Errno::EBUSY);
             }
-            devices.plan = Some(Plan::new());
+            *plan = Some(Plan::new());
         }
         let file = Shared::new(GicFile { machine: this.clone() });
         match file.and_then(|file| linux::file(Kind::Gic, file)) {
             Ok(fd) => device.fd = fd as u32,
             Err(error) => {
-                this.devices.lock().plan = None;
+                *this.plan.lock() = None;
                 return Err(error);
             }
         }
@@ -413,7 +410,7 @@ impl Drop for Machine {
     fn drop(&mut self) {
         all::strike(self);
         // Nobody raises an interrupt from here on.
-        self.devices.get_mut().injectors.clear();
+        self.wires.cut();
         let Some((end, work)) = self.end.take() else { return };
         {
             let mut end = end.lock();

@@ -4,7 +4,10 @@
 #![forbid(unsafe_code)]
 
 use crate::abi::Errno;
-use umbra_shared::register::{FFR, Register, system};
+use umbra_shared::{
+    register::{FFR, Register, system},
+    vl::Vq,
+};
 
 /// KVM_REG_ARM64.
 const ARM64: u64 = 0x6000_0000_0000_0000;
@@ -117,6 +120,23 @@ impl Named {
         if size == expected { Ok(named) } else { Err(Errno::EINVAL) }
     }
 
+    /// The quadwords of Zn, Pn or FFR, as many as there is room for under its ID, for a vCPU with vectors of `vq`.
+    /// `None`: its vectors are shorter, and KVM has zeroes there.
+    pub fn quadwords(self, vq: Vq) -> impl Iterator<Item = Option<Register>> {
+        let vector = vq.quadwords() as u8;
+        let (room, has) = match self {
+            Self::Z(_) => (16, vector),
+            // A bit for every byte of the vector.
+            Self::P(_) => (2, vector.div_ceil(8)),
+            _ => (0, 0),
+        };
+        (0..room).map(move |quadword| match self {
+            Self::Z(n) if quadword < has => Some(Register::Z { n, quadword }),
+            Self::P(n) if quadword < has => Some(Register::P { n, quadword }),
+            _ => None,
+        })
+    }
+
     fn core(place: u64) -> Result<(Self, u64), Errno> {
         let system = |number| Register::System(number);
         let register = match place {
@@ -210,6 +230,32 @@ mod tests {
             assert_eq!(ids.contains(&VLS), sve);
             assert!(ids.len() < 1 << 14);
         }
+    }
+
+    #[test]
+    fn vectors_fill_their_ids_from_below() {
+        for (quadwords, of_p) in [(1, 1), (2, 1), (8, 1), (9, 2), (16, 2)] {
+            let vq = Vq::new(quadwords).unwrap();
+            for (named, room, has) in [
+                (Named::Z(3), 16, quadwords as usize),
+                (Named::P(3), 2, of_p),
+                (Named::P(FFR), 2, of_p),
+            ] {
+                let all: Vec<_> = named.quadwords(vq).collect();
+                assert_eq!(all.len(), room);
+                assert!(all[..has].iter().enumerate().all(|(at, register)| {
+                    match (named, register) {
+                        (Named::Z(n), &Some(Register::Z { n: of, quadword }))
+                        | (Named::P(n), &Some(Register::P { n: of, quadword })) => {
+                            n == of && usize::from(quadword) == at
+                        }
+                        _ => false,
+                    }
+                }));
+                assert!(all[has..].iter().all(Option::is_none));
+            }
+        }
+        assert_eq!(Named::Counter.quadwords(Vq::new(16).unwrap()).count(), 0);
     }
 
     proptest! {

@@ -1,14 +1,16 @@
 //! eventfds that are interrupts or that stores signal, and which interrupt a GSI is (KVM_IRQFD, KVM_IOEVENTFD,
 //! KVM_SET_GSI_ROUTING).
 
-use super::{Devices, Machine};
 use crate::{
     abi::*,
-    gic,
-    linux::{EventFd, IrqFd, NoPreemption, Shared, User, try_push, with_room},
+    gic::{self, Gic},
+    linux::{EventFd, IrqFd, Mutex, NoPreemption, Published, Shared, User, try_push, with_room},
 };
 use alloc::vec::Vec;
-use core::{ffi::c_void, sync::atomic::Ordering::SeqCst};
+use core::{
+    ffi::c_void,
+    sync::atomic::{AtomicBool, Ordering::SeqCst},
+};
 use umbra_host::vgic::Line;
 use umbra_shared::exit::MmioAccess;
 
@@ -23,18 +25,17 @@ const MAX_INJECTORS: usize = 1000;
 
 /// An eventfd that a store signals.
 #[derive(Debug)]
-pub struct IoEvent {
+struct IoEvent {
     address: u64,
     /// 0: any.
     bytes: u32,
     /// Only a store of this.
     data: Option<u64>,
-    /// It.
-    pub event: Shared<EventFd>,
+    event: Shared<EventFd>,
 }
 
 impl IoEvent {
-    pub fn is_for(&self, address: u64, access: MmioAccess, data: u64) -> bool {
+    fn is_for(&self, address: u64, access: MmioAccess, data: u64) -> bool {
         let bytes = u32::from(access.bytes);
         address == self.address
             && (self.bytes == 0 || self.bytes == bytes)
@@ -55,24 +56,50 @@ impl IoEvent {
 
 /// An eventfd that says when a level has been ended.
 #[derive(Debug)]
-pub struct Resampler {
-    /// Which.
-    pub intid: u16,
-    /// It.
-    pub event: Shared<EventFd>,
+struct Resampler {
+    intid: u16,
+    event: Shared<EventFd>,
 }
 
 /// An eventfd that is an interrupt.
 #[derive(Debug)]
-pub struct Injector {
+struct Injector {
     irqfd: IrqFd,
     gsi: u32,
     resample: Option<Shared<EventFd>>,
 }
 
-impl Machine {
+/// The eventfds and routes of a VM.
+#[derive(Debug)]
+pub struct Wires {
+    /// Who has them changes what follows, one at a time.
+    injectors: Mutex<Vec<Injector>>,
+    ioevents: Published<IoEvent>,
+    resamplers: Published<Resampler>,
+    /// Pairs of a GSI and an INTID.
+    routes: Published<(u32, u16)>,
+    is_routed: AtomicBool,
+}
+
+impl Wires {
+    /// None.
+    pub fn new() -> Result<Self, Errno> {
+        Ok(Self {
+            injectors: Mutex::new(Vec::new())?,
+            ioevents: Published::default(),
+            resamplers: Published::default(),
+            routes: Published::default(),
+            is_routed: AtomicBool::new(false),
+        })
+    }
+
+    /// No irqfd is one any more, and none is being told of.
+    pub fn cut(&mut self) {
+        self.injectors.get_mut().clear();
+    }
+
     /// The INTID of a GSI.
-    fn intid(&self, gsi: u32, no_preemption: &NoPreemption) -> Option<u16> {
+    pub fn intid(&self, gsi: u32, no_preemption: &NoPreemption) -> Option<u16> {
         if self.is_routed.load(SeqCst) {
             let routes = self.routes.read(no_preemption);
             routes.iter().find(|route| route.0 == gsi).map(|route| route.1)
@@ -81,68 +108,88 @@ impl Machine {
         }
     }
 
-    /// An irqfd has been signalled, in any context.
-    pub fn signalled(&self, gsi: u32, resample: bool, no_preemption: &NoPreemption) {
-        let (Some(gic), Some(intid)) = (self.gic(), self.intid(gsi, no_preemption)) else { return };
-        let (line, vgic, told) = (Line::Spi(intid), gic.vgic(), &mut self.told());
-        // There is no such SPI, perhaps: then it is nobody's.
-        let _ = match resample {
-            true => vgic.set_line(line, true, told),
-            false => vgic.pulse(line, told),
-        };
+    /// A store by a guest signals an ioeventfd, if there is one for it; whether there is.
+    pub fn stored(
+        &self,
+        address: u64,
+        access: MmioAccess,
+        data: u64,
+        no_preemption: &NoPreemption,
+    ) -> bool {
+        let all = self.ioevents.read(no_preemption);
+        let event = all.iter().find(|event| access.write && event.is_for(address, access, data));
+        event.map(|event| event.event.signal()).is_some()
     }
 
-    pub(super) fn irqfd(&self, irqfd: Irqfd, address: *mut c_void) -> Result<i64, Errno> {
+    /// A guest has ended a level.
+    pub fn ended(&self, intid: u16) {
+        let no_preemption = NoPreemption::begin();
+        let all = self.resamplers.read(&no_preemption);
+        all.iter().filter(|one| one.intid == intid).for_each(|one| one.event.signal());
+    }
+
+    /// KVM_IRQFD of a VM with this GIC, if it has one: it is asked when nothing changes any more.
+    ///
+    /// # Safety
+    ///
+    /// `vm` is something that `umbra_irqfd` may use until [`Self::cut`].
+    pub unsafe fn irqfd<'a>(
+        &self,
+        irqfd: Irqfd,
+        gic: impl Fn() -> Option<&'a Gic>,
+        vm: *mut c_void,
+    ) -> Result<(), Errno> {
         if irqfd.flags & !(KVM_IRQFD_FLAG_DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE) != 0 {
             return Err(Errno::EINVAL);
         }
-        let mut devices = self.devices.lock();
+        let mut injectors = self.injectors.lock();
         if irqfd.flags & KVM_IRQFD_FLAG_DEASSIGN != 0 {
             let event = EventFd::new(irqfd.fd as i32)?;
             let gone = |one: &Injector| one.gsi == irqfd.gsi && one.irqfd.is(&event);
-            let is_level = devices.injectors.iter().any(|one| gone(one) && one.resample.is_some());
-            devices.injectors.retain(|one| !gone(one));
-            return if is_level { self.publish_resamplers(&devices).map(|()| 0) } else { Ok(0) };
+            let is_level = injectors.iter().any(|one| gone(one) && one.resample.is_some());
+            injectors.retain(|one| !gone(one));
+            return if is_level { self.publish_resamplers(&injectors, gic()) } else { Ok(()) };
         }
         // As KVM: without an irqchip there is nothing to inject into.
-        let gic = self.gic().ok_or(Errno::EAGAIN)?;
+        let gic = gic().ok_or(Errno::EAGAIN)?;
         let event = EventFd::new(irqfd.fd as i32)?;
-        if devices.injectors.iter().any(|one| one.irqfd.is(&event)) {
+        if injectors.iter().any(|one| one.irqfd.is(&event)) {
             return Err(Errno::EBUSY);
         }
         let resample = match irqfd.flags & KVM_IRQFD_FLAG_RESAMPLE != 0 {
             true => Some(Shared::new(EventFd::new(irqfd.resamplefd as i32)?)?),
             false => None,
         };
-        if devices.injectors.len() == MAX_INJECTORS {
+        if injectors.len() == MAX_INJECTORS {
             return Err(Errno::ENOSPC);
         }
-        devices.injectors.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+        injectors.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
         if resample.is_some() {
             // There must be such an SPI.
             let intid = self.intid(irqfd.gsi, &NoPreemption::begin()).ok_or(Errno::EINVAL)?;
             gic.vgic().set_resample(Line::Spi(intid), true).map_err(gic::errno)?;
         }
         let is_level = resample.is_some();
-        // SAFETY: the machine outlives its injectors, which are the first thing to go with it.
-        let one = unsafe { IrqFd::new(irqfd.fd as i32, address, irqfd.gsi, is_level)? };
-        devices.injectors.push(Injector { irqfd: one, gsi: irqfd.gsi, resample });
-        let published = if is_level { self.publish_resamplers(&devices) } else { Ok(()) };
+        // SAFETY: as the caller promises.
+        let one = unsafe { IrqFd::new(irqfd.fd as i32, vm, irqfd.gsi, is_level)? };
+        injectors.push(Injector { irqfd: one, gsi: irqfd.gsi, resample });
+        let published =
+            if is_level { self.publish_resamplers(&injectors, Some(gic)) } else { Ok(()) };
         if published.is_err() {
-            devices.injectors.pop();
+            injectors.pop();
         }
-        published.map(|()| 0)
+        published
     }
 
-    fn publish_resamplers(&self, devices: &Devices) -> Result<(), Errno> {
+    fn publish_resamplers(&self, injectors: &[Injector], gic: Option<&Gic>) -> Result<(), Errno> {
         let mut all = Vec::new();
-        for one in &devices.injectors {
+        for one in injectors {
             let intid = self.intid(one.gsi, &NoPreemption::begin());
             if let (Some(event), Some(intid)) = (&one.resample, intid) {
                 try_push(&mut all, Resampler { intid, event: event.clone() })?;
             }
         }
-        if let Some(gic) = self.gic() {
+        if let Some(gic) = gic {
             for intid in 32..GSIS as u16 + 32 {
                 let wanted = all.iter().any(|one| one.intid == intid);
                 // An SPI that there is not is nobody's.
@@ -152,7 +199,8 @@ impl Machine {
         self.resamplers.replace(all).map(drop)
     }
 
-    pub(super) fn ioeventfd(&self, wanted: &Ioeventfd) -> Result<(), Errno> {
+    /// KVM_IOEVENTFD.
+    pub fn ioeventfd(&self, wanted: &Ioeventfd) -> Result<(), Errno> {
         let flags = KVM_IOEVENTFD_FLAG_DATAMATCH | KVM_IOEVENTFD_FLAG_DEASSIGN;
         let has = |flag| wanted.flags & flag != 0;
         let matches = has(KVM_IOEVENTFD_FLAG_DATAMATCH);
@@ -171,7 +219,7 @@ impl Machine {
             data: matches.then_some(wanted.datamatch),
             event,
         };
-        let _devices = self.devices.lock();
+        let _injectors = self.injectors.lock();
         let mut all = Vec::new();
         {
             // Nobody replaces them while this has the lock.
@@ -198,7 +246,12 @@ impl Machine {
         self.ioevents.replace(all).map(drop)
     }
 
-    pub(super) fn set_routes(&self, user: User) -> Result<(), Errno> {
+    /// KVM_SET_GSI_ROUTING; `gic` as in [`Self::irqfd`].
+    pub fn set_routes<'a>(
+        &self,
+        user: User,
+        gic: impl Fn() -> Option<&'a Gic>,
+    ) -> Result<(), Errno> {
         let routing: IrqRouting = user.read()?;
         if routing.nr > MAX_ROUTES || routing.flags != 0 {
             return Err(Errno::EINVAL);
@@ -219,9 +272,9 @@ impl Machine {
             }
             routes.push((entry.gsi, entry.pin as u16 + 32));
         }
-        let devices = self.devices.lock();
+        let injectors = self.injectors.lock();
         self.routes.replace(routes)?;
         self.is_routed.store(true, SeqCst);
-        self.publish_resamplers(&devices)
+        self.publish_resamplers(&injectors, gic())
     }
 }

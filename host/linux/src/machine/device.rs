@@ -1,0 +1,90 @@
+//! The GIC's file: KVM_SET_DEVICE_ATTR, KVM_GET_DEVICE_ATTR and KVM_HAS_DEVICE_ATTR.
+
+#![forbid(unsafe_code)]
+
+use super::Machine;
+use crate::{abi::*, gic::errno, linux::User};
+use umbra_host::vgic::Frame;
+
+/// One of them.
+pub fn attribute(machine: &Machine, command: u32, attr: &DeviceAttr) -> Result<(), Errno> {
+    if attr.flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let user = User(attr.addr as usize);
+    match (attr.group, command) {
+        (KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_HAS_DEVICE_ATTR) => match attr.attr {
+            KVM_VGIC_V3_ADDR_TYPE_DIST
+            | KVM_VGIC_V3_ADDR_TYPE_REDIST
+            | KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION => Ok(()),
+            _ => Err(Errno::ENXIO),
+        },
+        (KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_SET_DEVICE_ATTR) => {
+            let value: u64 = user.read()?;
+            let ipa_end = machine.ipa_end();
+            machine.planned(|plan, built| match built {
+                true => Err(Errno::EBUSY),
+                false => plan.set_address(attr.attr, value, ipa_end),
+            })
+        }
+        (KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_GET_DEVICE_ATTR) => {
+            let index: u64 = user.read()?;
+            user.write(&machine.planned(|plan, _| plan.address(attr.attr, index))?)
+        }
+        (KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_HAS_DEVICE_ATTR) => Ok(()),
+        (KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_SET_DEVICE_ATTR) => {
+            let intids: u32 = user.read()?;
+            machine.planned(|plan, built| match built {
+                true => Err(Errno::EBUSY),
+                false => plan.set_intids(intids),
+            })
+        }
+        (KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_GET_DEVICE_ATTR) => {
+            user.write(&machine.planned(|plan, _| Ok(plan.intids()))?)
+        }
+        (KVM_DEV_ARM_VGIC_GRP_CTRL, _) if attr.attr != KVM_DEV_ARM_VGIC_CTRL_INIT => {
+            Err(Errno::ENXIO)
+        }
+        (KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_HAS_DEVICE_ATTR) => Ok(()),
+        (KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_SET_DEVICE_ATTR) => machine.gic_or_build().map(drop),
+        (
+            KVM_DEV_ARM_VGIC_GRP_DIST_REGS
+            | KVM_DEV_ARM_VGIC_GRP_REDIST_REGS
+            | KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO,
+            _,
+        ) => state(machine, command, attr, user),
+        _ => Err(Errno::ENXIO),
+    }
+}
+
+/// The state of the GIC, for who saves and restores a VM.
+fn state(machine: &Machine, command: u32, attr: &DeviceAttr, user: User) -> Result<(), Errno> {
+    let gic = machine.gic().ok_or(Errno::EBUSY)?;
+    let vgic = gic.vgic();
+    // Aff3 to Aff0 in bits 63:32.
+    let mpidr = attr.attr >> 32;
+    let vcpu = || vgic.vcpu_of(mpidr & 0xff_ffff).ok_or(Errno::EINVAL);
+    let offset = attr.attr & 0xffff_ffff;
+    let told = &mut machine.told();
+    if attr.group == KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO {
+        // Bits 31:10 say what, of which there is the level of lines alone; 9:0 the INTID.
+        if offset >> 10 != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let (vcpu, first) = (vcpu()?, (offset & 0x3ff) as u16);
+        return match command {
+            KVM_SET_DEVICE_ATTR => vgic.write_lines(vcpu, first, user.read()?, told).map_err(errno),
+            KVM_GET_DEVICE_ATTR => user.write(&vgic.read_lines(vcpu, first).map_err(errno)?),
+            _ => vgic.read_lines(vcpu, first).map(drop).map_err(errno),
+        };
+    }
+    let frame = match attr.group {
+        KVM_DEV_ARM_VGIC_GRP_DIST_REGS => Frame::Distributor,
+        _ => Frame::Redistributor(vcpu()?),
+    };
+    match command {
+        KVM_SET_DEVICE_ATTR => vgic.write_state(frame, offset, user.read()?, told).map_err(errno),
+        KVM_GET_DEVICE_ATTR => user.write(&vgic.read_state(frame, offset).map_err(errno)?),
+        _ => vgic.read_state(frame, offset).map(drop).map_err(errno),
+    }
+}

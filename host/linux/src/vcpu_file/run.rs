@@ -1,0 +1,297 @@
+//! KVM_RUN.
+//!
+//! Whoever calls it is the vCPU's thread, an ordinary one. It is bound to a CPU, with preemption disabled, from
+//! the load of the vCPU to its put, and leaves for every other task that wants the CPU, for signals, and for all that may
+//! sleep. So hyp never has a vCPU loaded while Linux takes a CPU away, or puts it to sleep.
+
+use crate::{
+    abi::{run as field, *},
+    linux::{self, NoPreemption},
+    machine::Machine,
+    memory::{Backing, Faults, refused},
+    vcpu::{NOWHERE, State, Vcpu},
+};
+use core::{ops::ControlFlow, sync::atomic::Ordering::SeqCst};
+use umbra_host::{
+    fp::{CpuRegisters, TaskFp},
+    hypercall::Hvc,
+    vcpu::{Answer, ExitHandler, HostCpu, MmioAnswer, Supplied, Wait},
+};
+use umbra_shared::{
+    call::VcpuIndex,
+    error::Error,
+    exit::{MmioAccess, SystemEvent},
+    guest::NOT_SUPPORTED,
+};
+
+/// Why the run loop has broken off.
+#[derive(Debug)]
+enum Stop {
+    Leave,
+    Wait(Wait),
+    Mmio { address: u64, access: MmioAccess, data: u64 },
+    Fault(u64),
+    Tables,
+    System { event: SystemEvent, kind: u64, cookie: u64 },
+    Broken(u64),
+}
+
+/// Linux under the run loop. Hyp is never told that the CPU's registers hold nothing: TIF_FOREIGN_FPSTATE is of the
+/// current task, and the registers may be those of another that counts on finding them (`umbra_host::fp`). That they are
+/// the current task's, which is in a system call, is known while the flag is clear.
+struct Os;
+
+impl TaskFp for Os {
+    fn registers(&self) -> CpuRegisters {
+        if linux::foreign_fpstate() || linux::task_sme() {
+            CpuRegisters::Live
+        } else {
+            CpuRegisters::LiveFpsimd
+        }
+    }
+
+    fn flush_cpu_state(&mut self) {
+        // Hyp keeps what it has not been told is worth nothing.
+        debug_assert!(false, "the host's registers were kept");
+    }
+}
+
+impl HostCpu for Os {
+    fn mask_interrupts(&mut self) {
+        linux::irq_disable();
+    }
+
+    fn unmask_interrupts(&mut self) {
+        linux::irq_enable();
+    }
+
+    fn mask_virtual_timer(&mut self, masked: bool) {
+        linux::mask_virtual_timer(masked);
+    }
+}
+
+struct Handler<'a> {
+    machine: &'a Machine,
+    vcpu: &'a Vcpu,
+    no_preemption: &'a NoPreemption,
+}
+
+impl ExitHandler for Handler<'_> {
+    type Stop = Stop;
+
+    fn interrupt(&mut self) -> ControlFlow<Stop> {
+        let leaves = linux::must_leave() || self.machine.is_closed();
+        if leaves { ControlFlow::Break(Stop::Leave) } else { ControlFlow::Continue(()) }
+    }
+
+    fn hvc(&mut self, x: &[u64; 6]) -> ControlFlow<Stop, Answer> {
+        // What is meant for a hypervisor hyp has answered; nobody else is there.
+        ControlFlow::Continue([NOT_SUPPORTED as u64, x[1], x[2], x[3]])
+    }
+
+    fn mmio(
+        &mut self,
+        address: u64,
+        access: MmioAccess,
+        data: u64,
+    ) -> ControlFlow<Stop, MmioAnswer> {
+        match self.machine.access(address, access, data, self.no_preemption) {
+            Some(answer) => ControlFlow::Continue(answer),
+            None => ControlFlow::Break(Stop::Mmio { address, access, data }),
+        }
+    }
+
+    fn wfi(&mut self, wait: Wait) -> ControlFlow<Stop> {
+        ControlFlow::Break(Stop::Wait(wait))
+    }
+
+    fn fault(&mut self, address: u64) -> ControlFlow<Stop, Supplied> {
+        ControlFlow::Break(Stop::Fault(address))
+    }
+
+    fn tables(&mut self) -> ControlFlow<Stop, Supplied> {
+        ControlFlow::Break(Stop::Tables)
+    }
+
+    fn cpu_on(&mut self, index: VcpuIndex) -> ControlFlow<Stop> {
+        self.machine.turned_on(index.0 as u32);
+        ControlFlow::Continue(())
+    }
+
+    fn cpu_off(&mut self) -> Stop {
+        // While it is loaded: from its put on another vCPU can turn it on again, and that comes after this.
+        self.vcpu.on.store(false, SeqCst);
+        self.machine.set_power(self.vcpu.index, false);
+        Stop::Leave
+    }
+
+    fn system(&mut self, event: SystemEvent, kind: u64, cookie: u64) -> Stop {
+        Stop::System { event, kind, cookie }
+    }
+
+    fn broken(&mut self, esr: u64) -> Stop {
+        Stop::Broken(esr)
+    }
+}
+
+impl Vcpu {
+    /// KVM_RUN.
+    pub(super) fn run(&self, machine: &Machine, state: &mut State) -> Result<i64, Errno> {
+        let features = state.init.ok_or(Errno::ENOEXEC)?;
+        if state.inside.is_none() {
+            debug_assert!(features.sve);
+            return Err(Errno::EPERM);
+        }
+        machine.gic_or_build()?;
+        if let Some(access) = state.open.take() {
+            state.answer = Some(self.answer(access));
+        }
+        loop {
+            if linux::signal_pending() || self.page.byte(field::IMMEDIATE_EXIT) != 0 {
+                return self.interrupted();
+            }
+            if machine.is_closed() {
+                return Err(Errno::EIO);
+            }
+            linux::cond_resched();
+            let awake = || self.on.load(SeqCst) || machine.is_closed();
+            if !awake() && self.sleeper.sleep(None, awake).is_err() {
+                return self.interrupted();
+            }
+            let stop = match self.enter(machine, state) {
+                Ok(stop) => stop,
+                // Its machine has turned itself off while it was in there: only a reset, which can't come now, turns it on.
+                Err(Error::PoweredOff) if state.was_loaded => {
+                    self.on.store(false, SeqCst);
+                    continue;
+                }
+                // Hyp says that it is off. Whom its guest turns on after that is turned on here after this; and before,
+                // it can be loaded now.
+                Err(Error::PoweredOff) if self.on.swap(false, SeqCst) => {
+                    match self.enter(machine, state) {
+                        Ok(stop) => stop,
+                        Err(_) => continue,
+                    }
+                }
+                Err(Error::PoweredOff) => continue,
+                Err(Error::VlMismatch) => {
+                    self.page.set_doubleword(field::FAIL_ENTRY_REASON, 0);
+                    self.page.set_word(field::FAIL_ENTRY_CPU, 0);
+                    return Ok(self.exit(KVM_EXIT_FAIL_ENTRY));
+                }
+                Err(error) => return Err(refused(error)),
+            };
+            match stop {
+                Stop::Leave => {}
+                Stop::Wait(wait) => {
+                    let done = || {
+                        let gic = machine.gic();
+                        let number = gic.and_then(|gic| gic.number(self.index));
+                        let (Some(gic), Some(number)) = (gic, number) else { return true };
+                        machine.is_closed() || gic.vgic().has_interrupt(number, wait.signalled)
+                    };
+                    if self.sleeper.sleep(wait.deadline, done).is_err() {
+                        return self.interrupted();
+                    }
+                }
+                Stop::Mmio { address, access, data } => {
+                    // If it can't be had now the guest tries again when it runs again.
+                    state.answer = Some(MmioAnswer::Retry);
+                    if machine.supply(address, &mut state.scratch)? == Backing::Memory {
+                        continue;
+                    }
+                    state.answer = None;
+                    state.open = Some(access);
+                    return Ok(self.exit_mmio(address, access, data));
+                }
+                Stop::Fault(address) => {
+                    if machine.supply(address, &mut state.scratch)? == Backing::Nothing {
+                        state.supplied = Some(Supplied::Abort);
+                    }
+                }
+                Stop::Tables => machine.memory(|memory| memory.topup())??,
+                Stop::System { event, kind, cookie } => {
+                    return Ok(self.exit_system(event, kind, cookie));
+                }
+                Stop::Broken(esr) => {
+                    // KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON
+                    self.page.set_word(field::INTERNAL_SUBERROR, 4);
+                    self.page.set_word(field::INTERNAL_NDATA, 1);
+                    self.page.set_doubleword(field::INTERNAL_DATA, esr);
+                    return Ok(self.exit(KVM_EXIT_INTERNAL_ERROR));
+                }
+            }
+        }
+    }
+
+    /// Runs it on this CPU until something is to be done that may sleep.
+    fn enter(&self, machine: &Machine, state: &mut State) -> Result<Stop, Error> {
+        state.was_loaded = false;
+        let inside = state.inside.as_mut().ok_or(Error::BadVcpu)?;
+        let Some(mut interface) = machine.interface(self.index) else { return Err(Error::BadVcpu) };
+        let no_preemption = NoPreemption::begin();
+        // Before its interrupts are looked at: who sends one later finds it here.
+        self.cpu.store(no_preemption.cpu(), SeqCst);
+        let mut handler = Handler { machine, vcpu: self, no_preemption: &no_preemption };
+        let result = (|| {
+            let mut loaded = inside.load(&Hvc, &mut Os)?;
+            self.on.store(true, SeqCst);
+            state.was_loaded = true;
+            if let Some(answer) = state.answer.take() {
+                loaded.answer_mmio(answer);
+            }
+            if let Some(supplied) = state.supplied.take() {
+                loaded.answer_supply(supplied);
+            }
+            let stop = loaded.run(&mut Os, &mut interface, &mut handler)?;
+            loaded.put(&mut Os)?;
+            Ok(stop)
+        })();
+        self.cpu.store(NOWHERE, SeqCst);
+        result
+    }
+
+    fn interrupted(&self) -> Result<i64, Errno> {
+        self.exit(KVM_EXIT_INTR);
+        Err(Errno::EINTR)
+    }
+
+    fn exit(&self, reason: u32) -> i64 {
+        self.page.set_word(field::EXIT_REASON, reason);
+        0
+    }
+
+    fn exit_mmio(&self, address: u64, access: MmioAccess, data: u64) -> i64 {
+        self.page.set_doubleword(field::MMIO_PHYS_ADDR, address);
+        self.page.set_doubleword(field::MMIO_DATA, if access.write { data } else { 0 });
+        self.page.set_word(field::MMIO_LEN, access.bytes.into());
+        self.page.set_word(field::MMIO_IS_WRITE, access.write.into());
+        self.exit(KVM_EXIT_MMIO)
+    }
+
+    /// What the VMM has made of an MMIO access.
+    fn answer(&self, access: MmioAccess) -> MmioAnswer {
+        if access.write {
+            return MmioAnswer::Written;
+        }
+        let bits = u32::from(access.bytes) * 8;
+        let mask = if bits >= 64 { u64::MAX } else { (1 << bits) - 1 };
+        MmioAnswer::Read(self.page.doubleword(field::MMIO_DATA) & mask)
+    }
+
+    fn exit_system(&self, event: SystemEvent, kind: u64, cookie: u64) -> i64 {
+        debug_assert!(cookie == 0 || event == SystemEvent::Reset2);
+        let (number, flags) = match event {
+            SystemEvent::Off => (KVM_SYSTEM_EVENT_SHUTDOWN, 0),
+            SystemEvent::Reset => (KVM_SYSTEM_EVENT_RESET, 0),
+            SystemEvent::Reset2 => {
+                (KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_RESET_FLAG_PSCI_RESET2)
+            }
+        };
+        debug_assert!(kind == 0 || event == SystemEvent::Reset2);
+        self.page.set_word(field::SYSTEM_EVENT_TYPE, number);
+        self.page.set_word(field::SYSTEM_EVENT_NDATA, 1);
+        self.page.set_doubleword(field::SYSTEM_EVENT_DATA, flags);
+        self.exit(KVM_EXIT_SYSTEM_EVENT)
+    }
+}
