@@ -41,7 +41,7 @@ pub fn boot(host: &Host, request: &Request) -> Result<bool> {
         machine.firmware = Some(firmware::configure(&program, setup, "boot")?);
         eprintln!("EL3 firmware: {setup}");
     }
-    let Watched { report, failure } = watch(&qemu, &image, symbols, &machine, request)?;
+    let Watched { report, failure, .. } = watch(&qemu, &image, symbols, &machine, request)?;
     println!("{}", report.render(failure.as_deref()).trim_end());
     Ok(failure.is_none())
 }

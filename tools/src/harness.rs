@@ -411,10 +411,10 @@ fn run_linux(
     let programs = Programs {
         hyp: settings.tests.hyp.clone(),
         init: settings.linux.clone(),
-        virtual_machines: settings.virtual_machines.clone(),
+        virtual_machines: settings.virtual_machines.clone().ok(),
     };
     if configuration.has_virtual_machines()
-        && let Err(why) = &programs.virtual_machines
+        && let Err(why) = &settings.virtual_machines
     {
         return Outcome::Skipped(why.clone());
     }

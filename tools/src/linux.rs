@@ -2,30 +2,31 @@
 //!
 //! The kernel is anybody's ([`crate::kernel`]); the one program of its initrd is ours (`tests/linux`).
 //! That program says what it found and did, hyp says at the end what it did (`umbra.stats`), and
-//! [`verify`] holds one against the other: a Linux that ran on something else than Umbra is no success.
+//! [`boot`] holds one against the other: a Linux that ran on something else than Umbra is no success.
 
+mod compare;
+mod configurations;
 mod devices;
+mod vms;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use crate::bounds::Bounds;
 use crate::build::{self, HYP, LINUX};
-use crate::console::{Fields, Space, Table, parse};
-use crate::firmware::{self, Setup, SuspendFormat};
+use crate::console::{Fields, Space, Table};
+use crate::firmware;
 use crate::image::{self, Parts};
 use crate::kernel::Kernel;
-use crate::module::{self, Headers};
-use crate::qemu::{Direct, Machine, NEWER, Qemu, Release, Smmu};
-use crate::report::{Columns, Report, table, value};
+use crate::qemu::{Machine, Qemu};
+use crate::report::{Report, value};
 use crate::symbols::Symbols;
-use crate::toolchain::Toolchain;
-use crate::transcript::Outcome;
 use crate::watch::{Request, Watched, watch};
-use crate::{cpio, elf, setup, vmm, workspace};
+use crate::{cpio, elf, setup, workspace};
 
+pub use configurations::{CONFIGURATIONS, Configuration};
 pub use devices::Content;
+pub use vms::VirtualMachines;
 
 /// What a Linux is to do.
 #[derive(Clone, Debug)]
@@ -41,12 +42,21 @@ pub struct Options {
     pub processes: u32,
     /// End with a reset instead of a power-off.
     pub reboot: bool,
-    /// Use disks and a network, instead of the patterns.
-    pub content: Option<Content>,
-    /// Run virtual machines beside the patterns.
-    pub virtual_machines: bool,
-    /// See that the devices of the board that reach memory are withheld, instead of the patterns.
-    pub withheld: bool,
+    /// What it does meanwhile.
+    pub task: Task,
+}
+
+/// What a Linux is booted for.
+#[derive(Clone, Debug)]
+pub enum Task {
+    /// Patterns in every register.
+    Patterns,
+    /// Disks and a network, behind an SMMU.
+    Devices(Content),
+    /// Virtual machines beside the patterns, by the kernel module and the tree's own monitor.
+    VirtualMachines,
+    /// It has to go without the devices that reach memory: nothing is in between.
+    Withheld,
 }
 
 impl Default for Options {
@@ -57,9 +67,7 @@ impl Default for Options {
             times: 1,
             processes: 3,
             reboot: false,
-            content: None,
-            virtual_machines: false,
-            withheld: false,
+            task: Task::Patterns,
         }
     }
 }
@@ -68,49 +76,41 @@ impl Options {
     /// Whether hyp takes the host's registers away all the time, for there are patterns in them. Beside virtual machines it
     /// doesn't: what it has taken already no guest displaces, and no wrong word of the module's can lose.
     fn displaces(&self) -> bool {
-        self.content.is_none() && !self.withheld && !self.virtual_machines
+        matches!(self.task, Task::Patterns)
     }
 
     /// The words for our program.
     fn words(&self, cpus: u32) -> String {
         let Self { seconds, times, processes, reboot, .. } = self;
+        let patterns = format!("seconds={seconds} processes={processes}");
+        let task = match &self.task {
+            Task::Patterns => patterns,
+            Task::Devices(content) => format!("devices {}", content.words()),
+            Task::VirtualMachines => format!("vm {patterns}"),
+            Task::Withheld => "withheld".to_owned(),
+        };
         let end = if *reboot { " reboot" } else { "" };
-        let words = format!("umbra cpus={cpus} times={times}");
-        match &self.content {
-            Some(content) => format!("{words} devices {}{end}", content.words()),
-            None if self.withheld => format!("{words} withheld{end}"),
-            None if self.virtual_machines => {
-                format!("{words} vm seconds={seconds} processes={processes}{end}")
-            }
-            None => format!("{words} seconds={seconds} processes={processes}{end}"),
+        format!("umbra cpus={cpus} times={times} {task}{end}")
+    }
+
+    /// `machine` with what the task needs of it.
+    fn equip(&self, machine: Machine) -> Machine {
+        match &self.task {
+            Task::Devices(content) => content.attach(&machine),
+            Task::VirtualMachines => Machine { memory: machine.memory.max(vms::MEMORY), ..machine },
+            Task::Patterns | Task::Withheld => machine,
         }
     }
-}
 
-/// What a Linux runs virtual machines with.
-#[derive(Clone, Debug)]
-pub struct VirtualMachines {
-    /// The kernel module ([`crate::module`]).
-    pub module: PathBuf,
-    /// The monitor ([`crate::vmm`]).
-    pub vmm: PathBuf,
-    /// Random ioctls.
-    pub ioctls: PathBuf,
-}
-
-impl VirtualMachines {
-    /// Builds them, for the kernel that the tests boot.
-    pub fn build(toolchain: &Toolchain) -> Result<Self> {
-        Self::build_in(toolchain, &workspace::root(), &workspace::target_dir())
-    }
-
-    /// The same for a checkout in `root`, with a target directory of its own.
-    pub fn build_in(toolchain: &Toolchain, root: &Path, target: &Path) -> Result<Self> {
-        let headers = Headers::debian()?;
-        let module = module::build_in(toolchain, &headers, root, &target.join("module"))?;
-        let programs = target.join("vmm");
-        let program = |package| vmm::build_in(package, root, &programs);
-        Ok(Self { module, vmm: program(vmm::MONITOR)?, ioctls: program(vmm::IOCTLS)? })
+    /// What has to be left behind, above all that every Linux leaves; why it can't be, if it isn't.
+    fn verify(&self, report: &Report, console: &[String], cpus: u32) -> Result<(), String> {
+        verify(report, cpus, self.kernel.is_none(), self.displaces())?;
+        match &self.task {
+            Task::Patterns => Ok(()),
+            Task::Devices(_) => devices::verify(report, cpus),
+            Task::VirtualMachines => vms::verify(report),
+            Task::Withheld => devices::verify_withheld(report, console),
+        }
     }
 }
 
@@ -121,37 +121,39 @@ pub struct Programs {
     pub hyp: PathBuf,
     /// The ELF of Linux's first program.
     pub init: PathBuf,
-    /// Those for virtual machines, or why there are none.
-    pub virtual_machines: Result<VirtualMachines, String>,
+    /// Those for virtual machines, if they are built.
+    pub virtual_machines: Option<VirtualMachines>,
 }
 
 impl Programs {
-    /// The initrd, with the kernel's drivers if they are wanted, and with what virtual machines need.
-    fn initrd(&self, kernel: &Kernel, with_drivers: bool, with_vms: bool) -> Result<Vec<u8>> {
+    /// The initrd, with what the task needs: the kernel's drivers, or virtual machines.
+    fn initrd(&self, kernel: &Kernel, task: &Task) -> Result<Vec<u8>> {
         let init = std::fs::read(&self.init)?;
         let mut files = vec![("init".to_owned(), init)];
-        if with_vms {
-            let VirtualMachines { module, vmm, ioctls } =
-                self.virtual_machines.as_ref().map_err(|why| anyhow::anyhow!("{why}"))?;
-            // The guest is the same kernel with the same program.
-            let guest = cpio::archive(&[("init", &files[0].1)]);
-            files.push(("guest-initrd".to_owned(), guest));
-            for (name, path) in [
-                ("umbra.ko", module),
-                ("umbra-vmm", vmm),
-                ("umbra-ioctls", ioctls),
-                ("guest-kernel", &kernel.image),
-            ] {
-                let content = std::fs::read(path).with_context(|| path.display().to_string())?;
-                files.push((name.to_owned(), content));
+        match task {
+            Task::Patterns | Task::Withheld => {}
+            Task::VirtualMachines => {
+                let vms = self.virtual_machines.as_ref().context("nothing for guests is built")?;
+                // The guest is the same kernel with the same program.
+                let guest = cpio::archive(&[("init", &files[0].1)]);
+                files.push(("guest-initrd".to_owned(), guest));
+                for (name, path) in
+                    vms.files().into_iter().chain([("guest-kernel", &*kernel.image)])
+                {
+                    let content =
+                        std::fs::read(path).with_context(|| path.display().to_string())?;
+                    files.push((name.to_owned(), content));
+                }
             }
-        }
-        if with_drivers {
-            let modules =
-                kernel.modules.as_ref().context("a kernel without its drivers")?.read()?;
-            let names: Vec<_> = modules.iter().map(|(name, _)| name.as_str()).collect();
-            files.push(("modules".to_owned(), names.join("\n").into_bytes()));
-            files.extend(modules.into_iter().map(|(name, module)| (format!("{name}.ko"), module)));
+            Task::Devices(_) => {
+                let modules =
+                    kernel.modules.as_ref().context("a kernel without its drivers")?.read()?;
+                let names: Vec<_> = modules.iter().map(|(name, _)| name.as_str()).collect();
+                files.push(("modules".to_owned(), names.join("\n").into_bytes()));
+                files.extend(
+                    modules.into_iter().map(|(name, module)| (format!("{name}.ko"), module)),
+                );
+            }
         }
         let files: Vec<_> = files.iter().map(|(name, file)| (name.as_str(), &file[..])).collect();
         Ok(cpio::archive(&files))
@@ -169,21 +171,20 @@ impl Programs {
         let displace = if options.displaces() { " umbra.displace" } else { "" };
         let words = format!("umbra.stats{displace} {UNHURRIED} {extra}");
         let command_line = command_line(words.trim_end(), &options.words(cpus));
-        let with = (options.content.is_some(), options.virtual_machines);
-        self.pack_with(kernel, with, &command_line, name)
+        self.pack_with(kernel, &options.task, &command_line, name)
     }
 
     fn pack_with(
         &self,
         kernel: &Kernel,
-        (with_drivers, with_vms): (bool, bool),
+        task: &Task,
         command_line: &str,
         name: &str,
     ) -> Result<PathBuf> {
         let package = image::pack(&Parts {
             hyp: &elf::flatten_file(&self.hyp)?,
             host: &image::read_host(&kernel.image)?,
-            initrd: &self.initrd(kernel, with_drivers, with_vms)?,
+            initrd: &self.initrd(kernel, task)?,
             command_line,
         })?;
         let path = workspace::image_dir().join(format!("{name}.img"));
@@ -213,9 +214,9 @@ fn kernel(options: &Options) -> Result<Kernel> {
 ///
 /// With devices it needs a newer QEMU, and gets one if it can be had.
 pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
-    let newer = match &options.content {
-        Some(_) => Some(setup::newer_qemu(qemu).map_err(anyhow::Error::msg)?),
-        None => None,
+    let newer = match &options.task {
+        Task::Devices(_) => Some(setup::newer_qemu(qemu).map_err(anyhow::Error::msg)?),
+        _ => None,
     };
     let qemu = newer.as_ref().unwrap_or(qemu);
     let toolchain = setup::toolchain()?;
@@ -223,39 +224,29 @@ pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
     let programs = Programs {
         hyp: build::binary(&toolchain, HYP)?,
         init: build::binary(&toolchain, LINUX)?,
-        virtual_machines: match options.virtual_machines {
-            true => Ok(VirtualMachines::build(&toolchain)?),
-            false => Err("not built".to_owned()),
+        virtual_machines: match &options.task {
+            Task::VirtualMachines => Some(VirtualMachines::build(&toolchain)?),
+            _ => None,
         },
     };
     if request.machine.icount {
-        return compare(qemu, request, &programs, &kernel, options);
+        return compare::compare(qemu, request, &programs, &kernel, options);
     }
     let cpus = request.machine.smp;
     let image = programs.pack(&kernel, options, cpus, &request.command_line, "linux")?;
-    let mut machine = request.machine.clone();
-    if let Some(content) = &options.content {
-        machine = content.attach(&machine);
-    }
+    let mut machine = options.equip(request.machine.clone());
     if let Some(setup) = &request.firmware {
         let program = build::binary(&toolchain, build::FIRMWARE)?;
         machine.firmware = Some(firmware::configure(&program, setup, "boot")?);
         eprintln!("EL3 firmware: {setup}");
     }
-    match &options.content {
-        Some(_) => eprintln!("{} above Umbra, with devices", kernel.name),
-        None => eprintln!("{} above Umbra for {} s", kernel.name, options.seconds),
+    match &options.task {
+        Task::Devices(_) => eprintln!("{} above Umbra, with devices", kernel.name),
+        _ => eprintln!("{} above Umbra for {} s", kernel.name, options.seconds),
     }
     let symbols = Symbols::new([(Space::Hyp, programs.hyp.clone())]);
-    let Watched { report, failure } = watch(qemu, &image, symbols, &machine, request)?;
-    let displaced = options.displaces();
-    let verified = verify(&report, cpus, options.kernel.is_none(), displaced);
-    let verified = verified.and_then(|()| match &options.content {
-        Some(_) => devices::verify(&report, cpus),
-        None if options.virtual_machines => verify_vms(&report),
-        None => Ok(()),
-    });
-    let failure = failure.or_else(|| verified.err());
+    let Watched { report, console, failure } = watch(qemu, &image, symbols, &machine, request)?;
+    let failure = failure.or_else(|| options.verify(&report, &console, cpus).err());
     println!("{}", report.render(failure.as_deref()).trim_end());
     Ok(failure.is_none())
 }
@@ -263,7 +254,7 @@ pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
 /// What a Linux that ran above Umbra has to have left behind; why it can't have, if it didn't. Not every
 /// kernel lets programs at physical memory; one that `must_reach` it does. Where registers are `displaced` they
 /// have moved through hyp on every CPU.
-pub fn verify(report: &Report, cpus: u32, must_reach: bool, displaced: bool) -> Result<(), String> {
+fn verify(report: &Report, cpus: u32, must_reach: bool, displaced: bool) -> Result<(), String> {
     let rows: Vec<_> = report.rows(Table::Cpu).collect();
     if rows.len() != cpus as usize {
         return Err(format!("hyp told of {} CPUs, not of {cpus}: is it there?", rows.len()));
@@ -297,265 +288,16 @@ pub fn verify(report: &Report, cpus: u32, must_reach: bool, displaced: bool) -> 
     }
 }
 
-/// What a Linux that ran virtual machines has to have left behind.
-fn verify_vms(report: &Report) -> Result<(), String> {
-    let runs = report.rows(Table::Cpu).filter_map(|row| value(row, "runs")?.parse::<u64>().ok());
-    if runs.sum::<u64>() == 0 {
-        return Err("hyp has run no guest".to_owned());
-    }
-    for (what, is) in [("guest", "2-vCPUs"), ("ioctls", "endured"), ("pages", "all-back")] {
-        let mut rows = report.rows(Table::Seen);
-        if !rows.any(|row| value(row, "what") == Some(what) && value(row, "is") == Some(is)) {
-            return Err(format!("{what} was not {is}"));
-        }
-    }
-    Ok(())
-}
-
 fn lengths(list: &str) -> Vec<u32> {
     list.split(',').filter_map(|length| length.parse().ok()).collect()
-}
-
-const COST_COLUMNS: &Columns = &[
-    ("name", "instructions per"),
-    ("direct", "at EL1 alone"),
-    ("umbra", "above Umbra"),
-    ("ratio", "ratio"),
-];
-
-/// What Umbra costs a Linux: the same kernel and program, above Umbra and started by QEMU at EL1 on a
-/// machine without EL2, instructions counted, one CPU.
-fn compare(
-    qemu: &Qemu,
-    request: &Request,
-    programs: &Programs,
-    kernel: &Kernel,
-    options: &Options,
-) -> Result<bool> {
-    ensure!(request.firmware.is_none(), "--icount compares with a machine without firmware");
-    let mut machine = Machine { smp: 1, ..request.machine.clone() };
-    let mut arguments = "bench".to_owned();
-    if let Some(content) = &options.content {
-        machine = content.attach(&machine);
-        arguments = format!("bench devices {}", content.words());
-    }
-    let with_drivers = options.content.is_some();
-    let extra = &request.command_line;
-    let symbols = || Symbols::new([(Space::Hyp, programs.hyp.clone())]);
-
-    eprintln!("{} above Umbra, one CPU, counting instructions", kernel.name);
-    // What is compared is Linux's boot, not a wipe before it.
-    let words = format!("umbra.stats umbra.boot-wipe=off {extra}");
-    let image = programs.pack_with(
-        kernel,
-        (with_drivers, false),
-        &command_line(words.trim_end(), &arguments),
-        "linux-bench",
-    )?;
-    let above = watch(qemu, &image, symbols(), &machine, request)?;
-
-    eprintln!("{} at EL1 without Umbra, one CPU, counting instructions", kernel.name);
-    let initrd = workspace::image_dir().join("linux-bench.initrd");
-    image::write_whole(&initrd, &programs.initrd(kernel, with_drivers, false)?)?;
-    let direct = Direct { initrd, command_line: command_line(extra, &arguments) };
-    // Without an SMMU: one that Linux has for itself costs it more than hyp's, which it doesn't see.
-    let machine = Machine { direct: Some(direct), smmu: Smmu::None, ..machine };
-    let alone = watch(qemu, &kernel.image, symbols(), &machine, request)?;
-
-    let costs = costs(&above.report, &alone.report);
-    let mut failure = above.failure.or(alone.failure);
-    if costs.is_empty() {
-        failure.get_or_insert_with(|| "nothing was measured".to_owned());
-    }
-    println!("{}", table(COST_COLUMNS, &costs.iter().collect::<Vec<_>>()));
-    println!("{}", above.report.without(Table::Bench).render(failure.as_deref()).trim_end());
-    Ok(failure.is_none())
-}
-
-/// The measurements that both made, side by side.
-fn costs(above: &Report, alone: &Report) -> Vec<Fields> {
-    let find = |report: &Report, name: &str| {
-        let row = report.rows(Table::Bench).find(|row| value(row, "name") == Some(name))?;
-        value(row, "instructions")?.parse::<f64>().ok()
-    };
-    above
-        .rows(Table::Bench)
-        .filter_map(|row| {
-            let name = value(row, "name")?;
-            let (with, without) = (find(above, name)?, find(alone, name)?);
-            let ratio = (without > 0.0).then(|| format!("{:.4}", with / without))?;
-            Some(vec![
-                ("name".to_owned(), name.to_owned()),
-                ("direct".to_owned(), without.to_string()),
-                ("umbra".to_owned(), with.to_string()),
-                ("ratio".to_owned(), ratio),
-            ])
-        })
-        .collect()
-}
-
-/// A machine on which the tests boot Linux.
-#[derive(Clone, Copy, Debug)]
-pub struct Configuration {
-    /// The test's name.
-    pub name: &'static str,
-    /// Vector length of each CPU in bytes, by the EL3 firmware; empty: no firmware.
-    pub vls: &'static [u16],
-    /// How it ends.
-    pub reboot: bool,
-    /// What it is for.
-    pub purpose: Purpose,
-}
-
-/// What a Linux is booted for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// Patterns in every register.
-    Patterns,
-    /// Disks and a network, behind an SMMU.
-    Devices,
-    /// Virtual machines beside the patterns, by the kernel module and the tree's own monitor.
-    VirtualMachines,
-    /// It has to go without the devices that reach memory: nothing is in between.
-    Withheld,
-}
-
-/// Lines of the console that a failed test shows.
-const TAIL_LINES: usize = 60;
-/// CPUs of these machines.
-const TEST_CPUS: u32 = 2;
-/// CPUs of those with devices.
-const DEVICE_CPUS: u32 = 4;
-/// CPUs of those with virtual machines.
-const VM_CPUS: u32 = 4;
-/// GiB of memory of a machine that runs virtual machines.
-pub const VM_MEMORY: u32 = 2;
-/// How often everything has to happen in a host of virtual machines.
-const VM_TIMES: u64 = 2;
-/// How often everything has to happen there.
-const TEST_TIMES: u64 = 16;
-/// The same with devices: CPUs that go and come, and readings of each disk meanwhile.
-const DEVICE_TIMES: u64 = 2;
-
-/// All of them.
-pub const CONFIGURATIONS: &[Configuration] = &[
-    plain("keeps_every_register"),
-    Configuration { vls: &[32, 64], reboot: true, ..plain("keeps_every_register_asym") },
-    Configuration { purpose: Purpose::Devices, ..plain("disk_and_network_behind_the_smmu") },
-    Configuration { purpose: Purpose::VirtualMachines, ..plain("vm_beside_the_patterns") },
-    Configuration { purpose: Purpose::Withheld, ..plain("does_without_devices_that_are_withheld") },
-];
-
-const fn plain(name: &'static str) -> Configuration {
-    Configuration { name, vls: &[], reboot: false, purpose: Purpose::Patterns }
-}
-
-impl Configuration {
-    /// Boots it, as a test.
-    pub fn outcome(
-        &self,
-        qemu: &Qemu,
-        programs: &Programs,
-        firmware_elf: &Path,
-        kernel: &Kernel,
-    ) -> Outcome {
-        let mut console = Vec::new();
-        let ended = self.run(qemu, programs, firmware_elf, kernel, &mut console);
-        let why = match ended {
-            Ok(None) => return Outcome::Ok,
-            Ok(Some(why)) => why,
-            Err(error) => format!("{error:#}"),
-        };
-        let tail = console.len().saturating_sub(TAIL_LINES);
-        Outcome::Failed(format!("{why}\nconsole:\n{}", console[tail..].join("\n")))
-    }
-
-    fn run(
-        &self,
-        qemu: &Qemu,
-        programs: &Programs,
-        firmware_elf: &Path,
-        kernel: &Kernel,
-        console: &mut Vec<String>,
-    ) -> Result<Option<String>> {
-        let options = Options {
-            seconds: 0,
-            times: TEST_TIMES,
-            processes: 2,
-            reboot: self.reboot,
-            ..Options::default()
-        };
-        let (options, cpus) = match self.purpose {
-            Purpose::Patterns => (options, TEST_CPUS),
-            Purpose::Withheld => (Options { withheld: true, ..options }, TEST_CPUS),
-            Purpose::VirtualMachines => {
-                (Options { virtual_machines: true, times: VM_TIMES, ..options }, VM_CPUS)
-            }
-            Purpose::Devices => {
-                let content = Some(Content::prepare(None)?);
-                (Options { content, times: DEVICE_TIMES, ..options }, DEVICE_CPUS)
-            }
-        };
-        let name = format!("linux-{}", self.name);
-        let image = programs.pack(kernel, &options, cpus, self.words(), &name)?;
-        let mut machine = Machine { smp: cpus, ..Machine::default() };
-        if let Some(content) = &options.content {
-            machine = content.attach(&machine);
-        }
-        if options.virtual_machines {
-            machine.memory = VM_MEMORY;
-        }
-        if self.has_firmware() {
-            let setup = Setup::new(self.vls, &[], SuspendFormat::default(), cpus)?;
-            machine.firmware = Some(firmware::configure(firmware_elf, &setup, &name)?);
-        }
-        let mut symbols = Symbols::new([(Space::Hyp, programs.hyp.clone())]);
-        let mut report = Report::default();
-        let end = qemu.run(&machine, &image, Bounds::default(), &mut |line| {
-            report.take(&parse(line));
-            console.push(symbols.show(line));
-        })?;
-        let verified = || {
-            verify(&report, cpus, true, options.displaces())?;
-            match self.purpose {
-                Purpose::Patterns => Ok(()),
-                Purpose::VirtualMachines => verify_vms(&report),
-                Purpose::Devices => devices::verify(&report, cpus),
-                Purpose::Withheld => devices::verify_withheld(&report, console),
-            }
-        };
-        Ok(report.failure(&end).or_else(|| verified().err()))
-    }
-
-    /// Hyp's words: what no SMMU stands in front of is withheld, whatever else there is.
-    fn words(&self) -> &'static str {
-        match self.purpose {
-            Purpose::Patterns | Purpose::VirtualMachines => "",
-            Purpose::Devices | Purpose::Withheld => "umbra.dma=isolate",
-        }
-    }
-
-    /// The oldest QEMU that it runs on, if the usual one need not do.
-    pub fn needs(&self) -> Option<Release> {
-        (self.purpose == Purpose::Devices).then_some(NEWER)
-    }
-
-    /// Whether it runs virtual machines.
-    pub fn has_virtual_machines(&self) -> bool {
-        self.purpose == Purpose::VirtualMachines
-    }
-
-    /// Whether it has EL3 firmware.
-    pub fn has_firmware(&self) -> bool {
-        !self.vls.is_empty()
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::console::parse;
 
-    fn report(lines: &[&str]) -> Report {
+    pub fn report(lines: &[&str]) -> Report {
         let mut report = Report::default();
         lines.iter().for_each(|line| report.take(&parse(line)));
         report
@@ -593,15 +335,6 @@ mod tests {
         assert!(!check(&[SEEN, CPU0, CPU1], false));
         assert!(!check(&[SEEN, &calm, CPU1], true));
         assert!(check(&[SEEN, &calm, CPU1], false));
-    }
-
-    #[test]
-    fn costs_stand_side_by_side() {
-        let above = report(&["@bench name=a instructions=110.0", "@bench name=b instructions=5"]);
-        let alone = report(&["@bench name=a instructions=100.0"]);
-        let costs = costs(&above, &alone);
-        assert_eq!(costs.len(), 1);
-        assert_eq!(value(&costs[0], "ratio"), Some("1.1000"));
     }
 
     #[test]

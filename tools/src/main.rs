@@ -1,26 +1,26 @@
 //! The command line of `cargo xtask`; the work is in the library.
 
+mod arguments;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use anyhow::Result;
+use arguments::{BootArgs, FirmwareArgs, MachineArgs, VmArgs};
+use clap::{Args, Parser, Subcommand};
 use umbra_tools::bench;
-use umbra_tools::boot::{self, Host};
 use umbra_tools::bounds::Bounds;
 use umbra_tools::check;
 use umbra_tools::doctor;
-use umbra_tools::firmware::{Setup, SuspendFormat};
 use umbra_tools::fuzz::script::Vls;
 use umbra_tools::fuzz::{self, ModeChoice};
 use umbra_tools::fvp;
 use umbra_tools::gdb;
 use umbra_tools::image;
-use umbra_tools::linux;
 use umbra_tools::module::{self, Headers};
 use umbra_tools::qemu::Machine;
-use umbra_tools::{build, plants, setup, test, watch};
+use umbra_tools::{build, plants, setup, test};
 
 /// Sets up, builds, boots, tests and checks Umbra.
 #[derive(Parser)]
@@ -85,189 +85,10 @@ enum Verb {
 }
 
 #[derive(Args)]
-struct VmArgs {
-    #[command(flatten)]
-    machine: MachineArgs,
-    #[command(flatten)]
-    firmware: FirmwareArgs,
-    /// How long the host's patterns run at least, in seconds of the machine's time.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seconds: u64,
-    /// Processes with patterns, per CPU of the host's.
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    processes: u32,
-}
-
-impl VmArgs {
-    fn run(self) -> Result<bool> {
-        let options = linux::Options {
-            seconds: self.seconds,
-            times: 2,
-            processes: self.processes,
-            virtual_machines: true,
-            ..linux::Options::default()
-        };
-        let machine = Machine { memory: linux::VM_MEMORY, ..self.machine.machine() };
-        let request = watch::Request {
-            firmware: self.firmware.setup(self.machine.smp)?,
-            machine,
-            bounds: Bounds::default(),
-            verbose: true,
-            qemu: self.machine.qemu,
-            command_line: self.machine.cmdline,
-        };
-        boot::boot(&Host::Linux(options), &request)
-    }
-}
-
-#[derive(Args)]
 struct ModuleArgs {
     /// Headers of another arm64 kernel: a folder that `make -C` takes.
     #[arg(long, value_name = "DIR")]
     kernel_headers: Option<PathBuf>,
-}
-
-#[derive(Args)]
-struct MachineArgs {
-    /// Number of CPUs.
-    #[arg(long, default_value_t = 4)]
-    smp: u32,
-    /// QEMU's name of the CPU, with properties: max,sve-max-vq=2 for example.
-    #[arg(long, default_value = "max")]
-    cpu: String,
-    /// Run deterministically, one instruction per nanosecond of virtual time.
-    #[arg(long)]
-    icount: bool,
-    /// The QEMU to use.
-    #[arg(long, value_name = "PATH")]
-    qemu: Option<PathBuf>,
-    /// Command line of hyp (words that begin with `umbra.`) and host.
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    cmdline: String,
-}
-
-impl MachineArgs {
-    fn machine(&self) -> Machine {
-        Machine { cpu: self.cpu.clone(), smp: self.smp, icount: self.icount, ..Machine::default() }
-    }
-}
-
-#[derive(Args)]
-struct FirmwareArgs {
-    /// Vector length of each CPU in bytes, 32,256,64,128 for example: boots through the EL3 test
-    /// firmware, which limits each CPU's. Powers of two from 16 to 256, as many as there are CPUs.
-    #[arg(long, value_name = "BYTES,...", allow_hyphen_values = true)]
-    vls: Option<String>,
-    /// The same for streaming mode (SME).
-    #[arg(long, value_name = "BYTES,...", allow_hyphen_values = true)]
-    svls: Option<String>,
-    /// CPUs that the EL3 test firmware refuses to start at hyp's boot and starts later, 3 for
-    /// example.
-    #[arg(long, value_name = "CPU,...", allow_hyphen_values = true)]
-    late: Option<String>,
-    /// Layout of CPU_SUSPEND's power_state in the EL3 test firmware.
-    #[arg(long, value_name = "FORMAT")]
-    suspend: Option<SuspendFormat>,
-}
-
-impl FirmwareArgs {
-    fn setup(&self, smp: u32) -> Result<Option<Setup>> {
-        let lengths = self.vls.is_some() || self.svls.is_some();
-        if lengths || self.late.is_some() || self.suspend.is_some() {
-            return self.any_setup(smp).map(Some);
-        }
-        Ok(None)
-    }
-
-    /// What the firmware is to do where there always is one.
-    fn any_setup(&self, smp: u32) -> Result<Setup> {
-        let (vls, svls) = (self.vls.as_deref(), self.svls.as_deref());
-        Setup::parse(vls, svls, self.late.as_deref(), self.suspend.unwrap_or_default(), smp)
-    }
-}
-
-#[derive(Args)]
-struct BootArgs {
-    #[command(flatten)]
-    machine: MachineArgs,
-    #[command(flatten)]
-    firmware: FirmwareArgs,
-    /// Show the machine's console.
-    #[arg(long, short)]
-    verbose: bool,
-    /// Seconds of its own time (not of its wait for a CPU) after which the machine is killed; for a Linux, beyond those of --seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
-    timeout: u64,
-    /// Boot this packed file (see `image`) instead of building the demonstration.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["cmdline", "host"])]
-    image: Option<PathBuf>,
-    /// What runs above hyp. A Linux fills all registers in user space; with --icount it is measured
-    /// above Umbra and without it.
-    #[arg(long, value_enum, default_value = "demo")]
-    host: HostKind,
-    /// The Linux to boot: an arm64 Image, as it is or compressed. Otherwise Debian's for the release
-    /// at hand is fetched.
-    #[arg(long, value_name = "FILE")]
-    kernel: Option<PathBuf>,
-    /// A Linux uses a disk, by virtio and by NVMe, and a network, both behind an SMMU, instead of filling
-    /// registers: this file as it is (what is written to it is forgotten), or one that is made.
-    /// Needs QEMU 9.2 or newer, which is fetched if it can be.
-    #[arg(long, value_name = "FILE", num_args = 0..=1)]
-    disk: Option<Option<PathBuf>>,
-    /// How long a Linux fills registers at least, in seconds.
-    #[arg(long, default_value_t = 60)]
-    seconds: u64,
-    /// Processes per CPU that do so.
-    #[arg(long, default_value_t = 3)]
-    processes: u32,
-    /// A Linux ends with a reset instead of a power-off.
-    #[arg(long)]
-    reboot: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum HostKind {
-    /// The demonstration's small kernel, with guests.
-    Demo,
-    /// An unmodified Linux.
-    Linux,
-}
-
-impl BootArgs {
-    fn bounds(&self) -> Bounds {
-        let working = if self.host == HostKind::Linux { self.seconds } else { 0 };
-        let total = Duration::from_secs(self.timeout.saturating_add(working));
-        Bounds { total, ..Bounds::default() }
-    }
-
-    fn host(&self) -> Result<Host> {
-        ensure!(
-            self.kernel.is_none() || self.host == HostKind::Linux,
-            "--kernel needs --host linux"
-        );
-        ensure!(
-            self.disk.is_none() || (self.host == HostKind::Linux && self.kernel.is_none()),
-            "--disk needs --host linux, and a kernel that comes with its drivers: not --kernel"
-        );
-        let content = match &self.disk {
-            Some(file) => Some(linux::Content::prepare(file.as_deref())?),
-            None => None,
-        };
-        Ok(match (&self.image, self.host) {
-            (Some(image), _) => Host::Image(image.clone()),
-            (None, HostKind::Demo) => Host::Demo,
-            (None, HostKind::Linux) => Host::Linux(linux::Options {
-                kernel: self.kernel.clone(),
-                seconds: self.seconds,
-                times: linux::Options::default().times,
-                processes: self.processes,
-                reboot: self.reboot,
-                content,
-                virtual_machines: false,
-                withheld: false,
-            }),
-        })
-    }
 }
 
 #[derive(Subcommand)]
@@ -528,17 +349,7 @@ fn run(verb: Verb) -> Result<bool> {
     match verb {
         Verb::Doctor => doctor::report(),
         Verb::Setup => setup::everything().map(|()| true),
-        Verb::Boot(args) => boot::boot(
-            &args.host()?,
-            &watch::Request {
-                machine: args.machine.machine(),
-                firmware: args.firmware.setup(args.machine.smp)?,
-                bounds: args.bounds(),
-                verbose: args.verbose,
-                qemu: args.machine.qemu,
-                command_line: args.machine.cmdline,
-            },
-        ),
+        Verb::Boot(args) => args.run(),
         Verb::Test(args) => test::test(args.qemu.as_deref(), &args.arguments),
         Verb::Fuzz(args) => fuzz::fuzz(&args.request()),
         Verb::Bench(args) => args.run(),

@@ -40,6 +40,8 @@ pub struct Request {
 pub struct Watched {
     /// What it said.
     pub report: Report,
+    /// Every line of its console.
+    pub console: Vec<String>,
     /// Why it failed, if it did.
     pub failure: Option<String>,
 }
@@ -72,7 +74,7 @@ pub fn show(
     verbose: bool,
     run: impl FnOnce(&mut dyn FnMut(&str)) -> Result<End>,
 ) -> Result<bool> {
-    let Watched { report, failure } = watch_with(symbols, verbose, run)?;
+    let Watched { report, failure, .. } = watch_with(symbols, verbose, run)?;
     println!("{}", report.render(failure.as_deref()).trim_end());
     Ok(failure.is_none())
 }
@@ -83,9 +85,10 @@ fn watch_with(
     run: impl FnOnce(&mut dyn FnMut(&str)) -> Result<End>,
 ) -> Result<Watched> {
     let mut screen = Screen::new(symbols, verbose);
-    let mut report = Report::default();
+    let (mut report, mut console) = (Report::default(), Vec::new());
     let end = run(&mut |line| {
         let parsed = parse(line);
+        console.push(line.to_owned());
         report.take(&parsed);
         screen.take(line, &parsed);
     })?;
@@ -95,7 +98,7 @@ fn watch_with(
         eprintln!("the end of the console:");
         screen.print_tail();
     }
-    Ok(Watched { report, failure })
+    Ok(Watched { report, console, failure })
 }
 
 /// What the person sees while the machine runs.

@@ -15,6 +15,8 @@ mod arguments;
 #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
 mod console;
 #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
+mod layout;
+#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
 mod machine;
 #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
 mod report;

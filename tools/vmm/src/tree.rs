@@ -1,6 +1,6 @@
 //! The guest's device tree.
 
-use crate::machine::layout;
+use crate::layout;
 use anyhow::{Context, Result};
 use vm_fdt::{Error, FdtWriter};
 

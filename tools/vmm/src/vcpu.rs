@@ -1,7 +1,7 @@
 //! A vCPU's thread.
 
 use crate::console::Console;
-use crate::machine::layout;
+use crate::layout;
 use crate::report::{Counters, End};
 use anyhow::{Context, Result};
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
