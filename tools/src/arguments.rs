@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use umbra_tools::boot::{self, Host};
 use umbra_tools::bounds::Bounds;
 use umbra_tools::firmware::{Setup, SuspendFormat};
+use umbra_tools::kernel::Debian;
 use umbra_tools::linux;
 use umbra_tools::qemu::Machine;
 use umbra_tools::watch;
@@ -94,6 +95,9 @@ pub struct BootArgs {
     /// at hand is fetched.
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// The Linux to boot is Debian's newest, of the newest release's backports.
+    #[arg(long, conflicts_with = "kernel")]
+    newest: bool,
     /// A Linux uses a disk, by virtio and by NVMe, and a network, both behind an SMMU, instead of filling
     /// registers: this file as it is (what is written to it is forgotten), or one that is made.
     /// Needs QEMU 9.2 or newer, which is fetched if it can be.
@@ -156,6 +160,7 @@ impl BootArgs {
             (None, HostKind::Demo) => Host::Demo,
             (None, HostKind::Linux) => Host::Linux(linux::Options {
                 kernel: self.kernel.clone(),
+                debian: debian(self.newest),
                 seconds: self.seconds,
                 times: linux::Options::default().times,
                 processes: self.processes,
@@ -166,12 +171,19 @@ impl BootArgs {
     }
 }
 
+fn debian(newest: bool) -> Debian {
+    if newest { Debian::Newest } else { Debian::Release }
+}
+
 #[derive(Args)]
 pub struct VmArgs {
     #[command(flatten)]
     machine: MachineArgs,
     #[command(flatten)]
     firmware: FirmwareArgs,
+    /// Host and guests have Debian's newest kernel, of the newest release's backports.
+    #[arg(long)]
+    newest: bool,
     /// How long the host's patterns run at least, in seconds of the machine's time.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seconds: u64,
@@ -186,6 +198,7 @@ impl VmArgs {
             seconds: self.seconds,
             times: 2,
             processes: self.processes,
+            debian: debian(self.newest),
             task: linux::Task::VirtualMachines,
             ..linux::Options::default()
         };

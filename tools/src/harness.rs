@@ -30,7 +30,7 @@ use crate::build::Built;
 use crate::firmware::{self, Setup, SuspendFormat};
 use crate::fpcheck;
 use crate::image;
-use crate::kernel::Kernel;
+use crate::kernel::{Debian, Kernel};
 use crate::linux::{self, Programs};
 use crate::process;
 use crate::qemu::{Device, Machine, NEWER, Release, Smmu};
@@ -384,7 +384,8 @@ fn linux_jobs(filter: Option<&str>) -> Vec<Job> {
     if wanted.is_empty() {
         return Vec::new();
     }
-    let kernel = Kernel::debian().map_err(|error| format!("no Linux to boot: {error:#}"));
+    let kernel =
+        Kernel::debian(Debian::Release).map_err(|error| format!("no Linux to boot: {error:#}"));
     if let Err(why) = &kernel {
         eprintln!("skipping {LINUX}: {why}");
     }

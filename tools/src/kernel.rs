@@ -1,4 +1,4 @@
-//! A Linux to boot: Debian's arm64 kernel of the release at hand, or a file of the user's.
+//! A Linux to boot: Debian's arm64 kernel of the release at hand, its newest, or a file of the user's.
 //!
 //! The system's package manager gets it, but nothing is installed and no foreign architecture is added:
 //! apt works on package lists and a cache of its own below `target/linux`. Only the Image and some drivers are
@@ -13,15 +13,48 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::packages::{For, PrivateApt, SetupLock, debian_release};
+use crate::packages::{For, PrivateApt, SetupLock, Suite};
 use crate::{image, workspace};
 
-pub use modules::Modules;
+pub use modules::{DEVICES, GUEST, HOST, Modules};
 
 /// The package that depends on the release's kernel.
 const META_PACKAGE: &str = "linux-image-arm64";
 /// No kernel is larger, unpacked.
 const LARGEST: u64 = 256 << 20;
+
+/// Debian's release whose backports have the newest kernel.
+const NEWEST_RELEASE: &str = "trixie";
+
+/// A kernel of Debian's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Debian {
+    /// That of the release at hand.
+    #[default]
+    Release,
+    /// The newest that there is for a release: that of the newest one's backports.
+    Newest,
+}
+
+impl Debian {
+    /// Where it comes from.
+    ///
+    /// # Errors
+    ///
+    /// This is no Debian.
+    pub fn suite(self) -> Result<Suite> {
+        let at_hand = Suite::at_hand()?;
+        Ok(match self {
+            Self::Release => at_hand,
+            Self::Newest => Suite::of(NEWEST_RELEASE).backports(),
+        })
+    }
+
+    /// Where its parts are kept.
+    pub(crate) fn folder(self) -> Result<PathBuf> {
+        Ok(workspace::kernel_dir().join(self.suite()?.to_string()))
+    }
+}
 
 /// A kernel, unpacked.
 #[derive(Clone, Debug)]
@@ -45,12 +78,13 @@ impl Kernel {
         Ok(Self { image, name: file.display().to_string(), modules: None })
     }
 
-    /// Debian's kernel for the release at hand, fetched unless an earlier run has done so.
-    pub fn debian() -> Result<Self> {
+    /// A kernel of Debian's, fetched unless an earlier run has done so.
+    pub fn debian(which: Debian) -> Result<Self> {
         let _lock = SetupLock::take()?;
-        let release = debian_release()
+        let suite = which
+            .suite()
             .context("there is only Debian's to fetch: give one (an arm64 Image) with --kernel")?;
-        let folder = workspace::kernel_dir().join(&release);
+        let folder = which.folder()?;
         let (image, name) = (folder.join("Image"), folder.join("package"));
         let modules = Modules::in_folder(&folder.join("modules"));
         // The name is written last: with it, all is there.
@@ -58,8 +92,8 @@ impl Kernel {
         {
             return Ok(Self { image, name, modules: Some(modules) });
         }
-        eprintln!("fetching Debian's arm64 kernel into {}", folder.display());
-        let apt = PrivateApt::new(&folder.join("apt"), &release, &[], For::Empty("arm64"))?;
+        eprintln!("fetching {suite}'s arm64 kernel into {}", folder.display());
+        let apt = PrivateApt::new(&folder.join("apt"), &suite, For::Empty("arm64"))?;
         let package = kernel_package(&apt)?;
         // Newer releases have each in a package of its own.
         let parts = [Some(package.clone())].into_iter().chain(

@@ -17,7 +17,7 @@ use crate::build::{self, HYP, LINUX};
 use crate::console::{Fields, Space, Table};
 use crate::firmware;
 use crate::image::{self, Parts};
-use crate::kernel::Kernel;
+use crate::kernel::{self, Debian, Kernel};
 use crate::qemu::{Machine, Qemu};
 use crate::report::{Report, value};
 use crate::symbols::Symbols;
@@ -31,8 +31,10 @@ pub use vms::VirtualMachines;
 /// What a Linux is to do.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The kernel; `None`: Debian's.
+    /// The kernel; `None`: one of Debian's.
     pub kernel: Option<PathBuf>,
+    /// Which one.
+    pub debian: Debian,
     /// How long the patterns run at least, in seconds of the machine's time.
     pub seconds: u64,
     /// How often each vector length is used, and each thing that disturbs happens, on each CPU: it
@@ -63,6 +65,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             kernel: None,
+            debian: Debian::Release,
             seconds: 60,
             times: 1,
             processes: 3,
@@ -146,13 +149,7 @@ impl Programs {
                 }
             }
             Task::Devices(_) => {
-                let modules =
-                    kernel.modules.as_ref().context("a kernel without its drivers")?.read()?;
-                let names: Vec<_> = modules.iter().map(|(name, _)| name.as_str()).collect();
-                files.push(("modules".to_owned(), names.join("\n").into_bytes()));
-                files.extend(
-                    modules.into_iter().map(|(name, module)| (format!("{name}.ko"), module)),
-                );
+                files.extend(drivers(kernel, kernel::DEVICES)?);
             }
         }
         let files: Vec<_> = files.iter().map(|(name, file)| (name.as_str(), &file[..])).collect();
@@ -193,6 +190,16 @@ impl Programs {
     }
 }
 
+/// Drivers of a kernel's for an initrd, and in `modules` the order in which they are loaded.
+fn drivers(kernel: &Kernel, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+    let modules = kernel.modules.as_ref().context("a kernel without its drivers")?;
+    let modules = modules.read(wanted)?;
+    let names: Vec<_> = modules.iter().map(|(name, _)| name.as_str()).collect();
+    let list = ("modules".to_owned(), names.join("\n").into_bytes());
+    let files = modules.into_iter().map(|(name, module)| (format!("{name}.ko"), module));
+    Ok([list].into_iter().chain(files).collect())
+}
+
 /// Linux doesn't complain of CPUs that get nowhere for some seconds (RCU's stalls, soft lockups, work
 /// that waits): the machine that emulates them may be busy with others. Our program sees who is stuck.
 const UNHURRIED: &str = "rcupdate.rcu_cpu_stall_suppress=1 nowatchdog workqueue.watchdog_thresh=0";
@@ -206,7 +213,7 @@ fn command_line(words: &str, arguments: &str) -> String {
 fn kernel(options: &Options) -> Result<Kernel> {
     match &options.kernel {
         Some(file) => Kernel::from_file(file),
-        None => Kernel::debian(),
+        None => Kernel::debian(options.debian),
     }
 }
 
@@ -225,7 +232,7 @@ pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
         hyp: build::binary(&toolchain, HYP)?,
         init: build::binary(&toolchain, LINUX)?,
         virtual_machines: match &options.task {
-            Task::VirtualMachines => Some(VirtualMachines::build(&toolchain)?),
+            Task::VirtualMachines => Some(VirtualMachines::build(&toolchain, options.debian)?),
             _ => None,
         },
     };

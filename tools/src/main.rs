@@ -18,6 +18,7 @@ use umbra_tools::fuzz::{self, ModeChoice};
 use umbra_tools::fvp;
 use umbra_tools::gdb;
 use umbra_tools::image;
+use umbra_tools::kernel::Debian;
 use umbra_tools::module::{self, Headers};
 use umbra_tools::qemu::Machine;
 use umbra_tools::{build, plants, setup, test};
@@ -89,6 +90,9 @@ struct ModuleArgs {
     /// Headers of another arm64 kernel: a folder that `make -C` takes.
     #[arg(long, value_name = "DIR")]
     kernel_headers: Option<PathBuf>,
+    /// Those of Debian's newest kernel.
+    #[arg(long, conflicts_with = "kernel_headers")]
+    newest: bool,
 }
 
 #[derive(Subcommand)]
@@ -392,7 +396,8 @@ fn run(verb: Verb) -> Result<bool> {
             let toolchain = setup::toolchain()?;
             let headers = match args.kernel_headers {
                 Some(folder) => Headers::in_folder(&folder)?,
-                None => Headers::debian()?,
+                None if args.newest => Headers::debian(Debian::Newest)?,
+                None => Headers::debian(Debian::Release)?,
             };
             println!("{}", build::shown(&module::build(&toolchain, &headers)?));
             Ok(true)

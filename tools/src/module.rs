@@ -2,13 +2,15 @@
 //! the tests boot or by somebody else's.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::kernel::Kernel;
-use crate::packages::{self, Apt, For, PrivateApt, SetupLock, debian_release};
+use crate::image;
+use crate::kernel::{Debian, Kernel};
+use crate::packages::{self, Apt, For, PrivateApt, SetupLock};
 use crate::process;
 use crate::toolchain::Toolchain;
 use crate::workspace::{self, TARGET};
@@ -46,29 +48,27 @@ impl Headers {
         Ok(Self { folder })
     }
 
-    /// Those of Debian's kernel that the tests boot, fetched unless an earlier run has done so.
-    pub fn debian() -> Result<Self> {
-        let kernel = Kernel::debian()?;
+    /// Those of a kernel of Debian's, fetched unless an earlier run has done so.
+    pub fn debian(which: Debian) -> Result<Self> {
+        let kernel = Kernel::debian(which)?;
         let _lock = SetupLock::take()?;
-        let release = debian_release()?;
         let image = kernel.name.trim();
         let version = image.strip_prefix("linux-image-").with_context(|| image.to_owned())?;
-        let folder = workspace::kernel_dir().join(&release).join("headers");
+        let folder = which.folder()?.join("headers");
         let place = |root: &Path| root.join(format!("root/usr/src/linux-headers-{version}"));
         if !place(&folder).join("Makefile").exists() {
             eprintln!("fetching the headers of {image} into {}", folder.display());
-            fetch(&release, version, &folder)?;
+            fetch(which, version, &folder)?;
         }
         Self::in_folder(&place(&folder))
     }
 }
 
 /// Unpacks the headers, what is common to all flavours, and the build tools of this machine.
-fn fetch(release: &str, version: &str, folder: &Path) -> Result<()> {
-    let kernels = workspace::kernel_dir().join(release);
-    let target = PrivateApt::new(&kernels.join("apt"), release, &[], For::Empty("arm64"))?;
-    let here =
-        PrivateApt::new(&kernels.join("apt-here"), release, &[], For::ThisWithout("linux-"))?;
+fn fetch(which: Debian, version: &str, folder: &Path) -> Result<()> {
+    let (suite, kernels) = (which.suite()?, which.folder()?);
+    let target = PrivateApt::new(&kernels.join("apt"), &suite, For::Empty("arm64"))?;
+    let here = PrivateApt::new(&kernels.join("apt-here"), &suite, For::ThisWithout("linux-"))?;
     let headers = format!("linux-headers-{version}");
     // Lists that are there will do, if the kernel's own package is in them.
     if target.dependency(&headers, "linux-headers-")?.is_none() {
@@ -79,19 +79,60 @@ fn fetch(release: &str, version: &str, folder: &Path) -> Result<()> {
     let tools = target.dependency(&headers, "linux-kbuild-")?.context("no kbuild tools")?;
     let partial = folder.with_extension("partial");
     packages::extract(&partial, |debs| {
-        for (apt, package) in [(&target, &headers), (&target, &common), (&here, &tools)] {
+        let mut parts = vec![(&target, &*headers), (&target, &common), (&here, &tools)];
+        if which != Debian::Release {
+            parts.extend(LIBRARIES.map(|library| (&here, library)));
+        }
+        for (apt, package) in parts {
             let deb = apt.download(package)?;
             fs::rename(&deb, debs.join(deb.file_name().context("a package's name")?))?;
         }
         Ok(())
     })?;
-    // Their Makefile includes the other's where packages are installed.
-    let makefile = partial.join(format!("root/usr/src/{headers}/Makefile"));
+    let root = partial.join("root");
+    // Their Makefile says where packages are installed.
+    let makefile = root.join(format!("usr/src/{headers}/Makefile"));
     let text = fs::read_to_string(&makefile)?;
     ensure!(text.contains("include /usr/src/"), "{} is none of Debian's", makefile.display());
-    let text = text.replace("include /usr/src/", "include $(dir $(lastword $(MAKEFILE_LIST)))../");
-    fs::write(&makefile, text)?;
+    let text = text.replace("/usr/src/", "$(dir $(CURDIR))");
+    fs::write(&makefile, text.replace("KBUILD_OUTPUT=", "KBUILD_OUTPUT:="))?;
+    if which != Debian::Release {
+        bring_libraries(&root, &folder.join("root"))?;
+    }
     packages::put_in_place(&partial, folder)
+}
+
+/// What the build tools of another release need that this one's are too old for.
+const LIBRARIES: [&str; 4] = ["libc6", "libelf1t64", "zlib1g", "libzstd1"];
+
+/// Has the build tools below `root`, which will be at `place`, find the libraries that came with them.
+fn bring_libraries(root: &Path, place: &Path) -> Result<()> {
+    const LOADER: &str = "ld-linux-x86-64.so.2";
+    const FOLDER: &str = "usr/lib/x86_64-linux-gnu";
+    ensure!(root.join(FOLDER).join(LOADER).exists(), "no {LOADER} of this machine's architecture");
+    let libraries = place.join(FOLDER);
+    let tools = fs::read_dir(root.join("usr/lib"))?.filter_map(|entry| Some(entry.ok()?.path()));
+    let tools = tools.filter(|path| path.to_string_lossy().contains("/linux-kbuild-"));
+    for scripts in tools.map(|path| path.join("scripts/mod")) {
+        for entry in fs::read_dir(scripts)? {
+            let program = entry?.path();
+            if !fs::read(&program)?.starts_with(b"\x7fELF") {
+                continue;
+            }
+            let mut name = program.file_name().context("a program's name")?.to_owned();
+            name.push(".elf");
+            let real = program.with_file_name(&name);
+            fs::rename(&program, &real)?;
+            let real = place.join(real.strip_prefix(root)?);
+            let (libraries, real) = (libraries.display(), real.display());
+            let launcher = format!(
+                "#!/bin/sh\nexec '{libraries}/{LOADER}' --library-path '{libraries}' --argv0 \"$0\" '{real}' \"$@\"\n"
+            );
+            image::write_whole(&program, launcher.as_bytes())?;
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+        }
+    }
+    Ok(())
 }
 
 /// The cross compiler, which is installed if it may be.
@@ -122,7 +163,9 @@ pub fn build_in(
 ) -> Result<PathBuf> {
     compiler()?;
     let object = rust_half(toolchain, root, target)?;
-    let folder = target.join("build");
+    // One for each kernel.
+    let name = headers.folder.file_name().context("the headers' name")?;
+    let folder = target.join(name);
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
     }
@@ -143,7 +186,9 @@ pub fn build_in(
         .args(["DEB_BUILD_ARCH=amd64", "DEB_HOST_ARCH=arm64"])
         .arg("DEB_HOST_GNU_TYPE=aarch64-linux-gnu")
         // What the build machine would need beyond a compiler, and a module can do without.
-        .args(["CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"])
+        .args(["CONFIG_DEBUG_INFO_BTF_MODULES="])
+        // A compiler older than the kernel's aligns functions by another option.
+        .args(["CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT=", "modules"])
         .stdout(std::io::stderr());
     eprintln!("building: {}", process::line(&make));
     process::run(&mut make).context("the module's C half")?;

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{process, workspace};
 
-pub use private::{For, PrivateApt, debian_release};
+pub use private::{For, PrivateApt, Suite};
 
 /// Seconds to wait for another apt to finish.
 const LOCK_TIMEOUT: &str = "DPkg::Lock::Timeout=300";

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::dtc;
-use crate::kernel::Kernel;
+use crate::kernel::{Debian, Kernel};
 use crate::packages::{Apt, SetupLock};
 use crate::qemu::{Newer, Qemu};
 use crate::toolchain::{self, Toolchain};
@@ -41,8 +41,8 @@ pub fn everything() -> Result<()> {
     device_tree_compiler()?;
     let usual = qemu(None)?;
     newer_qemu(&usual).map_err(anyhow::Error::msg)?;
-    Kernel::debian()?;
-    if let Err(error) = module::Headers::debian().and_then(|_| module::compiler()) {
+    Kernel::debian(Debian::Release)?;
+    if let Err(error) = module::Headers::debian(Debian::Release).and_then(|_| module::compiler()) {
         eprintln!("no kernel module can be built here: {error:#}");
     }
     if let Err(error) = vmm::ensure_target() {

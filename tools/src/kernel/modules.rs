@@ -1,4 +1,4 @@
-//! Drivers of a Linux that are not in its Image: those that the tests need, and what they need.
+//! Drivers of a Linux that are not in its Image: those that the tests need, and what these need in turn.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,10 +11,17 @@ use super::archive;
 use crate::image::write_whole;
 use crate::workspace;
 
-/// The drivers that are kept.
-const WANTED: &[&str] = &["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "nvme"];
-/// The list of them, each behind what it needs. Written last: with it, all are there.
-const LIST: &str = "list";
+/// Disks and a network on PCI.
+pub const DEVICES: &[&str] = &["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "nvme"];
+/// What a guest's devices take, and a file system on one.
+pub const GUEST: &[&str] =
+    &["virtio_mmio", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "ext4"];
+/// A network of a host's to its guests, and ciphers of the kernel's that user space can have it use, with FP registers.
+pub const HOST: &[&str] = &["tun", "af_alg", "algif_skcipher", "aes_ce_blk"];
+/// All that are kept.
+const WANTED: [&[&str]; 3] = [DEVICES, GUEST, HOST];
+/// Of which of them this is the folder. Written last: with it, all are there.
+const LIST: &str = "kept";
 
 /// A folder of modules.
 #[derive(Clone, Debug)]
@@ -30,22 +37,19 @@ impl Modules {
 
     /// Whether they are there.
     pub fn exist(&self) -> bool {
-        self.folder.join(LIST).exists()
+        fs::read_to_string(self.folder.join(LIST)).is_ok_and(|list| list == wanted())
     }
 
-    /// Names and contents, each behind what it needs.
+    /// Names and contents of some, and of what they need, each behind what it needs. One that isn't there is in the Image.
     ///
     /// # Errors
     ///
-    /// They aren't there.
-    pub fn read(&self) -> Result<Vec<(String, Vec<u8>)>> {
-        let list = fs::read_to_string(self.folder.join(LIST)).context("the kernel's modules")?;
-        let read = |name: &str| {
-            let file = self.folder.join(format!("{name}.ko"));
-            let content = fs::read(&file).with_context(|| file.display().to_string())?;
-            anyhow::Ok((name.to_owned(), content))
-        };
-        list.lines().map(read).collect()
+    /// They can't be read.
+    pub fn read(&self, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+        ensure!(self.exist(), "the kernel's modules aren't in {}", self.folder.display());
+        let mut files = HashMap::new();
+        list(&self.folder, &mut files)?;
+        in_order(wanted, &files)
     }
 
     /// Takes them from a package; whether it has any.
@@ -69,37 +73,48 @@ impl Modules {
     fn keep(&self, files: &HashMap<String, PathBuf>) -> Result<()> {
         remove(&self.folder)?;
         fs::create_dir_all(&self.folder)?;
-        let mut order = Vec::new();
-        for name in WANTED {
-            self.keep_one(name, files, &mut order, 0)?;
+        for (name, content) in in_order(&WANTED.concat(), files)? {
+            write_whole(&self.folder.join(format!("{name}.ko")), &content)?;
         }
-        write_whole(&self.folder.join(LIST), (order.join("\n") + "\n").as_bytes())
+        write_whole(&self.folder.join(LIST), wanted().as_bytes())
     }
+}
 
-    /// Keeps what `name` needs, then itself.
-    fn keep_one(
-        &self,
-        name: &str,
-        files: &HashMap<String, PathBuf>,
-        order: &mut Vec<String>,
-        depth: usize,
-    ) -> Result<()> {
-        ensure!(depth < 16, "modules need each other in a circle");
-        if order.iter().any(|kept| kept == name) {
-            return Ok(());
-        }
-        let Some(file) = files.get(name) else {
-            // What a module needs may be in the Image, and so may a driver.
-            return Ok(());
-        };
-        let content = decompressed(file)?;
-        for needed in needs(&content) {
-            self.keep_one(&needed, files, order, depth + 1)?;
-        }
-        write_whole(&self.folder.join(format!("{name}.ko")), &content)?;
-        order.push(name.to_owned());
-        Ok(())
+/// What the folder's list holds.
+fn wanted() -> String {
+    WANTED.concat().join("\n") + "\n"
+}
+
+/// Modules and what they need, each behind what it needs.
+fn in_order(wanted: &[&str], files: &HashMap<String, PathBuf>) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut taken = Vec::new();
+    for name in wanted {
+        take(name, files, &mut taken, 0)?;
     }
+    Ok(taken)
+}
+
+/// Takes what `name` needs, then itself.
+fn take(
+    name: &str,
+    files: &HashMap<String, PathBuf>,
+    taken: &mut Vec<(String, Vec<u8>)>,
+    depth: usize,
+) -> Result<()> {
+    ensure!(depth < 16, "modules need each other in a circle");
+    if taken.iter().any(|(other, _)| other == name) {
+        return Ok(());
+    }
+    let Some(file) = files.get(name) else {
+        // What a module needs may be in the Image, and so may a driver.
+        return Ok(());
+    };
+    let content = decompressed(file)?;
+    for needed in needs(&content) {
+        take(&needed, files, taken, depth + 1)?;
+    }
+    taken.push((name.to_owned(), content));
+    Ok(())
 }
 
 /// Modules below a folder, by name: what is `-` in a file's name is `_` in a module's.
@@ -157,6 +172,25 @@ fn remove(folder: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_stands_behind_what_it_needs() {
+        let folder = std::env::temp_dir().join(format!("umbra-modules-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        for (name, depends) in [("a", "b,c"), ("b", "c"), ("c", "in_the_image"), ("d", "")] {
+            fs::write(folder.join(format!("{name}.ko")), format!("\0depends={depends}\0")).unwrap();
+        }
+        let mut files = HashMap::new();
+        list(&folder, &mut files).unwrap();
+        let names = |wanted: &[&str]| -> Vec<String> {
+            in_order(wanted, &files).unwrap().into_iter().map(|(name, _)| name).collect()
+        };
+        assert_eq!(names(&["a", "b"]), ["c", "b", "a"]);
+        assert_eq!(names(&["d", "in_the_image"]), ["d"]);
+        fs::write(folder.join("c.ko"), "\0depends=a\0").unwrap();
+        assert!(in_order(&["a"], &files).is_err());
+        fs::remove_dir_all(&folder).unwrap();
+    }
 
     #[test]
     fn what_a_module_needs() {

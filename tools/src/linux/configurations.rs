@@ -98,8 +98,14 @@ impl Configuration {
             Purpose::VirtualMachines => (Task::VirtualMachines, VM_TIMES, VM_CPUS),
             Purpose::Devices => (Task::Devices(Content::prepare(None)?), DEVICE_TIMES, DEVICE_CPUS),
         };
-        let options =
-            Options { kernel: None, seconds: 0, times, processes: 2, reboot: self.reboot, task };
+        let options = Options {
+            times,
+            processes: 2,
+            seconds: 0,
+            reboot: self.reboot,
+            task,
+            ..Options::default()
+        };
         let name = format!("linux-{}", self.name);
         let image = programs.pack(kernel, &options, cpus, self.words(), &name)?;
         let mut machine = options.equip(Machine { smp: cpus, ..Machine::default() });

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::console::Table;
+use crate::kernel::Debian;
 use crate::module::{self, Headers};
 use crate::report::{Report, value};
 use crate::toolchain::Toolchain;
@@ -25,14 +26,19 @@ pub struct VirtualMachines {
 }
 
 impl VirtualMachines {
-    /// Builds them, for the kernel that the tests boot.
-    pub fn build(toolchain: &Toolchain) -> Result<Self> {
-        Self::build_in(toolchain, &workspace::root(), &workspace::target_dir())
+    /// Builds them, for a host with this kernel.
+    pub fn build(toolchain: &Toolchain, kernel: Debian) -> Result<Self> {
+        Self::build_in(toolchain, kernel, &workspace::root(), &workspace::target_dir())
     }
 
     /// The same for a checkout in `root`, with a target directory of its own.
-    pub fn build_in(toolchain: &Toolchain, root: &Path, target: &Path) -> Result<Self> {
-        let headers = Headers::debian()?;
+    pub fn build_in(
+        toolchain: &Toolchain,
+        kernel: Debian,
+        root: &Path,
+        target: &Path,
+    ) -> Result<Self> {
+        let headers = Headers::debian(kernel)?;
         let module = module::build_in(toolchain, &headers, root, &target.join("module"))?;
         let programs = target.join("vmm");
         let program = |package| vmm::build_in(package, root, &programs);

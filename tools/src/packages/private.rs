@@ -3,6 +3,7 @@
 //!
 //! Its sources are the system's own mirrors, which this machine is known to reach.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,23 +27,50 @@ pub enum For {
     ThisWithout(&'static str),
 }
 
+/// A suite of Debian's: a release, or a part beside it, such as its backports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Suite {
+    release: String,
+    part: Option<&'static str>,
+}
+
+impl Suite {
+    /// The release of this machine.
+    ///
+    /// # Errors
+    ///
+    /// This is no Debian.
+    pub fn at_hand() -> Result<Self> {
+        let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
+        match debian_suite(&text) {
+            Some(release) => Ok(Self { release, part: None }),
+            None => bail!("this is no Debian"),
+        }
+    }
+
+    /// A release by its code name.
+    pub fn of(release: &str) -> Self {
+        Self { release: release.to_owned(), part: None }
+    }
+
+    /// What newer releases had that was built for this one.
+    pub fn backports(self) -> Self {
+        Self { part: Some("backports"), ..self }
+    }
+}
+
+impl fmt::Display for Suite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.release)?;
+        self.part.map_or(Ok(()), |part| write!(f, "-{part}"))
+    }
+}
+
 /// apt for one folder.
 pub struct PrivateApt {
     folder: PathBuf,
     architecture: String,
-}
-
-/// The code name of the Debian release at hand.
-///
-/// # Errors
-///
-/// This is no Debian.
-pub fn debian_release() -> Result<String> {
-    let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    match debian_suite(&text) {
-        Some(suite) => Ok(suite),
-        None => bail!("this is no Debian"),
-    }
+    suite: Suite,
 }
 
 /// The code name of a Debian release, from os-release.
@@ -56,8 +84,8 @@ fn debian_suite(os_release: &str) -> Option<String> {
 }
 
 impl PrivateApt {
-    /// apt in `folder`, for `release` and, of that, `more` (`backports` for example).
-    pub fn new(folder: &Path, release: &str, more: &[&str], whom: For) -> Result<Self> {
+    /// apt in `folder`, for a suite, which is preferred, and the release that it is beside.
+    pub fn new(folder: &Path, suite: &Suite, whom: For) -> Result<Self> {
         for tool in ["apt-get", "apt-cache", "dpkg", "dpkg-deb", "tar"] {
             ensure!(process::find_on_path(tool).is_some(), "no {tool} to fetch packages with");
         }
@@ -75,7 +103,7 @@ impl PrivateApt {
             For::Empty(_) => String::new(),
             For::ThisWithout(prefix) => without(&fs::read_to_string(DPKG_STATUS)?, prefix),
         };
-        let apt = Self { folder: folder.to_path_buf(), architecture };
+        let apt = Self { folder: folder.to_path_buf(), architecture, suite: suite.clone() };
         fs::write(folder.join("status"), status)?;
         let configured = process::stdout(Command::new("apt-get").args([
             "indextargets",
@@ -83,7 +111,7 @@ impl PrivateApt {
             "$(REPO_URI) $(RELEASE) $(COMPONENT)",
             "Identifier: Packages",
         ]));
-        fs::write(apt.sources(), sources(&configured.unwrap_or_default(), release, more))?;
+        fs::write(apt.sources(), sources(&configured.unwrap_or_default(), suite))?;
         Ok(apt)
     }
 
@@ -106,6 +134,7 @@ impl PrivateApt {
         option("Dir::Etc::SourceParts", "/dev/null");
         option("APT::Architecture", &self.architecture);
         option("APT::Architectures", &self.architecture);
+        option("APT::Default-Release", &self.suite.to_string());
         // All of it belongs to this user.
         option("APT::Sandbox::User", "root");
         option("Debug::NoLocking", "1");
@@ -149,15 +178,13 @@ impl PrivateApt {
         }
     }
 
-    /// Fetches the archives of packages, preferring `release`'s, and of what they need beyond what there
-    /// is, into `debs`.
-    pub fn download_all(&self, packages: &[&str], release: &str, debs: &Path) -> Result<()> {
+    /// Fetches the archives of packages, and of what they need beyond what there is, into `debs`.
+    pub fn download_all(&self, packages: &[&str], debs: &Path) -> Result<()> {
         let mut list = self.command("apt-get");
-        list.args(["install", "-y", "--no-install-recommends", "--print-uris", "-t", release])
-            .args(packages);
+        list.args(["install", "-y", "--no-install-recommends", "--print-uris"]).args(packages);
         let archives = parse_archives(&process::stdout(&mut list)?);
         ensure!(!archives.is_empty(), "apt names no archive for {}", packages.join(" "));
-        eprintln!("setting up: fetching {} of {release}", archives.join(" "));
+        eprintln!("setting up: fetching {} of {}", archives.join(" "), self.suite);
         let mut arguments = vec!["download"];
         arguments.extend(archives.iter().map(String::as_str));
         self.get_in(debs, &arguments)
@@ -173,29 +200,30 @@ fn without(status: &str, prefix: &str) -> String {
         .collect()
 }
 
-/// A sources.list for a Debian release: `configured` has the system's own, one archive per line. What of
-/// `more` isn't configured is where the release itself is.
-fn sources(configured: &str, release: &str, more: &[&str]) -> String {
-    let suite = |part: &str| format!("{release}-{part}");
-    let mut wanted = vec![release.to_owned(), suite("updates"), suite("security")];
-    wanted.extend(more.iter().map(|part| suite(part)));
+/// A sources.list for a suite and its release: `configured` has the system's own, one archive per line. What isn't
+/// configured is where the release is, and that where another is.
+fn sources(configured: &str, suite: &Suite) -> String {
+    let Suite { release, part } = suite;
+    let beside = |part: &str| format!("{release}-{part}");
+    let mut wanted = vec![release.clone(), beside("updates"), beside("security")];
+    wanted.extend(part.map(beside));
     let mut found: Vec<(String, String)> = configured
         .lines()
         .filter_map(|line| {
             let mut words = line.split_whitespace();
             let (uri, name, component) = (words.next()?, words.next()?, words.next()?);
-            let ours = component == "main" && wanted.iter().any(|suite| suite == name);
-            ours.then(|| (uri.to_owned(), name.to_owned()))
+            (component == "main").then(|| (uri.to_owned(), name.to_owned()))
         })
         .collect();
-    let here = found.iter().find(|(_, name)| name == release).map(|(uri, _)| uri.clone());
-    let here = here.unwrap_or_else(|| "http://deb.debian.org/debian".to_owned());
-    if found.is_empty() {
-        found.push((here.clone(), release.to_owned()));
-    }
-    for suite in more.iter().map(|part| suite(part)) {
-        if !found.iter().any(|(_, name)| *name == suite) {
-            found.push((here.clone(), suite));
+    // A release's name is one word; the security archive is another one, in its own place.
+    let plain = |name: &str| !name.contains('-');
+    let here = found.iter().find(|(_, name)| name == release);
+    let here = here.or_else(|| found.iter().find(|(_, name)| plain(name)));
+    let here = here.map_or("http://deb.debian.org/debian", |(uri, _)| uri).to_owned();
+    found.retain(|(_, name)| wanted.contains(name));
+    for name in [Some(release.clone()), part.map(beside)].into_iter().flatten() {
+        if !found.iter().any(|(_, other)| *other == name) {
+            found.push((here.clone(), name));
         }
     }
     found.sort();
@@ -232,21 +260,34 @@ mod tests {
         let configured = "http://m/debian/ bookworm main\nhttp://m/debian/ bookworm main\n\
             http://s/debian-security/ bookworm-security main\nhttp://other/ nodistro main\n\
             http://m/debian/ bookworm contrib\n";
-        let list = sources(configured, "bookworm", &[]);
+        let list = sources(configured, &Suite::of("bookworm"));
         assert_eq!(list.lines().count(), 2, "{list}");
         assert!(list.contains("http://s/debian-security/ bookworm-security main"));
-        assert!(sources("", "trixie", &[]).contains("deb.debian.org/debian trixie main"));
+        let list = sources("", &Suite::of("trixie"));
+        assert!(list.contains("deb.debian.org/debian trixie main"), "{list}");
     }
 
     #[test]
     fn backports_are_where_the_release_is_unless_configured() {
         let configured = "http://m/debian/ bookworm main\nhttp://s/d/ bookworm-security main\n";
-        let list = sources(configured, "bookworm", &["backports"]);
+        let suite = Suite::of("bookworm").backports();
+        let list = sources(configured, &suite);
         assert!(list.contains("http://m/debian/ bookworm-backports main"), "{list}");
         let configured = format!("{configured}http://b/debian/ bookworm-backports main\n");
-        let list = sources(&configured, "bookworm", &["backports"]);
+        let list = sources(&configured, &suite);
         assert!(list.contains("http://b/debian/ bookworm-backports main"), "{list}");
         assert_eq!(list.matches("backports").count(), 1, "{list}");
+    }
+
+    #[test]
+    fn another_release_is_where_this_one_is() {
+        let configured = "http://s/d/ bookworm-security main\nhttp://m/debian/ bookworm main\n";
+        let suite = Suite::of("trixie").backports();
+        assert_eq!(suite.to_string(), "trixie-backports");
+        let list = sources(configured, &suite);
+        assert_eq!(list.lines().count(), 2, "{list}");
+        assert!(list.contains("http://m/debian/ trixie main"), "{list}");
+        assert!(list.contains("http://m/debian/ trixie-backports main"), "{list}");
     }
 
     #[test]

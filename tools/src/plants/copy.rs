@@ -19,7 +19,7 @@ use crate::fuzz::batch::Lab;
 use crate::fuzz::sample;
 use crate::harness::{self, Emulators};
 use crate::image::write_whole;
-use crate::kernel::Kernel;
+use crate::kernel::{Debian, Kernel};
 use crate::linux::{Programs, VirtualMachines};
 use crate::process::{self, Running};
 use crate::setup;
@@ -171,7 +171,7 @@ impl Copy {
     }
 
     pub(super) fn run_linux(&self, name: &str) -> Result<Verdict> {
-        let kernel = match Kernel::debian() {
+        let kernel = match Kernel::debian(Debian::Release) {
             Ok(kernel) => kernel,
             Err(error) => return Ok(Verdict::Nothing(format!("no Linux to boot: {error:#}"))),
         };
@@ -180,7 +180,12 @@ impl Copy {
             hyp: self.binary(build::HYP)?,
             init: self.binary(build::LINUX)?,
             virtual_machines: match configuration.has_virtual_machines() {
-                true => Some(VirtualMachines::build_in(&self.toolchain, &self.tree, &self.target)?),
+                true => Some(VirtualMachines::build_in(
+                    &self.toolchain,
+                    Debian::Release,
+                    &self.tree,
+                    &self.target,
+                )?),
                 false => None,
             },
         };

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{PACKAGE, PROGRAM, Qemu, Release, version, write_launcher};
-use crate::packages::{self, For, PrivateApt};
+use crate::packages::{self, For, PrivateApt, Suite};
 use crate::workspace;
 
 /// The oldest release whose virt board has an SMMU with a stage 2 (`virt-9.2` and newer boards).
@@ -91,24 +91,23 @@ fn unpacked() -> impl Iterator<Item = Qemu> {
 
 /// Unpacks the backports' into a folder that is named by its release.
 fn fetch() -> Result<()> {
-    const SUITE: &str = "backports";
-    let release = packages::debian_release()?;
+    let suite = Suite::at_hand()?.backports();
     let tools = workspace::tools_dir();
-    eprintln!("setting up: a newer QEMU from {release}-{SUITE}, into {}", tools.display());
+    eprintln!("setting up: a newer QEMU from {suite}, into {}", tools.display());
     // As if no QEMU were installed: of one source, it is one release.
     let whom = For::ThisWithout("qemu");
-    let apt = PrivateApt::new(&tools.join("apt"), &release, &[SUITE], whom)?;
+    let apt = PrivateApt::new(&tools.join("apt"), &suite, whom)?;
     let updated = apt.update();
     let partial = tools.join("qemu-new.partial");
     packages::extract(&partial, |debs| {
-        let downloaded = apt.download_all(&[PACKAGE], &format!("{release}-{SUITE}"), debs);
+        let downloaded = apt.download_all(&[PACKAGE], debs);
         // What is told is what failed first.
         updated.and(downloaded)
     })?;
     write_launcher(&partial)?;
     let found = version(&partial.join(PROGRAM))?;
     if found < NEWER {
-        bail!("{release}-{SUITE} has QEMU {}.{}, which is too old", found.0, found.1);
+        bail!("{suite} has QEMU {}.{}, which is too old", found.0, found.1);
     }
     packages::put_in_place(&partial, &tools.join(format!("qemu-{}", found.0)))
 }
