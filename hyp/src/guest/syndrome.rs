@@ -66,14 +66,21 @@ impl Abort {
         Self(esr)
     }
 
-    /// A translation fault, at any level.
-    pub const fn is_translation(self) -> bool {
-        self.0 & 0x3c == 0x04
+    /// DFSC or IFSC.
+    const fn status(self) -> u64 {
+        self.0 & 0x3f
     }
 
-    /// A translation, access flag or permission fault, or an address size fault: what stage 2 causes.
+    /// A translation fault, at any level: -1 (FEAT_LPA2) and -2 (FEAT_D128) have codes of their own (Arm ARM D24.2.40,
+    /// ISS encoding for an exception from a Data Abort, DFSC). Hyp's stage 2 begins below both, but of a walk of stage 1
+    /// an implementation may say at which level of stage 1 it was.
+    pub const fn is_translation(self) -> bool {
+        matches!(self.status(), 0x04..=0x07 | 0x2a | 0x2b)
+    }
+
+    /// A translation, access flag or permission fault, or an address size fault, at any level: what stage 2 causes.
     pub const fn is_stage2(self) -> bool {
-        self.0 & 0x3f < 0x10
+        matches!(self.status(), 0x00..=0x0f | 0x29..=0x2c)
     }
 
     /// The access, if ISS says all that is needed to emulate it.
@@ -362,6 +369,19 @@ mod tests {
         assert_eq!(Abort::new(load | 1 << 8).access(), None);
         assert_eq!(Abort::new(load | 1 << 7).access(), None);
         assert!(!Abort::new(0x24 << 26 | 0x10).is_stage2());
+    }
+
+    #[test]
+    fn faults_are_told_at_every_level() {
+        // Of a walk of stage 1 (S1PTW), as Linux with 52-bit addresses meets it on QEMU 7.2.
+        let walk = Abort::new(0x20 << 26 | 1 << 25 | 1 << 7 | 0x2b);
+        assert!(walk.is_translation() && walk.is_stage2());
+        let of = |is: fn(Abort) -> bool| -> Vec<u64> {
+            (0..64).filter(|&status| is(Abort::new(0x24 << 26 | 0xffc0 | status))).collect()
+        };
+        assert_eq!(of(Abort::is_translation), [4, 5, 6, 7, 0x2a, 0x2b]);
+        let below: Vec<u64> = (0..16).chain(0x29..0x2d).collect();
+        assert_eq!(of(Abort::is_stage2), below);
     }
 
     #[test]
