@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::packages::{For, PrivateApt, SetupLock, Suite};
 use crate::{image, workspace};
 
-pub use modules::{DEVICES, GUEST, HOST, Modules};
+pub use modules::{CIPHERS, DEVICES, GUEST, HOST, Modules};
 
 /// The package that depends on the release's kernel.
 const META_PACKAGE: &str = "linux-image-arm64";

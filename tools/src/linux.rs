@@ -89,7 +89,7 @@ impl Options {
         let task = match &self.task {
             Task::Patterns => patterns,
             Task::Devices(content) => format!("devices {}", content.words()),
-            Task::VirtualMachines => format!("vm {patterns}"),
+            Task::VirtualMachines => format!("vm ciphers {patterns}"),
             Task::Withheld => "withheld".to_owned(),
         };
         let end = if *reboot { " reboot" } else { "" };
@@ -138,8 +138,10 @@ impl Programs {
             Task::VirtualMachines => {
                 let vms = self.virtual_machines.as_ref().context("nothing for guests is built")?;
                 // The guest is the same kernel with the same program.
-                let guest = cpio::archive(&[("init", &files[0].1)]);
-                files.push(("guest-initrd".to_owned(), guest));
+                let mut guest = files.clone();
+                guest.extend(drivers(kernel, &[kernel::GUEST, kernel::CIPHERS].concat())?);
+                files.push(("guest-initrd".to_owned(), archive(&guest)));
+                files.extend(drivers(kernel, &[kernel::HOST, kernel::CIPHERS].concat())?);
                 for (name, path) in
                     vms.files().into_iter().chain([("guest-kernel", &*kernel.image)])
                 {
@@ -152,8 +154,7 @@ impl Programs {
                 files.extend(drivers(kernel, kernel::DEVICES)?);
             }
         }
-        let files: Vec<_> = files.iter().map(|(name, file)| (name.as_str(), &file[..])).collect();
-        Ok(cpio::archive(&files))
+        Ok(archive(&files))
     }
 
     /// One bootable file of hyp and `kernel`, for a machine with so many CPUs.
@@ -188,6 +189,11 @@ impl Programs {
         image::write_whole(&path, &package)?;
         Ok(path)
     }
+}
+
+fn archive(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let files: Vec<_> = files.iter().map(|(name, file)| (name.as_str(), &file[..])).collect();
+    cpio::archive(&files)
 }
 
 /// Drivers of a kernel's for an initrd, and in `modules` the order in which they are loaded.

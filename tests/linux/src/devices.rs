@@ -1,7 +1,5 @@
 //! Devices that move data by themselves: every byte of the disks, read on every CPU and while CPUs go
 //! and come; what was written, read back; a file from the network; and the interrupts of all that.
-//!
-//! Their drivers are modules beside `init`, in the order in which they are listed in `/modules`.
 
 pub mod bench;
 mod disk;
@@ -12,6 +10,7 @@ use core::cell::Cell;
 use core::ffi::CStr;
 
 use crate::fail;
+use crate::modules;
 use crate::say::{self, Text};
 use crate::seen;
 use crate::start::Start;
@@ -38,28 +37,6 @@ fn wait_for<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> Result<T, Text> 
         sys::sleep_micros(NAP_MICROS);
     }
     fail!("{what} does not come")
-}
-
-/// Loads the drivers.
-pub fn load_modules() -> Result<(), Text> {
-    let mut buffer = [0; 1024];
-    let list = match File::read_only(c"/modules") {
-        Ok(file) => file.read(&mut buffer),
-        Err(error) => fail!("no list of modules: {error:?}"),
-    };
-    for name in core::str::from_utf8(list).unwrap_or("").lines() {
-        let mut path = say::text(format_args!("/{name}.ko"));
-        path.push('\0');
-        let loaded = CStr::from_bytes_until_nul(path.as_bytes())
-            .ok()
-            .ok_or(sys::Errno(0))
-            .and_then(File::read_only)
-            .and_then(|file| file.load_module());
-        if let Err(error) = loaded {
-            fail!("module {name}: {error:?}");
-        }
-    }
-    Ok(())
 }
 
 /// A disk, when it is there.
@@ -126,7 +103,7 @@ pub fn run(start: &Start) -> Result<(), Text> {
     let number = |name: &str| start.number(name).unwrap_or(0);
     let expected = disk::Content { bytes: number("disk"), digest: number("digest") };
     let file = disk::Content { bytes: number("file"), digest: number("file-digest") };
-    load_modules()?;
+    modules::load()?;
     let open = |(path, name): (&CStr, &str)| wait_for_disk(path, name);
     let disks = [open(DISKS[0])?, open(DISKS[1])?];
     for (disk, (_, name)) in disks.iter().zip(DISKS) {

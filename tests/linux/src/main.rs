@@ -23,6 +23,7 @@
 //! | `devices` | use the disks and the network instead of the patterns ([`devices`]) |
 //! | `vm` | run virtual machines beside the patterns ([`vm`]) |
 //! | `guest` | it is a virtual machine: the patterns, and nothing of the machine around them |
+//! | `ciphers` | the kernel's ciphers are among what happens to the patterns ([`cipher`]) |
 //! | `withheld` | devices that reach memory are withheld: no patterns either |
 //! | `disk=N`, `digest=N` | bytes of each disk, and what they come to (`umbra_patterns::digest`) |
 //! | `file=N`, `file-digest=N` | the same of the file that the network has |
@@ -35,10 +36,13 @@
 )]
 
 mod bench;
+mod cipher;
 mod clock;
 mod compat;
 mod devices;
+mod filled;
 mod frame;
+mod modules;
 mod reach;
 mod say;
 mod seen;

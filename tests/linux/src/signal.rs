@@ -6,12 +6,14 @@
 use core::sync::atomic::Ordering::SeqCst;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 
+use umbra_patterns::model::ZA;
 use umbra_patterns::pattern::Kept;
-use umbra_patterns::regs::{Bench, Width, rdvl};
+use umbra_patterns::regs::{Bench, Width, sme};
 use umbra_patterns::tag::Tag;
-use umbra_shared::vl::Vq;
 
 use crate::clock;
+use crate::fail;
+use crate::filled::Filled;
 use crate::frame::Frame;
 use crate::say::{Text, text};
 use crate::sys::{self, Signal};
@@ -19,8 +21,10 @@ use crate::worker::{KNOWN, displace, handler_owner, owner};
 
 /// Which worker this process is.
 static WORKER: AtomicUsize = AtomicUsize::new(0);
-/// VL in the program's patterns; zero: V0-V31 only.
-static VL: AtomicUsize = AtomicUsize::new(0);
+/// What the program has filled, by its number.
+static FILLED: AtomicUsize = AtomicUsize::new(0);
+/// Streaming mode has FFR.
+static FA64: AtomicBool = AtomicBool::new(false);
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 /// The program's registers are full, and it has made no system call since.
 static FULL: AtomicBool = AtomicBool::new(false);
@@ -48,9 +52,10 @@ pub fn count() -> u64 {
 }
 
 /// The registers are full now, with this generation of the worker's pattern.
-pub fn full(generation: u32, vl: Option<Vq>, rewrite: bool) {
+pub fn full(generation: u32, filled: Filled, fa64: bool, rewrite: bool) {
     GENERATION.store(generation, SeqCst);
-    VL.store(vl.map_or(0, Vq::vl_bytes), SeqCst);
+    FILLED.store(filled.number(), SeqCst);
+    FA64.store(fa64, SeqCst);
     REWRITE.store(rewrite, SeqCst);
     TAKEN.store(0, SeqCst);
     FULL.store(true, SeqCst);
@@ -90,9 +95,7 @@ extern "C" fn handler(signal: Signal, _info: *const u8, context: *mut u8) {
 fn look(mut frame: Frame<'_>, worker: usize) -> Result<(), Text> {
     let generation = GENERATION.load(SeqCst);
     let tag = Tag { owner: owner(worker), generation };
-    let vq = Vq::from_vl(VL.load(SeqCst) as u64);
-    let width = if vq.is_some() { Width::Sve } else { Width::Fpsimd };
-    frame.check(tag, width, vq.unwrap_or(Vq::MIN), &KNOWN)?;
+    frame.check(tag, Filled::numbered(FILLED.load(SeqCst)), FA64.load(SeqCst), &KNOWN)?;
     if REWRITE.load(SeqCst) {
         let generation = generation + 1;
         GENERATION.store(generation, SeqCst);
@@ -104,14 +107,26 @@ fn look(mut frame: Frame<'_>, worker: usize) -> Result<(), Text> {
 /// The handler's own patterns, for long enough to be interrupted.
 fn use_registers(worker: usize) -> Result<(), Text> {
     let tag = Tag { owner: handler_owner(worker), generation: ALL.load(SeqCst) as u32 };
-    let sve = VL.load(SeqCst) != 0;
-    let width = if sve { Width::Sve } else { Width::Fpsimd };
+    let filled = Filled::numbered(FILLED.load(SeqCst));
+    let width = if let Filled::Sve(_) = filled { Width::Sve } else { Width::Fpsimd };
+    let streaming = matches!(filled, Filled::Streaming(_));
     let mut bench = Bench::new();
+    if streaming {
+        // Linux begins a handler with neither.
+        let mode = sme::svcr();
+        if mode != 0 {
+            fail!("a signal handler begins with SVCR {mode:#x}");
+        }
+        sme::set_svcr(ZA);
+        bench.fill_za(tag);
+    }
     bench.fill(tag, width);
     displace();
     clock::spin(50);
-    bench.check(tag, width, Kept::All, &KNOWN).map_err(|mismatch| {
-        let vl = if sve { rdvl().vl_bytes() } else { 16 };
-        text(format_args!("in a signal handler, VL {vl}: {mismatch}"))
-    })
+    let found = bench.check(tag, width, Kept::All, &KNOWN);
+    let found = found.and_then(|()| if streaming { bench.check_za(tag, &KNOWN) } else { Ok(()) });
+    if streaming {
+        sme::set_svcr(0);
+    }
+    found.map_err(|mismatch| text(format_args!("in a signal handler, {filled}: {mismatch}")))
 }

@@ -25,6 +25,8 @@ const HWCAP2: usize = 26;
 const HWCAP_SVE: usize = 1 << 22;
 /// HWCAP2_SME.
 const HWCAP2_SME: usize = 1 << 23;
+/// HWCAP2_SME_FA64.
+const HWCAP2_SME_FA64: usize = 1 << 30;
 
 /// The initial stack.
 pub struct Start(*const usize);
@@ -81,5 +83,10 @@ impl Start {
     /// Linux offers SME.
     pub fn has_sme(&self) -> bool {
         self.auxiliary(HWCAP2) & HWCAP2_SME != 0
+    }
+
+    /// And all of A64 in streaming mode.
+    pub fn has_fa64(&self) -> bool {
+        self.auxiliary(HWCAP2) & HWCAP2_SME_FA64 != 0
     }
 }

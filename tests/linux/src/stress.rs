@@ -7,12 +7,14 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64};
 
 use umbra_shared::vl::{Vq, VqSet};
 
+use crate::cipher;
 use crate::clock::{self, Deadline};
+use crate::filled::{Filled, Offer};
 use crate::say::{self, Text};
 use crate::start::Start;
 use crate::sys::{self, Ended, File, Pid};
 use crate::work::{Stuck, Watch, Work, home};
-use crate::worker::{self, Between, Counts, V_ONLY};
+use crate::worker::{self, Between, Counts};
 use crate::{fail, signal};
 
 /// Processes at most.
@@ -98,6 +100,22 @@ pub fn vector_lengths(start: &Start) -> Result<VqSet, Text> {
     Ok(set)
 }
 
+/// The same in streaming mode: none without SME.
+pub fn streaming_lengths(start: &Start) -> Result<VqSet, Text> {
+    let mut set = VqSet::EMPTY;
+    if start.has_sme() {
+        for n in [1, 2, 4, 8, 16] {
+            let Some(vq) = Vq::new(n) else { continue };
+            match sys::set_svl(vq.vl_bytes()) {
+                Ok(vl) if vl == vq.vl_bytes() => set = set.with(vq),
+                Ok(_) => {}
+                Err(error) => fail!("PR_SME_SET_VL {}: {error:?}", vq.vl_bytes()),
+            }
+        }
+    }
+    Ok(set)
+}
+
 /// A CPU off or on.
 pub fn plug(cpu: u32, on: bool) -> Result<(), Text> {
     let mut path = say::text(format_args!("/sys/devices/system/cpu/cpu{cpu}/online"));
@@ -120,8 +138,16 @@ pub fn run(start: &Start) -> Result<(), Text> {
     let cpus = start.number("cpus").unwrap_or(1).clamp(1, MAX_CPUS as u64) as u32;
     let per_cpu = start.number("processes").unwrap_or(2) as usize;
     let count = (cpus as usize * per_cpu).clamp(1, MAX_WORKERS);
-    let sve = vector_lengths(start)?;
-    let work = Work { cpus, count, sve, times: start.number("times").unwrap_or(1) };
+    let offer = Offer {
+        sve: vector_lengths(start)?,
+        sme: streaming_lengths(start)?,
+        fa64: start.has_fa64(),
+        ciphers: start.has("ciphers"),
+    };
+    if offer.ciphers {
+        cipher::check()?;
+    }
+    let work = Work { cpus, count, offer, times: start.number("times").unwrap_or(1) };
     match sys::shared_memory(size_of::<Shared>()) {
         Ok(memory) => SHARED.store(memory.cast(), SeqCst),
         Err(error) => fail!("no shared memory: {error:?}"),
@@ -131,7 +157,7 @@ pub fn run(start: &Start) -> Result<(), Text> {
         // Before it is there: a signal may come before it does anything.
         signal::begin(index)?;
         match sys::fork() {
-            Ok(None) => worker::live(index, home(index, cpus), cpus, sve),
+            Ok(None) => worker::live(index, home(index, cpus), cpus, offer),
             Ok(Some(child)) => *pid = child,
             Err(error) => fail!("fork: {error:?}"),
         }
@@ -204,11 +230,8 @@ fn who(stuck: &Stuck, pids: &[Pid]) -> Text {
     let ended = sys::has_ended(pids[index]);
     let [between, length] = &shared().workers[index].counts.round;
     let between = Between::KINDS[between.load(Relaxed) as usize];
-    let doing = match length.load(Relaxed) as usize {
-        V_ONLY => say::text(format_args!("{between:?} with V0-V31 alone")),
-        n => say::text(format_args!("{between:?} at VL {}", 16 * (n + 1))),
-    };
-    say::text(format_args!("process {index} is stuck in {doing} ({ended:?})"))
+    let filled = Filled::numbered(length.load(Relaxed) as usize);
+    say::text(format_args!("process {index} is stuck in {between:?} with {filled} ({ended:?})"))
 }
 
 /// Waits for the workers: the first that failed.

@@ -56,6 +56,7 @@ macro_rules! plain {
     }};
 }
 
+pub mod alg;
 pub mod io;
 
 const AT_FDCWD: usize = -100_isize as usize;
@@ -300,6 +301,11 @@ pub fn preemptions() -> u64 {
 /// gone.
 pub fn set_vl(bytes: usize) -> Result<usize, Errno> {
     plain!(167, 50, bytes, 0, 0, 0).map(|answer| answer & 0xffff)
+}
+
+/// The same for streaming mode (PR_SME_SET_VL). Streaming mode and ZA are gone.
+pub fn set_svl(bytes: usize) -> Result<usize, Errno> {
+    plain!(167, 63, bytes, 0, 0, 0).map(|answer| answer & 0xffff)
 }
 
 /// SIGALRM in so many microseconds, once (ITIMER_REAL).

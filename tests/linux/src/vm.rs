@@ -6,6 +6,7 @@
 use core::ffi::CStr;
 
 use crate::fail;
+use crate::modules;
 use crate::say::{self, Text};
 use crate::seen;
 use crate::start::Start;
@@ -58,7 +59,7 @@ fn begin(command_line: &CStr, output: &File) -> Result<sys::Pid, Text> {
 /// begins with its patterns.
 fn guest(begun: &File) -> Result<(), Text> {
     let Ok((reader, writer)) = sys::pipe() else { fail!("no pipe") };
-    let words = c"quiet panic=-1 rcupdate.rcu_cpu_stall_suppress=1 nowatchdog -- guest cpus=2 times=8 processes=2";
+    let words = c"quiet panic=-1 rcupdate.rcu_cpu_stall_suppress=1 nowatchdog -- guest ciphers cpus=2 times=8 processes=2";
     let monitor = begin(words, &writer)?;
     drop(writer);
     let mut well = false;
@@ -152,6 +153,7 @@ fn expect_no_pins() -> Result<(), Text> {
 
 /// The whole test.
 pub fn run(start: &Start) -> Result<(), Text> {
+    modules::load()?;
     let module = match File::read_only(c"/umbra.ko") {
         Ok(file) => file,
         Err(error) => fail!("no module: {error:?}"),
@@ -200,6 +202,7 @@ pub fn run(start: &Start) -> Result<(), Text> {
 
 /// What the program does as the first one of a guest.
 pub fn inside(start: &Start) -> Result<(), Text> {
+    modules::load()?;
     seen::release();
     stress::run(start)
 }

@@ -10,11 +10,10 @@
 use core::fmt::{self, Write};
 use core::sync::atomic::Ordering::Relaxed;
 
-use umbra_shared::vl::VqSet;
-
+use crate::filled::{Filled, Offer};
 use crate::say::{Text, text};
 use crate::stress::{MAX_CPUS, MAX_WORKERS, shared};
-use crate::worker::{Between, Counts, LENGTHS, V_ONLY};
+use crate::worker::{Between, Counts};
 
 /// Turns of init in which something must have got on. Each takes a sleep, so that this is a minute at
 /// least, and longer where the machine that emulates this one is slow: then init's turns are, too.
@@ -29,16 +28,16 @@ pub struct Work {
     pub cpus: u32,
     /// Processes, dealt out to the CPUs in turn.
     pub count: usize,
-    /// Vector lengths.
-    pub sve: VqSet,
+    /// What there is to fill, and what can happen meanwhile.
+    pub offer: Offer,
     /// How often each thing has to happen.
     pub times: u64,
 }
 
 /// A thing that has to happen.
 enum Thing {
-    /// A pattern at a vector length, or in V0-V31 alone.
-    Length(usize),
+    /// A pattern.
+    Filled(Filled),
     Between(Between),
     /// A signal, whenever it came.
     Signal,
@@ -50,8 +49,7 @@ enum Thing {
 impl fmt::Display for Thing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Length(V_ONLY) => f.write_str("V0-V31 alone"),
-            Self::Length(n) => write!(f, "VL {}", 16 * (n + 1)),
+            Self::Filled(filled) => filled.fmt(f),
             Self::Between(between) => write!(f, "{between:?}"),
             Self::Signal => f.write_str("signals"),
             Self::Preemption => f.write_str("preemptions"),
@@ -72,12 +70,12 @@ impl Work {
     /// Calls `f` with each thing that has to happen on each CPU, and how often it has.
     fn each(&self, plugged: &[u64; MAX_CPUS], f: &mut dyn FnMut(u32, Thing, u64)) {
         for cpu in 0..self.cpus {
-            for length in (0..LENGTHS).filter(|&n| n == V_ONLY || self.sve.bits() & 1 << n != 0) {
-                let sum =
-                    self.of_cpu(cpu).map(|counts| counts.patterns[length].load(Relaxed)).sum();
-                f(cpu, Thing::Length(length), sum);
+            for filled in self.offer.patterns() {
+                let at = filled.number();
+                let sum = self.of_cpu(cpu).map(|counts| counts.patterns[at].load(Relaxed)).sum();
+                f(cpu, Thing::Filled(filled), sum);
             }
-            for between in Between::KINDS {
+            for between in self.offer.ways() {
                 let at = between as usize;
                 let sum = self.of_cpu(cpu).map(|counts| counts.between[at].load(Relaxed)).sum();
                 f(cpu, Thing::Between(between), sum);

@@ -8,12 +8,14 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
+use umbra_patterns::model::{SM, ZA};
 use umbra_patterns::pattern::Kept;
-use umbra_patterns::regs::{self, Bench, Width, rdvl};
+use umbra_patterns::regs::{self, Bench, Width, rdvl, sme};
 use umbra_patterns::tag::Tag;
-use umbra_shared::vl::{Vq, VqSet};
 
+use crate::cipher::Cipher;
 use crate::clock;
+use crate::filled::{Filled, Offer};
 use crate::say::{Text, text};
 use crate::stress::{MAX_WORKERS, shared};
 use crate::sys::{self, Ended};
@@ -47,11 +49,6 @@ pub static KNOWN: [Tag; 3 * MAX_WORKERS] = {
     known
 };
 
-/// Things to fill: vector lengths by quadwords - 1, and V0-V31 alone.
-pub const LENGTHS: usize = 17;
-/// The latter.
-pub const V_ONLY: usize = 16;
-
 /// What happens between filling and looking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Between {
@@ -69,11 +66,13 @@ pub enum Between {
     Fork,
     /// Another CPU, and back.
     Migration,
+    /// The kernel uses the registers itself, in a system call.
+    Cipher,
 }
 
 impl Between {
     /// All of them, by their numbers.
-    pub const KINDS: [Self; 7] = [
+    pub const KINDS: [Self; 8] = [
         Self::Preemption,
         Self::Displacement,
         Self::Signal,
@@ -81,11 +80,12 @@ impl Between {
         Self::Yield,
         Self::Fork,
         Self::Migration,
+        Self::Cipher,
     ];
 
     /// Whether Linux may forget what is above V0-V31.
     fn has_system_calls(self) -> bool {
-        matches!(self, Self::Yield | Self::Fork | Self::Migration)
+        matches!(self, Self::Yield | Self::Fork | Self::Migration | Self::Cipher)
     }
 }
 
@@ -95,7 +95,7 @@ pub struct Counts {
     /// Patterns filled in and found again.
     pub fills: AtomicU64,
     /// Of these, those filled in on the worker's own CPU, by what was filled.
-    pub patterns: [AtomicU64; LENGTHS],
+    pub patterns: [AtomicU64; Filled::COUNT],
     /// The same, by what happened in between.
     pub between: [AtomicU64; Between::KINDS.len()],
     /// Rounds begun.
@@ -131,7 +131,8 @@ struct Worker {
     /// The CPU it asks for.
     home: u32,
     cpus: u32,
-    sve: VqSet,
+    offer: Offer,
+    cipher: Option<Cipher>,
     generation: u32,
     random: u64,
     bench: Bench,
@@ -144,12 +145,17 @@ pub fn fail(index: usize, why: &Text) -> ! {
 }
 
 /// The life of worker `index`, until the stress is over.
-pub fn live(index: usize, home: u32, cpus: u32, sve: VqSet) -> ! {
+pub fn live(index: usize, home: u32, cpus: u32, offer: Offer) -> ! {
+    let cipher = match offer.ciphers.then(Cipher::new).transpose() {
+        Ok(cipher) => cipher,
+        Err(why) => fail(index, &why),
+    };
     let mut worker = Worker {
         index,
         home,
         cpus,
-        sve,
+        offer,
+        cipher,
         generation: 0,
         random: 0x9e37_79b9_7f4a_7c15 ^ (index as u64 + 1) << 32,
         bench: Bench::new(),
@@ -178,21 +184,18 @@ impl Worker {
         if !at_home {
             counts.migrations.fetch_add(1, Relaxed);
         }
-        // Every length in turn, and V0-V31 alone; each with whatever happens to come.
-        let turn = self.generation as usize % (self.sve.iter().count() + 1);
-        let vq = self.sve.iter().nth(turn);
-        if let Some(vq) = vq {
-            self.set_vl(vq)?;
-        }
-        let between = Between::KINDS[self.random(Between::KINDS.len() as u64) as usize];
-        let length = vq.map_or(V_ONLY, |vq| vq.quadwords() - 1);
+        // Everything in turn, each with whatever happens to come.
+        let turn = self.generation as usize % self.offer.patterns().count();
+        let filled = self.offer.patterns().nth(turn).unwrap_or(Filled::Fpsimd);
+        let way = self.random(self.offer.ways().count() as u64) as usize;
+        let between = self.offer.ways().nth(way).unwrap_or(Between::Yield);
         counts.round[0].store(between as u32, Relaxed);
-        counts.round[1].store(length as u32, Relaxed);
+        counts.round[1].store(filled.number() as u32, Relaxed);
         counts.rounds.fetch_add(1, Relaxed);
-        self.round(between, vq)?;
+        self.round(between, filled)?;
         counts.fills.fetch_add(1, Relaxed);
         if at_home {
-            counts.patterns[length].fetch_add(1, Relaxed);
+            counts.patterns[filled.number()].fetch_add(1, Relaxed);
             counts.between[between as usize].fetch_add(1, Relaxed);
         }
         counts.signals.store(signal::count(), Relaxed);
@@ -200,28 +203,38 @@ impl Worker {
         Ok(())
     }
 
-    fn set_vl(&self, vq: Vq) -> Result<(), Text> {
-        match sys::set_vl(vq.vl_bytes()) {
-            Ok(vl) if vl == vq.vl_bytes() && rdvl() == vq => Ok(()),
-            Ok(vl) => {
-                fail!("asked for VL {}, got {vl}, RDVL {}", vq.vl_bytes(), rdvl().vl_bytes())
-            }
-            Err(error) => fail!("VL {} refused: {error:?}", vq.vl_bytes()),
+    /// The lengths, and the mode, that the registers are filled in.
+    fn prepare(&self, filled: Filled, between: Between) -> Result<(), Text> {
+        let (asked, given, found) = match filled {
+            Filled::Fpsimd => return Ok(()),
+            Filled::Sve(vq) => (vq, sys::set_vl(vq.vl_bytes()), rdvl()),
+            Filled::Streaming(vq) => (vq, sys::set_svl(vq.vl_bytes()), sme::rdsvl()),
+        };
+        match given {
+            Ok(vl) if vl == asked.vl_bytes() && found == asked => {}
+            Ok(vl) => fail!("asked for {filled}, got {vl}, and found {}", found.vl_bytes()),
+            Err(error) => fail!("{filled} refused: {error:?}"),
         }
+        if let Filled::Streaming(_) = filled {
+            // A system call ends streaming mode, and leaves ZA.
+            sme::set_svcr(if between.has_system_calls() { ZA } else { SM | ZA });
+        }
+        Ok(())
     }
 
-    fn round(&mut self, between: Between, vq: Option<Vq>) -> Result<(), Text> {
-        let width = if vq.is_some() { Width::Sve } else { Width::Fpsimd };
+    fn round(&mut self, between: Between, filled: Filled) -> Result<(), Text> {
         let micros = 200 + self.random(3000);
-        let signal = matches!(between, Between::Signal | Between::Rewrite);
-        if signal {
+        // Before streaming mode is on: a system call ends it. If it comes too early the handler asks for another.
+        if matches!(between, Between::Signal | Between::Rewrite) {
             sys::alarm(1 + self.random(2000));
         }
+        self.prepare(filled, between)?;
         self.generation += 1;
+        let begun = self.generation;
         let tag = Tag { owner: owner(self.index), generation: self.generation };
-        self.bench.fill(tag, width);
+        self.fill(tag, filled, between);
         if !between.has_system_calls() {
-            signal::full(self.generation, vq, between == Between::Rewrite);
+            signal::full(self.generation, filled, self.offer.fa64, between == Between::Rewrite);
         }
         match between {
             Between::Preemption => {
@@ -243,7 +256,7 @@ impl Worker {
                 sys::yield_now();
                 sys::sleep_micros(1 + micros / 4);
             }
-            Between::Fork => self.fork(width)?,
+            Between::Fork => self.fork(filled)?,
             Between::Migration => {
                 let other = self.random(self.cpus.into()) as u32;
                 // It may be off.
@@ -252,20 +265,73 @@ impl Worker {
                 }
                 clock::spin(micros / 4);
             }
+            Between::Cipher => {
+                if let Some(cipher) = &mut self.cipher {
+                    cipher.use_it()?;
+                }
+            }
         }
-        let kept = if between.has_system_calls() { Kept::Fpsimd } else { Kept::All };
         // Only a rewriting handler changes the generation.
         self.generation = if between.has_system_calls() { self.generation } else { signal::done() };
         let tag = Tag { generation: self.generation, ..tag };
-        let found = self.bench.check(tag, width, kept, &KNOWN);
-        found.map_err(|mismatch| {
-            let vl = vq.map_or(0, Vq::vl_bytes);
-            text(format_args!("VL {vl}, generation {}, {between:?}: {mismatch}", tag.generation))
+        self.check(tag, filled, between, begun).map_err(|mismatch| {
+            text(format_args!("{filled}, generation {}, {between:?}: {mismatch}", tag.generation))
         })
     }
 
+    fn fill(&mut self, tag: Tag, filled: Filled, between: Between) {
+        match filled {
+            Filled::Fpsimd => self.bench.fill(tag, Width::Fpsimd),
+            Filled::Sve(_) => self.bench.fill(tag, Width::Sve),
+            Filled::Streaming(_) => {
+                self.bench.fill_za(tag);
+                sme::set_tpidr2(u64::from(tag.generation));
+                match between.has_system_calls() {
+                    true => self.bench.fill(tag, Width::Fpsimd),
+                    false => self.bench.fill_streaming(tag, self.offer.fa64),
+                }
+            }
+        }
+    }
+
+    /// `begun`: the generation that was filled in, which TPIDR2_EL0 keeps.
+    fn check(
+        &mut self,
+        tag: Tag,
+        filled: Filled,
+        between: Between,
+        begun: u32,
+    ) -> Result<(), Text> {
+        let calls = between.has_system_calls();
+        let kept = if calls { Kept::Fpsimd } else { Kept::All };
+        let found = match filled {
+            Filled::Fpsimd => self.bench.check(tag, Width::Fpsimd, kept, &KNOWN),
+            Filled::Sve(_) => self.bench.check(tag, Width::Sve, kept, &KNOWN),
+            Filled::Streaming(_) => {
+                let (mode, wanted) = (sme::svcr(), if calls { ZA } else { SM | ZA });
+                if mode != wanted {
+                    fail!("SVCR is {mode:#x}, not {wanted:#x}");
+                }
+                let generation = sme::tpidr2();
+                let found = match calls {
+                    true => self.bench.check(tag, Width::Fpsimd, Kept::All, &KNOWN),
+                    false => self.bench.check_streaming(tag, self.offer.fa64, &KNOWN),
+                };
+                let found = found.and_then(|()| self.bench.check_za(tag, &KNOWN));
+                // What follows is not in streaming mode.
+                sme::set_svcr(0);
+                if found.is_ok() && generation != u64::from(begun) {
+                    fail!("TPIDR2_EL0 is {generation}, not {begun}");
+                }
+                found
+            }
+        };
+        found.map_err(|mismatch| text(format_args!("{mismatch}")))
+    }
+
     /// A child finds its parent's V0-V31, and uses the registers for itself.
-    fn fork(&mut self, width: Width) -> Result<(), Text> {
+    fn fork(&mut self, filled: Filled) -> Result<(), Text> {
+        let width = if let Filled::Sve(_) = filled { Width::Sve } else { Width::Fpsimd };
         let parents = Tag { owner: owner(self.index), generation: self.generation };
         match sys::fork() {
             Err(error) => fail!("fork: {error:?}"),
@@ -282,6 +348,10 @@ impl Worker {
             },
             Ok(None) => {
                 let tag = Tag { owner: child_owner(self.index), ..parents };
+                if let Filled::Streaming(_) = filled {
+                    // Whether a child has its parent's ZA has changed from one Linux to another.
+                    sme::set_svcr(0);
+                }
                 let result =
                     self.bench.check(parents, width, Kept::Fpsimd, &KNOWN).and_then(|()| {
                         self.bench.fill(tag, width);

@@ -59,6 +59,16 @@ pub fn expected_zt0(tag: Tag, out: &mut [u8; ZT0_BYTES]) {
     fill_register(tag, Register::Zt0, out);
 }
 
+/// Compares row `row` of ZA.
+pub fn compare_za(
+    row: usize,
+    expected: &[u8],
+    found: &[u8],
+    known: &[Tag],
+) -> Result<(), Mismatch> {
+    compare_register(Register::Za(row as u8), expected, found, known)
+}
+
 /// How many bytes FFR calls true, for a VL in bytes: 1..VL.
 fn ffr_true(tag: Tag, vl_bytes: usize) -> usize {
     1 + (lane(tag, Register::Ffr, 0) % (vl_bytes as u64 - 1)) as usize

@@ -10,7 +10,7 @@ use crate::{
     model::{Has, Model, SM, ZA},
     pattern::{
         Kept, MAX_IMAGE_BYTES, Mismatch, compare_fpsimd_kept, compare_kept, compare_status,
-        expected, expected_fpsimd, expected_za, expected_zt0, fpcr, fpmr, fpsr,
+        compare_za, expected, expected_fpsimd, expected_za, expected_zt0, fpcr, fpmr, fpsr,
     },
     tag::{Register, Tag},
 };
@@ -239,6 +239,52 @@ impl Bench {
                 compare_fpsimd_kept(kept, e, f, known)
             }
         }
+    }
+
+    /// Fills Z and P in streaming mode, FFR as well if it is there (`ffr`: FEAT_SME_FA64, and SMCR_EL1 lets it), at the
+    /// SVL in force.
+    pub fn fill_streaming(&mut self, tag: Tag, ffr: bool) {
+        if ffr {
+            return self.fill(tag, Width::Sve);
+        }
+        let layout = Layout::new(sme::rdsvl());
+        expected(tag, layout, &mut self.expected.0);
+        sme::load_without_ffr(&self.expected.0[..layout.image_bytes()]);
+        set_status(fpsr(tag), fpcr(tag));
+    }
+
+    /// Checks what [`Bench::fill_streaming`] put there.
+    pub fn check_streaming(&mut self, tag: Tag, ffr: bool, known: &[Tag]) -> Result<(), Mismatch> {
+        if ffr {
+            return self.check(tag, Width::Sve, Kept::All, known);
+        }
+        check_status(tag, Kept::All)?;
+        let layout = Layout::new(sme::rdsvl());
+        expected(tag, layout, &mut self.expected.0);
+        sme::dump_without_ffr(&mut self.found.0[..layout.image_bytes()]);
+        let ffr = layout.ffr()..layout.ffr() + layout.p_bytes();
+        self.expected.0[ffr.clone()].copy_from_slice(&self.found.0[ffr]);
+        compare_kept(layout, Kept::All, &mut self.expected.0, &self.found.0, known)
+    }
+
+    /// Fills ZA at the SVL in force. PSTATE.ZA is 1.
+    pub fn fill_za(&mut self, tag: Tag) {
+        let (svq, mut row) = (sme::rdsvl(), sme::Row::new());
+        for number in 0..svq.vl_bytes() {
+            expected_za(tag, number, row.in_force(svq));
+            row.load_za(number);
+        }
+    }
+
+    /// Checks what [`Bench::fill_za`] put there.
+    pub fn check_za(&mut self, tag: Tag, known: &[Tag]) -> Result<(), Mismatch> {
+        let (svq, mut row, mut wanted) = (sme::rdsvl(), sme::Row::new(), sme::Row::new());
+        for number in 0..svq.vl_bytes() {
+            row.dump_za(number);
+            expected_za(tag, number, wanted.in_force(svq));
+            compare_za(number, wanted.in_force(svq), row.in_force(svq), known)?;
+        }
+        Ok(())
     }
 
     /// Checks that Z, P and FFR, or V, hold zeroes.

@@ -7,10 +7,11 @@
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::disk::Buffer;
-use super::{DISKS, load_modules, wait_for_disk};
+use super::{DISKS, wait_for_disk};
 use crate::bench::{nanos, row};
 use crate::clock;
 use crate::fail;
+use crate::modules;
 use crate::say::Text;
 use crate::sys::{self, File};
 
@@ -55,7 +56,7 @@ impl Rest {
 
 /// A row for each disk.
 pub fn run() -> Result<(), Text> {
-    load_modules()?;
+    modules::load()?;
     let rest = Rest::start()?;
     for (path, name) in DISKS {
         let disk = wait_for_disk(path, name)?;
