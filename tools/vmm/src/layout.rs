@@ -1,4 +1,5 @@
 //! Where things are, guest-physical.
+#![forbid(unsafe_code)]
 
 /// The distributor.
 pub const GICD: u64 = 0x0800_0000;

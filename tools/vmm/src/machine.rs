@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io::{Cursor, Write};
 use std::sync::{Arc, mpsc};
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, ReadVolatile,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, ReadVolatile,
 };
 use vmm_sys_util::eventfd::EventFd;
 

@@ -11,25 +11,11 @@
 //! | 3 | a vCPU can't go on |
 
 #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
-mod arguments;
-#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
-mod console;
-#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
-mod layout;
-#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
-mod machine;
-#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
-mod report;
-#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
-mod tree;
-#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
-mod vcpu;
-
-#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
 fn main() -> std::process::ExitCode {
     use clap::Parser;
-    let arguments::Arguments { verb: arguments::Verb::Run(run) } = arguments::Arguments::parse();
-    match machine::run(&run) {
+    use umbra_vmm::arguments::{Arguments, Verb};
+    let Arguments { verb: Verb::Run(run) } = Arguments::parse();
+    match umbra_vmm::machine::run(&run) {
         Ok(end) => end.status(),
         Err(error) => {
             eprintln!("umbra-vmm: {error:#}");

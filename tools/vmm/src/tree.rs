@@ -1,4 +1,5 @@
 //! The guest's device tree.
+#![forbid(unsafe_code)]
 
 use crate::layout;
 use anyhow::{Context, Result};
