@@ -11,6 +11,8 @@ pub mod layout;
 #[cfg(target_arch = "aarch64")]
 pub mod machine;
 pub mod report;
+pub mod tap;
 pub mod tree;
 #[cfg(target_arch = "aarch64")]
 mod vcpu;
+pub mod virtio;

@@ -6,7 +6,7 @@
 use crate::arguments::Run;
 use crate::console::Console;
 use crate::layout;
-use crate::report::{Counters, End};
+use crate::report::{Counters, End, Report};
 use crate::tree::Tree;
 use crate::vcpu;
 use anyhow::{Context, Result, ensure};
@@ -60,7 +60,8 @@ pub fn run(arguments: &Run) -> Result<End> {
     }
     let end = ends.recv().context("all vCPUs are gone")?;
     std::io::stdout().flush()?;
-    eprintln!("{}", counters.line(&end, count));
+    let report = Report { vcpus: count, counters, devices: Vec::new() };
+    eprintln!("{}", report.line(&end));
     // The others run on until the process ends, which is now.
     drop(gic);
     Ok(end)

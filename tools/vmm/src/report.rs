@@ -1,6 +1,25 @@
-//! What has happened, as a line of JSON at the end.
+//! What has happened, as a line of JSON at the end, on standard error.
+//!
+//! | key | |
+//! |---|---|
+//! | `end` | why: `off`, `reset`, `stopped`, `broken: …`, `failed: …` |
+//! | `vcpus` | how many there were |
+//! | `mmio_reads`, `mmio_writes` | exits for loads and stores that no eventfd took |
+//! | `system_events` | exits because the guest turned itself off or reset itself |
+//! | `interrupted` | exits because a signal came |
+//! | `other_exits` | exits that a vCPU can't go on after |
+//! | `console_bytes` | bytes that the guest has sent to the terminal, by whichever console |
+//! | `devices` | a list: `name`, then what follows |
+//! | `reads`, `writes` | its share of the exits |
+//! | `requests` | chains of descriptors that it has handled |
+//! | `bytes` | bytes of data in them |
+//! | `errors` | requests that failed, frames that were lost |
+//! | `malformed` | how often it gave up and needed a reset |
+#![forbid(unsafe_code)]
 
+use serde_json::{Value, json};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Why the machine ended.
@@ -10,6 +29,8 @@ pub enum End {
     Off,
     /// It has reset itself.
     Reset,
+    /// The operator has stopped it: by the control socket, the terminal or a signal.
+    Stopped,
     /// A vCPU can't go on.
     Broken(String),
     /// The monitor can't.
@@ -24,6 +45,7 @@ impl End {
             Self::Failed(_) => 1,
             Self::Reset => 2,
             Self::Broken(_) => 3,
+            Self::Stopped => 4,
         })
     }
 
@@ -31,6 +53,7 @@ impl End {
         match self {
             Self::Off => "off".to_owned(),
             Self::Reset => "reset".to_owned(),
+            Self::Stopped => "stopped".to_owned(),
             Self::Broken(why) => format!("broken: {why}"),
             Self::Failed(why) => format!("failed: {why}"),
         }
@@ -44,9 +67,13 @@ pub struct Counters {
     pub reads: AtomicU64,
     /// Exits for stores.
     pub writes: AtomicU64,
+    /// Exits because the guest turned itself off or reset itself.
+    pub system_events: AtomicU64,
     /// Exits because a signal came.
     pub interrupted: AtomicU64,
-    /// Bytes that the guest has sent to its console.
+    /// Exits that a vCPU can't go on after.
+    pub others: AtomicU64,
+    /// Bytes that the guest has sent to the terminal.
     pub console: AtomicU64,
 }
 
@@ -55,17 +82,146 @@ impl Counters {
     pub fn count(counter: &AtomicU64) {
         counter.fetch_add(1, Relaxed);
     }
+}
 
-    /// All of it, as one line.
-    pub fn line(&self, end: &End, vcpus: usize) -> String {
-        serde_json::json!({
-            "end": end.text(),
-            "vcpus": vcpus,
-            "mmio_reads": self.reads.load(Relaxed),
-            "mmio_writes": self.writes.load(Relaxed),
-            "interrupted": self.interrupted.load(Relaxed),
-            "console_bytes": self.console.load(Relaxed),
+/// Counters of a device.
+#[derive(Debug)]
+pub struct DeviceCounters {
+    name: String,
+    reads: AtomicU64,
+    writes: AtomicU64,
+    requests: AtomicU64,
+    bytes: AtomicU64,
+    errors: AtomicU64,
+    malformed: AtomicU64,
+}
+
+impl DeviceCounters {
+    /// For a device of this name.
+    pub fn new(name: String) -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            name,
+            reads: zero(),
+            writes: zero(),
+            requests: zero(),
+            bytes: zero(),
+            errors: zero(),
+            malformed: zero(),
+        }
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A load from its registers.
+    pub fn count_read(&self) {
+        Counters::count(&self.reads);
+    }
+
+    /// A store to them.
+    pub fn count_write(&self) {
+        Counters::count(&self.writes);
+    }
+
+    /// A request.
+    pub fn count_request(&self) {
+        Counters::count(&self.requests);
+    }
+
+    /// So many bytes of data.
+    pub fn count_bytes(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// A request that failed.
+    pub fn count_error(&self) {
+        Counters::count(&self.errors);
+    }
+
+    /// It gives up.
+    pub fn count_malformed(&self) {
+        Counters::count(&self.malformed);
+    }
+
+    /// How often it gave up.
+    pub fn malformed(&self) -> u64 {
+        self.malformed.load(Relaxed)
+    }
+
+    /// How many requests failed.
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Relaxed)
+    }
+
+    fn value(&self) -> Value {
+        json!({
+            "name": self.name,
+            "reads": self.reads.load(Relaxed),
+            "writes": self.writes.load(Relaxed),
+            "requests": self.requests.load(Relaxed),
+            "bytes": self.bytes.load(Relaxed),
+            "errors": self.errors(),
+            "malformed": self.malformed(),
         })
-        .to_string()
+    }
+}
+
+/// All that is counted.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// vCPUs.
+    pub vcpus: usize,
+    /// Of all of them.
+    pub counters: Arc<Counters>,
+    /// Of each device.
+    pub devices: Vec<Arc<DeviceCounters>>,
+}
+
+impl Report {
+    /// As it is now.
+    pub fn value(&self) -> Value {
+        let counters = &self.counters;
+        let devices: Vec<_> = self.devices.iter().map(|device| device.value()).collect();
+        json!({
+            "vcpus": self.vcpus,
+            "mmio_reads": counters.reads.load(Relaxed),
+            "mmio_writes": counters.writes.load(Relaxed),
+            "system_events": counters.system_events.load(Relaxed),
+            "interrupted": counters.interrupted.load(Relaxed),
+            "other_exits": counters.others.load(Relaxed),
+            "console_bytes": counters.console.load(Relaxed),
+            "devices": devices,
+        })
+    }
+
+    /// The line at the end.
+    pub fn line(&self, end: &End) -> String {
+        let mut value = self.value();
+        value["end"] = end.text().into();
+        value.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_has_its_keys() {
+        let device = Arc::new(DeviceCounters::new("block0".to_owned()));
+        device.count_request();
+        device.count_bytes(512);
+        let report = Report { vcpus: 2, counters: Arc::default(), devices: vec![device] };
+        let line: Value = serde_json::from_str(&report.line(&End::Stopped)).unwrap();
+        assert_eq!(line["end"], "stopped");
+        assert_eq!(line["vcpus"], 2);
+        assert_eq!(line["devices"][0]["name"], "block0");
+        assert_eq!(line["devices"][0]["bytes"], 512);
+        for key in ["mmio_reads", "mmio_writes", "interrupted", "console_bytes"] {
+            assert_eq!(line[key], 0, "{key}");
+        }
     }
 }
