@@ -7,10 +7,15 @@
 
 pub mod arguments;
 pub mod console;
+pub mod control;
+pub mod events;
+pub mod gate;
 pub mod layout;
 #[cfg(target_arch = "aarch64")]
 pub mod machine;
 pub mod report;
+pub mod signals;
+pub mod supervisor;
 pub mod tap;
 pub mod tree;
 #[cfg(target_arch = "aarch64")]

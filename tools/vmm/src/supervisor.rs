@@ -1,0 +1,131 @@
+//! Who decides about the machine, from its start to its end: one thread that is told what happens and what is wanted.
+#![forbid(unsafe_code)]
+
+use crate::control::{Reply, Verb};
+use crate::gate::Gate;
+use crate::report::{End, Report};
+use serde_json::{Value, json};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+/// How long all vCPUs may take to leave the guest.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What it is told.
+#[derive(Debug)]
+pub enum Notice {
+    /// A vCPU has come to an end, and the machine with it.
+    End(End),
+    /// A signal or the terminal says that it's to end.
+    Stop,
+    /// Somebody asks for something by the control socket.
+    Request(Verb, Reply),
+}
+
+/// The decisions.
+pub struct Supervisor<'a> {
+    /// What the vCPUs pass.
+    pub gate: &'a Gate,
+    /// What the control socket tells.
+    pub report: &'a Report,
+    paused: bool,
+}
+
+impl<'a> Supervisor<'a> {
+    /// For a machine that runs.
+    pub fn new(gate: &'a Gate, report: &'a Report) -> Self {
+        Self { gate, report, paused: false }
+    }
+
+    /// Does what is wanted until the machine ends. Returns why it does, and who waits for that.
+    pub fn supervise(
+        mut self,
+        notices: &Receiver<Notice>,
+        kick: impl Fn(),
+    ) -> (End, Option<Reply>) {
+        loop {
+            match notices.recv() {
+                Ok(Notice::End(end)) => return (end, None),
+                Ok(Notice::Stop) => return (End::Stopped, None),
+                Ok(Notice::Request(Verb::Stop, reply)) => return (End::Stopped, Some(reply)),
+                Ok(Notice::Request(verb, reply)) => reply.send(&self.carry_out(verb, &kick)),
+                Err(_) => return (End::Failed("all vCPUs are gone".to_owned()), None),
+            }
+        }
+    }
+
+    fn carry_out(&mut self, verb: Verb, kick: &impl Fn()) -> Value {
+        match verb {
+            Verb::Pause => {
+                if !self.paused && !self.gate.pause(kick, PATIENCE) {
+                    return json!({ "ok": false, "error": "a vCPU doesn't leave the guest" });
+                }
+                self.paused = true;
+            }
+            Verb::Resume => {
+                self.gate.resume();
+                self.paused = false;
+            }
+            Verb::Status | Verb::Stop => {}
+        }
+        let mut answer = self.report.value();
+        answer["ok"] = true.into();
+        answer["state"] = if self.paused { "paused" } else { "running" }.into();
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+    use std::sync::mpsc;
+    use std::thread;
+
+    #[test]
+    fn a_machine_is_paused_resumed_and_stopped() {
+        let (gate, steps) = (Gate::new(2), AtomicU64::new(0));
+        let report = Report { vcpus: 2, counters: Arc::default(), devices: Vec::new() };
+        let (sender, notices) = mpsc::channel();
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while gate.pass() {
+                        steps.fetch_add(1, SeqCst);
+                        thread::yield_now();
+                    }
+                    gate.leave();
+                });
+            }
+            let (gate, report) = (&gate, &report);
+            let supervisor = scope.spawn(move || {
+                let ended = Supervisor::new(gate, report).supervise(&notices, || {});
+                gate.stop();
+                ended
+            });
+            let ask = |verb| {
+                let (near, far) = UnixStream::pair().unwrap();
+                sender.send(Notice::Request(verb, Reply::new(far))).unwrap();
+                let mut line = String::new();
+                BufReader::new(near).read_line(&mut line).unwrap();
+                serde_json::from_str::<Value>(&line).unwrap()
+            };
+            assert_eq!(ask(Verb::Status)["state"], "running");
+            for _ in 0..2 {
+                assert_eq!(ask(Verb::Pause)["state"], "paused");
+            }
+            let before = steps.load(SeqCst);
+            assert_eq!(ask(Verb::Status)["state"], "paused");
+            assert_eq!(steps.load(SeqCst), before);
+            let running = ask(Verb::Resume);
+            assert_eq!((&running["state"], &running["ok"]), (&"running".into(), &true.into()));
+            let (_near, far) = UnixStream::pair().unwrap();
+            sender.send(Notice::Request(Verb::Stop, Reply::new(far))).unwrap();
+            let (end, waits) = supervisor.join().unwrap();
+            assert_eq!((end, waits.is_some()), (End::Stopped, true));
+        });
+    }
+}
