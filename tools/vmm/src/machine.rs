@@ -1,24 +1,33 @@
-//! The virtual machine: what it has, and how it is set up.
+//! The virtual machine: what it has, how it is set up, and how it ends.
 //!
 //! vCPUs with PSCI, of which the first is on; all of SVE's vector lengths up to one; pointer authentication, if both
-//! halves of it are there; a GICv3 and the generic timer; memory; a serial port. Addresses are in [`layout`].
+//! halves of it are there; a GICv3 and the generic timer; memory; a serial port; virtio's devices. Addresses are in
+//! [`layout`].
 
-use crate::arguments::Run;
-use crate::console::Console;
+use crate::arguments::{Console, Run};
+use crate::boot;
+use crate::bus::Bus;
+use crate::control::{Server, Signals};
+use crate::devices;
+use crate::events::{EventLoop, Subscriber};
+use crate::gate::Gate;
+use crate::gic;
 use crate::layout;
-use crate::report::{Counters, End, Report};
-use crate::tree::Tree;
-use crate::vcpu;
+use crate::report::{Counters, DeviceCounters, End, Report};
+use crate::serial::Uart;
+use crate::signals;
+use crate::supervisor::Supervisor;
+use crate::terminal::{self, Output, Raw};
+use crate::vcpu::{self, Surroundings};
+use crate::virtio::memory::DeviceMemory;
+use crate::virtio::mmio::{NOTIFY, Transport};
+use crate::virtio::worker::{Shared, Worker};
 use anyhow::{Context, Result, ensure};
 use kvm_bindings::*;
-use kvm_ioctls::{Cap, DeviceFd, Kvm, VcpuFd, VmFd};
-use linux_loader::loader::{KernelLoader, load_dtb, pe::PE};
-use std::fs::File;
-use std::io::{Cursor, Write};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
-use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, ReadVolatile,
-};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 /// MPIDR_EL1.
@@ -30,41 +39,152 @@ const X0: u64 = 0x6030_0000_0010_0000;
 const PC: u64 = 0x6030_0000_0010_0040;
 /// The affinity fields of MPIDR_EL1.
 const AFFINITY: u64 = 0xff_00ff_ffff;
+/// Bits of guest-physical addresses, if KVM isn't asked for others.
+const ADDRESS_BITS: u32 = 40;
 
-/// Boots it, and waits for its end.
+/// Boots it, waits for its end, and writes the report.
+///
+/// # Errors
+///
+/// It can't be set up.
 pub fn run(arguments: &Run) -> Result<End> {
     let kvm = Kvm::new().context("/dev/kvm")?;
     ensure!(kvm.get_api_version() == 12, "/dev/kvm speaks API {}", kvm.get_api_version());
-    let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
+    let vm = virtual_machine(&kvm, arguments.memory)?;
     let memory = memory(&vm, arguments.memory)?;
-    let counters = Arc::new(Counters::default());
     let vcpus = vcpus(&vm, arguments)?;
-    let gic = gic(&vm, vcpus.len())?;
+    let count = vcpus.len();
+    // As long as the machine.
+    let _gic = gic::make(&vm, count)?;
 
-    let irq = EventFd::new(0).context("an eventfd")?;
-    vm.register_irqfd(&irq, layout::SERIAL_SPI).context("KVM_IRQFD")?;
-    let console = Console::new(irq, counters.clone());
-    if arguments.console {
-        console.listen()?;
-    }
+    let counters = Arc::new(Counters::default());
+    let gate = Arc::new(Gate::new(count));
+    let output = || Output::new(counters.clone(), gate.clone()).context("standard output");
+    let mut machine =
+        Machine { vm: &vm, bus: Bus::default(), devices: Vec::new(), loops: Vec::new() };
+    let (terminal, input) = UnixStream::pair().context("a pair of sockets")?;
+    let mut input = Some(input);
+    machine.add_serial(output()?, input.take_if(|_| arguments.console == Some(Console::Serial)))?;
+    let made = devices::make(arguments, input, output()?)?;
+    let shared = made
+        .into_iter()
+        .map(|(device, counters)| {
+            let memory = DeviceMemory::new(memory.clone());
+            machine.add_virtio(|irq| Worker::new(device, memory, irq, counters.clone()), &counters)
+        })
+        .collect::<Result<Vec<_>>>()?;
 
-    let (entry, tree) = load(arguments, &memory, &vcpus)?;
+    let affinities = vcpus.iter().map(affinity).collect::<Result<Vec<_>>>()?;
+    let (entry, tree) = boot::load(arguments, &memory, &affinities, shared.len())?;
     let first = vcpus.first().context("no vCPU")?;
     first.set_one_reg(PC, &entry.to_le_bytes()).context("PC")?;
     first.set_one_reg(X0, &tree.to_le_bytes()).context("x0")?;
 
-    let (sender, ends) = mpsc::channel();
-    let count = vcpus.len();
-    for vcpu in vcpus {
-        vcpu::start(vcpu, console.clone(), counters.clone(), sender.clone())?;
+    let Machine { bus, devices, loops, .. } = machine;
+    let report = Report { vcpus: count, counters: counters.clone(), devices };
+    let (sender, notices) = mpsc::channel();
+    signals::on_kick(vcpu::kicked)?;
+    let mut controls: Vec<Subscriber> =
+        vec![Box::new(Signals::new(signals::catch()?, sender.clone()))];
+    if let Some(path) = &arguments.control {
+        controls.push(Box::new(Server::new(path, sender.clone())?));
     }
-    let end = ends.recv().context("all vCPUs are gone")?;
-    std::io::stdout().flush()?;
-    let report = Report { vcpus: count, counters, devices: Vec::new() };
+    let raw = arguments.console.map(|_| Raw::enter()).transpose()?;
+    let device_loop = EventLoop::start("devices", loops)?;
+    let control_loop = EventLoop::start("control", controls)?;
+    if arguments.console.is_some() {
+        terminal::listen(terminal, sender.clone())?;
+    }
+    let surroundings = Arc::new(Surroundings { bus, gate: gate.clone(), counters });
+    let threads = vcpus
+        .into_iter()
+        .map(|vcpu| vcpu::start(vcpu, surroundings.clone(), sender.clone()))
+        .collect::<Result<Vec<_>>>()?;
+
+    let kick = || threads.iter().for_each(signals::kick);
+    let (mut end, waits) = Supervisor::new(&gate, &report).supervise(&notices, kick);
+    gate.stop();
+    for thread in threads {
+        signals::join(thread);
+    }
+    signals::join(device_loop.end());
+    for device in shared {
+        if let Err(error) = device.lock().finish() {
+            end = End::Failed(format!("what was written may be lost: {error}"));
+        }
+    }
+    if let Some(client) = waits {
+        client.stopped();
+    }
+    signals::join(control_loop.end());
+    drop(raw);
     eprintln!("{}", report.line(&end));
-    // The others run on until the process ends, which is now.
-    drop(gic);
     Ok(end)
+}
+
+/// A machine while devices are added to it.
+struct Machine<'a> {
+    vm: &'a VmFd,
+    bus: Bus,
+    devices: Vec<Arc<DeviceCounters>>,
+    loops: Vec<Subscriber>,
+}
+
+impl Machine<'_> {
+    fn interrupt(&self, spi: u32) -> Result<EventFd> {
+        let irq = EventFd::new(0).context("an eventfd")?;
+        self.vm.register_irqfd(&irq, spi).context("KVM_IRQFD")?;
+        Ok(irq)
+    }
+
+    fn add_serial(&mut self, output: Output, input: Option<UnixStream>) -> Result<()> {
+        let uart = Uart::new(self.interrupt(layout::SERIAL_SPI)?, output).context("an eventfd")?;
+        if let Some(input) = input {
+            self.loops.push(Box::new(uart.listen(input).context("the serial port's input")?));
+        }
+        let counters = Arc::new(DeviceCounters::new("serial".to_owned()));
+        let range = layout::SERIAL..layout::SERIAL + layout::SERIAL_BYTES;
+        self.bus.add(range, Arc::new(uart), counters.clone());
+        self.devices.push(counters);
+        Ok(())
+    }
+
+    fn add_virtio(
+        &mut self,
+        make: impl FnOnce(EventFd) -> std::io::Result<Worker>,
+        counters: &Arc<DeviceCounters>,
+    ) -> Result<Shared> {
+        // The serial port is the first of them.
+        let (address, spi) = layout::virtio(self.devices.len() - 1);
+        let worker = make(self.interrupt(spi)?).context("an eventfd")?;
+        let notify = IoEventAddress::Mmio(address + NOTIFY);
+        for (queue, kick) in (0u32..).zip(worker.kicks()) {
+            self.vm.register_ioevent(kick, &notify, queue).context("KVM_IOEVENTFD")?;
+        }
+        let shared = Shared::new(worker);
+        let range = address..address + layout::VIRTIO_BYTES;
+        self.bus.add(range, Arc::new(Transport::new(shared.clone())), counters.clone());
+        self.devices.push(counters.clone());
+        self.loops.push(Box::new(shared.clone()));
+        Ok(shared)
+    }
+}
+
+/// One whose addresses have as many bits as its memory needs.
+fn virtual_machine(kvm: &Kvm, memory: u64) -> Result<VmFd> {
+    let end = layout::RAM.checked_add(memory).context("so much memory has no addresses")?;
+    let needed = u64::BITS - (end - 1).leading_zeros();
+    // KVM doesn't say if they can't be chosen.
+    let limit = u32::try_from(kvm.get_host_ipa_limit()).ok().filter(|&limit| limit != 0);
+    ensure!(
+        needed <= limit.unwrap_or(ADDRESS_BITS),
+        "so much memory needs {needed} bits of address, and a machine can't have them here"
+    );
+    let vm = match limit {
+        None => kvm.create_vm(),
+        Some(limit) => kvm.create_vm_with_ipa_size(needed.max(ADDRESS_BITS).min(limit)),
+    };
+    vm.context("KVM_CREATE_VM")
 }
 
 fn memory(vm: &VmFd, bytes: u64) -> Result<GuestMemoryMmap> {
@@ -132,69 +252,9 @@ fn limit_vector_lengths(vcpu: &VcpuFd, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-fn gic(vm: &VmFd, vcpus: usize) -> Result<DeviceFd> {
-    let mut device =
-        kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, fd: 0, flags: 0 };
-    let gic = vm.create_device(&mut device).context("KVM_CREATE_DEVICE")?;
-    let set = |group: u32, attr: u32, value: Option<&u64>| {
-        let addr = value.map_or(0, |value| &raw const *value as u64);
-        let attribute = kvm_device_attr { flags: 0, group, attr: attr.into(), addr };
-        gic.set_device_attr(&attribute).with_context(|| format!("GIC: {group}, {attr}"))
-    };
-    let redistributors = layout::GICR_BYTES * vcpus as u64;
-    ensure!(layout::GICR + redistributors <= layout::SERIAL, "too many vCPUs");
-    let (group, kinds) =
-        (KVM_DEV_ARM_VGIC_GRP_ADDR, (KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST));
-    set(group, kinds.0, Some(&layout::GICD))?;
-    set(group, kinds.1, Some(&layout::GICR))?;
-    // The attribute has 32 bits, in the lower half.
-    set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, Some(&layout::INTIDS.into()))?;
-    set(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, None)?;
-    Ok(gic)
-}
-
-/// Puts everything into memory. Returns where the first vCPU begins, and where the tree is.
-fn load(arguments: &Run, memory: &GuestMemoryMmap, vcpus: &[VcpuFd]) -> Result<(u64, u64)> {
-    let complain = |path: &std::path::Path| path.display().to_string();
-    let mut kernel = File::open(&arguments.kernel).with_context(|| complain(&arguments.kernel))?;
-    let loaded = PE::load(memory, Some(GuestAddress(layout::RAM)), &mut kernel, None);
-    let loaded = loaded.with_context(|| complain(&arguments.kernel))?;
-
-    let tree_at = layout::RAM + arguments.memory - layout::GRANULE;
-    let mut initrd = None;
-    if let Some(path) = &arguments.initrd {
-        let mut file = File::open(path).with_context(|| complain(path))?;
-        let bytes = file.metadata()?.len();
-        let end = tree_at / layout::GRANULE * layout::GRANULE;
-        let at = end.checked_sub(bytes).map(|at| at / layout::GRANULE * layout::GRANULE);
-        let at = at.filter(|&at| at >= loaded.kernel_end);
-        let at = at.with_context(|| format!("no room for {}", path.display()))?;
-        read_exactly(memory, at, &mut file, bytes as usize).with_context(|| complain(path))?;
-        initrd = Some((at, bytes));
-    }
-    ensure!(loaded.kernel_end <= tree_at, "no room for the device tree");
-    let affinities = vcpus.iter().map(|vcpu| {
-        let mut mpidr = [0; 8];
-        vcpu.get_one_reg(MPIDR, &mut mpidr).context("MPIDR_EL1")?;
-        Ok(u64::from_le_bytes(mpidr) & AFFINITY)
-    });
-    let tree = Tree {
-        command_line: &arguments.cmdline,
-        cpus: &affinities.collect::<Result<Vec<_>>>()?,
-        memory: arguments.memory,
-        initrd,
-    };
-    let mut blob = Cursor::new(tree.write()?);
-    load_dtb(memory, GuestAddress(tree_at), &mut blob).context("the device tree")?;
-    Ok((loaded.kernel_load.0, tree_at))
-}
-
-fn read_exactly(
-    memory: &GuestMemoryMmap,
-    at: u64,
-    from: &mut impl ReadVolatile,
-    bytes: usize,
-) -> Result<()> {
-    memory.read_exact_volatile_from(GuestAddress(at), from, bytes)?;
-    Ok(())
+/// The affinity by which a vCPU is told from others.
+fn affinity(vcpu: &VcpuFd) -> Result<u64> {
+    let mut mpidr = [0; 8];
+    vcpu.get_one_reg(MPIDR, &mut mpidr).context("MPIDR_EL1")?;
+    Ok(u64::from_le_bytes(mpidr) & AFFINITY)
 }

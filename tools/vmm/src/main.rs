@@ -1,7 +1,5 @@
-//! A small virtual machine monitor on KVM's interface: Umbra's (`host/linux`) or Linux's own.
-//!
 //! `umbra-vmm run --kernel Image --initrd initrd.img --cpus 2 --memory 512M` boots an arm64 Linux and is over when the guest
-//! turns itself off. What the guest has is in machine.rs. The exit status says why it ended:
+//! turns itself off; `umbra-vmm control PATH status` asks one that runs. The exit status of `run` says why it ended:
 //!
 //! | status | why |
 //! |---|---|
@@ -9,22 +7,43 @@
 //! | 1 | the monitor could not set it up, or go on |
 //! | 2 | the guest has reset itself |
 //! | 3 | a vCPU can't go on |
+//! | 4 | the operator has stopped it: by the control socket, the terminal or a signal |
+//!
+//! A line of JSON on standard error says the same with counters (`report.rs`). `control` ends with 0 if the machine did
+//! what it was asked for, otherwise with 1.
 
-#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
+#[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
     use clap::Parser;
+    use std::process::ExitCode;
     use umbra_vmm::arguments::{Arguments, Verb};
-    let Arguments { verb: Verb::Run(run) } = Arguments::parse();
-    match umbra_vmm::machine::run(&run) {
-        Ok(end) => end.status(),
-        Err(error) => {
-            eprintln!("umbra-vmm: {error:#}");
-            std::process::ExitCode::from(1)
+
+    let result = match Arguments::parse().verb {
+        Verb::Run(run) => self::run(&run),
+        Verb::Control { path, request } => {
+            umbra_vmm::control::ask(&path, request).map(|(answer, well)| {
+                println!("{answer}");
+                ExitCode::from(u8::from(!well))
+            })
         }
-    }
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("umbra-vmm: {error:#}");
+        ExitCode::from(1)
+    })
 }
 
-#[cfg(not(all(target_arch = "aarch64", target_os = "linux")))]
+#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
+fn run(arguments: &umbra_vmm::arguments::Run) -> anyhow::Result<std::process::ExitCode> {
+    umbra_vmm::machine::run(arguments).map(|end| end.status())
+}
+
+#[cfg(all(not(target_arch = "aarch64"), target_os = "linux"))]
+fn run(_: &umbra_vmm::arguments::Run) -> anyhow::Result<std::process::ExitCode> {
+    anyhow::bail!("virtual machines of arm64 run on arm64 Linux")
+}
+
+#[cfg(not(target_os = "linux"))]
 fn main() -> std::process::ExitCode {
     eprintln!("umbra-vmm: virtual machines of arm64 run on arm64 Linux");
     std::process::ExitCode::from(1)

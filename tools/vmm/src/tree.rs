@@ -8,7 +8,7 @@ use vm_fdt::{Error, FdtWriter};
 /// What it tells of.
 #[derive(Debug)]
 pub struct Tree<'a> {
-    /// Behind `console=ttyS0`.
+    /// The kernel's command line.
     pub command_line: &'a str,
     /// Affinities.
     pub cpus: &'a [u64],
@@ -16,6 +16,8 @@ pub struct Tree<'a> {
     pub memory: u64,
     /// Address and bytes.
     pub initrd: Option<(u64, u64)>,
+    /// Virtio's devices.
+    pub virtio: usize,
 }
 
 const GIC: u32 = 1;
@@ -28,6 +30,10 @@ const LEVEL: u32 = 4;
 
 impl Tree<'_> {
     /// The flattened tree.
+    ///
+    /// # Errors
+    ///
+    /// The command line has a zero in it, or there is no room for all vCPUs.
     pub fn write(&self) -> Result<Vec<u8>> {
         self.nodes().map_err(|error| anyhow::anyhow!("{error}")).context("the device tree")
     }
@@ -42,8 +48,7 @@ impl Tree<'_> {
         fdt.property_u32("interrupt-parent", GIC)?;
 
         let chosen = fdt.begin_node("chosen")?;
-        let command_line = format!("console=ttyS0 {}", self.command_line);
-        fdt.property_string("bootargs", command_line.trim_end())?;
+        fdt.property_string("bootargs", self.command_line)?;
         fdt.property_string("stdout-path", &format!("/serial@{:x}", layout::SERIAL))?;
         if let Some((start, bytes)) = self.initrd {
             fdt.property_u64("linux,initrd-start", start)?;
@@ -109,7 +114,67 @@ impl Tree<'_> {
         fdt.property_u32("clocks", CLOCK)?;
         fdt.end_node(serial)?;
 
+        for index in 0..self.virtio {
+            let (address, spi) = layout::virtio(index);
+            let device = fdt.begin_node(&format!("virtio_mmio@{address:x}"))?;
+            fdt.property_string("compatible", "virtio,mmio")?;
+            fdt.property_array_u64("reg", &[address, layout::VIRTIO_BYTES])?;
+            fdt.property_array_u32("interrupts", &[SPI, spi, EDGE])?;
+            fdt.property_null("dma-coherent")?;
+            fdt.end_node(device)?;
+        }
+
         fdt.end_node(root)?;
         fdt.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dtoolkit::fdt::Fdt;
+    use dtoolkit::{Node, Property};
+
+    fn cells(bytes: &[u8]) -> Vec<u32> {
+        bytes.chunks(4).map(|cell| u32::from_be_bytes(cell.try_into().unwrap())).collect()
+    }
+
+    #[test]
+    fn it_says_what_there_is() {
+        let tree = Tree {
+            command_line: "console=ttyS0 quiet",
+            cpus: &[0, 1, 0x100],
+            memory: 1 << 30,
+            initrd: Some((0x9000_0000, 0x1234)),
+            virtio: 3,
+        };
+        let blob = tree.write().unwrap();
+        let fdt = Fdt::new(&blob).unwrap();
+        let node = |path: &str| fdt.find_node(path).unwrap_or_else(|| panic!("{path}"));
+        let value = |path: &str, name: &str| {
+            let property = node(path).property(name);
+            property.unwrap_or_else(|| panic!("{path}: {name}")).value().to_vec()
+        };
+        assert_eq!(value("/chosen", "bootargs"), b"console=ttyS0 quiet\0");
+        assert_eq!(cells(&value("/chosen", "linux,initrd-end")), [0, 0x9000_1234]);
+        assert_eq!(cells(&value("/memory@80000000", "reg")), [0, 0x8000_0000, 0, 1 << 30]);
+        assert_eq!(cells(&value("/cpus/cpu@100", "reg")), [0, 0x100]);
+        let frames = cells(&value("/interrupt-controller@8000000", "reg"));
+        assert_eq!(frames[7], 3 * layout::GICR_BYTES as u32);
+        for index in 0..3 {
+            let (address, spi) = layout::virtio(index);
+            let path = format!("/virtio_mmio@{address:x}");
+            assert_eq!(value(&path, "compatible"), b"virtio,mmio\0");
+            assert_eq!(cells(&value(&path, "reg")), [0, address as u32, 0, 0x1000]);
+            assert_eq!(cells(&value(&path, "interrupts")), [SPI, spi, EDGE]);
+        }
+        assert!(fdt.find_node("/virtio_mmio@a003000").is_none());
+    }
+
+    #[test]
+    fn a_command_line_has_no_zero_in_it() {
+        let tree =
+            Tree { command_line: "a\0b", cpus: &[0], memory: 1 << 30, initrd: None, virtio: 0 };
+        assert!(tree.write().is_err());
     }
 }

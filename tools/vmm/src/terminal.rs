@@ -1,0 +1,191 @@
+//! The terminal: standard input and output.
+//!
+//! Input is attached to one console at most. If it is a terminal then it is raw meanwhile, so that the guest gets every key,
+//! and what it was before is restored at the end, also when the monitor panics. Ctrl-A then x ends the machine; Ctrl-A twice
+//! is one Ctrl-A for the guest.
+#![forbid(unsafe_code)]
+
+use crate::gate::Gate;
+use crate::report::Counters;
+use crate::supervisor::Notice;
+use anyhow::{Context, Result};
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, TryLockError, mpsc::Sender};
+
+/// Ctrl-A.
+const ESCAPE: u8 = 1;
+
+/// What the terminal was before, while it is raw.
+static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// Restores the terminal when it goes.
+#[derive(Debug)]
+pub struct Raw(());
+
+impl Raw {
+    /// Makes standard input raw if it is a terminal.
+    ///
+    /// # Errors
+    ///
+    /// It won't be.
+    pub fn enter() -> Result<Self> {
+        let stdin = io::stdin();
+        if isatty(&stdin) {
+            let before = tcgetattr(&stdin).context("the terminal's mode")?;
+            let mut raw = before.clone();
+            raw.make_raw();
+            let hook = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |what| {
+                restore();
+                hook(what);
+            }));
+            if let Ok(mut saved) = BEFORE.lock() {
+                *saved = Some(before);
+            }
+            tcsetattr(&stdin, OptionalActions::Now, &raw).context("the terminal's mode")?;
+        }
+        Ok(Self(()))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+fn restore() {
+    let mut before = match BEFORE.try_lock() {
+        Ok(before) => before,
+        Err(TryLockError::Poisoned(before)) => before.into_inner(),
+        // Somebody is at it.
+        Err(TryLockError::WouldBlock) => return,
+    };
+    if let Some(before) = before.take() {
+        // There is nobody to tell if it fails.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);
+    }
+}
+
+/// What keys mean.
+#[derive(Debug, Default)]
+struct Keys {
+    escaped: bool,
+}
+
+impl Keys {
+    /// Removes from `bytes` what is not for the guest. Returns whether the machine is to end.
+    fn filter(&mut self, bytes: &mut Vec<u8>) -> bool {
+        let mut end = false;
+        bytes.retain(|&byte| {
+            let escaped = std::mem::replace(&mut self.escaped, false);
+            match byte {
+                ESCAPE if !escaped => {
+                    self.escaped = true;
+                    false
+                }
+                b'x' if escaped => {
+                    end = true;
+                    false
+                }
+                _ => true,
+            }
+        });
+        end
+    }
+}
+
+/// Passes standard input on until it ends, from a thread of its own, which waits there until the process ends: standard
+/// input may be anything, also what can't be waited for together with other files.
+///
+/// # Errors
+///
+/// No thread.
+pub fn listen(mut guest: UnixStream, notices: Sender<Notice>) -> Result<()> {
+    let has_keys = isatty(io::stdin());
+    let run = move || {
+        let (mut buffer, mut keys) = ([0; 256], Keys::default());
+        loop {
+            let count = match io::stdin().read(&mut buffer) {
+                Ok(count @ 1..) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                _ => return,
+            };
+            let mut bytes = buffer[..count].to_vec();
+            if has_keys && keys.filter(&mut bytes) {
+                let _ = notices.send(Notice::Stop);
+                return;
+            }
+            if guest.write_all(&bytes).is_err() {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new().name("terminal".to_owned()).spawn(run).context("a thread")?;
+    Ok(())
+}
+
+/// Standard output, counted.
+#[derive(Debug)]
+pub struct Output {
+    file: File,
+    counters: Arc<Counters>,
+    gate: Arc<Gate>,
+}
+
+impl Output {
+    /// Where all consoles of a machine go.
+    ///
+    /// # Errors
+    ///
+    /// There is no standard output.
+    pub fn new(counters: Arc<Counters>, gate: Arc<Gate>) -> io::Result<Self> {
+        let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        Ok(Self { file, counters, gate })
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = match self.file.write(bytes) {
+            // A terminal that takes nothing doesn't keep a machine from its end.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted && self.gate.is_stopping() => {
+                return Ok(bytes.len());
+            }
+            written => written?,
+        };
+        self.counters.console.fetch_add(written as u64, Relaxed);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys() {
+        let mut keys = Keys::default();
+        let mut filter = |text: &str| {
+            let mut bytes = text.as_bytes().to_vec();
+            let end = keys.filter(&mut bytes);
+            (String::from_utf8(bytes).unwrap(), end)
+        };
+        assert_eq!(filter("abx"), ("abx".to_owned(), false));
+        assert_eq!(filter("a\u{1}"), ("a".to_owned(), false));
+        assert_eq!(filter("\u{1}b"), ("\u{1}b".to_owned(), false));
+        assert_eq!(filter("\u{1}q"), ("q".to_owned(), false));
+        assert_eq!(filter("x\u{1}\u{1}x"), ("x\u{1}x".to_owned(), false));
+        assert_eq!(filter("x\u{1}"), ("x".to_owned(), false));
+        assert_eq!(filter("x"), (String::new(), true));
+    }
+}
