@@ -96,7 +96,7 @@ pub fn run(arguments: &Run) -> Result<End> {
         terminal::listen(terminal, sender.clone())?;
     }
     let surroundings = Arc::new(Surroundings { bus, gate: gate.clone(), counters });
-    let threads = vcpus
+    let mut threads = vcpus
         .into_iter()
         .map(|vcpu| vcpu::start(vcpu, surroundings.clone(), sender.clone()))
         .collect::<Result<Vec<_>>>()?;
@@ -104,10 +104,9 @@ pub fn run(arguments: &Run) -> Result<End> {
     let kick = || threads.iter().for_each(signals::kick);
     let (mut end, waits) = Supervisor::new(&gate, &report).supervise(&notices, kick);
     gate.stop();
-    for thread in threads {
-        signals::join(thread);
-    }
-    signals::join(device_loop.end());
+    // A vCPU may wait for a device, and a device for the terminal.
+    threads.push(device_loop.end());
+    signals::join(threads);
     for device in shared {
         if let Err(error) = device.lock().finish() {
             end = End::Failed(format!("what was written may be lost: {error}"));
@@ -116,7 +115,7 @@ pub fn run(arguments: &Run) -> Result<End> {
     if let Some(client) = waits {
         client.stopped();
     }
-    signals::join(control_loop.end());
+    signals::join(vec![control_loop.end()]);
     drop(raw);
     eprintln!("{}", report.line(&end));
     Ok(end)

@@ -18,7 +18,15 @@ fn main() -> std::process::ExitCode {
     use std::process::ExitCode;
     use umbra_vmm::arguments::{Arguments, Verb};
 
-    let result = match Arguments::parse().verb {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Not clap's status, which would be a guest's that has reset itself. Help is no error.
+            let well = error.print().is_ok() && !error.use_stderr();
+            return ExitCode::from(u8::from(!well));
+        }
+    };
+    let result = match arguments.verb {
         Verb::Run(run) => self::run(&run),
         Verb::Control { path, request } => {
             umbra_vmm::control::ask(&path, request).map(|(answer, well)| {

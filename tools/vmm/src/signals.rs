@@ -8,8 +8,8 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, SignalHandler, register_signal_handler};
 
-/// Between two kicks of a thread that is to end.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// Between two kicks of threads that are to end.
+const PATIENCE: Duration = Duration::from_millis(10);
 
 /// Written to when a signal says that the machine is to end.
 static STOP: OnceLock<EventFd> = OnceLock::new();
@@ -51,12 +51,15 @@ pub fn kick<T>(thread: &JoinHandle<T>) {
     let _ = thread.kill(SIGRTMIN());
 }
 
-/// Joins a thread that has been told to end. It is kicked until it does: something that it writes to may be full for ever.
-pub fn join(thread: JoinHandle<()>) {
-    while !thread.is_finished() {
-        kick(&thread);
-        thread::park_timeout(PATIENCE);
+/// Joins threads that have been told to end. They are kicked until they do: something that one writes to may be full for
+/// ever, and another may wait for it.
+pub fn join(threads: Vec<JoinHandle<()>>) {
+    while threads.iter().any(|thread| !thread.is_finished()) {
+        threads.iter().for_each(kick);
+        thread::sleep(PATIENCE);
     }
-    // If it has panicked, it has said so.
-    let _ = thread.join();
+    for thread in threads {
+        // If it has panicked, it has said so.
+        let _ = thread.join();
+    }
 }

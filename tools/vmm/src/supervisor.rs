@@ -24,15 +24,13 @@ pub enum Notice {
 
 /// The decisions.
 pub struct Supervisor<'a> {
-    /// What the vCPUs pass.
-    pub gate: &'a Gate,
-    /// What the control socket tells.
-    pub report: &'a Report,
+    gate: &'a Gate,
+    report: &'a Report,
     paused: bool,
 }
 
 impl<'a> Supervisor<'a> {
-    /// For a machine that runs.
+    /// For a machine that runs: what its vCPUs pass, and what the control socket tells of them.
     pub fn new(gate: &'a Gate, report: &'a Report) -> Self {
         Self { gate, report, paused: false }
     }

@@ -136,6 +136,7 @@ pub struct Output {
     file: File,
     counters: Arc<Counters>,
     gate: Arc<Gate>,
+    given_up: bool,
 }
 
 impl Output {
@@ -146,15 +147,19 @@ impl Output {
     /// There is no standard output.
     pub fn new(counters: Arc<Counters>, gate: Arc<Gate>) -> io::Result<Self> {
         let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-        Ok(Self { file, counters, gate })
+        Ok(Self { file, counters, gate, given_up: false })
     }
 }
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.given_up {
+            return Ok(bytes.len());
+        }
         let written = match self.file.write(bytes) {
             // A terminal that takes nothing doesn't keep a machine from its end.
             Err(error) if error.kind() == io::ErrorKind::Interrupted && self.gate.is_stopping() => {
+                self.given_up = true;
                 return Ok(bytes.len());
             }
             written => written?,

@@ -23,7 +23,7 @@ const SIZE_MAX: u32 = 64 << 10;
 const SEG_MAX: u32 = 126;
 /// Bytes that are on their way at once.
 const PIECE: usize = 64 << 10;
-/// Bytes of a request's header: what to do, nothing, the first sector.
+/// Bytes of a request's header.
 const HEADER: usize = 16;
 
 /// The disk.
@@ -89,19 +89,19 @@ impl Block {
             return Err(Malformed::new("a request without room for its status"));
         };
         let mut status = chain.writer.split_at(data)?;
-        let mut header = [0; HEADER];
-        if chain.reader.read_exact(&mut header).is_err() {
+        let Ok((kind, sector)) = header(&mut chain.reader) else {
             return Err(Malformed::new("a request without a header"));
-        }
+        };
         self.counters.count_request();
         // The header and the status may be part of others, so these are no less than what the driver has.
         let too_much =
             chain.longest > SIZE_MAX + HEADER as u32 || chain.count > SEG_MAX as usize + 2;
-        let code = match if too_much { Err(Failure::Io) } else { self.carry_out(&header, chain) } {
-            Ok(()) => VIRTIO_BLK_S_OK,
-            Err(Failure::Io) => VIRTIO_BLK_S_IOERR,
-            Err(Failure::Unsupported) => VIRTIO_BLK_S_UNSUPP,
-        };
+        let code =
+            match if too_much { Err(Failure::Io) } else { self.carry_out(kind, sector, chain) } {
+                Ok(()) => VIRTIO_BLK_S_OK,
+                Err(Failure::Io) => VIRTIO_BLK_S_IOERR,
+                Err(Failure::Unsupported) => VIRTIO_BLK_S_UNSUPP,
+            };
         if code != VIRTIO_BLK_S_OK {
             self.counters.count_error();
         }
@@ -110,11 +110,8 @@ impl Block {
         Ok(u32::try_from(written).unwrap_or(u32::MAX))
     }
 
-    fn carry_out(&mut self, header: &[u8; HEADER], chain: &mut Chain<'_>) -> Result<(), Failure> {
-        let [kind @ .., _, _, _, _, _, _, _, _, _, _, _, _] = *header;
-        let [_, _, _, _, _, _, _, _, sector @ ..] = *header;
-        let sector = u64::from_le_bytes(sector);
-        match u32::from_le_bytes(kind) {
+    fn carry_out(&mut self, kind: u32, sector: u64, chain: &mut Chain<'_>) -> Result<(), Failure> {
+        match kind {
             VIRTIO_BLK_T_IN => self.read(sector, &mut chain.writer),
             VIRTIO_BLK_T_OUT => self.write(sector, &mut chain.reader),
             VIRTIO_BLK_T_FLUSH => Ok(self.file.sync_data()?),
@@ -170,13 +167,18 @@ impl Block {
     }
 }
 
+/// What a request wants, and its first sector.
+fn header(reader: &mut Reader<'_>) -> io::Result<(u32, u64)> {
+    let (mut kind, mut reserved, mut sector) = ([0; 4], [0; 4], [0; 8]);
+    reader.read_exact(&mut kind)?;
+    reader.read_exact(&mut reserved)?;
+    reader.read_exact(&mut sector)?;
+    Ok((u32::from_le_bytes(kind), u64::from_le_bytes(sector)))
+}
+
 impl Device for Block {
     fn id(&self) -> u32 {
         VIRTIO_ID_BLOCK
-    }
-
-    fn kind(&self) -> &'static str {
-        "block"
     }
 
     fn queues(&self) -> usize {

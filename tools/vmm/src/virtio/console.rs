@@ -1,6 +1,6 @@
 //! A console with one port, `hvc0` in Linux.
 
-use super::queue::{Malformed, Queues};
+use super::queue::{Malformed, Queues, TURN};
 use super::{Device, Event};
 use crate::report::DeviceCounters;
 use std::io::{self, Read, Write};
@@ -37,7 +37,7 @@ impl<W: Write + Send> Console<W> {
 
     /// Bytes to the guest, as long as there are some and it has room.
     fn input(&mut self, queues: &mut Queues) -> Result<bool, Malformed> {
-        for _ in 0..Queues::turn() {
+        for _ in 0..TURN {
             // A chain is only taken for something that is there.
             if !rustix::io::ioctl_fionread(&self.input).is_ok_and(|count| count > 0) {
                 return Ok(false);
@@ -82,10 +82,6 @@ impl<W: Write + Send> Console<W> {
 impl<W: Write + Send> Device for Console<W> {
     fn id(&self) -> u32 {
         VIRTIO_ID_CONSOLE
-    }
-
-    fn kind(&self) -> &'static str {
-        "console"
     }
 
     fn queues(&self) -> usize {

@@ -42,9 +42,6 @@ pub trait Device: Send {
     /// Its number among virtio's devices.
     fn id(&self) -> u32;
 
-    /// Its kind, for reports.
-    fn kind(&self) -> &'static str;
-
     /// Queues that it has.
     fn queues(&self) -> usize;
 
@@ -67,7 +64,8 @@ pub trait Device: Send {
     /// The driver has accepted these features; the queues begin.
     fn start(&mut self, _features: u64) {}
 
-    /// Does what there is to do. Returns whether there is more of it: then it is called again, after others had their turn.
+    /// Does what there is to do. Returns whether there is more of it: then it is called for the queue again, or for the first
+    /// one if it was for the source, after others had their turn.
     ///
     /// # Errors
     ///

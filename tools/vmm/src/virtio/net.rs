@@ -2,7 +2,7 @@
 //!
 //! No offloads: frames are whole and have their checksums, in both directions. The header before each frame says so.
 
-use super::queue::{Malformed, Queues};
+use super::queue::{Malformed, Queues, TURN};
 use super::{Device, Event};
 use crate::report::DeviceCounters;
 use std::fs::File;
@@ -43,7 +43,7 @@ impl Net {
 
     /// Frames to the guest, as long as there are some and it has buffers.
     fn receive(&mut self, queues: &mut Queues) -> Result<bool, Malformed> {
-        for _ in 0..Queues::turn() {
+        for _ in 0..TURN {
             if self.waiting == 0 {
                 match self.wire.read(&mut self.arrived[..]) {
                     Ok(count) if count > HEADER => self.waiting = count,
@@ -99,10 +99,6 @@ impl Net {
 impl Device for Net {
     fn id(&self) -> u32 {
         VIRTIO_ID_NET
-    }
-
-    fn kind(&self) -> &'static str {
-        "net"
     }
 
     fn queues(&self) -> usize {

@@ -32,7 +32,7 @@ impl From<virtio_queue::Error> for Malformed {
 }
 
 /// Chains that a device handles before others have their turn.
-const TURN: usize = 16;
+pub const TURN: usize = 16;
 
 /// A chain of descriptors that the driver has made available.
 pub struct Chain<'m> {
@@ -150,11 +150,6 @@ impl Queues {
         let bytes = each(&mut chain)?;
         live.push(&self.memory, chain.head, bytes)?;
         Ok(true)
-    }
-
-    /// Chains that a device may handle in one turn.
-    pub const fn turn() -> usize {
-        TURN
     }
 
     /// Whether the driver wants an interrupt for what was given back since the last call.

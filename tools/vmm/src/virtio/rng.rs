@@ -42,10 +42,6 @@ impl Device for Rng {
         VIRTIO_ID_RNG
     }
 
-    fn kind(&self) -> &'static str {
-        "rng"
-    }
-
     fn queues(&self) -> usize {
         1
     }

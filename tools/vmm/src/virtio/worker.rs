@@ -180,16 +180,42 @@ impl MutEventSubscriber for Shared {
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let worker = self.lock();
-        let watch = |data: u32, fd, set| ops.add(Events::with_data_raw(fd, data, set));
-        let queues = (0..).zip(&worker.kicks).map(|(n, kick)| (n, kick.as_raw_fd(), EventSet::IN));
+        let kicks = worker.kicks.iter().map(AsRawFd::as_raw_fd);
+        let queues = (0..).zip(kicks).map(|(n, fd)| Events::with_data_raw(fd, n, EventSet::IN));
         let edges = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        let source = worker.device.source().map(|fd| (SOURCE, fd, edges));
-        let watched = queues.chain(source).try_for_each({
-            let mut watch = watch;
-            move |(data, fd, set)| watch(data, fd, set)
-        });
-        if let Err(error) = watched {
+        let source = worker.device.source();
+        let source = source.map(|fd| Events::with_data_raw(fd, SOURCE, edges));
+        if let Err(error) = queues.chain(source).try_for_each(|events| ops.add(events)) {
             eprintln!("umbra-vmm: {} is deaf: {error}", worker.counters.name());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::events::EventLoop;
+    use crate::virtio::rng::Rng;
+    use crate::virtio::testing::Driver;
+    use std::time::Duration;
+
+    #[test]
+    fn the_event_loop_serves_it() {
+        let mut driver = Driver::new(Rng::new);
+        let worker = driver.transport.worker().clone();
+        let devices = EventLoop::start("devices", vec![Box::new(worker.clone())]).unwrap();
+        driver.begin(0);
+        // More than it does in one turn.
+        let room = driver.room(8);
+        for _ in 0..100 {
+            driver.offer(0, &[], &[room]);
+        }
+        worker.lock().kicks()[0].write(1).unwrap();
+        for _ in 0..100 {
+            while driver.used(0).is_none() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        devices.end().join().unwrap();
+        assert!(driver.interrupted());
     }
 }

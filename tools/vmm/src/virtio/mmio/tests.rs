@@ -15,10 +15,6 @@ impl Device for Nothing {
         77
     }
 
-    fn kind(&self) -> &'static str {
-        "nothing"
-    }
-
     fn queues(&self) -> usize {
         2
     }
