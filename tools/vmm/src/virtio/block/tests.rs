@@ -8,8 +8,12 @@ const SECTORS: u64 = 64;
 const FLUSHES: u64 = 1 << VIRTIO_BLK_F_FLUSH;
 
 fn disk(read_only: bool) -> (Driver, File) {
+    disk_of(SECTORS, read_only)
+}
+
+fn disk_of(sectors: u64, read_only: bool) -> (Driver, File) {
     let mut file = TempFile::new().unwrap().into_file();
-    let contents: Vec<u8> = (0..SECTORS * SECTOR).map(|at| (at / 7) as u8).collect();
+    let contents: Vec<u8> = (0..sectors * SECTOR).map(|at| (at / 7) as u8).collect();
     file.write_all(&contents).unwrap();
     let same = file.try_clone().unwrap();
     let mut driver = Driver::new(|counters| Block::new(file, read_only, counters).unwrap());
@@ -108,6 +112,19 @@ fn what_fails() {
     assert_eq!(status(VIRTIO_BLK_T_IN, 0, &[], &[sector]), VIRTIO_BLK_S_OK);
     assert_eq!(driver.errors(), 11);
     assert!(!driver.needs_reset());
+}
+
+#[test]
+fn requests_have_their_limits() {
+    let (mut driver, _) = disk_of(2048, false);
+    let mut read = |bytes: u32, count: usize| {
+        let piece = Piece { bytes, ..driver.room(bytes as usize) };
+        request(&mut driver, VIRTIO_BLK_T_IN, 0, &[], &vec![piece; count]).0
+    };
+    assert_eq!(read(SIZE_MAX, 1), VIRTIO_BLK_S_OK);
+    assert_eq!(read(SIZE_MAX + 512, 1), VIRTIO_BLK_S_IOERR);
+    assert_eq!(read(512, SEG_MAX as usize), VIRTIO_BLK_S_OK);
+    assert_eq!(read(512, SEG_MAX as usize + 1), VIRTIO_BLK_S_IOERR);
 }
 
 #[test]
