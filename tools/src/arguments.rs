@@ -190,16 +190,33 @@ pub struct VmArgs {
     /// Processes with patterns, per CPU of the host's.
     #[arg(long, value_name = "N", default_value_t = 2)]
     processes: u32,
+    /// Guests at once.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4))]
+    guests: u32,
+    /// Monitors that are killed.
+    #[arg(long, value_name = "N", default_value_t = 12)]
+    kills: u64,
+    /// Rounds of random ioctls.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    rounds: u64,
+    /// Guests of several kinds, one after the other, and the same on Linux's own KVM: what they see is compared.
+    #[arg(long, conflicts_with_all = ["guests", "kills", "rounds"])]
+    compare: bool,
 }
 
 impl VmArgs {
     pub fn run(self) -> Result<bool> {
+        let Self { guests, rounds, kills, .. } = self;
+        let guests = match self.compare {
+            true => linux::Guests::Scenarios,
+            false => linux::Guests::Beside { guests, rounds, kills },
+        };
         let options = linux::Options {
             seconds: self.seconds,
             times: 2,
             processes: self.processes,
             debian: debian(self.newest),
-            task: linux::Task::VirtualMachines,
+            task: linux::Task::VirtualMachines(guests),
             ..linux::Options::default()
         };
         let request = watch::Request {

@@ -64,6 +64,11 @@ impl Bounds {
         silence: Duration::from_secs(u32::MAX as u64),
     };
 
+    /// For so many times as much work.
+    pub fn times(self, factor: u32) -> Self {
+        Self { total: self.total * factor, ..self }
+    }
+
     /// What they are on this computer.
     fn here(self) -> Self {
         let slowness = slowness();

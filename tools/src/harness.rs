@@ -31,10 +31,11 @@ use crate::firmware::{self, Setup, SuspendFormat};
 use crate::fpcheck;
 use crate::image;
 use crate::kernel::{Debian, Kernel};
-use crate::linux::{self, Programs};
+use crate::linux::{self, Programs, VirtualMachines};
 use crate::process;
 use crate::qemu::{Device, Machine, NEWER, Release, Smmu};
 use crate::remains;
+use crate::setup;
 use crate::transcript::{self, Outcome, Transcript};
 
 pub use settings::{Emulators, Settings};
@@ -380,17 +381,25 @@ const LINUX: &str = "linux";
 fn linux_jobs(filter: Option<&str>) -> Vec<Job> {
     let passes =
         |name: &str| filter.is_none_or(|filter| format!("{LINUX}::{name}").contains(filter));
-    let wanted: Vec<_> = linux::CONFIGURATIONS.iter().filter(|one| passes(one.name)).collect();
-    if wanted.is_empty() {
-        return Vec::new();
-    }
-    let kernel =
-        Kernel::debian(Debian::Release).map_err(|error| format!("no Linux to boot: {error:#}"));
-    if let Err(why) = &kernel {
-        eprintln!("skipping {LINUX}: {why}");
-    }
-    wanted.into_iter().map(|one| Job::Linux(*one, kernel.clone())).collect()
+    let wanted = linux::CONFIGURATIONS.iter().filter(|one| passes(one.name));
+    let asked =
+        |name: &str| filter.is_some_and(|filter| filter.contains(LONG) && name.contains(LONG));
+    let kernel = |one: &linux::Configuration| {
+        if one.long && !asked(one.name) {
+            return Err("it takes long: ask for it by name".to_owned());
+        }
+        let kernel = Kernel::debian(one.debian);
+        kernel.map_err(|error| {
+            let why = format!("no Linux to boot: {error:#}");
+            eprintln!("skipping {LINUX}::{}: {why}", one.name);
+            why
+        })
+    };
+    wanted.map(|one| Job::Linux(*one, kernel(one))).collect()
 }
+
+/// In the names of Linuxes that take long, and only in those.
+const LONG: &str = "long";
 
 /// Boots a Linux to its end.
 fn run_linux(
@@ -409,16 +418,25 @@ fn run_linux(
     };
     let start = Instant::now();
     eprintln!("booting {LINUX} ({}, {})", configuration.name, kernel.name);
-    let programs = Programs {
-        hyp: settings.tests.hyp.clone(),
-        init: settings.linux.clone(),
-        virtual_machines: settings.virtual_machines.clone().ok(),
+    let virtual_machines = match configuration.debian {
+        _ if !configuration.has_virtual_machines() => Ok(None),
+        Debian::Release => settings.virtual_machines.clone().map(Some),
+        // Only for who asks for them.
+        other => setup::toolchain()
+            .and_then(|toolchain| VirtualMachines::build(&toolchain, other))
+            .map_or_else(
+                |error| Err(format!("no virtual machines: {error:#}")),
+                |built| Ok(Some(built)),
+            ),
     };
-    if configuration.has_virtual_machines()
-        && let Err(why) = &settings.virtual_machines
-    {
-        return Outcome::Skipped(why.clone());
-    }
+    let programs = match virtual_machines {
+        Ok(virtual_machines) => Programs {
+            hyp: settings.tests.hyp.clone(),
+            init: settings.linux.clone(),
+            virtual_machines,
+        },
+        Err(why) => return Outcome::Skipped(why),
+    };
     let outcome = configuration.outcome(qemu, &programs, &settings.firmware, &kernel);
     eprintln!("{LINUX} ended after {:.1} s", start.elapsed().as_secs_f32());
     outcome

@@ -7,6 +7,8 @@
 mod compare;
 mod configurations;
 mod devices;
+mod root;
+mod scenarios;
 mod vms;
 
 use std::path::PathBuf;
@@ -26,7 +28,7 @@ use crate::{cpio, elf, setup, workspace};
 
 pub use configurations::{CONFIGURATIONS, Configuration};
 pub use devices::Content;
-pub use vms::VirtualMachines;
+pub use vms::{Guests, VirtualMachines};
 
 /// What a Linux is to do.
 #[derive(Clone, Debug)]
@@ -55,8 +57,8 @@ pub enum Task {
     Patterns,
     /// Disks and a network, behind an SMMU.
     Devices(Content),
-    /// Virtual machines beside the patterns, by the kernel module and the tree's own monitor.
-    VirtualMachines,
+    /// Virtual machines, by the kernel module and the tree's own monitor.
+    VirtualMachines(Guests),
     /// It has to go without the devices that reach memory: nothing is in between.
     Withheld,
 }
@@ -89,7 +91,7 @@ impl Options {
         let task = match &self.task {
             Task::Patterns => patterns,
             Task::Devices(content) => format!("devices {}", content.words()),
-            Task::VirtualMachines => format!("vm ciphers {patterns}"),
+            Task::VirtualMachines(guests) => guests.words(&patterns),
             Task::Withheld => "withheld".to_owned(),
         };
         let end = if *reboot { " reboot" } else { "" };
@@ -100,18 +102,25 @@ impl Options {
     fn equip(&self, machine: Machine) -> Machine {
         match &self.task {
             Task::Devices(content) => content.attach(&machine),
-            Task::VirtualMachines => Machine { memory: machine.memory.max(vms::MEMORY), ..machine },
+            Task::VirtualMachines(_) => {
+                Machine { memory: machine.memory.max(vms::MEMORY), ..machine }
+            }
             Task::Patterns | Task::Withheld => machine,
         }
     }
 
     /// What has to be left behind, above all that every Linux leaves; why it can't be, if it isn't.
     fn verify(&self, report: &Report, console: &[String], cpus: u32) -> Result<(), String> {
+        // Behind the program's verdict, too: it may have been turned off.
+        let bad = ["Kernel panic", "Internal error: ", "Oops"];
+        if let Some(line) = console.iter().find(|line| bad.iter().any(|bad| line.contains(bad))) {
+            return Err(format!("Linux says: {line}"));
+        }
         verify(report, cpus, self.kernel.is_none(), self.displaces())?;
         match &self.task {
             Task::Patterns => Ok(()),
             Task::Devices(_) => devices::verify(report, cpus),
-            Task::VirtualMachines => vms::verify(report),
+            Task::VirtualMachines(guests) => guests.verify(report),
             Task::Withheld => devices::verify_withheld(report, console),
         }
     }
@@ -135,12 +144,13 @@ impl Programs {
         let mut files = vec![("init".to_owned(), init)];
         match task {
             Task::Patterns | Task::Withheld => {}
-            Task::VirtualMachines => {
+            Task::VirtualMachines(guests) => {
                 let vms = self.virtual_machines.as_ref().context("nothing for guests is built")?;
                 // The guest is the same kernel with the same program.
                 let mut guest = files.clone();
                 guest.extend(drivers(kernel, &[kernel::GUEST, kernel::CIPHERS].concat())?);
                 files.push(("guest-initrd".to_owned(), archive(&guest)));
+                files.extend(guests.disks()?);
                 files.extend(drivers(kernel, &[kernel::HOST, kernel::CIPHERS].concat())?);
                 for (name, path) in
                     vms.files().into_iter().chain([("guest-kernel", &*kernel.image)])
@@ -238,7 +248,7 @@ pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
         hyp: build::binary(&toolchain, HYP)?,
         init: build::binary(&toolchain, LINUX)?,
         virtual_machines: match &options.task {
-            Task::VirtualMachines => Some(VirtualMachines::build(&toolchain, options.debian)?),
+            Task::VirtualMachines(_) => Some(VirtualMachines::build(&toolchain, options.debian)?),
             _ => None,
         },
     };
@@ -259,7 +269,18 @@ pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
     }
     let symbols = Symbols::new([(Space::Hyp, programs.hyp.clone())]);
     let Watched { report, console, failure } = watch(qemu, &image, symbols, &machine, request)?;
-    let failure = failure.or_else(|| options.verify(&report, &console, cpus).err());
+    let mut failure = failure.or_else(|| options.verify(&report, &console, cpus).err());
+    if failure.is_none() && matches!(options.task, Task::VirtualMachines(Guests::Scenarios)) {
+        eprintln!("the same guests on {}'s own KVM", kernel.name);
+        let direct = scenarios::direct(&programs, &kernel, options, cpus, "linux-kvm")?;
+        let machine = Machine { direct: Some(direct), firmware: None, ..machine };
+        // There is no hyp.
+        let kvm = watch(qemu, &kernel.image, Symbols::default(), &machine, request)?;
+        let (table, wrong) =
+            scenarios::compare(&scenarios::said(&console), &scenarios::said(&kvm.console));
+        println!("{table}");
+        failure = kvm.failure.or(wrong);
+    }
     println!("{}", report.render(failure.as_deref()).trim_end());
     Ok(failure.is_none())
 }

@@ -54,13 +54,15 @@ pub struct Machine {
     pub smmu: Smmu,
     /// Devices beside the board's own.
     pub devices: Vec<Device>,
-    /// No EL2: QEMU starts a kernel at EL1, for comparison.
+    /// QEMU starts a kernel by itself, for comparison.
     pub direct: Option<Direct>,
 }
 
 /// What a kernel that QEMU starts by itself is given.
 #[derive(Clone, Debug)]
 pub struct Direct {
+    /// It begins at EL2; there is none otherwise.
+    pub el2: bool,
     /// The initrd.
     pub initrd: PathBuf,
     /// The command line.
@@ -172,7 +174,8 @@ impl Qemu {
         let secure = if machine.firmware.is_some() { ",secure=on" } else { "" };
         let ram = if machine.memory_file.is_some() { ",memory-backend=ram" } else { "" };
         let mte = if machine.mte { ",mte=on" } else { "" };
-        let el2 = if machine.direct.is_some() { "off" } else { "on" };
+        let has_el2 = machine.direct.as_ref().is_none_or(|direct| direct.el2);
+        let el2 = if has_el2 { "on" } else { "off" };
         let release = machine.board.map(|(major, minor)| format!("-{major}.{minor}"));
         let release = release.unwrap_or_default();
         let smmu = machine.smmu.options();

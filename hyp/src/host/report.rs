@@ -35,6 +35,8 @@ pub fn counters() {
     if let Some(aborts) = aborts {
         emergency(format_args!("@seen what=SMMU-aborts is={aborts}\n"));
     }
+    let held = hw::with(|memory| memory.pages_of_vms());
+    emergency(format_args!("@seen what=pages-of-VMs is={held}\n"));
 }
 
 fn row(n: usize, shared: &Shared) {

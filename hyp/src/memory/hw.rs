@@ -171,6 +171,11 @@ impl Memory {
         Some(result)
     }
 
+    /// Pages that some VM has: a guest's memory, shared with the host or not, and what hyp keeps of it.
+    pub fn pages_of_vms(&self) -> usize {
+        self.pages.count(|state| state.is_a_vms() || matches!(state, State::SharedWithGuest(_)))
+    }
+
     /// The host took a stage-2 translation fault at `pa`.
     pub fn host_fault(&mut self, pa: u64) -> HostFault {
         stage2::host_fault(&self.pages, &mut self.host, &Tlbs, pa)

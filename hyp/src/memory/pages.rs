@@ -166,6 +166,11 @@ impl<'a> Pages<'a> {
         self.entries[page.index]
     }
 
+    /// How many pages are in such a state.
+    pub fn count(&self, is: impl Fn(State) -> bool) -> usize {
+        self.entries.iter().filter(|&&state| is(state)).count()
+    }
+
     /// The pages of the block of `bytes` bytes that a page lies in, if the block is RAM of one bank, and all of it
     /// the host's to use for as long as anybody can tell: what a guest shares is about to be taken back.
     pub fn whole_host_block(&self, page: Page, bytes: u64) -> Option<PageRange> {

@@ -17,6 +17,9 @@ fn main() {
     let mut done = round::Done::default();
     for n in 0..rounds {
         done.add(&round::run(seed + n));
+        if n % 16 == 15 {
+            println!("@progress {} {rounds}", n + 1);
+        }
     }
     println!("{rounds} rounds from seed {seed}: {done}");
 }

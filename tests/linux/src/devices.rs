@@ -2,7 +2,7 @@
 //! and come; what was written, read back; a file from the network; and the interrupts of all that.
 
 pub mod bench;
-mod disk;
+pub mod disk;
 mod interrupts;
 mod network;
 

@@ -21,8 +21,9 @@
 //! | `reboot` | end with a reset instead of a power-off |
 //! | `bench` | measure |
 //! | `devices` | use the disks and the network instead of the patterns ([`devices`]) |
-//! | `vm` | run virtual machines beside the patterns ([`vm`]) |
-//! | `guest` | it is a virtual machine: the patterns, and nothing of the machine around them |
+//! | `vm` | run virtual machines ([`vm`]): `guests=N` beside the patterns, `rounds=N` of random ioctls, `kills=N` monitors; or `scenarios`, or a `shell` |
+//! | `el2` | it runs at EL2, and has Linux's own KVM |
+//! | `guest` | it is a virtual machine, and may `probe`, `echo`, `wait`, use a disk's `root` or a `shell` there, and fill patterns |
 //! | `ciphers` | the kernel's ciphers are among what happens to the patterns ([`cipher`]) |
 //! | `withheld` | devices that reach memory are withheld: no patterns either |
 //! | `disk=N`, `digest=N` | bytes of each disk, and what they come to (`umbra_patterns::digest`) |

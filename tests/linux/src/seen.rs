@@ -73,7 +73,7 @@ fn with_text<T>(
 }
 
 /// Calls `f` with the kernel's log.
-fn with_log<T>(f: impl FnOnce(&str) -> Result<T, Text>) -> Result<T, Text> {
+pub fn with_log<T>(f: impl FnOnce(&str) -> Result<T, Text>) -> Result<T, Text> {
     with_text(sys::kernel_log, f)
 }
 
@@ -168,7 +168,10 @@ pub fn check(start: &Start) -> Result<(), Text> {
         Some(n) => say::text(format_args!("0-{}", n - 1)),
     };
     expect("CPUs", c"/sys/devices/system/cpu/online", &all)?;
-    expect_in_log("exception-level", "EL1", "All CPU(s) started at EL1")?;
+    match start.has("el2") {
+        true => expect_in_log("exception-level", "EL2", "All CPU(s) started at EL2")?,
+        false => expect_in_log("exception-level", "EL1", "All CPU(s) started at EL1")?,
+    }
     expect("PSCI", c"/sys/firmware/devicetree/base/psci/method", "smc")?;
     expect_interrupts()?;
     let clock = c"/sys/devices/system/clocksource/clocksource0/current_clocksource";
@@ -178,6 +181,11 @@ pub fn check(start: &Start) -> Result<(), Text> {
         Some(vendor) => row("PCI", vendor),
         None => fail!("no PCI host bridge"),
     }
+    lengths(start)
+}
+
+/// Vector lengths, and whether there is SME.
+pub fn lengths(start: &Start) -> Result<(), Text> {
     let mut lengths = Text::new();
     for vq in stress::vector_lengths(start)?.iter() {
         let comma = if lengths.is_empty() { "" } else { "," };
@@ -185,6 +193,15 @@ pub fn check(start: &Start) -> Result<(), Text> {
     }
     row("VLs", if lengths.is_empty() { "none" } else { &lengths });
     row("SME", if start.has_sme() { "yes" } else { "no" });
+    Ok(())
+}
+
+/// What a file says, as a row.
+pub fn file_row(what: &str, path: &CStr) -> Result<(), Text> {
+    match read(path, &mut [0; 128]) {
+        Some(found) => row(what, found),
+        None => fail!("{what}: no {path:?}"),
+    }
     Ok(())
 }
 

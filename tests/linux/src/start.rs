@@ -75,6 +75,11 @@ impl Start {
         }
     }
 
+    /// AT_HWCAP and AT_HWCAP2.
+    pub fn capabilities(&self) -> [usize; 2] {
+        [HWCAP, HWCAP2].map(|key| self.auxiliary(key))
+    }
+
     /// Linux offers SVE.
     pub fn has_sve(&self) -> bool {
         self.auxiliary(HWCAP) & HWCAP_SVE != 0

@@ -150,6 +150,23 @@ pub fn mount(kind: &CStr, at: &CStr) {
     let _ = plain!(40, kind.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, 0);
 }
 
+/// Makes a folder, unless it is there.
+pub fn make_folder(at: &CStr) {
+    // What is missing later says so itself.
+    let _ = plain!(34, AT_FDCWD, at.as_ptr(), 0o755);
+}
+
+/// Mounts a file system that is on `source` where a folder is.
+pub fn mount_at(source: &CStr, at: &CStr, kind: &CStr) -> Result<(), Errno> {
+    plain!(40, source.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, 0).map(|_| ())
+}
+
+/// From here on this folder is the root of all files, and where this process is.
+pub fn enter_root(at: &CStr) -> Result<(), Errno> {
+    plain!(51, at.as_ptr())?;
+    plain!(49, c"/".as_ptr()).map(|_| ())
+}
+
 /// Kernel messages stay in the kernel's log (SYSLOG_ACTION_CONSOLE_LEVEL).
 pub fn quiet_kernel() {
     let _ = plain!(116, 8, 0, 1);
@@ -204,6 +221,24 @@ pub fn execute(path: &CStr) -> Errno {
 pub fn execute_with(path: &CStr, arguments: &[*const core::ffi::c_char]) -> Errno {
     assert_eq!(arguments.last(), Some(&core::ptr::null()), "they end");
     match plain!(221, path.as_ptr(), arguments.as_ptr(), 0) {
+        Err(error) => error,
+        Ok(_) => Errno(0),
+    }
+}
+
+/// Runs a program as a user would: with a PATH and a terminal, whose foreground it is.
+pub fn execute_as_user(path: &CStr) -> Errno {
+    let arguments = [path.as_ptr(), core::ptr::null()];
+    let environment = [
+        c"PATH=/usr/bin:/usr/sbin".as_ptr(),
+        c"HOME=/root".as_ptr(),
+        c"TERM=vt100".as_ptr(),
+        core::ptr::null(),
+    ];
+    // A session of its own, with the console as its terminal (TIOCSCTTY): signals of the keyboard are for it.
+    let _ = plain!(157);
+    let _ = plain!(29, 0, 0x540e, 1);
+    match plain!(221, path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) {
         Err(error) => error,
         Ok(_) => Errno(0),
     }

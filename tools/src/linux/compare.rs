@@ -28,7 +28,7 @@ pub fn compare(
     kernel: &Kernel,
     options: &Options,
 ) -> Result<bool> {
-    let with_vms = matches!(options.task, Task::VirtualMachines);
+    let with_vms = matches!(options.task, Task::VirtualMachines(_));
     ensure!(
         !with_vms,
         "--icount compares what a Linux without Umbra can do, too: no virtual machines"
@@ -56,7 +56,7 @@ pub fn compare(
     eprintln!("{} at EL1 without Umbra, one CPU, counting instructions", kernel.name);
     let initrd = workspace::image_dir().join("linux-bench.initrd");
     image::write_whole(&initrd, &programs.initrd(kernel, &options.task)?)?;
-    let direct = Direct { initrd, command_line: command_line(extra, &arguments) };
+    let direct = Direct { el2: false, initrd, command_line: command_line(extra, &arguments) };
     // Without an SMMU: one that Linux has for itself costs it more than hyp's, which it doesn't see.
     let machine = Machine { direct: Some(direct), smmu: Smmu::None, ..machine };
     let alone = watch(qemu, &kernel.image, symbols(), &machine, request)?;

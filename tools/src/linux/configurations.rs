@@ -4,11 +4,11 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{Content, Options, Programs, Task};
+use super::{Content, Guests, Options, Programs, Task, scenarios};
 use crate::bounds::Bounds;
 use crate::console::{Space, parse};
 use crate::firmware::{self, Setup, SuspendFormat};
-use crate::kernel::Kernel;
+use crate::kernel::{Debian, Kernel};
 use crate::qemu::{Machine, NEWER, Qemu, Release};
 use crate::report::Report;
 use crate::symbols::Symbols;
@@ -23,6 +23,12 @@ pub struct Configuration {
     pub vls: &'static [u16],
     /// How it ends.
     pub reboot: bool,
+    /// Its kernel, which its guests have as well.
+    pub debian: Debian,
+    /// It takes long, and is for who asks for it by name.
+    pub long: bool,
+    /// How often everything has to happen.
+    times: u64,
     /// What it is for.
     purpose: Purpose,
 }
@@ -32,7 +38,7 @@ pub struct Configuration {
 enum Purpose {
     Patterns,
     Devices,
-    VirtualMachines,
+    VirtualMachines(Guests),
     Withheld,
 }
 
@@ -44,24 +50,67 @@ const TEST_CPUS: u32 = 2;
 const DEVICE_CPUS: u32 = 4;
 /// CPUs of those with virtual machines.
 const VM_CPUS: u32 = 4;
-/// How often everything has to happen in a host of virtual machines.
-const VM_TIMES: u64 = 2;
-/// How often everything has to happen there.
+/// How often everything has to happen.
 const TEST_TIMES: u64 = 16;
 /// The same with devices: CPUs that go and come, and readings of each disk meanwhile.
 const DEVICE_TIMES: u64 = 2;
+/// In a host of virtual machines.
+const VM_TIMES: u64 = 2;
+/// And so that it is a minute's work for four CPUs, and more.
+const LONG_TIMES: u64 = 12;
+/// How much longer than others a machine may take that takes long.
+const LONG_PATIENCE: u32 = 8;
 
 /// All of them.
 pub const CONFIGURATIONS: &[Configuration] = &[
     plain("keeps_every_register"),
     Configuration { vls: &[32, 64], reboot: true, ..plain("keeps_every_register_asym") },
-    Configuration { purpose: Purpose::Devices, ..plain("disk_and_network_behind_the_smmu") },
-    Configuration { purpose: Purpose::VirtualMachines, ..plain("vm_beside_the_patterns") },
+    Configuration {
+        purpose: Purpose::Devices,
+        times: DEVICE_TIMES,
+        ..plain("disk_and_network_behind_the_smmu")
+    },
+    vms("vm_beside_the_patterns", Guests::Beside { guests: 1, rounds: 8, kills: 12 }),
+    vms("vm_as_on_linux_kvm", Guests::Scenarios),
+    long("vm_long_patterns", TWO_GUESTS),
+    Configuration { vls: &[32, 256, 64, 128], ..long("vm_long_patterns_asym", TWO_GUESTS) },
+    Configuration { debian: Debian::Newest, ..long("vm_long_patterns_newest", TWO_GUESTS) },
+    Configuration {
+        debian: Debian::Newest,
+        ..long("vm_long_as_on_linux_kvm_newest", Guests::Scenarios)
+    },
+    Configuration {
+        times: 1,
+        ..long("vm_long_kills", Guests::Beside { guests: 1, rounds: 1, kills: 200 })
+    },
+    Configuration {
+        times: 1,
+        ..long("vm_long_ioctls", Guests::Beside { guests: 1, rounds: 600, kills: 2 })
+    },
     Configuration { purpose: Purpose::Withheld, ..plain("does_without_devices_that_are_withheld") },
 ];
 
+/// As many as two CPUs for each of four.
+const TWO_GUESTS: Guests = Guests::Beside { guests: 2, rounds: 8, kills: 12 };
+
 const fn plain(name: &'static str) -> Configuration {
-    Configuration { name, vls: &[], reboot: false, purpose: Purpose::Patterns }
+    Configuration {
+        name,
+        vls: &[],
+        reboot: false,
+        debian: Debian::Release,
+        long: false,
+        times: TEST_TIMES,
+        purpose: Purpose::Patterns,
+    }
+}
+
+const fn vms(name: &'static str, guests: Guests) -> Configuration {
+    Configuration { purpose: Purpose::VirtualMachines(guests), times: VM_TIMES, ..plain(name) }
+}
+
+const fn long(name: &'static str, guests: Guests) -> Configuration {
+    Configuration { long: true, times: LONG_TIMES, ..vms(name, guests) }
 }
 
 impl Configuration {
@@ -92,12 +141,15 @@ impl Configuration {
         kernel: &Kernel,
         console: &mut Vec<String>,
     ) -> Result<Option<String>> {
-        let (task, times, cpus) = match self.purpose {
-            Purpose::Patterns => (Task::Patterns, TEST_TIMES, TEST_CPUS),
-            Purpose::Withheld => (Task::Withheld, TEST_TIMES, TEST_CPUS),
-            Purpose::VirtualMachines => (Task::VirtualMachines, VM_TIMES, VM_CPUS),
-            Purpose::Devices => (Task::Devices(Content::prepare(None)?), DEVICE_TIMES, DEVICE_CPUS),
+        let (task, cpus) = match self.purpose {
+            Purpose::Patterns => (Task::Patterns, TEST_CPUS),
+            Purpose::Withheld => (Task::Withheld, TEST_CPUS),
+            Purpose::VirtualMachines(guests) => (Task::VirtualMachines(guests), VM_CPUS),
+            Purpose::Devices => (Task::Devices(Content::prepare(None)?), DEVICE_CPUS),
         };
+        let bounds =
+            if self.long { Bounds::default().times(LONG_PATIENCE) } else { Bounds::default() };
+        let times = self.times;
         let options = Options {
             times,
             processes: 2,
@@ -115,18 +167,37 @@ impl Configuration {
         }
         let mut symbols = Symbols::new([(Space::Hyp, programs.hyp.clone())]);
         let mut report = Report::default();
-        let end = qemu.run(&machine, &image, Bounds::default(), &mut |line| {
+        let end = qemu.run(&machine, &image, bounds, &mut |line| {
             report.take(&parse(line));
             console.push(symbols.show(line));
         })?;
         let verified = || options.verify(&report, console, cpus);
-        Ok(report.failure(&end).or_else(|| verified().err()))
+        let failure = report.failure(&end).or_else(|| verified().err());
+        if failure.is_some() || self.purpose != Purpose::VirtualMachines(Guests::Scenarios) {
+            return Ok(failure);
+        }
+        // And on Linux's own KVM.
+        let above = scenarios::said(console);
+        let direct = scenarios::direct(programs, kernel, &options, cpus, &name)?;
+        let machine = Machine { direct: Some(direct), firmware: None, ..machine };
+        let mut report = Report::default();
+        console.clear();
+        let end = qemu.run(&machine, &kernel.image, bounds, &mut |line| {
+            report.take(&parse(line));
+            console.push(line.to_owned());
+        })?;
+        if let Some(why) = report.failure(&end) {
+            return Ok(Some(format!("on Linux's KVM: {why}")));
+        }
+        let (table, wrong) = scenarios::compare(&above, &scenarios::said(console));
+        console.extend(table.lines().map(str::to_owned));
+        Ok(wrong)
     }
 
     /// Hyp's words: what no SMMU stands in front of is withheld, whatever else there is.
     fn words(&self) -> &'static str {
         match self.purpose {
-            Purpose::Patterns | Purpose::VirtualMachines => "",
+            Purpose::Patterns | Purpose::VirtualMachines(_) => "",
             Purpose::Devices | Purpose::Withheld => "umbra.dma=isolate",
         }
     }
@@ -138,7 +209,7 @@ impl Configuration {
 
     /// Whether it runs virtual machines.
     pub fn has_virtual_machines(&self) -> bool {
-        self.purpose == Purpose::VirtualMachines
+        matches!(self.purpose, Purpose::VirtualMachines(_))
     }
 
     /// Whether it has EL3 firmware.

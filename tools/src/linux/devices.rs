@@ -85,7 +85,7 @@ impl Content {
 }
 
 /// Bytes that nothing else has, the same for the same seed.
-fn noise(bytes: usize, seed: u64) -> Vec<u8> {
+pub(super) fn noise(bytes: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut words = std::iter::repeat_with(|| {
         // Marsaglia's xorshift64.

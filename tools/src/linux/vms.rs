@@ -1,8 +1,12 @@
 //! A Linux that runs virtual machines: what it needs for that, and has to leave behind.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use umbra_patterns::digest;
+
+use super::{devices, root};
 
 use crate::console::Table;
 use crate::kernel::Debian;
@@ -13,6 +17,8 @@ use crate::{vmm, workspace};
 
 /// GiB of memory that it needs.
 pub const MEMORY: u32 = 2;
+/// Bytes of a guest's disk.
+const DISK_BYTES: usize = 4 << 20;
 
 /// What a Linux runs virtual machines with.
 #[derive(Clone, Debug)]
@@ -51,17 +57,85 @@ impl VirtualMachines {
     }
 }
 
-/// What a Linux that ran virtual machines has to have left behind.
-pub fn verify(report: &Report) -> Result<(), String> {
-    let runs = report.rows(Table::Cpu).filter_map(|row| value(row, "runs")?.parse::<u64>().ok());
-    if runs.sum::<u64>() == 0 {
-        return Err("hyp has run no guest".to_owned());
-    }
-    for (what, is) in [("guest", "2-vCPUs"), ("ioctls", "endured"), ("pages", "all-back")] {
-        let mut rows = report.rows(Table::Seen);
-        if !rows.any(|row| value(row, "what") == Some(what) && value(row, "is") == Some(is)) {
-            return Err(format!("{what} was not {is}"));
+/// What virtual machines do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guests {
+    /// They keep patterns in their registers while the host does; then come random ioctls, and monitors that are
+    /// killed.
+    Beside {
+        /// How many at once, with two vCPUs each.
+        guests: u32,
+        /// Rounds of random ioctls.
+        rounds: u64,
+        /// Monitors that are killed.
+        kills: u64,
+    },
+    /// One of each kind, one after the other: what they see is compared.
+    Scenarios,
+    /// One for a person, with a shell.
+    Shell,
+}
+
+impl Guests {
+    /// The words for our program.
+    pub(super) fn words(self, patterns: &str) -> String {
+        match self {
+            Self::Beside { guests, rounds, kills } => {
+                format!("vm ciphers guests={guests} rounds={rounds} kills={kills} {patterns}")
+            }
+            Self::Scenarios => "vm scenarios".to_owned(),
+            Self::Shell => "vm shell".to_owned(),
         }
     }
-    Ok(())
+
+    /// Disks for them: names in the initrd, and contents.
+    pub(super) fn disks(self) -> Result<Vec<(String, Vec<u8>)>> {
+        let root = || {
+            let path = root::disk()?;
+            let content = fs::read(&path).with_context(|| path.display().to_string())?;
+            anyhow::Ok(("guest-root".to_owned(), content))
+        };
+        Ok(match self {
+            Self::Beside { .. } => Vec::new(),
+            Self::Shell => vec![root()?],
+            Self::Scenarios => {
+                let disk = devices::noise(DISK_BYTES, 3);
+                let words = format!("disk={DISK_BYTES} digest={}", digest::whole(&disk));
+                let named = |name: &str, content| (name.to_owned(), content);
+                vec![
+                    named("guest-disk", disk),
+                    named("guest-disk-words", words.into_bytes()),
+                    root()?,
+                ]
+            }
+        })
+    }
+
+    /// What a Linux that ran them has to have left behind.
+    pub(super) fn verify(self, report: &Report) -> Result<(), String> {
+        let runs =
+            report.rows(Table::Cpu).filter_map(|row| value(row, "runs")?.parse::<u64>().ok());
+        if runs.sum::<u64>() == 0 {
+            return Err("hyp has run no guest".to_owned());
+        }
+        let named = |what: &str, is: &str| (what.to_owned(), is.to_owned());
+        // As Linux counts them, without a VM, and as hyp does, when Linux has ended with one.
+        let mut expected = vec![named("pages", "all-back"), named("pages-of-VMs", "0")];
+        if let Self::Beside { guests, kills, .. } = self {
+            let names = (1..=guests).map(|n| match n {
+                1 => "guest".to_owned(),
+                n => format!("guest-{n}"),
+            });
+            expected.extend(names.map(|name| (name, "2-vCPUs".to_owned())));
+            expected.push(("ioctls".to_owned(), "endured".to_owned()));
+            expected.push(("killed".to_owned(), kills.to_string()));
+        }
+        for (what, is) in &expected {
+            let mut rows = report.rows(Table::Seen);
+            if !rows.any(|row| value(row, "what") == Some(what) && value(row, "is") == Some(is)) {
+                return Err(format!("{what} was not {is}"));
+            }
+        }
+        Ok(())
+    }
 }

@@ -134,7 +134,10 @@ impl PrivateApt {
         option("Dir::Etc::SourceParts", "/dev/null");
         option("APT::Architecture", &self.architecture);
         option("APT::Architectures", &self.architecture);
-        option("APT::Default-Release", &self.suite.to_string());
+        // A release's own updates are as good as the release.
+        if self.suite.part.is_some() {
+            option("APT::Default-Release", &self.suite.to_string());
+        }
         // All of it belongs to this user.
         option("APT::Sandbox::User", "root");
         option("Debug::NoLocking", "1");

@@ -98,6 +98,12 @@ impl Socket {
         Ok(())
     }
 
+    /// Has datagrams come that are for this place.
+    pub fn listen(&self, at: Place) -> Result<(), Errno> {
+        let at = internet(at);
+        plain!(200, self.0.0, at.as_ptr(), at.len()).map(|_| ())
+    }
+
     /// Sends a datagram.
     pub fn send(&self, bytes: &[u8], to: Place) -> Result<(), Errno> {
         let to = internet(to);

@@ -1,0 +1,107 @@
+//! The first program of a guest.
+
+use core::ffi::CStr;
+
+use super::{network, probe};
+use crate::devices::{disk, wait_for_disk};
+use crate::fail;
+use crate::modules;
+use crate::say::{self, Text};
+use crate::seen;
+use crate::start::Start;
+use crate::stress;
+use crate::sys::{self, Ended, File};
+
+/// What it is asked for.
+pub fn inside(start: &Start) -> Result<(), Text> {
+    modules::load()?;
+    if start.has("probe") {
+        probe::run(start)?;
+    }
+    if start.has("hvc") {
+        let said = File::write_only(c"/dev/hvc0")
+            .and_then(|file| file.write(b"@seen what=hvc0 is=heard\n"));
+        if let Err(error) = said {
+            fail!("/dev/hvc0: {error:?}");
+        }
+    }
+    if let Some(bytes) = start.number("disk") {
+        check_disk(&disk::Content { bytes, digest: start.number("digest").unwrap_or(0) })?;
+        check_random()?;
+    }
+    if start.has("echo") {
+        network::ask()?;
+        seen::row("network", "echoes");
+    }
+    if start.has("root") {
+        return in_root(c"/umbra/check");
+    }
+    if start.has("shell") {
+        return in_root(c"/bin/bash");
+    }
+    if start.has("wait") {
+        seen::row("waits", "for-its-end");
+        loop {
+            sys::sleep_micros(1_000_000);
+        }
+    }
+    if start.number("cpus").is_some() {
+        seen::release();
+        stress::run(start)?;
+    }
+    Ok(())
+}
+
+/// Every byte of the disk is right, and what is written there is read again.
+fn check_disk(expected: &disk::Content) -> Result<(), Text> {
+    let file = wait_for_disk(c"/dev/vda", "vda")?;
+    expected.check_size(&file, "vda")?;
+    let sums = disk::Sums::new()?;
+    sums.read(&file, 0, 1, expected.bytes)?;
+    expected.check("vda", sums.total())?;
+    say::line(format_args!("@seen what=vda is={}-bytes", expected.bytes));
+    disk::write_and_read(&file, 0, 1, expected.bytes)?;
+    seen::row("vda-written", "read-back");
+    Ok(())
+}
+
+/// There are random numbers of the monitor's, and they are some.
+fn check_random() -> Result<(), Text> {
+    let Ok(file) = File::read_only(c"/dev/hwrng") else { fail!("no /dev/hwrng") };
+    let (mut first, mut second) = ([0; 64], [0; 64]);
+    let read = file.read(&mut first).len() == 64 && file.read(&mut second).len() == 64;
+    if !read || first == second || first.iter().all(|&byte| byte == first[0]) {
+        fail!("/dev/hwrng gives no random numbers");
+    }
+    seen::row("hwrng", "random");
+    Ok(())
+}
+
+/// Runs a program of the disk's, with the disk as the root of its files.
+fn in_root(program: &CStr) -> Result<(), Text> {
+    wait_for_disk(c"/dev/vda", "vda")?;
+    sys::make_folder(c"/root");
+    if let Err(error) = sys::mount_at(c"/dev/vda", c"/root", c"ext4") {
+        fail!("the disk can't be mounted: {error:?}");
+    }
+    for (kind, at) in
+        [(c"proc", c"/root/proc"), (c"sysfs", c"/root/sys"), (c"devtmpfs", c"/root/dev")]
+    {
+        if let Err(error) = sys::mount_at(kind, at, kind) {
+            fail!("{at:?}: {error:?}");
+        }
+    }
+    let child = match sys::fork() {
+        Ok(Some(child)) => child,
+        Ok(None) => {
+            let error = sys::enter_root(c"/root").map(|()| sys::execute_as_user(program));
+            say::line(format_args!("{program:?}: {error:?}"));
+            sys::exit(127)
+        }
+        Err(error) => fail!("fork: {error:?}"),
+    };
+    match sys::wait(child) {
+        Ok(Ended::Exit(0)) => Ok(()),
+        ended => fail!("{program:?}: {ended:?}"),
+    }
+}

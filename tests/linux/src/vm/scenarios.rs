@@ -1,0 +1,156 @@
+//! Guests one after the other, each of another kind. The same on every hypervisor; what each guest says is compared by
+//! whoever booted this Linux.
+
+use core::ffi::CStr;
+
+use super::{monitor, network};
+use crate::fail;
+use crate::say::{self, Text};
+use crate::sys::{self, Ended, File};
+
+/// A guest.
+struct Scenario {
+    name: &'static str,
+    machine: &'static [&'static CStr],
+    /// Behind what all have.
+    words: &'static CStr,
+    /// The monitor's exit status.
+    status: u8,
+}
+
+/// What the guests' kernels are told, and behind it, from a file, what the disk holds.
+const WORDS: &CStr =
+    c"console=ttyS0 quiet panic=-1 rcupdate.rcu_cpu_stall_suppress=1 nowatchdog -- guest";
+const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "devices",
+        machine: &[
+            c"--memory",
+            c"256M",
+            c"--cpus",
+            c"2",
+            c"--disk",
+            c"/guest-disk",
+            c"--net",
+            c"tap=tap0",
+        ],
+        words: c"probe echo ciphers cpus=2 times=1 processes=2",
+        status: 0,
+    },
+    Scenario {
+        name: "without-sve",
+        machine: &[c"--memory", c"192M", c"--sve", c"0"],
+        words: c"probe cpus=1 times=1 processes=2",
+        status: 0,
+    },
+    Scenario {
+        name: "short-vectors",
+        machine: &[c"--memory", c"192M", c"--sve", c"32", c"--console", c"virtio"],
+        // Its driver is a module: until then what the kernel says goes to the serial port.
+        words: c"hvc probe cpus=1 times=1 processes=2",
+        status: 0,
+    },
+    Scenario {
+        name: "eight-vcpus",
+        machine: &[c"--memory", c"256M", c"--cpus", c"8"],
+        words: c"probe reboot",
+        status: 2,
+    },
+    Scenario {
+        name: "debian",
+        machine: &[c"--memory", c"256M", c"--cpus", c"2", c"--disk", c"/guest-root"],
+        words: c"root",
+        status: 0,
+    },
+];
+
+/// A command line of several parts.
+fn command_line(parts: &[&CStr]) -> Text {
+    let mut line = Text::new();
+    for part in parts {
+        let space = if line.is_empty() { "" } else { " " };
+        line = say::text(format_args!("{line}{space}{}", part.to_str().unwrap_or_default()));
+    }
+    line.push('\0');
+    line
+}
+
+fn c_str(text: &Text) -> Result<&CStr, Text> {
+    match CStr::from_bytes_until_nul(text.as_bytes()) {
+        Ok(text) => Ok(text),
+        Err(_) => fail!("{text} is cut off"),
+    }
+}
+
+/// All of them.
+pub fn run() -> Result<(), Text> {
+    let echo = match sys::fork() {
+        Ok(Some(pid)) => pid,
+        Ok(None) => network::answer(),
+        Err(error) => fail!("fork: {error:?}"),
+    };
+    // What the disk holds is known to who made it.
+    let mut buffer = [0; 128];
+    let disk = File::read_only(c"/guest-disk-words").map(|file| file.read(&mut buffer));
+    let disk = core::str::from_utf8(disk.unwrap_or_default()).unwrap_or_default();
+    let mut disk = say::text(format_args!("{disk}"));
+    disk.push('\0');
+    for scenario in SCENARIOS {
+        let has_disk = scenario.machine.contains(&c"/guest-disk");
+        let disk = if has_disk { c_str(&disk)? } else { c"" };
+        let line = command_line(&[WORDS, scenario.words, disk]);
+        let mut well = false;
+        let ended = monitor::to_its_end(scenario.name, scenario.machine, c_str(&line)?, |line| {
+            well |= line == "@verdict ok";
+            Ok(())
+        })?;
+        if ended != Ended::Exit(scenario.status) || !well {
+            fail!("{}: the monitor ends with {ended:?}; the guest was well: {well}", scenario.name);
+        }
+        say::line(format_args!("{}: @ended {}", scenario.name, scenario.status));
+    }
+    controlled()?;
+    sys::kill(echo, sys::SIGKILL);
+    match sys::wait(echo) {
+        Ok(Ended::Signal(sys::SIGKILL)) => Ok(()),
+        ended => fail!("who answers datagrams: {ended:?}"),
+    }
+}
+
+/// A guest that is asked for its state, paused and stopped.
+fn controlled() -> Result<(), Text> {
+    const SOCKET: &CStr = c"/control";
+    const STOPPED: u8 = 4;
+    let machine = [c"--memory", c"192M", c"--cpus", c"2", c"--control", SOCKET];
+    let line = command_line(&[WORDS, c"wait"]);
+    let mut asked = Ok(());
+    let ended = monitor::to_its_end("controlled", &machine, c_str(&line)?, |line| {
+        if line.starts_with("@seen what=waits") {
+            for request in [c"status", c"pause", c"status", c"resume", c"stop"] {
+                let ended = monitor::control(SOCKET, request)?;
+                if ended != Ended::Exit(0) {
+                    asked = Err(say::text(format_args!("{request:?}: {ended:?}")));
+                }
+            }
+        }
+        Ok(())
+    })?;
+    asked?;
+    if ended != Ended::Exit(STOPPED) {
+        fail!("a monitor that was stopped ends with {ended:?}");
+    }
+    say::line(format_args!("controlled: @ended {STOPPED}"));
+    Ok(())
+}
+
+/// A guest for a person: the terminal is its console, and what runs there a shell.
+pub fn shell() -> Result<(), Text> {
+    let machine =
+        [c"--memory", c"512M", c"--cpus", c"2", c"--disk", c"/guest-root", c"--console", c"serial"];
+    let line = command_line(&[WORDS, c"shell"]);
+    let monitor = monitor::guest(&machine, c_str(&line)?, None)?;
+    match sys::wait(monitor) {
+        Ok(Ended::Exit(_)) => Ok(()),
+        ended => fail!("the monitor: {ended:?}"),
+    }
+}
