@@ -136,6 +136,7 @@ impl BootArgs {
             firmware: self.firmware.setup(self.machine.smp)?,
             bounds: self.bounds(),
             verbose: self.verbose,
+            others: &[],
             qemu: self.machine.qemu.clone(),
             command_line: self.machine.cmdline.clone(),
         };
@@ -202,14 +203,18 @@ pub struct VmArgs {
     /// Guests of several kinds, one after the other, and the same on Linux's own KVM: what they see is compared.
     #[arg(long, conflicts_with_all = ["guests", "kills", "rounds"])]
     compare: bool,
+    /// A guest with a shell of Debian's, on this terminal.
+    #[arg(long, conflicts_with_all = ["guests", "kills", "rounds", "compare"])]
+    interactive: bool,
 }
 
 impl VmArgs {
     pub fn run(self) -> Result<bool> {
         let Self { guests, rounds, kills, .. } = self;
-        let guests = match self.compare {
-            true => linux::Guests::Scenarios,
-            false => linux::Guests::Beside { guests, rounds, kills },
+        let guests = match (self.compare, self.interactive) {
+            (true, _) => linux::Guests::Scenarios,
+            (_, true) => linux::Guests::Shell,
+            (false, false) => linux::Guests::Beside { guests, rounds, kills, debian: true },
         };
         let options = linux::Options {
             seconds: self.seconds,
@@ -224,6 +229,7 @@ impl VmArgs {
             machine: self.machine.machine(),
             bounds: Bounds::default(),
             verbose: true,
+            others: linux::GUEST_NAMES,
             qemu: self.machine.qemu,
             command_line: self.machine.cmdline,
         };

@@ -28,7 +28,7 @@ use crate::{cpio, elf, setup, workspace};
 
 pub use configurations::{CONFIGURATIONS, Configuration};
 pub use devices::Content;
-pub use vms::{Guests, VirtualMachines};
+pub use vms::{GUEST_NAMES, Guests, VirtualMachines};
 
 /// What a Linux is to do.
 #[derive(Clone, Debug)]
@@ -177,7 +177,11 @@ impl Programs {
         name: &str,
     ) -> Result<PathBuf> {
         let displace = if options.displaces() { " umbra.displace" } else { "" };
-        let words = format!("umbra.stats{displace} {UNHURRIED} {extra}");
+        let own = match options.task {
+            Task::VirtualMachines(guests) => guests.kernel_words(),
+            _ => "",
+        };
+        let words = format!("umbra.stats{displace} {UNHURRIED} {own} {extra}");
         let command_line = command_line(words.trim_end(), &options.words(cpus));
         self.pack_with(kernel, &options.task, &command_line, name)
     }
@@ -262,6 +266,10 @@ pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
         let program = build::binary(&toolchain, build::FIRMWARE)?;
         machine.firmware = Some(firmware::configure(&program, setup, "boot")?);
         eprintln!("EL3 firmware: {setup}");
+    }
+    if matches!(options.task, Task::VirtualMachines(Guests::Shell)) {
+        eprintln!("a Debian guest of {} above Umbra; Ctrl-A x ends it", kernel.name);
+        return vms::interact(qemu, &Machine { terminal: true, ..machine }, &image);
     }
     match &options.task {
         Task::Devices(_) => eprintln!("{} above Umbra, with devices", kernel.name),

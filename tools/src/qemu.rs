@@ -54,6 +54,8 @@ pub struct Machine {
     pub smmu: Smmu,
     /// Devices beside the board's own.
     pub devices: Vec<Device>,
+    /// Its console is this terminal, every key of it.
+    pub terminal: bool,
     /// QEMU starts a kernel by itself, for comparison.
     pub direct: Option<Direct>,
 }
@@ -80,6 +82,7 @@ impl Default for Machine {
             direct: None,
             memory: 1,
             memory_file: None,
+            terminal: false,
             mte: false,
             board: None,
             smmu: Smmu::None,
@@ -188,7 +191,13 @@ impl Qemu {
             .args(["-smp", &machine.smp.to_string()])
             .args(["-m", &format!("{}G", machine.memory)])
             .args(["-display", "none", "-monitor", "none"])
-            .args(["-serial", "stdio", "-net", "none", "-no-reboot"]);
+            .args(["-net", "none", "-no-reboot"]);
+        if machine.terminal {
+            command.args(["-chardev", "stdio,id=terminal,signal=off"]);
+            command.args(["-serial", "chardev:terminal"]);
+        } else {
+            command.args(["-serial", "stdio"]);
+        }
         devices::add(&mut command, &machine.devices);
         if let Some(file) = &machine.memory_file {
             let file = doubled_commas(file);

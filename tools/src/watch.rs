@@ -30,6 +30,9 @@ pub struct Request {
     pub bounds: Bounds,
     /// Show the console.
     pub verbose: bool,
+    /// Who else than the machine says something there: such lines begin with a name and a colon. If anybody does, lines
+    /// of the machine's own are shown behind `host: `.
+    pub others: &'static [&'static str],
     /// A QEMU by name.
     pub qemu: Option<PathBuf>,
     /// The command line of hyp and host.
@@ -64,7 +67,7 @@ pub fn watch(
         if machine.icount { ", icount" } else { "" }
     );
     let run = |on_line: &mut dyn FnMut(&str)| qemu.run(machine, image, request.bounds, on_line);
-    watch_with(symbols, request.verbose, run)
+    watch_with(Screen::new(symbols, request.verbose, request.others), run)
 }
 
 /// Shows what the demonstration does on the machine that `run` runs: it is to hand every line of the
@@ -74,17 +77,15 @@ pub fn show(
     verbose: bool,
     run: impl FnOnce(&mut dyn FnMut(&str)) -> Result<End>,
 ) -> Result<bool> {
-    let Watched { report, failure, .. } = watch_with(symbols, verbose, run)?;
+    let Watched { report, failure, .. } = watch_with(Screen::new(symbols, verbose, &[]), run)?;
     println!("{}", report.render(failure.as_deref()).trim_end());
     Ok(failure.is_none())
 }
 
 fn watch_with(
-    symbols: Symbols,
-    verbose: bool,
+    mut screen: Screen,
     run: impl FnOnce(&mut dyn FnMut(&str)) -> Result<End>,
 ) -> Result<Watched> {
-    let mut screen = Screen::new(symbols, verbose);
     let (mut report, mut console) = (Report::default(), Vec::new());
     let end = run(&mut |line| {
         let parsed = parse(line);
@@ -94,7 +95,7 @@ fn watch_with(
     })?;
     screen.finish();
     let failure = report.failure(&end);
-    if failure.is_some() && !verbose {
+    if failure.is_some() && !screen.verbose {
         eprintln!("the end of the console:");
         screen.print_tail();
     }
@@ -105,6 +106,7 @@ fn watch_with(
 struct Screen {
     symbols: Symbols,
     verbose: bool,
+    others: &'static [&'static str],
     bar: ProgressBar,
     /// On something that is no terminal: tenths of the progress that were printed.
     tenths: Option<u64>,
@@ -112,7 +114,7 @@ struct Screen {
 }
 
 impl Screen {
-    fn new(symbols: Symbols, verbose: bool) -> Self {
+    fn new(symbols: Symbols, verbose: bool, others: &'static [&'static str]) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {elapsed}");
@@ -121,7 +123,8 @@ impl Screen {
             // The elapsed time is shown between two lines of the machine's, too.
             bar.enable_steady_tick(Duration::from_millis(200));
         }
-        Self { symbols, verbose, bar, tenths: (!terminal).then_some(0), tail: VecDeque::new() }
+        let tenths = (!terminal).then_some(0);
+        Self { symbols, verbose, others, bar, tenths, tail: VecDeque::new() }
     }
 
     fn take(&mut self, line: &str, parsed: &Line<'_>) {
@@ -133,7 +136,11 @@ impl Screen {
     }
 
     fn text(&mut self, line: &str) {
-        let shown = self.symbols.show(line);
+        let mut shown = self.symbols.show(line);
+        let said_by = line.split_once(": ").map(|(name, _)| name);
+        if !self.others.is_empty() && !said_by.is_some_and(|name| self.others.contains(&name)) {
+            shown.insert_str(0, "host: ");
+        }
         if self.verbose {
             self.bar.suspend(|| println!("{shown}"));
         } else {

@@ -48,12 +48,17 @@ pub fn run(start: &Start) -> Result<(), Text> {
     } else if start.has("shell") {
         scenarios::shell()?;
     } else {
+        if start.has("debian") {
+            scenarios::debian()?;
+        }
         beside::run(start)?;
         ends::ioctls(start.number("rounds").unwrap_or(8))?;
         ends::kill(start.number("kills").unwrap_or(0))?;
     }
     if is_umbra {
         unload()?;
+    }
+    if is_umbra && !start.has("shell") {
         load()?;
         ends::leave_running()?;
     }

@@ -70,7 +70,10 @@ pub const CONFIGURATIONS: &[Configuration] = &[
         times: DEVICE_TIMES,
         ..plain("disk_and_network_behind_the_smmu")
     },
-    vms("vm_beside_the_patterns", Guests::Beside { guests: 1, rounds: 8, kills: 12 }),
+    vms(
+        "vm_beside_the_patterns",
+        Guests::Beside { guests: 1, rounds: 8, kills: 12, debian: false },
+    ),
     vms("vm_as_on_linux_kvm", Guests::Scenarios),
     long("vm_long_patterns", TWO_GUESTS),
     Configuration { vls: &[32, 256, 64, 128], ..long("vm_long_patterns_asym", TWO_GUESTS) },
@@ -81,17 +84,17 @@ pub const CONFIGURATIONS: &[Configuration] = &[
     },
     Configuration {
         times: 1,
-        ..long("vm_long_kills", Guests::Beside { guests: 1, rounds: 1, kills: 200 })
+        ..long("vm_long_kills", Guests::Beside { guests: 1, rounds: 1, kills: 200, debian: false })
     },
     Configuration {
         times: 1,
-        ..long("vm_long_ioctls", Guests::Beside { guests: 1, rounds: 600, kills: 2 })
+        ..long("vm_long_ioctls", Guests::Beside { guests: 1, rounds: 600, kills: 2, debian: false })
     },
     Configuration { purpose: Purpose::Withheld, ..plain("does_without_devices_that_are_withheld") },
 ];
 
 /// As many as two CPUs for each of four.
-const TWO_GUESTS: Guests = Guests::Beside { guests: 2, rounds: 8, kills: 12 };
+const TWO_GUESTS: Guests = Guests::Beside { guests: 2, rounds: 8, kills: 12, debian: false };
 
 const fn plain(name: &'static str) -> Configuration {
     Configuration {

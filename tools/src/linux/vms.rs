@@ -11,6 +11,7 @@ use super::{devices, root};
 use crate::console::Table;
 use crate::kernel::Debian;
 use crate::module::{self, Headers};
+use crate::qemu::{Machine, Qemu};
 use crate::report::{Report, value};
 use crate::toolchain::Toolchain;
 use crate::{vmm, workspace};
@@ -57,6 +58,26 @@ impl VirtualMachines {
     }
 }
 
+/// What guests are called, whose lines on the console begin so.
+pub const GUEST_NAMES: &[&str] = &[
+    "guest",
+    "guest-2",
+    "guest-3",
+    "guest-4",
+    "devices",
+    "without-sve",
+    "short-vectors",
+    "eight-vcpus",
+    "debian",
+    "controlled",
+];
+
+/// Gives a person the machine's console, to its end; whether QEMU ended by itself.
+pub(super) fn interact(qemu: &Qemu, machine: &Machine, image: &Path) -> Result<bool> {
+    let mut command = qemu.command(machine, image);
+    Ok(command.status().with_context(|| qemu.path.display().to_string())?.success())
+}
+
 /// What virtual machines do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guests {
@@ -69,6 +90,8 @@ pub enum Guests {
         rounds: u64,
         /// Monitors that are killed.
         kills: u64,
+        /// First comes one with Debian's user space, which says what it sees and reads all of its disk.
+        debian: bool,
     },
     /// One of each kind, one after the other: what they see is compared.
     Scenarios,
@@ -77,11 +100,19 @@ pub enum Guests {
 }
 
 impl Guests {
+    /// Words for Linux.
+    pub(super) fn kernel_words(self) -> &'static str {
+        if self == Self::Shell { "quiet loglevel=1" } else { "" }
+    }
+
     /// The words for our program.
     pub(super) fn words(self, patterns: &str) -> String {
         match self {
-            Self::Beside { guests, rounds, kills } => {
-                format!("vm ciphers guests={guests} rounds={rounds} kills={kills} {patterns}")
+            Self::Beside { guests, rounds, kills, debian } => {
+                let debian = if debian { "debian " } else { "" };
+                format!(
+                    "vm {debian}ciphers guests={guests} rounds={rounds} kills={kills} {patterns}"
+                )
             }
             Self::Scenarios => "vm scenarios".to_owned(),
             Self::Shell => "vm shell".to_owned(),
@@ -96,8 +127,8 @@ impl Guests {
             anyhow::Ok(("guest-root".to_owned(), content))
         };
         Ok(match self {
-            Self::Beside { .. } => Vec::new(),
-            Self::Shell => vec![root()?],
+            Self::Beside { debian: false, .. } => Vec::new(),
+            Self::Beside { .. } | Self::Shell => vec![root()?],
             Self::Scenarios => {
                 let disk = devices::noise(DISK_BYTES, 3);
                 let words = format!("disk={DISK_BYTES} digest={}", digest::whole(&disk));

@@ -18,9 +18,32 @@ struct Scenario {
     status: u8,
 }
 
+impl Scenario {
+    /// Boots the guest and waits for its end.
+    fn run(&self, more: &CStr) -> Result<(), Text> {
+        let line = command_line(&[WORDS, self.words, more]);
+        let mut well = false;
+        let ended = monitor::to_its_end(self.name, self.machine, c_str(&line)?, |line| {
+            well |= line == "@verdict ok";
+            Ok(())
+        })?;
+        if ended != Ended::Exit(self.status) || !well {
+            fail!("{}: the monitor ends with {ended:?}; the guest was well: {well}", self.name);
+        }
+        say::line(format_args!("{}: @ended {}", self.name, self.status));
+        Ok(())
+    }
+}
+
 /// What the guests' kernels are told, and behind it, from a file, what the disk holds.
 const WORDS: &CStr =
     c"console=ttyS0 quiet panic=-1 rcupdate.rcu_cpu_stall_suppress=1 nowatchdog -- guest";
+const DEBIAN: Scenario = Scenario {
+    name: "debian",
+    machine: &[c"--memory", c"256M", c"--cpus", c"2", c"--disk", c"/guest-root"],
+    words: c"root",
+    status: 0,
+};
 const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "devices",
@@ -56,12 +79,7 @@ const SCENARIOS: &[Scenario] = &[
         words: c"probe reboot",
         status: 2,
     },
-    Scenario {
-        name: "debian",
-        machine: &[c"--memory", c"256M", c"--cpus", c"2", c"--disk", c"/guest-root"],
-        words: c"root",
-        status: 0,
-    },
+    DEBIAN,
 ];
 
 /// A command line of several parts.
@@ -82,6 +100,11 @@ fn c_str(text: &Text) -> Result<&CStr, Text> {
     }
 }
 
+/// The one with Debian's user space.
+pub fn debian() -> Result<(), Text> {
+    DEBIAN.run(c"")
+}
+
 /// All of them.
 pub fn run() -> Result<(), Text> {
     let echo = match sys::fork() {
@@ -97,17 +120,7 @@ pub fn run() -> Result<(), Text> {
     disk.push('\0');
     for scenario in SCENARIOS {
         let has_disk = scenario.machine.contains(&c"/guest-disk");
-        let disk = if has_disk { c_str(&disk)? } else { c"" };
-        let line = command_line(&[WORDS, scenario.words, disk]);
-        let mut well = false;
-        let ended = monitor::to_its_end(scenario.name, scenario.machine, c_str(&line)?, |line| {
-            well |= line == "@verdict ok";
-            Ok(())
-        })?;
-        if ended != Ended::Exit(scenario.status) || !well {
-            fail!("{}: the monitor ends with {ended:?}; the guest was well: {well}", scenario.name);
-        }
-        say::line(format_args!("{}: @ended {}", scenario.name, scenario.status));
+        scenario.run(if has_disk { c_str(&disk)? } else { c"" })?;
     }
     controlled()?;
     sys::kill(echo, sys::SIGKILL);
