@@ -12,7 +12,7 @@
 //!
 //! | reason | x2 | x3.. |
 //! |---|---|---|
-//! | `Irq` | - | a physical interrupt is pending for the host |
+//! | `Irq` | - | a physical interrupt is pending for the host; or the run was to [finish](RunFlags::FINISH_ONLY) only |
 //! | `Hvc` | guest x0 | x3-x7: guest x1-x5 |
 //! | `Mmio` | guest-physical address | x3: data of a write |
 //! | `Wfi` | [`Signalled`](crate::interrupt::Signalled) | the guest waits for an interrupt: one of these. x3: when its virtual timer is due, in ticks of the physical counter, or [`NO_DEADLINE`] |
@@ -46,6 +46,10 @@ flag_set! {
         /// Don't finish the open MMIO access: execute the instruction again (the host has mapped
         /// memory there).
         const RETRY = 1 << 2;
+        /// Finish what is open and nothing more: the guest executes no instruction, and exits with [`Reason::Irq`]. Its
+        /// registers are then what they are behind that (KVM: `immediate_exit`). The rest of the exit says
+        /// nothing, and the hint is not looked at. With entries, or with UNDERFLOW, INVALID_ARGUMENT.
+        const FINISH_ONLY = 1 << 3;
         /// Bits 12:8: how many entries there are in x6 to x13 ([`crate::interrupt`]).
         const ENTRIES = 0x1f << 8;
     }

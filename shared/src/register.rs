@@ -4,6 +4,7 @@
 //! A value has 16 bytes: the lower half in one register, the upper one, zero for most, in the next. What is longer is
 //! named in quadwords. ZA and ZT0 have no names, and SVCR is what it is: a vCPU in streaming mode, or with ZA on, can be looked
 //! at and not be taken elsewhere (INVALID_ARGUMENT, when SVCR is written). Of an AArch32 vCPU they are the registers that the Arm ARM maps its own to (D1.19.2).
+//! SPSR_abt, SPSR_und, SPSR_irq and SPSR_fiq are there in AArch64, too, where a guest can't reach them: KVM has names for them.
 
 /// A register as the host named it: it may be anything.
 ///
@@ -25,6 +26,9 @@ pub enum Register {
     Pc,
     /// Kind 1, number 1: PSTATE, as SPSR_EL2 has it.
     Pstate,
+    /// Kind 1, number 2: whether it is on: 1, or 0. One that its guest has turned on is on, and in its reset state once it
+    /// has been loaded. Written it is on, or off, and all else is as it was: not as by VCPU_RESET.
+    Power,
     /// Kind 2: what MRS reads, by op0 (15:14), op1 (13:11), CRn (10:7), CRm (6:3) and op2 (2:0).
     System(u16),
     /// Kind 3: Zn, n in 0..32; its first quadword is Vn, and all that there is without SVE.
@@ -62,6 +66,7 @@ impl Register {
             Self::X(n) => Self::named(0, n as u64, 0),
             Self::Pc => Self::named(1, 0, 0),
             Self::Pstate => Self::named(1, 1, 0),
+            Self::Power => Self::named(1, 2, 0),
             Self::System(number) => Self::named(2, number as u64, 0),
             Self::Z { n, quadword } => Self::named(3, n as u64, quadword),
             Self::P { n, quadword } => Self::named(4, n as u64, quadword),
@@ -77,6 +82,7 @@ impl UntrustedRegister {
             (0, 0..=30, 0) => Register::X(number as u8),
             (1, 0, 0) => Register::Pc,
             (1, 1, 0) => Register::Pstate,
+            (1, 2, 0) => Register::Power,
             (2, 0..=0xffff, 0) => Register::System(number as u16),
             (3, 0..=31, 0..=15) => Register::Z { n: number as u8, quadword },
             (4, 0..=16, 0..=1) => Register::P { n: number as u8, quadword },

@@ -38,6 +38,8 @@ const LEFT_IRQ: u64 = 1;
 
 /// A run with one of these has interrupts for the guest, or should.
 const OFFERS: RunFlags = RunFlags::ENTRIES.union(RunFlags::UNDERFLOW);
+/// What most runs have none of.
+const UNUSUAL: RunFlags = OFFERS.union(RunFlags::FINISH_ONLY);
 
 /// Handles the hypercall: `frame` holds the host's x0-x17 and takes the results.
 pub fn run(cpu: &mut Cpu, frame: &mut HostFrame) {
@@ -101,7 +103,10 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
     if cpu.world.host_error_waits() {
         return Err(Error::Busy);
     }
-    if flags.intersects(OFFERS) {
+    if flags.intersects(UNUSUAL) {
+        if flags.contains(RunFlags::FINISH_ONLY) {
+            return finish_only(vcpu, frame, flags);
+        }
         offer(vcpu, frame, flags)?;
     }
     let hint = vcpu.flags.snapshot_hint().decode();
@@ -217,6 +222,28 @@ fn run_loaded(cpu: &mut Cpu, frame: &mut HostFrame, seen: &mut Seen) -> Result<(
 fn offer(vcpu: &mut Vcpu, frame: &HostFrame, flags: RunFlags) -> Result<(), Error> {
     let words = frame.x[6..14].try_into().map_err(|_| Error::InvalidArgument)?;
     vcpu.gic.offer(flags, words)
+}
+
+/// A run that finishes what is open and enters no guest. Nothing of the guest's is in any register, and stays so.
+#[cold]
+#[inline(never)]
+fn finish_only(vcpu: &mut Vcpu, frame: &mut HostFrame, flags: RunFlags) -> Result<(), Error> {
+    if flags.intersects(OFFERS) {
+        return Err(Error::InvalidArgument);
+    }
+    vcpu.open = match vcpu.open {
+        Open::Hvc => {
+            let [_, _, x2, x3, x4, x5, ..] = frame.x;
+            for (x, answer) in vcpu.regs.x.iter_mut().zip([x2, x3, x4, x5]) {
+                *x = answer;
+            }
+            Open::Nothing
+        }
+        _ => complete(vcpu, flags, &frame.x),
+    };
+    set_data(frame, [0; 6]);
+    frame.x[1] = ExitInfo::new(Reason::Irq, 0).register();
+    Ok(())
 }
 
 /// x2-x7 for the host. Not as a slice: that would be a call of memcpy.

@@ -116,6 +116,9 @@ pub trait Machine {
     /// it was made with.
     fn reset_vcpu(&self, vcpu: &Self::Vcpu, boot: Boot);
 
+    /// Whether a vCPU that is loaded nowhere can't go on, whoever runs it.
+    fn is_broken(&self, vcpu: &Self::Vcpu) -> bool;
+
     /// Whether a vCPU runs no more, which may be loaded, on any CPU.
     fn set_stopped(&self, vm: VmId, index: usize, stopped: bool);
 

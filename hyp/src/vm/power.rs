@@ -3,6 +3,7 @@
 //! ```text
 //!   VCPU_CREATE ----> On --CPU_OFF--> Off --CPU_ON by another--> Pending --VCPU_LOAD, in its reset state--> On
 //!   VCPU_RESET, of a normal VM: from anywhere to On, in its reset state, or to Off
+//!   VCPU_WRITE of its power, of a normal VM: from anywhere to Off, or from Off to On as it was
 //!          \---------------------------^
 //! ```
 //!
@@ -122,6 +123,44 @@ impl<T, V> Vm<T, V> {
         }
         let (_, slot) = self.vcpu(index)?;
         if slot.loaded_on.is_some() { Err(Error::Busy) } else { Ok(&slot.vcpu) }
+    }
+
+    /// VCPU_READ of its power: whether a normal VM's vCPU is on, or will be when it is loaded.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::registers`].
+    pub fn power(&mut self, handle: VmHandle, index: VcpuIndex) -> Result<bool, Error> {
+        self.registers(handle, index)?;
+        let (_, slot) = self.vcpu(index)?;
+        Ok(slot.power != Power::Off)
+    }
+
+    /// VCPU_WRITE of its power: a normal VM's vCPU is off, or on, and otherwise what it was.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::registers`].
+    pub fn set_power<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        handle: VmHandle,
+        index: VcpuIndex,
+        on: bool,
+    ) -> Result<(), Error> {
+        let vm = slot(handle)?;
+        self.registers(handle, index)?;
+        let (index, slot) = self.vcpu(index)?;
+        match (slot.power, on) {
+            (Power::On | Power::Pending(_), true) => {}
+            (_, false) => slot.power = Power::Off,
+            (Power::Off, true) => {
+                slot.power = Power::On;
+                // It had turned itself off, perhaps. One that can't go on still can't.
+                m.set_stopped(vm, index, m.is_broken(&slot.vcpu));
+            }
+        }
+        Ok(())
     }
 
     /// VCPU_RESET: a normal VM's vCPU is as if it had just been made.

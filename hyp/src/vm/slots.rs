@@ -22,7 +22,7 @@ use crate::vm::features::check_features;
 use crate::vm::hardware::{self, Boot, Machine, NewVcpu, There};
 use crate::vm::life;
 use crate::vm::power::Affinity;
-use crate::vm::vcpu::{self, Vcpu};
+use crate::vm::vcpu::{self, Open, Vcpu};
 use crate::world::features::Name;
 use arm_psci::ErrorCode;
 use core::mem::ManuallyDrop;
@@ -34,7 +34,7 @@ use umbra_shared::call::{
     VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
-use umbra_shared::register::UntrustedRegister;
+use umbra_shared::register::{Register, UntrustedRegister};
 use umbra_shared::vcpu::VcpuFeatures;
 use umbra_shared::vl::VqSet;
 
@@ -250,6 +250,11 @@ impl Machine for Target {
 
     fn unhide(&self, tables: &mut VmTables, ipa: u64) {
         tables.stage2.unmark(ipa);
+    }
+
+    fn is_broken(&self, place: &Place) -> bool {
+        // SAFETY: it is loaded nowhere, and the slot's lock is held, as `life` promises: nobody writes it.
+        matches!(unsafe { place.0.as_ref() }.open, Open::Broken { .. })
     }
 
     fn reset_vcpu(&self, place: &Place, boot: Boot) {
@@ -481,6 +486,9 @@ pub fn read_register(
     index: VcpuIndex,
     register: UntrustedRegister,
 ) -> Result<[u64; 2], Error> {
+    if register.decode() == Some(Register::Power) {
+        return slot(handle)?.power(handle, index).map(|on| [on.into(), 0]);
+    }
     with_unloaded(handle, index, |vcpu| vcpu.read(register))
 }
 
@@ -495,7 +503,14 @@ pub fn write_register(
     register: UntrustedRegister,
     value: [u64; 2],
 ) -> Result<(), Error> {
-    with_unloaded(handle, index, |vcpu| vcpu.write(register, value))
+    if register.decode() != Some(Register::Power) {
+        return with_unloaded(handle, index, |vcpu| vcpu.write(register, value));
+    }
+    let mut vm = slot(handle)?;
+    match value {
+        [on @ (0 | 1), 0] => vm.set_power(&Target, handle, index, on != 0),
+        _ => vm.registers(handle, index).and(Err(Error::InvalidArgument)),
+    }
 }
 
 /// A normal VM's vCPU that is loaded nowhere.

@@ -124,18 +124,16 @@ impl Vcpu {
             number::TPIDR2_EL0 if features.svq.is_some() => return Some(self.el1.tpidr2_el0()),
             _ => {}
         }
-        if aarch32 {
-            let [abt, und, irq, fiq, dacr, ifsr] = self.aarch32.registers();
-            match number {
-                number::SPSR_ABT => return Some(abt),
-                number::SPSR_UND => return Some(und),
-                number::SPSR_IRQ => return Some(irq),
-                number::SPSR_FIQ => return Some(fiq),
-                number::DACR32_EL2 => return Some(dacr),
-                number::IFSR32_EL2 => return Some(ifsr),
-                number::FPEXC32_EL2 => return Some(self.fp.fpexc()),
-                _ => {}
-            }
+        let [abt, und, irq, fiq, dacr, ifsr] = self.aarch32.registers();
+        match number {
+            number::SPSR_ABT => return Some(abt),
+            number::SPSR_UND => return Some(und),
+            number::SPSR_IRQ => return Some(irq),
+            number::SPSR_FIQ => return Some(fiq),
+            number::DACR32_EL2 if aarch32 => return Some(dacr),
+            number::IFSR32_EL2 if aarch32 => return Some(ifsr),
+            number::FPEXC32_EL2 if aarch32 => return Some(self.fp.fpexc()),
+            _ => {}
         }
         if let Some(n) = registers::pauth_key(number) {
             return if machine().features.has(Name::Pauth) { self.el1.key(n) } else { None };

@@ -377,7 +377,19 @@ impl Spec {
             return refused(Error::PoweredOff);
         }
         let offer = self.cpus[cpu].offer.take();
-        if flags.intersects(RunFlags::ENTRIES.union(RunFlags::UNDERFLOW)) {
+        let offers = RunFlags::ENTRIES.union(RunFlags::UNDERFLOW);
+        if flags.contains(RunFlags::FINISH_ONLY) {
+            if flags.intersects(offers) {
+                return refused(Error::InvalidArgument);
+            }
+            // It runs nothing: a call that is to be made again is made later, unless it has failed now.
+            vcpu.open &= !flags.contains(RunFlags::ABORT);
+            return match info.reason() {
+                Some(Reason::Irq) => Ok(Outcome::ok()),
+                other => Err(format!("a run that only finishes ends with {other:?}")),
+            };
+        }
+        if flags.intersects(offers) {
             let Some(offer) = offer else {
                 return Err("nothing says what it was offered".to_owned());
             };

@@ -6,25 +6,25 @@ use umbra_shared::register::UntrustedRegister;
 
 use crate::Spec;
 use crate::calls::{Choice, Outcome};
-use crate::vm;
+use crate::vm::{self, Power};
 
 impl Spec {
     /// A register of a vCPU, looked at or with a new value.
     pub(crate) fn register(
-        &self,
+        &mut self,
         handle: VmHandle,
         vcpu: VcpuIndex,
         register: UntrustedRegister,
         value: Option<[u64; 2]>,
         choice: Choice,
     ) -> Result<Outcome, Error> {
-        let vm = &self.vms[usize::from(vm::slot(handle)?)];
+        let vm = &mut self.vms[usize::from(vm::slot(handle)?)];
         vm.check_alive(handle)?;
         if vm.protected {
             return Err(Error::Protected);
         }
         let index = usize::try_from(vcpu.0).map_err(|_| Error::BadVcpu)?;
-        let vcpu = vm.vcpus.get(&index).ok_or(Error::BadVcpu)?;
+        let vcpu = vm.vcpus.get_mut(&index).ok_or(Error::BadVcpu)?;
         if vcpu.loaded_on.is_some() {
             return Err(Error::Busy);
         }
@@ -40,6 +40,18 @@ impl Spec {
                 let odd =
                     if narrow { low & 1 != 0 || low >> 32 != 0 } else { !low.is_multiple_of(4) };
                 refused(value.is_some() && (wide || odd))?;
+            }
+            (1, 2, 0) => {
+                refused(value.is_some() && (wide || low > 1))?;
+                match (value, vcpu.power) {
+                    (None, power) => {
+                        let on = u64::from(power != Power::Off);
+                        return Ok(Outcome { x1: Some(on), ..Outcome::ok() });
+                    }
+                    (Some([0, _]), _) => vcpu.power = Power::Off,
+                    (Some(_), Power::Off) => vcpu.power = Power::On,
+                    (Some(_), Power::On | Power::Pending) => {}
+                }
             }
             // Which PSTATE is a guest's, and which system registers there are, is not told here a second time.
             (1, 1, 0) | (2, 0..=0xffff, 0) => match choice.register {

@@ -9,7 +9,9 @@ use crate::{
 use umbra_host::hypercall::{Hvc, Hypervisor};
 use umbra_shared::{
     call::Function,
+    error::Error,
     exit::{ExitInfo, Reason, RunFlags},
+    register::{Register, system},
 };
 
 tests![
@@ -21,6 +23,7 @@ tests![
     mmio_and_the_zero_register,
     mmio_abort,
     mmio_retry,
+    what_is_open_is_finished_without_a_step,
     what_cannot_be_emulated_is_a_fault,
     fetch_from_nowhere_is_a_fault,
     wfi_exits_behind_itself,
@@ -184,6 +187,59 @@ fn mmio_retry() -> Result<(), Skip> {
     unsafe { umbra_host::kernel::mmu::linear::<u64>(page).add(1).write(0x1234_5678_9abc) };
     Hvc.vm_map(guest.machine.vm, page, NOWHERE).expect("VM_MAP");
     assert_eq!(finish(&guest, RunFlags::RETRY, [0; 4])[0], 0x1234_5678_9abc);
+    Ok(())
+}
+
+/// KVM_RUN with `immediate_exit`: the host finds the guest behind its access, which has executed nothing else.
+fn what_is_open_is_finished_without_a_step() -> Result<(), Skip> {
+    let guest = guest();
+    let register = |register: Register| {
+        let [value, _] =
+            Hvc.vcpu_read(guest.machine.vm, guest.index, register.encode()).expect("VCPU_READ");
+        value
+    };
+    let finish_only = |flags: RunFlags, answer| {
+        let exit = guest.try_enter(flags | RunFlags::FINISH_ONLY, answer).expect("VCPU_RUN");
+        assert_eq!((exit.info.reason(), exit.data), (Some(Reason::Irq), [0; 6]));
+        guest.put();
+    };
+    for (instruction, flags, behind, x0) in [
+        (insn::LDRSB64, RunFlags::empty(), 4, 0xffff_ffff_ffff_ff85),
+        (insn::STR32, RunFlags::empty(), 4, 77),
+        (insn::LDR64, RunFlags::RETRY, 0, 77),
+    ] {
+        mmio(&guest, instruction, 77);
+        for offers in [RunFlags::UNDERFLOW, RunFlags::empty().with_entries(1)] {
+            let refused = guest.try_enter(flags | RunFlags::FINISH_ONLY | offers, [1; 4]);
+            assert_eq!(refused, Err(Error::InvalidArgument), "{instruction:#x}");
+        }
+        finish_only(flags, [0x1185, 0, 0, 0]);
+        let expected = guest.instruction_address() + behind;
+        assert_eq!((register(Register::Pc), register(Register::X(0))), (expected, x0));
+        guest.load();
+        // Nothing is open any more, but what is tried again.
+        if flags.contains(RunFlags::RETRY) {
+            guest.resume(RunFlags::empty(), [1; 4]).exit(Reason::Mmio);
+            finish(&guest, RunFlags::empty(), [3, 0, 0, 0]);
+        } else {
+            assert_eq!(finish(&guest, RunFlags::ABORT, [1; 4])[0], x0);
+        }
+    }
+    // An abort is taken, and its handler not begun.
+    mmio(&guest, insn::LDR64, 5);
+    finish_only(RunFlags::ABORT, [0; 4]);
+    let far = register(Register::System(system(3, 0, 6, 0, 0)));
+    assert_eq!((far, register(Register::X(0))), (NOWHERE + 8, 5));
+    guest.load();
+    assert!(matches!(guest.resume(RunFlags::empty(), [0; 4]), Event::Exception(_)));
+    // A call is answered, and with nothing open nothing happens.
+    finish_only(RunFlags::empty(), [Routine::Nothing.address(), 0, 0, 0]);
+    guest.load();
+    finish_only(RunFlags::ABORT, [9; 4]);
+    assert_eq!(register(Register::X(0)), Routine::Nothing.address());
+    guest.load();
+    assert!(matches!(guest.resume(RunFlags::empty(), [1; 4]), Event::Done(_)));
+    guest.put();
     Ok(())
 }
 

@@ -24,6 +24,7 @@ tests![
     register_files_of_every_length,
     the_clock_and_the_timer,
     the_interface_of_interrupts,
+    a_vcpu_is_on_or_off_and_keeps_the_rest,
     a_vcpu_goes_on_in_another_vm,
     r36_attack_registers_of_a_protected_vm,
     attack_a_pstate_that_is_no_guests,
@@ -255,6 +256,46 @@ fn the_interface_of_interrupts() -> Result<(), Skip> {
     Ok(())
 }
 
+fn a_vcpu_is_on_or_off_and_keeps_the_rest() -> Result<(), Skip> {
+    let guest = Machine::normal().started(None);
+    guest.write(reg(3, 0, 13, 0, 4), 0x4242);
+    guest.put();
+    let (vm, index) = (guest.machine.vm, guest.index);
+    assert_eq!(read(&guest, Register::Power), 1);
+    write(&guest, Register::X(9), 0x99);
+    for bad in [2, u64::MAX] {
+        assert_eq!(try_write(&guest, Register::Power, bad), Err(Error::InvalidArgument));
+    }
+    let wide = Hvc.vcpu_write(vm, index, raw(Register::Power), [1, 1]);
+    assert_eq!(wide, Err(Error::InvalidArgument));
+    for (n, spsr) in (0..).zip([(3, 1), (3, 2), (3, 0), (3, 3)]) {
+        write(&guest, Register::System(system(3, 4, 4, spsr.0, spsr.1)), 0x1d3 + n);
+    }
+    for _ in 0..2 {
+        write(&guest, Register::Power, 0);
+        assert_eq!(read(&guest, Register::Power), 0);
+        assert_eq!(Hvc.vcpu_load(vm, index), Err(Error::PoweredOff));
+    }
+    write(&guest, Register::Power, 1);
+    assert_eq!((read(&guest, Register::Power), read(&guest, Register::X(9))), (1, 0x99));
+    for (n, spsr) in (0..).zip([(3, 1), (3, 2), (3, 0), (3, 3)]) {
+        let name = Register::System(system(3, 4, 4, spsr.0, spsr.1));
+        assert_eq!(read(&guest, name), 0x1d3 + n, "one that nobody uses");
+    }
+    guest.load();
+    assert_eq!(guest.read(reg(3, 0, 13, 0, 4)), 0x4242, "TPIDR_EL1");
+    // It turns itself off; its host turns it on behind its call, as if that had failed.
+    guest.smccc(Routine::Hvc, 0x8400_0002, [0; 3]).exit(Reason::CpuOff);
+    guest.put();
+    assert_eq!(read(&guest, Register::Power), 0);
+    write(&guest, Register::Power, 1);
+    guest.load();
+    assert!(matches!(guest.resume(RunFlags::empty(), [0; 4]), Event::Done(_)));
+    assert_eq!(guest.read(reg(3, 0, 13, 0, 4)), 0x4242, "it was not reset");
+    guest.put();
+    Ok(())
+}
+
 /// All that a vCPU is, read and written elsewhere: the guest goes on as if nothing had been.
 fn a_vcpu_goes_on_in_another_vm() -> Result<(), Skip> {
     let vq = context().largest();
@@ -267,7 +308,7 @@ fn a_vcpu_goes_on_in_another_vm() -> Result<(), Skip> {
     to.memory(BASE, bytes).copy_from_slice(from.memory(BASE, bytes));
     umbra_host::kernel::sysreg::clean_to_poc(to.memory(BASE, bytes).as_ptr() as usize, bytes);
     let mut moved = 0;
-    let kinds = [(0, 31), (1, 2), (2, 0x1_0000), (3, 32), (4, 17)];
+    let kinds = [(0, 31), (1, 3), (2, 0x1_0000), (3, 32), (4, 17)];
     for (kind, count) in kinds {
         for n in 0..count {
             for quadword in 0..16 {
@@ -284,7 +325,7 @@ fn a_vcpu_goes_on_in_another_vm() -> Result<(), Skip> {
             }
         }
     }
-    assert!(moved > 31 + 2 + 56 + 24 + 32, "{moved} registers");
+    assert!(moved > 31 + 3 + 56 + 24 + 32, "{moved} registers");
     // Where it waits for an answer; which call is open is no register.
     to.load();
     let nothing = [Routine::Nothing.address(), 0, 0, 0];
@@ -362,7 +403,7 @@ fn what_is_no_register_is_refused() -> Result<(), Skip> {
     // HCR_EL2, VTTBR_EL2, TTBR0_EL2, ICH_HCR_EL2, CNTHCTL_EL2: none of a guest's.
     let others = [(1, 1, 0), (2, 1, 0), (2, 0, 0), (12, 11, 0), (14, 1, 0)];
     let others = others.map(|(crn, crm, op2)| raw(Register::System(system(3, 4, crn, crm, op2))));
-    let bad = [5 << 32, 31 << 8, 1 << 32 | 2 << 8, 1, 2 << 32 | 0x1_0000 << 8, 1 << 40, u64::MAX];
+    let bad = [5 << 32, 31 << 8, 1 << 32 | 3 << 8, 1, 2 << 32 | 0x1_0000 << 8, 1 << 40, u64::MAX];
     for name in bad.map(UntrustedRegister).into_iter().chain(others) {
         assert_eq!(Hvc.vcpu_read(vm, index, name), Err(Error::BadRegister), "{name:x?}");
         let written = Hvc.vcpu_write(vm, index, name, [0, 0]);

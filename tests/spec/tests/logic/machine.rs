@@ -264,6 +264,10 @@ impl Machine for Target {
         vcpu.borrow_mut().reset(|()| ());
     }
 
+    fn is_broken(&self, _: &VcpuCell) -> bool {
+        false
+    }
+
     fn set_stopped(&self, vm: VmId, index: usize, stopped: bool) {
         let mut all = self.stopped.borrow_mut();
         if stopped {

@@ -27,6 +27,7 @@ use umbra_shared::exit::Reason;
 use umbra_shared::flags::HostFlags;
 use umbra_shared::guest::GuestFunction;
 use umbra_shared::record::PageState;
+use umbra_shared::register::Register;
 use umbra_shared::sme::Storage;
 use umbra_shared::vcpu::{UntrustedFeatures, VcpuFeatures};
 use umbra_shared::vl::{Vq, VqSet};
@@ -181,6 +182,14 @@ impl World {
             }
             Call::VcpuPut => self.put(cpu).map(|()| 0),
             Call::VcpuReset { vm, vcpu, start } => on!(vm, reset_vcpu, vm, vcpu, start).map(|()| 0),
+            // Of a vCPU's registers this is the only one that is not in its pages.
+            Call::VcpuRead { vm, vcpu, .. } => {
+                let slot = usize::from(life::slot(vm)?);
+                self.vms[slot].power(vm, vcpu).map(u64::from)
+            }
+            Call::VcpuWrite { vm, vcpu, value: [on, _], .. } => {
+                on!(vm, set_power, vm, vcpu, on != 0).map(|()| 0)
+            }
             _ => Ok(0),
         };
         x1.map(|x1| (x1, 0))
@@ -592,6 +601,15 @@ impl World {
             29 if b % 8 == 0 => {
                 let vcpu = VcpuIndex(u64::from(c) % 3);
                 self.call(cpu, Call::VcpuReset { vm: handle, vcpu, start: start(b / 8, c) });
+            }
+            29 if b % 8 == 1 => {
+                let vcpu = VcpuIndex(u64::from(c) % 3);
+                let register = Register::Power.encode();
+                let value = [u64::from(b) / 8 % 2, 0];
+                match b / 16 % 4 {
+                    0 => self.call(cpu, Call::VcpuRead { vm: handle, vcpu, register }),
+                    _ => self.call(cpu, Call::VcpuWrite { vm: handle, vcpu, register, value }),
+                }
             }
             29 => {
                 let number = [2, 3, 3, 3, 4, 1, 0xa, 8][usize::from(b) / 8 % 8];

@@ -470,6 +470,10 @@ impl Machine for Sim {
 
     fn reset_vcpu(&self, (): &(), _: Boot) {}
 
+    fn is_broken(&self, _: &Self::Vcpu) -> bool {
+        false
+    }
+
     fn set_stopped(&self, _: VmId, _: usize, _: bool) {}
 
     fn is_free(&self, tables: &Stage2<SimTable>, ipa: u64, count: u64) -> bool {
