@@ -52,6 +52,7 @@
 //!     fn mask_interrupts(&mut self) { /* local_irq_disable() */ }
 //!     fn unmask_interrupts(&mut self) { /* local_irq_enable() */ }
 //!     fn mask_virtual_timer(&mut self, _masked: bool) { /* GICR_I{C,S}ENABLER0 */ }
+//!     fn must_leave(&self) -> bool { false /* need_resched() || signal_pending(current) */ }
 //! }
 //!
 //! /// Who is told of interrupts: here the only vCPU is where they come from.

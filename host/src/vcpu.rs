@@ -47,6 +47,10 @@ pub trait HostCpu: TaskFp {
     fn unmask_interrupts(&mut self);
     /// Disables or enables PPI 27 at this CPU's redistributor. When it returns, it is so.
     fn mask_virtual_timer(&mut self, masked: bool);
+    /// Asked with interrupts masked, right before each entry: whether the vCPU's thread has to do something else first, of
+    /// which it was told by an interrupt that may have been taken already. Then the guest isn't entered, and
+    /// [`ExitHandler::interrupt`] is asked next, who is to break off. (KVM: `kvm_vcpu_exit_request`.)
+    fn must_leave(&self) -> bool;
 }
 
 /// The guest's x0-x3 after its HVC.
@@ -96,7 +100,7 @@ pub trait ExitHandler {
     /// Why the loop ended.
     type Stop;
 
-    /// A physical interrupt stopped the guest, and has been taken.
+    /// A physical interrupt stopped the guest, and has been taken; or it was not entered ([`HostCpu::must_leave`]).
     fn interrupt(&mut self) -> ControlFlow<Self::Stop> {
         ControlFlow::Continue(())
     }
@@ -215,10 +219,19 @@ impl Vcpu {
     ) -> Result<(), Error> {
         hyp.vcpu_reset(self.vm, self.index, start)?;
         self.timer_is_off(gic);
+        self.is_finished();
+        Ok(())
+    }
+
+    /// Whether the last exit left something open that [`LoadedVcpu::finish`] would finish, or another run.
+    pub fn is_open(&self) -> bool {
+        self.open != Open::Nothing
+    }
+
+    fn is_finished(&mut self) {
         self.open = Open::Nothing;
         self.flags = RunFlags::empty();
         self.answer = [0; 4];
-        Ok(())
     }
 
     /// Binds it to this CPU. One that is off is refused (POWERED_OFF).
@@ -257,7 +270,7 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
         }
     }
 
-    /// One entry, with interrupts masked over flush, VCPU_RUN and sync: whatever kicks the vCPU from then on stops the
+    /// One entry, if nothing else is to be done first, with interrupts masked over flush, VCPU_RUN and sync: whatever kicks the vCPU from then on stops the
     /// guest at once. Most carry no interrupt, and begin and end with the timer's line down.
     #[inline]
     fn enter<E: Events>(
@@ -266,7 +279,10 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
         gic: &mut Interface<'_, E>,
     ) -> Result<Exit, Error> {
         host.mask_interrupts();
-        let result = if self.vcpu.vtimer || gic.is_due() {
+        let result = if host.must_leave() {
+            // As if an interrupt had come at once: what is open stays so, and its answer is kept.
+            Ok(Exit { info: ExitInfo::new(Reason::Irq, 0), data: [0; 6] })
+        } else if self.vcpu.vtimer || gic.is_due() {
             self.enter_with_interrupts(host, gic)
         } else {
             let result = self.enter_by(host, |hyp, flags, answer| hyp.vcpu_run(flags, answer));
@@ -460,6 +476,19 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
         if self.vcpu.open == Open::Supply && supplied == Supplied::Abort {
             self.vcpu.flags |= RunFlags::ABORT;
         }
+    }
+
+    /// Finishes what the last exit left open, with the answer to it, and enters no guest: the guest's registers are behind it
+    /// then. Without an answer a load finds zero; see [`Self::answer`] and its like.
+    ///
+    /// # Errors
+    ///
+    /// Hyp's; then it is still open.
+    pub fn finish(&mut self) -> Result<(), Error> {
+        // Hyp looks at no hint, and the host's registers stay where they are.
+        self.hyp.vcpu_run(self.vcpu.flags | RunFlags::FINISH_ONLY, self.vcpu.answer)?;
+        self.vcpu.is_finished();
+        Ok(())
     }
 
     /// Unbinds it.

@@ -49,4 +49,8 @@ impl HostCpu for Task {
     fn mask_virtual_timer(&mut self, masked: bool) {
         gic::enable(gic::VIRTUAL_TIMER, !masked);
     }
+
+    fn must_leave(&self) -> bool {
+        false
+    }
 }

@@ -363,6 +363,9 @@ impl HostCpu for Here<'_> {
         self.machine.borrow_mut().cpus[self.cpu].masked = false;
     }
     fn mask_virtual_timer(&mut self, _: bool) {}
+    fn must_leave(&self) -> bool {
+        false
+    }
 }
 
 impl<'m> Here<'m> {

@@ -120,6 +120,10 @@ impl<const INTERRUPTS: bool> HostCpu for Task<INTERRUPTS> {
     fn mask_virtual_timer(&mut self, masked: bool) {
         gic::enable(gic::VIRTUAL_TIMER, !masked);
     }
+    #[inline]
+    fn must_leave(&self) -> bool {
+        false
+    }
 }
 
 /// Uses FP as the host would: nothing, a V register, a Z register.
