@@ -73,7 +73,7 @@
 //! | `memory/frames.rs` | 3 | 2 | lists of free pages, threaded through the pages |
 //! | `memory/hw.rs` | 6 | 2 | pages that hyp has mapped: wiped, cleaned, and flag-shadow pages as atomics |
 //! | `memory/tables.rs` | 6 | 4 | TLB maintenance; functions that aarch64-paging wants and nobody calls |
-//! | `vm/slots.rs` | 7 | 2 | a vCPU in its donated pages, which its slot or its CPU has to itself |
+//! | `vm/slots.rs` | 8 | 2 | a vCPU in its donated pages, which its slot or its CPU has to itself |
 //! | `world/interrupts.rs` | 2 | 0 | list registers, by number |
 //! | `world/switch.rs` | 3 | 1 | the world switch; HCR_EL2 |
 //!

@@ -109,6 +109,23 @@ int shim_signal_pending(void)
 	return signal_pending(current);
 }
 
+/* As KVM does it around KVM_RUN (kvm_sigset_activate): what was blocked is kept where a signal finds it. */
+void shim_signals_block(u64 set)
+{
+	sigset_t blocked;
+
+	BUILD_BUG_ON(sizeof(blocked) != sizeof(set));
+	memcpy(&blocked, &set, sizeof(blocked));
+	sigdelsetmask(&blocked, sigmask(SIGKILL) | sigmask(SIGSTOP));
+	sigprocmask(SIG_SETMASK, &blocked, &current->real_blocked);
+}
+
+void shim_signals_restore(void)
+{
+	sigprocmask(SIG_SETMASK, &current->real_blocked, NULL);
+	sigemptyset(&current->real_blocked);
+}
+
 void shim_sleep(void)
 {
 	msleep(10);

@@ -59,6 +59,8 @@ void shim_preempt_enable(void);
 void shim_synchronize(void);
 int shim_must_leave(void);
 int shim_signal_pending(void);
+void shim_signals_block(u64 set);
+void shim_signals_restore(void);
 void shim_sleep(void);
 void shim_cond_resched(void);
 void shim_vendor_uid(u32 function, u32 *uid);

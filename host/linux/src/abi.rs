@@ -37,13 +37,17 @@ mod numbers {
     pub const KVM_IRQFD: u32 = iow(0x76, 32);
     pub const KVM_IOEVENTFD: u32 = iow(0x79, 64);
     pub const KVM_RUN: u32 = io(0x80);
+    pub const KVM_SET_SIGNAL_MASK: u32 = iow(0x8b, 4);
     pub const KVM_GET_MP_STATE: u32 = ior(0x98, 4);
     pub const KVM_SET_MP_STATE: u32 = iow(0x99, 4);
+    pub const KVM_GET_VCPU_EVENTS: u32 = ior(0x9f, 64);
+    pub const KVM_SET_VCPU_EVENTS: u32 = iow(0xa0, 64);
     pub const KVM_GET_ONE_REG: u32 = iow(0xab, 16);
     pub const KVM_SET_ONE_REG: u32 = iow(0xac, 16);
     pub const KVM_ARM_VCPU_INIT: u32 = iow(0xae, 32);
     pub const KVM_ARM_PREFERRED_TARGET: u32 = ior(0xaf, 32);
     pub const KVM_GET_REG_LIST: u32 = iowr(0xb0, 8);
+    pub const KVM_ARM_SET_COUNTER_OFFSET: u32 = iow(0xb5, 16);
     pub const KVM_ARM_VCPU_FINALIZE: u32 = iow(0xc2, 4);
     pub const KVM_CREATE_DEVICE: u32 = iowr(0xe0, 12);
     pub const KVM_SET_DEVICE_ATTR: u32 = iow(0xe1, 24);
@@ -77,6 +81,8 @@ mod numbers {
     pub const KVM_CAP_ARM_PTRAUTH_ADDRESS: u64 = 171;
     pub const KVM_CAP_ARM_PTRAUTH_GENERIC: u64 = 172;
     pub const KVM_CAP_ARM_IRQ_LINE_LAYOUT_2: u64 = 174;
+    pub const KVM_CAP_ARM_INJECT_EXT_DABT: u64 = 178;
+    pub const KVM_CAP_COUNTER_OFFSET: u64 = 227;
 
     pub const KVM_VM_TYPE_ARM_IPA_SIZE_MASK: u64 = 0xff;
 
@@ -107,6 +113,7 @@ mod numbers {
     pub const KVM_DEV_ARM_VGIC_GRP_NR_IRQS: u32 = 3;
     pub const KVM_DEV_ARM_VGIC_GRP_CTRL: u32 = 4;
     pub const KVM_DEV_ARM_VGIC_GRP_REDIST_REGS: u32 = 5;
+    pub const KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS: u32 = 6;
     pub const KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO: u32 = 7;
     pub const KVM_DEV_ARM_VGIC_CTRL_INIT: u64 = 0;
     pub const KVM_VGIC_V3_ADDR_TYPE_DIST: u64 = 2;
@@ -152,6 +159,13 @@ structures! {
     IrqRoutingEntry { gsi: u32, kind: u32, flags: u32, pad: u32, irqchip: u32, pin: u32, rest: [u32; 6], }
     /// `struct kvm_one_reg`
     OneReg { id: u64, addr: u64, }
+    /// `struct kvm_vcpu_events`
+    VcpuEvents {
+        serror_pending: u8, serror_has_esr: u8, ext_dabt_pending: u8, pad: [u8; 5], serror_esr: u64,
+        reserved: [u32; 12],
+    }
+    /// `struct kvm_arm_counter_offset`
+    CounterOffset { counter_offset: u64, reserved: u64, }
     /// `struct kvm_vcpu_init`
     VcpuInit { target: u32, features: [u32; 7], }
     /// `struct kvm_create_device`

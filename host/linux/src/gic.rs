@@ -3,7 +3,7 @@
 
 use crate::{
     abi::*,
-    linux::{try_push, with_room},
+    linux::{Once, try_push, with_room},
 };
 use alloc::{boxed::Box, vec::Vec};
 use umbra_host::{
@@ -143,7 +143,7 @@ impl Plan {
     }
 
     /// The GIC, for these vCPUs.
-    pub fn build(&self, indices: &[u32], priority_bits: u8) -> Result<Gic, Errno> {
+    pub fn build(&self, indices: Vec<u32>, priority_bits: u8) -> Result<Gic, Errno> {
         const UNSAID: u32 = 256;
         let intids = if self.intids == 0 { UNSAID } else { self.intids };
         let mut vcpus = with_room(indices.len())?;
@@ -152,24 +152,28 @@ impl Plan {
         let count = intids.min(1020) as usize - 32;
         let mut spis = with_room(count)?;
         spis.extend((0..count).map(|_| SpiCell::new()));
-        let mut regions = with_room(self.redistributors.len())?;
-        let mut left = indices.len() as u64;
-        for region in &self.redistributors {
-            let count = if region.count == 0 { left } else { region.count.min(left) };
-            regions.push(Region { base: region.base, count });
-            left -= count;
-        }
-        let mut numbers = with_room(indices.len())?;
-        numbers.extend_from_slice(indices);
-        Gic::new(vcpus, spis, priority_bits, self.distributor, regions, numbers)
+        Gic::new(vcpus, spis, priority_bits, indices)
     }
 
-    /// Whether all vCPUs' frames are somewhere.
-    pub fn is_complete(&self, vcpus: usize) -> bool {
-        let room: u64 = self.redistributors.iter().map(|region| region.count).sum();
-        let one = self.redistributors.first().is_some_and(|region| region.count == 0);
-        self.distributor.is_some() && (one || room >= vcpus as u64)
+    /// Where the frames of so many vCPUs are. ENXIO: not all are anywhere.
+    pub fn frames(&self, vcpus: usize) -> Result<Frames, Errno> {
+        let distributor = self.distributor.ok_or(Errno::ENXIO)?;
+        let mut redistributors = with_room(self.redistributors.len())?;
+        let mut left = vcpus as u64;
+        for region in &self.redistributors {
+            let count = if region.count == 0 { left } else { region.count.min(left) };
+            redistributors.push(Region { base: region.base, count });
+            left -= count;
+        }
+        if left == 0 { Ok(Frames { distributor, redistributors }) } else { Err(Errno::ENXIO) }
     }
+}
+
+/// Where a GIC's frames are.
+#[derive(Debug)]
+pub struct Frames {
+    distributor: u64,
+    redistributors: Vec<Region>,
 }
 
 /// A GIC in its own memory.
@@ -178,8 +182,8 @@ pub struct Gic {
     vgic: Vgic<'static>,
     vcpus: *mut [VcpuCell],
     spis: *mut [SpiCell],
-    distributor: Option<u64>,
-    redistributors: Vec<Region>,
+    /// Known before a guest runs, and nowhere if the GIC is nobody's.
+    frames: Once<Frames>,
     /// The vCPUs' indices, by their numbers.
     indices: Vec<u32>,
 }
@@ -194,8 +198,6 @@ impl Gic {
         vcpus: Vec<VcpuCell>,
         spis: Vec<SpiCell>,
         priority_bits: u8,
-        distributor: Option<u64>,
-        redistributors: Vec<Region>,
         indices: Vec<u32>,
     ) -> Result<Self, Errno> {
         let (vcpus, spis) =
@@ -203,7 +205,7 @@ impl Gic {
         // SAFETY: they stay until `drop`, behind which nobody has the Vgic.
         let vgic = Vgic::new(unsafe { &*vcpus }, unsafe { &*spis }, priority_bits);
         match vgic {
-            Ok(vgic) => Ok(Self { vgic, vcpus, spis, distributor, redistributors, indices }),
+            Ok(vgic) => Ok(Self { vgic, vcpus, spis, frames: Once::default(), indices }),
             Err(refused) => {
                 // SAFETY: nobody has them.
                 drop(unsafe { (Box::from_raw(vcpus), Box::from_raw(spis)) });
@@ -215,6 +217,11 @@ impl Gic {
     /// The GIC itself.
     pub fn vgic(&self) -> &Vgic<'_> {
         &self.vgic
+    }
+
+    /// Says where its frames are, once.
+    pub fn set_frames(&self, frames: Frames) -> Result<(), Errno> {
+        self.frames.set(frames)
     }
 
     /// The number of a vCPU.
@@ -235,8 +242,9 @@ impl Gic {
         data: u64,
         told: &mut impl Events,
     ) -> Option<MmioAnswer> {
-        let regions = self.redistributors.iter().map(|region| (region.base, region.count as usize));
-        let (frame, offset) = Frame::at(address, self.distributor, regions)?;
+        let Frames { distributor, redistributors } = self.frames.get()?;
+        let regions = redistributors.iter().map(|region| (region.base, region.count as usize));
+        let (frame, offset) = Frame::at(address, Some(*distributor), regions)?;
         let loaded = self.vgic.access(frame, offset, access, data, told);
         Some(loaded.map_or(MmioAnswer::Abort, |loaded| MmioAnswer::done(access, loaded)))
     }

@@ -11,7 +11,7 @@
 //! | the files of vCPUs and of the GIC | vcpu_file/, machine/device.rs |
 //! | eventfds that are interrupts, or that a store signals | machine/wires.rs |
 //! | pages, pins and slots | memory.rs, [`slots`] |
-//! | KVM's names for registers | [`registers`], vcpu_file/one_reg.rs |
+//! | KVM's names for registers | [`registers`], vcpu_file/one_reg.rs; of the GIC's CPU interface [`icc`] |
 //!
 //! # Where it is unsafe
 //!
@@ -21,14 +21,14 @@
 //! |---|---|---|---|
 //! | `entry.rs` | 7 | 13 | what C calls, and the objects that its files keep |
 //! | `gic.rs` | 4 | 2 | a GIC and the cells that it refers to, in one object |
-//! | `linux/events.rs` | 17 | 7 | C's files, sleepers, eventfds and work |
+//! | `linux/events.rs` | 19 | 7 | C's files, sleepers, eventfds and work |
 //! | `linux/heap.rs` | 3 | 4 | the allocator, and single values in memory of their own |
 //! | `linux/mod.rs` | 13 | 0 | C's functions that have no better place |
 //! | `linux/pages.rs` | 15 | 2 | C's pages; kvm_run, which user space writes meanwhile |
 //! | `linux/shim.rs` | 0 | 1 | C's functions |
-//! | `linux/sync.rs` | 19 | 7 | mutexes, counted owners, and what is replaced under its readers |
+//! | `linux/sync.rs` | 22 | 7 | mutexes, counted owners, and what is replaced under its readers |
 //! | `linux/user.rs` | 2 | 0 | copies from and to user space |
-//! | `machine.rs` | 6 | 0 | vCPUs and the GIC, which are found without a lock; its irqfds |
+//! | `machine.rs` | 4 | 0 | vCPUs, which are found without a lock; its irqfds |
 //! | `machine/all.rs` | 3 | 1 | the list of VMs |
 //! | `machine/wires.rs` | 2 | 1 | an irqfd's way back to its VM |
 
@@ -44,6 +44,7 @@ mod linux;
 mod entry;
 #[cfg(target_os = "none")]
 mod gic;
+pub mod icc;
 #[cfg(target_os = "none")]
 mod machine;
 #[cfg(target_os = "none")]

@@ -19,10 +19,13 @@ pub use device::attribute;
 use crate::{
     abi::*,
     gic::{self, Gic, Plan},
-    linux::{self, Kind, Mm, Mutex, NoPreemption, Shared, User, Work, place, take, with_room},
+    icc::CpuInterface,
+    linux::{
+        self, Kind, Mm, Mutex, NoPreemption, Once, Shared, User, Work, place, take, with_room,
+    },
     memory::{Faults, Memory, refused},
     slots::MAX_SLOTS,
-    vcpu::Vcpu,
+    vcpu::{Request, Vcpu},
 };
 use alloc::vec::Vec;
 use core::{
@@ -37,6 +40,7 @@ use umbra_host::{
 use umbra_shared::{
     call::{Features, MAX_VCPUS, VmConfig},
     exit::MmioAccess,
+    register::{Register, system},
     vl::VqSet,
 };
 use wires::{MAX_ROUTES, Wires};
@@ -45,6 +49,10 @@ use wires::{MAX_ROUTES, Wires};
 const IPA_BITS: u32 = 40;
 /// The fewest that KVM allows.
 const LEAST_IPA_BITS: u32 = 32;
+
+const ICH_AP0R0: u16 = system(3, 4, 12, 8, 0);
+const ICH_AP1R0: u16 = system(3, 4, 12, 9, 0);
+const ICH_VMCR: u16 = system(3, 4, 12, 11, 7);
 
 /// What hyp and its CPUs have for guests.
 #[derive(Clone, Copy, Debug)]
@@ -81,12 +89,24 @@ pub struct Machine {
     memory: Mutex<Option<Memory>>,
     /// What KVM_CREATE_DEVICE has made, if it has. Who has it makes vCPUs and the GIC.
     plan: Mutex<Option<Plan>>,
-    gic: AtomicPtr<Gic>,
+    gic: Once<Gic>,
+    /// A vCPU may run: the GIC is there, and all its frames.
+    is_ready: AtomicBool,
+    clock: Mutex<Clock>,
     vcpus: [AtomicPtr<Vcpu>; MAX_VCPUS],
     wires: Wires,
     /// It is taken down, though it has files.
     closed: AtomicBool,
     end: Option<(Shared<Mutex<End>>, Work)>,
+}
+
+/// What its guests' virtual counters are behind the physical one.
+#[derive(Clone, Copy, Debug, Default)]
+struct Clock {
+    /// `None`: what hyp has made of it, which is that they began with the VM.
+    offset: Option<u64>,
+    /// KVM_ARM_SET_COUNTER_OFFSET has said so.
+    is_fixed: bool,
 }
 
 /// What is taken down in the background.
@@ -139,7 +159,8 @@ impl Machine {
         let end = Shared::new(Mutex::new(End::default())?)?;
         let work = Work::new(end.address())?;
         end.lock().vcpus = with_room(MAX_VCPUS)?;
-        let (plan, wires) = (Mutex::new(None)?, Wires::new()?);
+        let (plan, wires, clock) =
+            (Mutex::new(None)?, Wires::new()?, Mutex::new(Clock::default())?);
         // First what can fail: a VM that hyp has made must have an owner.
         let memory = Mutex::new(None)?;
         let machine = Shared::new(Self {
@@ -148,7 +169,9 @@ impl Machine {
             offer,
             memory,
             plan,
-            gic: AtomicPtr::default(),
+            gic: Once::default(),
+            is_ready: AtomicBool::new(false),
+            clock,
             vcpus: [const { AtomicPtr::new(ptr::null_mut()) }; MAX_VCPUS],
             wires,
             closed: AtomicBool::new(false),
@@ -209,8 +232,7 @@ impl Machine {
 
     /// Its GIC, once there is one, in any context.
     pub fn gic(&self) -> Option<&Gic> {
-        // SAFETY: as above.
-        unsafe { self.gic.load(SeqCst).as_ref() }
+        self.gic.get()
     }
 
     /// Who is told of its interrupts.
@@ -247,26 +269,126 @@ impl Machine {
         f(plan.as_mut().ok_or(Errno::ENODEV)?, built)
     }
 
-    /// Its GIC. A VM without KVM_CREATE_DEVICE has one that nobody can reach, which keeps the timer's interrupt.
-    pub fn gic_or_build(&self) -> Result<&Gic, Errno> {
-        if let Some(gic) = self.gic() {
-            return Ok(gic);
+    /// KVM_DEV_ARM_VGIC_CTRL_INIT: makes the GIC, for the vCPUs that there are. Where its frames are may be said later.
+    pub fn init_gic(&self) -> Result<(), Errno> {
+        let plan = self.plan.lock();
+        self.build_gic(plan.as_ref().ok_or(Errno::ENODEV)?)
+    }
+
+    /// A vCPU is about to run: from here on the GIC is what it is. A VM without KVM_CREATE_DEVICE has one that nobody can
+    /// reach, which keeps the timer's interrupt.
+    ///
+    /// # Errors
+    ///
+    /// As KVM's `vgic_v3_map_resources`: ENXIO without all frames, EBUSY without KVM_DEV_ARM_VGIC_CTRL_INIT.
+    pub fn ready_gic(&self) -> Result<(), Errno> {
+        if self.is_ready.load(SeqCst) {
+            return Ok(());
         }
         let plan = self.plan.lock();
-        if self.gic().is_none() {
-            let mut indices = with_room(MAX_VCPUS)?;
-            indices.extend(self.vcpus().map(Vcpu::index));
-            let gic = match &*plan {
-                Some(plan) if !plan.is_complete(indices.len()) => return Err(Errno::ENXIO),
-                Some(plan) => plan.build(&indices, self.offer.priority_bits)?,
-                None => Plan::new().build(&indices, self.offer.priority_bits)?,
-            };
-            self.gic.store(place(gic)?, SeqCst);
-            for vcpu in self.vcpus().filter(|vcpu| !vcpu.is_on()) {
-                self.set_power(vcpu.index(), false);
+        match &*plan {
+            // Two may come here at once.
+            _ if self.is_ready.load(SeqCst) => {}
+            Some(plan) => {
+                let frames = plan.frames(self.vcpus().count())?;
+                self.gic().ok_or(Errno::EBUSY)?.set_frames(frames)?;
+            }
+            None => self.build_gic(&Plan::new())?,
+        }
+        self.is_ready.store(true, SeqCst);
+        Ok(())
+    }
+
+    /// Makes the GIC, if it is not there. Its caller has the plan's lock.
+    fn build_gic(&self, plan: &Plan) -> Result<(), Errno> {
+        if self.gic().is_some() {
+            return Ok(());
+        }
+        let mut indices = with_room(MAX_VCPUS)?;
+        indices.extend(self.vcpus().map(Vcpu::index));
+        if indices.is_empty() {
+            return Err(Errno::ENODEV);
+        }
+        self.gic.set(plan.build(indices, self.offer.priority_bits)?)?;
+        for vcpu in self.vcpus().filter(|vcpu| !vcpu.is_on()) {
+            self.set_power(vcpu.index(), false);
+        }
+        Ok(())
+    }
+
+    /// The CPU interface of the vCPU with this affinity, while it is in nobody's hands (EBUSY); what it is afterwards is
+    /// written back. `f` also gets the bits that a priority has.
+    pub fn with_cpu_interface<R>(
+        &self,
+        affinity: u64,
+        f: impl FnOnce(&mut CpuInterface, u8) -> Result<R, Errno>,
+    ) -> Result<R, Errno> {
+        let gic = self.gic().ok_or(Errno::EBUSY)?;
+        let number = gic.vgic().vcpu_of(affinity).ok_or(Errno::EINVAL)?;
+        let index = gic.index(number).ok_or(Errno::EINVAL)?;
+        let state = self.vcpu(index).and_then(|vcpu| vcpu.state.try_lock()).ok_or(Errno::EBUSY)?;
+        let inside = state.inside.as_ref().ok_or(Errno::EBUSY)?;
+        let name = |register: u16| Register::System(register).encode();
+        let read = |register| {
+            let value = Hvc.vcpu_read(inside.vm(), inside.index(), name(register));
+            value.map(|[value, _]| value).map_err(refused)
+        };
+        let before = CpuInterface {
+            vmcr: read(ICH_VMCR)?,
+            ap0r0: read(ICH_AP0R0)?,
+            ap1r0: read(ICH_AP1R0)?,
+        };
+        let mut interface = before;
+        let result = f(&mut interface, self.offer.priority_bits)?;
+        for (register, before, now) in [
+            (ICH_VMCR, before.vmcr, interface.vmcr),
+            (ICH_AP0R0, before.ap0r0, interface.ap0r0),
+            (ICH_AP1R0, before.ap1r0, interface.ap1r0),
+        ] {
+            if now != before {
+                let written = Hvc.vcpu_write(inside.vm(), inside.index(), name(register), [now, 0]);
+                written.map_err(refused)?;
             }
         }
-        self.gic().ok_or(Errno::ENXIO)
+        Ok(result)
+    }
+
+    /// SYSTEM_OFF, or SYSTEM_RESET: every vCPU is off, those that run as soon as they have left.
+    pub fn power_off(&self) {
+        self.vcpus().for_each(|vcpu| vcpu.request(Request::PowerOff));
+    }
+
+    /// CNTVOFF_EL2 of all vCPUs, if somebody has said what it is to be.
+    pub fn clock_offset(&self) -> Option<u64> {
+        self.clock.lock().offset
+    }
+
+    /// KVM_REG_ARM_TIMER_CNT: the clock of all vCPUs, unless it has been set for good.
+    pub fn restore_clock(&self, offset: u64) {
+        {
+            let mut clock = self.clock.lock();
+            if clock.is_fixed {
+                return;
+            }
+            clock.offset = Some(offset);
+        }
+        self.vcpus().for_each(|vcpu| vcpu.request(Request::Clock));
+    }
+
+    /// KVM_ARM_SET_COUNTER_OFFSET: for good, while no vCPU is in anybody's hands.
+    fn set_clock(&self, offset: &CounterOffset) -> Result<(), Errno> {
+        if offset.reserved != 0 {
+            return Err(Errno::EINVAL);
+        }
+        // No other vCPU is made meanwhile.
+        let _plan = self.plan.lock();
+        let mut held = with_room(MAX_VCPUS)?;
+        for vcpu in self.vcpus() {
+            held.push(vcpu.state.try_lock().ok_or(Errno::EBUSY)?);
+        }
+        *self.clock.lock() = Clock { offset: Some(offset.counter_offset), is_fixed: true };
+        self.vcpus().for_each(|vcpu| vcpu.request(Request::Clock));
+        Ok(())
     }
 
     /// A vCPU is on or off: no interrupt of 1 of N goes to who is off.
@@ -343,6 +465,7 @@ impl Machine {
                 unsafe { this.wires.irqfd(irqfd, || this.gic(), address) }.map(|()| 0)
             }
             KVM_IOEVENTFD => this.wires.ioeventfd(&user.read()?).map(|()| 0),
+            KVM_ARM_SET_COUNTER_OFFSET => this.set_clock(&user.read()?).map(|()| 0),
             KVM_SET_GSI_ROUTING => this.wires.set_routes(user, || this.gic()).map(|()| 0),
             _ => Err(Errno::ENOTTY),
         }
@@ -422,8 +545,6 @@ impl Drop for Machine {
             }
             end.memory = self.memory.get_mut().take();
         }
-        // SAFETY: `gic_or_build` placed it, and nobody is told of interrupts any more.
-        drop(unsafe { take(self.gic.swap(ptr::null_mut(), SeqCst)) });
         // The background owns it now.
         end.into_raw();
         work.queue();
@@ -477,7 +598,9 @@ pub fn extension(capability: u64) -> i64 {
         | KVM_CAP_DEVICE_CTRL
         | KVM_CAP_CHECK_EXTENSION_VM
         | KVM_CAP_IMMEDIATE_EXIT
-        | KVM_CAP_ARM_IRQ_LINE_LAYOUT_2 => 1,
+        | KVM_CAP_ARM_IRQ_LINE_LAYOUT_2
+        | KVM_CAP_ARM_INJECT_EXT_DABT
+        | KVM_CAP_COUNTER_OFFSET => 1,
         KVM_CAP_IRQ_ROUTING => MAX_ROUTES.into(),
         KVM_CAP_NR_MEMSLOTS => i64::from(MAX_SLOTS),
         KVM_CAP_NR_VCPUS => offer.map_or(0, |offer| offer.cpus as i64),

@@ -7,16 +7,33 @@ use crate::{
     linux::{self, Mutex, RunPage, Sleeper, with_room},
 };
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicI32, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering::SeqCst};
 use umbra_host::vcpu::{MmioAnswer, Supplied, Vcpu as Inside};
-use umbra_shared::{
-    call::{BLOCK_PAGES, Start},
-    exit::MmioAccess,
-    vl::VqSet,
-};
+use umbra_shared::{call::BLOCK_PAGES, exit::MmioAccess, vl::VqSet};
 
 /// It is on no CPU.
 pub const NOWHERE: i32 = -1;
+
+/// What whoever has a vCPU's lock does before anything else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Request {
+    /// Its machine has been turned off or reset: it is off, too (KVM_REQ_SLEEP).
+    PowerOff = 1 << 0,
+    /// The VM's clock has been set.
+    Clock = 1 << 1,
+}
+
+/// Requests that were made of a vCPU.
+#[derive(Clone, Copy, Debug)]
+pub struct Requests(u32);
+
+impl Requests {
+    /// Whether this one was.
+    pub const fn has(self, request: Request) -> bool {
+        self.0 & request as u32 != 0
+    }
+}
 
 /// A vCPU.
 #[derive(Debug)]
@@ -28,6 +45,8 @@ pub struct Vcpu {
     pub(crate) cpu: AtomicI32,
     /// Whether its guest, or its VMM, has turned it on.
     pub(crate) on: AtomicBool,
+    /// Bits of [`Request`].
+    requests: AtomicU32,
     pub(crate) state: Mutex<State>,
 }
 
@@ -46,6 +65,8 @@ pub(crate) struct State {
     pub supplied: Option<Supplied>,
     /// Hyp let it be loaded the last time.
     pub was_loaded: bool,
+    /// KVM_SET_SIGNAL_MASK: signals that are blocked in KVM_RUN.
+    pub signals: Option<u64>,
     pub scratch: Vec<u64>,
 }
 
@@ -84,11 +105,6 @@ impl Features {
         }
         Ok(Self { power_off: has(KVM_ARM_VCPU_POWER_OFF), sve, pauth })
     }
-
-    /// Where it begins.
-    pub fn start(self) -> Start {
-        if self.power_off { Start::Off } else { Start::At { entry: 0, argument: 0 } }
-    }
 }
 
 impl Vcpu {
@@ -104,6 +120,7 @@ impl Vcpu {
             answer: None,
             supplied: None,
             was_loaded: false,
+            signals: None,
             scratch,
         };
         Ok(Self {
@@ -112,6 +129,7 @@ impl Vcpu {
             page: RunPage::new()?,
             cpu: AtomicI32::new(NOWHERE),
             on: AtomicBool::new(false),
+            requests: AtomicU32::new(0),
             state: Mutex::new(state)?,
         })
     }
@@ -144,6 +162,23 @@ impl Vcpu {
             NOWHERE => self.sleeper.wake(),
             cpu => linux::stop(cpu),
         }
+    }
+
+    /// Has something done by who has its lock, soon. In any context.
+    pub fn request(&self, request: Request) {
+        // Before it is looked at where it is: who enters its guest says where, and then asks for this.
+        self.requests.fetch_or(request as u32, SeqCst);
+        self.kick();
+    }
+
+    /// Whether something is to be done before it is entered.
+    pub fn has_requests(&self) -> bool {
+        self.requests.load(SeqCst) != 0
+    }
+
+    /// What is to be done, once.
+    pub fn take_requests(&self) -> Requests {
+        Requests(self.requests.swap(0, SeqCst))
     }
 
     /// Whether it is on.

@@ -2,7 +2,7 @@
 
 use super::{check, shim::*, sync::Shared};
 use crate::abi::Errno;
-use core::{ffi::c_void, ptr::NonNull};
+use core::{ffi::c_void, marker::PhantomData, ptr::NonNull};
 
 /// What a file of ours stands for; `enum umbra_kind`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,26 @@ impl Drop for Sleeper {
     fn drop(&mut self) {
         // SAFETY: nobody sleeps there, as who sleeps has the vCPU.
         unsafe { shim_vcpu_free(self.0.as_ptr()) };
+    }
+}
+
+/// While it lives the task has these signals blocked, and no others (KVM_SET_SIGNAL_MASK).
+#[derive(Debug)]
+pub struct Signals(PhantomData<*mut ()>);
+
+impl Signals {
+    /// Blocks them, but for those that nobody can block.
+    pub fn block(set: u64) -> Self {
+        // SAFETY: an ioctl's context, and undone in `drop`, in the same task.
+        unsafe { shim_signals_block(set) };
+        Self(PhantomData)
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        // SAFETY: `block` has kept what was there, and two don't nest: a task is in one KVM_RUN.
+        unsafe { shim_signals_restore() };
     }
 }
 

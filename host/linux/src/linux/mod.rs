@@ -8,10 +8,10 @@ mod shim;
 mod sync;
 mod user;
 
-pub use events::{EventFd, IrqFd, Kind, Sleeper, Work, file, stop};
+pub use events::{EventFd, IrqFd, Kind, Signals, Sleeper, Work, file, stop};
 pub use heap::{place, take, try_push, with_room};
 pub use pages::{Mm, RunPage, flag_page, page_free, pages_alloc, pages_out, unpin};
-pub use sync::{Mutex, NoPreemption, Published, Shared};
+pub use sync::{Mutex, NoPreemption, Once, Published, Shared};
 pub use user::User;
 
 use crate::abi::Errno;

@@ -12,7 +12,7 @@ use core::{
     ffi::c_void,
     marker::PhantomData,
     ops::{Deref, DerefMut},
-    ptr::NonNull,
+    ptr::{NonNull, null_mut},
     sync::atomic::{AtomicPtr, AtomicUsize, Ordering},
 };
 
@@ -179,6 +179,44 @@ impl<T> Drop for Shared<T> {
     }
 }
 
+/// A value that is set once, and is there from then on, in any context.
+#[derive(Debug)]
+pub struct Once<T>(AtomicPtr<T>);
+
+impl<T> Default for Once<T> {
+    fn default() -> Self {
+        Self(AtomicPtr::default())
+    }
+}
+
+impl<T: Send + Sync> Once<T> {
+    /// It, if it was set.
+    pub fn get(&self) -> Option<&T> {
+        // SAFETY: `place` gave it, and it goes with this.
+        unsafe { self.0.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// Sets it. EEXIST: it was set before.
+    pub fn set(&self, value: T) -> Result<(), Errno> {
+        let place = place(value)?;
+        match self.0.compare_exchange(null_mut(), place, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => Ok(()),
+            Err(_) => {
+                // SAFETY: nobody has seen it.
+                drop(unsafe { take(place) });
+                Err(Errno::EEXIST)
+            }
+        }
+    }
+}
+
+impl<T> Drop for Once<T> {
+    fn drop(&mut self) {
+        // SAFETY: nobody refers to what goes, and it is `place`'s.
+        drop(unsafe { take(*self.0.get_mut()) });
+    }
+}
+
 /// What is read with preemption disabled and replaced as a whole, as under RCU.
 #[derive(Debug)]
 pub struct Published<T>(AtomicPtr<Vec<T>>);
@@ -189,7 +227,7 @@ impl<T> Default for Published<T> {
     }
 }
 
-impl<T> Published<T> {
+impl<T: Send + Sync> Published<T> {
     /// Its elements as they are now.
     pub fn read<'a>(&'a self, _: &'a NoPreemption) -> &'a [T] {
         // SAFETY: whoever replaces it waits until preemption has been enabled again before that goes.

@@ -3,7 +3,12 @@
 #![forbid(unsafe_code)]
 
 use super::Machine;
-use crate::{abi::*, gic::errno, linux::User};
+use crate::{
+    abi::*,
+    gic::errno,
+    icc::{CpuInterface, Icc},
+    linux::User,
+};
 use umbra_host::vgic::Frame;
 
 /// One of them.
@@ -22,10 +27,7 @@ pub fn attribute(machine: &Machine, command: u32, attr: &DeviceAttr) -> Result<(
         (KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_SET_DEVICE_ATTR) => {
             let value: u64 = user.read()?;
             let ipa_end = machine.ipa_end();
-            machine.planned(|plan, built| match built {
-                true => Err(Errno::EBUSY),
-                false => plan.set_address(attr.attr, value, ipa_end),
-            })
+            machine.planned(|plan, _| plan.set_address(attr.attr, value, ipa_end))
         }
         (KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_GET_DEVICE_ATTR) => {
             let index: u64 = user.read()?;
@@ -46,7 +48,24 @@ pub fn attribute(machine: &Machine, command: u32, attr: &DeviceAttr) -> Result<(
             Err(Errno::ENXIO)
         }
         (KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_HAS_DEVICE_ATTR) => Ok(()),
-        (KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_SET_DEVICE_ATTR) => machine.gic_or_build().map(drop),
+        (KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_SET_DEVICE_ATTR) => machine.init_gic(),
+        (KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, _) => {
+            let register = Icc::of(attr.attr & 0xffff_ffff).ok_or(Errno::ENXIO)?;
+            let affinity = attr.attr >> 32 & 0xff_ffff;
+            match command {
+                KVM_HAS_DEVICE_ATTR => Ok(()),
+                KVM_SET_DEVICE_ATTR => {
+                    let value = user.read()?;
+                    machine.with_cpu_interface(affinity, |interface, bits| {
+                        interface.write(register, value, bits)
+                    })
+                }
+                _ => {
+                    let read = |interface: &mut CpuInterface, bits| interface.read(register, bits);
+                    user.write(&machine.with_cpu_interface(affinity, read)?)
+                }
+            }
+        }
         (
             KVM_DEV_ARM_VGIC_GRP_DIST_REGS
             | KVM_DEV_ARM_VGIC_GRP_REDIST_REGS

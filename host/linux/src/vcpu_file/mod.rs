@@ -11,28 +11,41 @@ use crate::{
     linux::User,
     machine::Machine,
     memory::{Faults, refused},
-    vcpu::{Features, State, Vcpu},
+    vcpu::{Features, Request, State, Vcpu},
 };
 use core::sync::atomic::Ordering::SeqCst;
 use umbra_host::{
     hypercall::{Hvc, Hypervisor},
+    vcpu::MmioAnswer,
     vm::VcpuSettings,
 };
 use umbra_shared::{
     call::{Start, UntrustedAffinity, VcpuIndex},
+    register::{Register, system},
     vcpu::VcpuFeatures,
     vl::Vq,
 };
+use zerocopy::FromZeros;
+
+/// CNTVOFF_EL2.
+const CNTVOFF: u16 = system(3, 4, 14, 0, 3);
+/// Where one begins that was reset. Whether it is on is said apart from that.
+const START: Start = Start::At { entry: 0, argument: 0 };
 
 impl Vcpu {
     /// An ioctl of its file.
     pub fn ioctl(&self, machine: &Machine, command: u32, argument: usize) -> Result<i64, Errno> {
         let mut state = self.state.lock_killable()?;
+        self.settle(machine, &mut state)?;
         let user = User(argument);
         match command {
             KVM_RUN if argument != 0 => Err(Errno::EINVAL),
             KVM_RUN => self.run(machine, &mut state),
             KVM_ARM_VCPU_INIT => self.init(machine, &mut state, &user.read()?).map(|()| 0),
+            KVM_SET_SIGNAL_MASK => {
+                state.signals = read_signals(user)?;
+                Ok(0)
+            }
             _ if state.init.is_none() => Err(Errno::ENOEXEC),
             KVM_ARM_VCPU_FINALIZE => {
                 let feature: u32 = user.read()?;
@@ -60,11 +73,13 @@ impl Vcpu {
                     KVM_MP_STATE_STOPPED => false,
                     _ => return Err(Errno::EINVAL),
                 };
-                if on == self.on.load(SeqCst) {
-                    return Ok(0);
-                }
-                let start = if on { Start::At { entry: 0, argument: 0 } } else { Start::Off };
-                self.reset(machine, &mut state, start).map(|()| 0)
+                self.set_power(machine, &state, on).map(|()| 0)
+            }
+            // No SError can be injected: none is ever pending. An abort is taken at the next entry.
+            KVM_GET_VCPU_EVENTS => user.write(&VcpuEvents::new_zeroed()).map(|()| 0),
+            KVM_SET_VCPU_EVENTS => {
+                let events: VcpuEvents = user.read()?;
+                set_events(&mut state, &events).map(|()| 0)
             }
             _ => Err(Errno::ENOTTY),
         }
@@ -76,37 +91,59 @@ impl Vcpu {
         match state.init {
             None => {
                 if !features.sve {
-                    self.create(machine, state, features, None)?;
+                    self.create(machine, state, None)?;
                 }
-                state.init = Some(features);
-                self.on.store(!features.power_off, SeqCst);
-                machine.set_power(self.index, !features.power_off);
-                Ok(())
             }
             Some(before) => {
                 if (before.sve, before.pauth) != (features.sve, features.pauth) {
                     return Err(Errno::EINVAL);
                 }
-                state.init = Some(features);
-                if state.inside.is_none() {
-                    self.on.store(!features.power_off, SeqCst);
-                    return Ok(());
+                if state.inside.is_some() {
+                    self.reset(machine, state)?;
                 }
-                self.reset(machine, state, features.start())
             }
         }
+        state.init = Some(features);
+        self.set_power(machine, state, !features.power_off)
     }
 
-    fn reset(&self, machine: &Machine, state: &mut State, start: Start) -> Result<(), Errno> {
-        let inside = state.inside.as_mut().ok_or(Errno::EPERM)?;
-        match machine.interface(self.index) {
-            Some(mut interface) => inside.reset(&Hvc, &mut interface, start).map_err(refused)?,
-            None => Hvc.vcpu_reset(inside.vm(), inside.index(), start).map_err(refused)?,
+    /// Whether it is on, or is to be: nothing else of it changes.
+    fn set_power(&self, machine: &Machine, state: &State, on: bool) -> Result<(), Errno> {
+        if let Some(inside) = &state.inside {
+            let power = Register::Power.encode();
+            let value = [on.into(), 0];
+            Hvc.vcpu_write(inside.vm(), inside.index(), power, value).map_err(refused)?;
         }
-        (state.open, state.answer, state.supplied) = (None, None, None);
-        let on = start != Start::Off;
         self.on.store(on, SeqCst);
         machine.set_power(self.index, on);
+        Ok(())
+    }
+
+    fn reset(&self, machine: &Machine, state: &mut State) -> Result<(), Errno> {
+        let inside = state.inside.as_mut().ok_or(Errno::EPERM)?;
+        match machine.interface(self.index) {
+            Some(mut interface) => inside.reset(&Hvc, &mut interface, START).map_err(refused)?,
+            None => Hvc.vcpu_reset(inside.vm(), inside.index(), START).map_err(refused)?,
+        }
+        (state.open, state.answer, state.supplied) = (None, None, None);
+        Ok(())
+    }
+
+    /// Does what it was asked to do since somebody had its lock.
+    fn settle(&self, machine: &Machine, state: &mut State) -> Result<(), Errno> {
+        if !self.has_requests() {
+            return Ok(());
+        }
+        let requests = self.take_requests();
+        if requests.has(Request::PowerOff) {
+            self.set_power(machine, state, false)?;
+        }
+        if let Some(inside) = &state.inside
+            && let Some(offset) = machine.clock_offset().filter(|_| requests.has(Request::Clock))
+        {
+            let register = Register::System(CNTVOFF).encode();
+            Hvc.vcpu_write(inside.vm(), inside.index(), register, [offset, 0]).map_err(refused)?;
+        }
         Ok(())
     }
 
@@ -120,25 +157,45 @@ impl Vcpu {
             return Err(Errno::EPERM);
         }
         let lengths = state.lengths.unwrap_or(machine.vector_lengths());
-        let features = state.init.ok_or(Errno::ENOEXEC)?;
-        self.create(machine, state, features, lengths.max())
+        self.create(machine, state, lengths.max())?;
+        self.set_power(machine, state, self.is_on())
     }
 
-    fn create(
-        &self,
-        machine: &Machine,
-        state: &mut State,
-        features: Features,
-        vq: Option<Vq>,
-    ) -> Result<(), Errno> {
-        let start = features.start();
+    fn create(&self, machine: &Machine, state: &mut State, vq: Option<Vq>) -> Result<(), Errno> {
         let settings = VcpuSettings {
             index: VcpuIndex(self.index.into()),
             affinity: UntrustedAffinity(gic::affinity(self.index).into()),
             features: VcpuFeatures::sve(vq),
-            start,
+            start: START,
         };
         state.inside = Some(machine.memory(|memory| memory.create_vcpu(settings))??);
-        Ok(())
+        // Its VM's clock may have been set before.
+        self.request(Request::Clock);
+        self.settle(machine, state)
     }
+}
+
+/// KVM_SET_SIGNAL_MASK: a set of signals, or none of its own.
+fn read_signals(user: User) -> Result<Option<u64>, Errno> {
+    if user.0 == 0 {
+        return Ok(None);
+    }
+    let bytes: u32 = user.read()?;
+    if bytes as usize != size_of::<u64>() {
+        return Err(Errno::EINVAL);
+    }
+    user.at(4).read().map(Some)
+}
+
+/// KVM_SET_VCPU_EVENTS.
+fn set_events(state: &mut State, events: &VcpuEvents) -> Result<(), Errno> {
+    if events.serror_pending != 0 || events.pad != [0; 5] || events.reserved != [0; 12] {
+        return Err(Errno::EINVAL);
+    }
+    if events.ext_dabt_pending != 0 {
+        // For the access that the VMM was told of: no other address is known.
+        state.open.take().ok_or(Errno::EINVAL)?;
+        state.answer = Some(MmioAnswer::Abort);
+    }
+    Ok(())
 }

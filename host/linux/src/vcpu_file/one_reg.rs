@@ -1,5 +1,6 @@
 //! Registers of a vCPU, one by one (KVM_GET_ONE_REG, KVM_SET_ONE_REG, KVM_GET_REG_LIST).
 
+use super::CNTVOFF;
 use crate::{
     abi::Errno,
     linux::{self, User},
@@ -11,8 +12,6 @@ use crate::{
 use umbra_host::hypercall::{Hvc, Hypervisor};
 use umbra_shared::{register::Register, vl::VqSet};
 
-/// CNTVOFF_EL2.
-const CNTVOFF: u16 = umbra_shared::register::system(3, 4, 14, 0, 3);
 /// What hyp's guests have.
 const PSCI_1_1: u64 = 0x1_0001;
 
@@ -83,7 +82,8 @@ impl Vcpu {
             }
             Named::Counter => {
                 let count: u64 = from.read()?;
-                write(Register::System(CNTVOFF), [linux::counter().wrapping_sub(count), 0])
+                machine.restore_clock(linux::counter().wrapping_sub(count));
+                self.settle(machine, state)
             }
             Named::Z(_) | Named::P(_) => {
                 let vq = inside.features().vq.ok_or(Errno::ENOENT)?;

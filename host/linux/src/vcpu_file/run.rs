@@ -6,7 +6,7 @@
 
 use crate::{
     abi::{run as field, *},
-    linux::{self, NoPreemption},
+    linux::{self, NoPreemption, Signals},
     machine::Machine,
     memory::{Backing, Faults, refused},
     vcpu::{NOWHERE, State, Vcpu},
@@ -15,7 +15,7 @@ use core::{ops::ControlFlow, sync::atomic::Ordering::SeqCst};
 use umbra_host::{
     fp::{CpuRegisters, TaskFp},
     hypercall::Hvc,
-    vcpu::{Answer, ExitHandler, HostCpu, MmioAnswer, Supplied, Wait},
+    vcpu::{Answer, ExitHandler, HostCpu, LoadedVcpu, MmioAnswer, Supplied, Wait},
 };
 use umbra_shared::{
     call::VcpuIndex,
@@ -39,9 +39,12 @@ enum Stop {
 /// Linux under the run loop. Hyp is never told that the CPU's registers hold nothing: TIF_FOREIGN_FPSTATE is of the
 /// current task, and the registers may be those of another that counts on finding them (`umbra_host::fp`). That they are
 /// the current task's, which is in a system call, is known while the flag is clear.
-struct Os;
+struct Os<'a> {
+    machine: &'a Machine,
+    vcpu: &'a Vcpu,
+}
 
-impl TaskFp for Os {
+impl TaskFp for Os<'_> {
     fn registers(&self) -> CpuRegisters {
         if linux::foreign_fpstate() || linux::task_sme() {
             CpuRegisters::Live
@@ -56,7 +59,7 @@ impl TaskFp for Os {
     }
 }
 
-impl HostCpu for Os {
+impl HostCpu for Os<'_> {
     fn mask_interrupts(&mut self) {
         linux::irq_disable();
     }
@@ -67,6 +70,10 @@ impl HostCpu for Os {
 
     fn mask_virtual_timer(&mut self, masked: bool) {
         linux::mask_virtual_timer(masked);
+    }
+
+    fn must_leave(&self) -> bool {
+        linux::must_leave() || self.machine.is_closed() || self.vcpu.has_requests()
     }
 }
 
@@ -80,8 +87,8 @@ impl ExitHandler for Handler<'_> {
     type Stop = Stop;
 
     fn interrupt(&mut self) -> ControlFlow<Stop> {
-        let leaves = linux::must_leave() || self.machine.is_closed();
-        if leaves { ControlFlow::Break(Stop::Leave) } else { ControlFlow::Continue(()) }
+        let os = Os { machine: self.machine, vcpu: self.vcpu };
+        if os.must_leave() { ControlFlow::Break(Stop::Leave) } else { ControlFlow::Continue(()) }
     }
 
     fn hvc(&mut self, x: &[u64; 6]) -> ControlFlow<Stop, Answer> {
@@ -142,21 +149,23 @@ impl Vcpu {
             debug_assert!(features.sve);
             return Err(Errno::EPERM);
         }
-        machine.gic_or_build()?;
+        machine.ready_gic()?;
         if let Some(access) = state.open.take() {
             state.answer = Some(self.answer(access));
         }
+        let _signals = state.signals.map(Signals::block);
         loop {
             if linux::signal_pending() || self.page.byte(field::IMMEDIATE_EXIT) != 0 {
-                return self.interrupted();
+                return self.interrupted(machine, state);
             }
             if machine.is_closed() {
                 return Err(Errno::EIO);
             }
             linux::cond_resched();
+            self.settle(machine, state)?;
             let awake = || self.on.load(SeqCst) || machine.is_closed();
             if !awake() && self.sleeper.sleep(None, awake).is_err() {
-                return self.interrupted();
+                return self.interrupted(machine, state);
             }
             let stop = match self.enter(machine, state) {
                 Ok(stop) => stop,
@@ -188,10 +197,12 @@ impl Vcpu {
                         let gic = machine.gic();
                         let number = gic.and_then(|gic| gic.number(self.index));
                         let (Some(gic), Some(number)) = (gic, number) else { return true };
-                        machine.is_closed() || gic.vgic().has_interrupt(number, wait.signalled)
+                        machine.is_closed()
+                            || self.has_requests()
+                            || gic.vgic().has_interrupt(number, wait.signalled)
                     };
                     if self.sleeper.sleep(wait.deadline, done).is_err() {
-                        return self.interrupted();
+                        return self.interrupted(machine, state);
                     }
                 }
                 Stop::Mmio { address, access, data } => {
@@ -211,6 +222,9 @@ impl Vcpu {
                 }
                 Stop::Tables => machine.memory(|memory| memory.topup())??,
                 Stop::System { event, kind, cookie } => {
+                    // As KVM: none of them runs any more until the VMM says so.
+                    machine.power_off();
+                    self.settle(machine, state)?;
                     return Ok(self.exit_system(event, kind, cookie));
                 }
                 Stop::Broken(esr) => {
@@ -233,25 +247,36 @@ impl Vcpu {
         // Before its interrupts are looked at: who sends one later finds it here.
         self.cpu.store(no_preemption.cpu(), SeqCst);
         let mut handler = Handler { machine, vcpu: self, no_preemption: &no_preemption };
+        let mut os = Os { machine, vcpu: self };
         let result = (|| {
-            let mut loaded = inside.load(&Hvc, &mut Os)?;
+            let mut loaded = inside.load(&Hvc, &mut os)?;
             self.on.store(true, SeqCst);
             state.was_loaded = true;
-            if let Some(answer) = state.answer.take() {
-                loaded.answer_mmio(answer);
-            }
-            if let Some(supplied) = state.supplied.take() {
-                loaded.answer_supply(supplied);
-            }
-            let stop = loaded.run(&mut Os, &mut interface, &mut handler)?;
-            loaded.put(&mut Os)?;
+            answer_all(&mut loaded, &mut state.answer, &mut state.supplied);
+            let stop = loaded.run(&mut os, &mut interface, &mut handler)?;
+            loaded.put(&mut os)?;
             Ok(stop)
         })();
         self.cpu.store(NOWHERE, SeqCst);
         result
     }
 
-    fn interrupted(&self) -> Result<i64, Errno> {
+    /// Finishes what is open and has its answer: whoever reads the guest's registers from here on finds it behind that
+    /// (KVM's api.rst, `immediate_exit`). One that is off is so when it is on again.
+    fn finish(&self, machine: &Machine, state: &mut State) {
+        let Some(inside) = state.inside.as_mut().filter(|inside| inside.is_open()) else { return };
+        let _no_preemption = NoPreemption::begin();
+        let mut os = Os { machine, vcpu: self };
+        if let Ok(mut loaded) = inside.load(&Hvc, &mut os) {
+            answer_all(&mut loaded, &mut state.answer, &mut state.supplied);
+            // What hyp refuses is open when it runs.
+            let _ = loaded.finish();
+            let _ = loaded.put(&mut os);
+        }
+    }
+
+    fn interrupted(&self, machine: &Machine, state: &mut State) -> Result<i64, Errno> {
+        self.finish(machine, state);
         self.exit(KVM_EXIT_INTR);
         Err(Errno::EINTR)
     }
@@ -293,5 +318,19 @@ impl Vcpu {
         self.page.set_word(field::SYSTEM_EVENT_NDATA, 1);
         self.page.set_doubleword(field::SYSTEM_EVENT_DATA, flags);
         self.exit(KVM_EXIT_SYSTEM_EVENT)
+    }
+}
+
+/// Answers what the last exit left open, of which at most one is there.
+fn answer_all(
+    loaded: &mut LoadedVcpu<'_, Hvc>,
+    answer: &mut Option<MmioAnswer>,
+    supplied: &mut Option<Supplied>,
+) {
+    if let Some(answer) = answer.take() {
+        loaded.answer_mmio(answer);
+    }
+    if let Some(supplied) = supplied.take() {
+        loaded.answer_supply(supplied);
     }
 }
