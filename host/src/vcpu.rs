@@ -53,6 +53,9 @@ pub trait HostCpu: TaskFp {
     fn must_leave(&self) -> bool;
 }
 
+/// As if an interrupt had come at once: what is open stays so, and its answer is kept.
+const NOT_ENTERED: Exit = Exit { info: ExitInfo::new(Reason::Irq, 0), data: [0; 6] };
+
 /// The guest's x0-x3 after its HVC.
 pub type Answer = [u64; 4];
 
@@ -280,8 +283,7 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
     ) -> Result<Exit, Error> {
         host.mask_interrupts();
         let result = if host.must_leave() {
-            // As if an interrupt had come at once: what is open stays so, and its answer is kept.
-            Ok(Exit { info: ExitInfo::new(Reason::Irq, 0), data: [0; 6] })
+            Ok(NOT_ENTERED)
         } else if self.vcpu.vtimer || gic.is_due() {
             self.enter_with_interrupts(host, gic)
         } else {
@@ -310,7 +312,13 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
             host.mask_virtual_timer(true);
         }
         let mut entries = [Entry::empty(); MAX_ENTRIES];
-        let Flushed { count, underflow } = gic.flush(&mut entries);
+        let Flushed { count, underflow, again } = gic.flush(&mut entries);
+        if again {
+            if mask_timer {
+                host.mask_virtual_timer(false);
+            }
+            return Ok(NOT_ENTERED);
+        }
         let entries = &entries[..count];
         let mut states = States::default();
         let result = self.enter_by(host, |hyp, flags, answer| {

@@ -8,6 +8,9 @@ use super::{
 use core::sync::atomic::Ordering::SeqCst;
 use umbra_shared::interrupt::{Entry, MAX_ENTRIES, Signalled, State, States};
 
+/// How often a flush looks at all that is due, if others change it meanwhile.
+const TRIES: u32 = 2;
+
 /// What goes into list registers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flushed {
@@ -15,6 +18,9 @@ pub struct Flushed {
     pub count: usize,
     /// There were more: the guest has to be left when one of these or none is left (ICH_HCR_EL2.UIE).
     pub underflow: bool,
+    /// Other CPUs change what is due while it is looked at: nothing is in list registers, and there is nothing to sync. The
+    /// host's interrupts go first, then it is tried again.
+    pub again: bool,
 }
 
 /// An interrupt that could go in. The smallest goes first: active ones before all others, then by priority and INTID.
@@ -70,7 +76,7 @@ impl Best {
             entries[at] |= Entry::EOI;
         }
         // With two or more: all there is room for.
-        Flushed { count, underflow: self.more && count > 1 }
+        Flushed { count, underflow: self.more && count > 1, again: false }
     }
 
     /// What preempts all that is active takes the place of the least urgent of that. Not the only place there is: what is
@@ -121,7 +127,8 @@ impl Vgic<'_> {
         if own.due.is_empty() {
             return Ok(Flushed::default());
         }
-        loop {
+        // It is done with interrupts masked, and who changes something may do so all the time.
+        for _ in 0..TRIES {
             let (best, count) = self.fill(vcpu, entries, events);
             if count == best.count || !best.more {
                 return Ok(best.flushed(&mut entries[..count]));
@@ -130,6 +137,8 @@ impl Vgic<'_> {
             // those pending has kicked this vCPU before, and nobody will again.
             self.give_back(vcpu, &entries[..count], unchanged(&entries[..count]), events);
         }
+        own.in_guest.store(false, SeqCst);
+        Ok(Flushed { again: true, ..Flushed::default() })
     }
 
     /// Takes the best of what is due: what it has been, and how many of it are in list registers now.

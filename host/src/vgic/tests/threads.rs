@@ -93,6 +93,9 @@ fn vcpu(vgic: &Vgic<'_>, shared: &Shared, v: usize) {
     while !shared.over() {
         shared.kicked[v].store(false, SeqCst);
         let flushed = vgic.flush(v, &mut entries, told).unwrap();
+        if flushed.again {
+            continue;
+        }
         // Hyp would refuse it.
         if flushed.underflow && flushed.count < 2 {
             shared.failed.store(true, SeqCst);
