@@ -23,6 +23,7 @@ const SOURCES: &str = "host/linux/module";
 const ENTRIES: &[&str] = &[
     "umbra_init",
     "umbra_exit",
+    "umbra_hibernate",
     "umbra_shutdown",
     "umbra_ioctl",
     "umbra_release",

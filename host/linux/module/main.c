@@ -11,6 +11,7 @@
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
+#include <linux/suspend.h>
 #include <linux/uaccess.h>
 
 #include "umbra.h"
@@ -160,6 +161,32 @@ static int reboots(struct notifier_block *block, unsigned long action, void *dat
 
 static struct notifier_block reboot_block = { .notifier_call = reboots };
 
+/*
+ * An image of this kernel has no page that is a VM's, and what runs from an image knows of none. Sleep is another matter: a
+ * VM's memory stays where it is, and its vCPUs' threads have left hyp before they are frozen.
+ */
+static int sleeps(struct notifier_block *block, unsigned long action, void *data)
+{
+	int err = 0;
+
+	switch (action) {
+	case PM_HIBERNATION_PREPARE:
+	case PM_RESTORE_PREPARE:
+		err = umbra_hibernate(true);
+		/* VMs without files end in the background. */
+		if (!err)
+			umbra_events_flush();
+		break;
+	case PM_POST_HIBERNATION:
+	case PM_POST_RESTORE:
+		umbra_hibernate(false);
+		break;
+	}
+	return notifier_from_errno(err);
+}
+
+static struct notifier_block sleep_block = { .notifier_call = sleeps };
+
 static int __init umbra_module_init(void)
 {
 	int err = umbra_init();
@@ -175,12 +202,17 @@ static int __init umbra_module_init(void)
 	err = register_reboot_notifier(&reboot_block);
 	if (err)
 		goto cpu;
+	err = register_pm_notifier(&sleep_block);
+	if (err)
+		goto reboot;
 	err = umbra_files_init();
 	if (err)
-		goto notifier;
+		goto sleep;
 	return 0;
 
-notifier:
+sleep:
+	unregister_pm_notifier(&sleep_block);
+reboot:
 	unregister_reboot_notifier(&reboot_block);
 cpu:
 	umbra_cpu_exit();
@@ -194,6 +226,7 @@ rust:
 static void __exit umbra_module_exit(void)
 {
 	umbra_files_exit();
+	unregister_pm_notifier(&sleep_block);
 	unregister_reboot_notifier(&reboot_block);
 	/* The end of VMs goes on in the background: it is over behind this. */
 	umbra_events_exit();

@@ -71,10 +71,9 @@ long shim_pin(unsigned long address, u64 count, u64 *pages)
 	return pinned;
 }
 
-/* Its last owner may have written it. */
-void shim_unpin(u64 pa)
+/* Their last owner may have written them. It sleeps: for the lock of a page that is clean. */
+void shim_unpin(u64 first, u64 count)
 {
-	struct page *page = pfn_to_page(PHYS_PFN(pa));
-
-	unpin_user_pages_dirty_lock(&page, 1, true);
+	might_sleep();
+	unpin_user_page_range_dirty_lock(pfn_to_page(PHYS_PFN(first)), count, true);
 }

@@ -23,6 +23,9 @@ void umbra_exit(void);
 /* Takes every VM down, as no more is to run. */
 void umbra_shutdown(void);
 
+/* Whether a kernel may begin that knows of no VM; until it is called with false none is made. */
+int umbra_hibernate(bool begins);
+
 long umbra_ioctl(u32 kind, void *object, u32 command, unsigned long argument);
 void umbra_release(u32 kind, void *object);
 /* The page of a vCPU's kvm_run; 0: the object has none. */
@@ -77,7 +80,7 @@ int shim_mm_is_mine(struct mm_struct *mm);
 void shim_mm_put(struct mm_struct *mm);
 int shim_mm_account(struct mm_struct *mm, u64 pages, int more);
 long shim_pin(unsigned long address, u64 count, u64 *pages);
-void shim_unpin(u64 pa);
+void shim_unpin(u64 first, u64 count);
 
 /* cpu.c */
 struct shim_vcpu;

@@ -49,6 +49,12 @@ extern "C" fn umbra_shutdown() {
     machine::shutdown();
 }
 
+/// The kernel hibernates, or reads an image of one that has; or it is over.
+#[unsafe(no_mangle)]
+extern "C" fn umbra_hibernate(begins: bool) -> c_int {
+    machine::hibernate(begins).map_or_else(|error| -error.0, |()| 0)
+}
+
 fn kind_of(kind: u32) -> Option<Kind> {
     [Kind::System, Kind::Vm, Kind::Vcpu, Kind::Gic].into_iter().find(|&it| it as u32 == kind)
 }

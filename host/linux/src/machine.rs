@@ -13,7 +13,7 @@ mod all;
 mod device;
 mod wires;
 
-pub use all::{begin, forget, shutdown};
+pub use all::{begin, forget, hibernate, shutdown};
 pub use device::attribute;
 
 use crate::{
@@ -177,9 +177,11 @@ impl Machine {
             closed: AtomicBool::new(false),
             end: Some((end, work)),
         })?;
-        let memory = Memory::new(machine.mm.clone(), VmConfig::normal(), ipa_bits)?;
-        *machine.memory.lock() = Some(memory);
-        all::enter(&machine)?;
+        all::enter(&machine, || {
+            let memory = Memory::new(machine.mm.clone(), VmConfig::normal(), ipa_bits)?;
+            *machine.memory.lock() = Some(memory);
+            Ok(())
+        })?;
         Ok(machine)
     }
 

@@ -5,11 +5,9 @@
 //! user has so much there. The pages stay the guest's until their slot is deleted or the VM ends, whatever becomes of the
 //! user's mapping meanwhile: who unmaps memory of a slot and maps something else there gives the guest nothing of it.
 
-#![forbid(unsafe_code)]
-
 use crate::{
     abi::{Errno, MemoryRegion},
-    linux::{self, Mm, Shared, with_room},
+    linux::{self, Mm, Page, Pages, Pinned, Shared, with_room},
     slots::{Change, Slots},
 };
 use alloc::vec::Vec;
@@ -56,26 +54,33 @@ pub const fn refused(error: Error) -> Errno {
 /// The books of a VM.
 type Lines = Vec<Line>;
 
-/// Pages that came from the kernel, one by one, in the order of their addresses.
+/// Pages that came from the kernel, one by one, in the order of their addresses. All of them hyp has: those that don't come
+/// back are lost.
 #[derive(Debug, Default)]
-struct Own(Vec<u64>);
+struct Own(Vec<Page>);
 
 impl Own {
     fn allocate(&mut self, count: u64) -> Option<u64> {
         self.0.try_reserve(count as usize).ok()?;
-        let first = linux::pages_alloc(count)?;
-        let at = self.0.partition_point(|&page| page < first);
-        self.0.splice(at..at, (0..count).map(|n| first + n * PAGE));
+        let pages = Pages::alloc(count)?;
+        let first = pages.first();
+        let at = self.0.partition_point(|page| page.pa() < first);
+        self.0.splice(at..at, pages);
         Some(first)
     }
 
-    fn free(&mut self, page: u64) -> bool {
-        let found = self.0.binary_search(&page);
-        if let Ok(at) = found {
-            self.0.remove(at);
-            linux::page_free(page);
-        }
-        found.is_ok()
+    fn find(&self, pa: u64) -> Option<usize> {
+        self.0.binary_search_by_key(&pa, Page::pa).ok()
+    }
+
+    fn free(&mut self, pa: u64) -> bool {
+        self.find(pa).map(|at| self.0.remove(at)).is_some()
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(core::mem::forget);
     }
 }
 
@@ -91,19 +96,28 @@ impl PageSupplier for Supplier<'_> {
     }
 
     fn free(&mut self, first: u64, count: u64) {
-        let mut pinned = 0;
-        for page in (0..count).map(|n| first + n * PAGE) {
-            if !self.own.free(page) {
-                linux::unpin([page]);
-                pinned += 1;
+        let end = first + count * PAGE;
+        let (mut at, mut pinned) = (first, 0);
+        while at < end {
+            if self.own.free(at) {
+                at += PAGE;
+                continue;
             }
+            let pages = (at..end).step_by(PAGE_SIZE).take_while(|&pa| self.own.find(pa).is_none());
+            let run = pages.count() as u64;
+            // SAFETY: what a VM has and is none of the kernel's own was lent to it by `map`; it gives back what
+            // neither hyp nor a guest has any more.
+            unsafe { linux::unpin(at, run) };
+            (at, pinned) = (at + run * PAGE, pinned + run);
         }
         self.mm.unlock_pages(pinned);
         linux::cond_resched();
     }
 
     fn flag_page(&mut self, pa: u64) -> &'static FlagShadowPage {
-        linux::flag_page(pa)
+        let at = self.own.find(pa).expect("allocated just now");
+        // SAFETY: it stays in `own` until the VM gives it back, which has no use for it then.
+        unsafe { self.own.0[at].as_flag_page() }
     }
 }
 
@@ -159,11 +173,12 @@ impl Memory {
 
     /// KVM_SET_USER_MEMORY_REGION.
     pub fn set_slot(&mut self, region: MemoryRegion) -> Result<(), Errno> {
-        if region.memory_size == 0 {
-            // Each page that is taken back may leave a run in two.
-            self.make_room(self.slots.present_of(region.slot) as usize)?;
-        }
-        let Change::Gone(slot) = self.slots.set(region, self.ipa_end)? else { return Ok(()) };
+        // Each page that is taken back may leave a run in two.
+        self.make_room(self.slots.present_of(region.slot) as usize)?;
+        let (Change::Gone(slot) | Change::Moved(slot)) = self.slots.set(region, self.ipa_end)?
+        else {
+            return Ok(());
+        };
         let mut refused = None;
         for (ipa, count) in slot.present() {
             let (vm, mut supplier) = self.parts();
@@ -195,10 +210,10 @@ impl Memory {
     }
 
     /// Puts pages in place that have been pinned, from `ipa` on, and unpins what is not needed.
-    fn put_in_place(&mut self, ipa: u64, pages: &[u64]) -> Result<(), Errno> {
-        let mut rest = pages;
+    fn put_in_place(&mut self, ipa: u64, pages: Pinned<'_>) -> Result<(), Errno> {
+        let mut all = pages;
         let mut at = ipa;
-        while let [first, ..] = *rest {
+        while let rest @ [first, ..] = all.addresses() {
             let present = self.slots.find(at).is_none_or(|place| place.present);
             // As many as lie one behind the other, and are alike.
             let count = (0..rest.len())
@@ -208,34 +223,32 @@ impl Memory {
                     is_next && place.is_none_or(|place| place.present) == present
                 })
                 .count();
-            let (these, others) = rest.split_at(count);
-            if present {
-                linux::unpin(these.iter().copied());
-            } else if let Err(error) = self.map(these, at) {
-                linux::unpin(others.iter().copied());
-                return Err(error);
+            let (these, others) = all.split_at(count);
+            if !present {
+                self.map(these, at)?;
             }
-            rest = others;
+            all = others;
             at += count as u64 * PAGE;
         }
         Ok(())
     }
 
-    fn map(&mut self, pages: &[u64], ipa: u64) -> Result<(), Errno> {
-        let count = pages.len() as u64;
-        if let Err(error) = self.make_room(1).and_then(|()| self.mm.lock_pages(count)) {
-            linux::unpin(pages.iter().copied());
-            return Err(error);
-        }
+    /// They lie one behind the other.
+    fn map(&mut self, pages: Pinned<'_>, ipa: u64) -> Result<(), Errno> {
+        let (first, count) = (pages.addresses()[0], pages.addresses().len() as u64);
+        self.make_room(1)?;
+        self.mm.lock_pages(count)?;
+        pages.lend();
         let (vm, mut supplier) = self.parts();
-        let mapped = vm.map(&Hvc, &mut supplier, pages[0], count, ipa);
+        let mapped = vm.map(&Hvc, &mut supplier, first, count, ipa);
         let done = mapped.map_or_else(|interrupted| interrupted.done, |()| count);
         self.slots.set_present(ipa, done, true);
         match mapped.map_err(BuildError::from) {
             Ok(()) => Ok(()),
             // The user has this page at two places of the guest's memory: then it is the VM's already, and stays.
             Err(BuildError::AlreadyOut) => {
-                linux::unpin(pages.iter().copied());
+                // SAFETY: the VM has taken none of them.
+                unsafe { linux::unpin(first, count) };
                 self.mm.unlock_pages(count);
                 Err(Errno::EFAULT)
             }
@@ -292,32 +305,26 @@ pub trait Faults {
             true => (place.ipa - inside, place.user - inside, BLOCK_PAGES as usize),
             false => (place.ipa, place.user, 1),
         };
-        let put = |ipa, pages: &[u64]| {
-            let put = self.memory(|memory| {
-                if memory.slots.generation() == generation {
-                    memory.put_in_place(ipa, pages)
-                } else {
-                    // The slots have changed meanwhile: the guest tries again.
-                    linux::unpin(pages.iter().copied());
-                    Ok(())
-                }
-            });
-            put.unwrap_or_else(|error| {
-                linux::unpin(pages.iter().copied());
-                Err(error)
-            })
+        let put = |ipa, pages: Pinned<'_>| {
+            self.memory(|memory| {
+                // If the slots have changed meanwhile the guest tries again.
+                let is_same = memory.slots.generation() == generation;
+                if is_same { memory.put_in_place(ipa, pages) } else { Ok(()) }
+            })?
         };
         if count > 1
             && let Some(scratch) = scratch.get_mut(..count)
         {
             match self.mm().pin(user, scratch) {
-                Ok(pages) if pages.len() as u64 > inside / PAGE => {
-                    put(first, pages)?;
-                    return Ok(Backing::Memory);
+                Ok(pages) if pages.addresses().len() as u64 > inside / PAGE => {
+                    match put(first, pages) {
+                        // A block is more than may be locked, perhaps.
+                        Err(Errno::ENOMEM) => {}
+                        put => return put.map(|()| Backing::Memory),
+                    }
                 }
                 // Of the rest of the block there is not enough.
-                Ok(pages) => linux::unpin(pages.iter().copied()),
-                Err(_) => {}
+                Ok(_) | Err(_) => {}
             }
         }
         let mut one = [0];

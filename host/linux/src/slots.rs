@@ -46,6 +46,8 @@ pub enum Change {
     Made,
     /// It is gone: what is present of it is to be taken from the guest.
     Gone(Slot),
+    /// It is somewhere else, and nothing of it is there yet: what was present of it is to be taken from where it was.
+    Moved(Slot),
     /// As it was.
     None,
 }
@@ -102,8 +104,8 @@ impl Slots {
     ///
     /// # Errors
     ///
-    /// EINVAL for what is not in pages, wraps around, has flags, or changes a slot's size or place; EFAULT beyond `ipa_end`,
-    /// EEXIST for what lies over another slot, ENOMEM.
+    /// EINVAL for what is not in pages, wraps around, has flags, or changes a slot's size or its user memory; EFAULT beyond
+    /// `ipa_end`, EEXIST for what lies over another slot, ENOMEM.
     pub fn set(&mut self, region: MemoryRegion, ipa_end: u64) -> Result<Change, Errno> {
         let MemoryRegion {
             slot: id,
@@ -128,13 +130,18 @@ impl Slots {
         }
         if let Some(old) = old {
             let slot = &self.slots[old];
-            let same = (slot.first, slot.pages * PAGE, slot.user) == (first, memory_size, user);
-            return if same { Ok(Change::None) } else { Err(Errno::EINVAL) };
+            if (slot.pages * PAGE, slot.user) != (memory_size, user) {
+                return Err(Errno::EINVAL);
+            }
+            if slot.first == first {
+                return Ok(Change::None);
+            }
         }
         if end > ipa_end {
             return Err(Errno::EFAULT);
         }
-        if self.slots.iter().any(|slot| first < slot.end() && slot.first < end) {
+        let mut others = self.slots.iter().filter(|slot| slot.id != id);
+        if others.any(|slot| first < slot.end() && slot.first < end) {
             return Err(Errno::EEXIST);
         }
         let pages = memory_size / PAGE;
@@ -142,8 +149,13 @@ impl Slots {
         let mut present = Vec::new();
         present.try_reserve_exact(words).map_err(|_| Errno::ENOMEM)?;
         present.resize(words, 0);
+        let new = Slot { id, first, pages, user, present };
+        if let Some(old) = old {
+            self.generation += 1;
+            return Ok(Change::Moved(core::mem::replace(&mut self.slots[old], new)));
+        }
         self.slots.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
-        self.slots.push(Slot { id, first, pages, user, present });
+        self.slots.push(new);
         self.generation += 1;
         Ok(Change::Made)
     }
@@ -154,12 +166,13 @@ impl Slots {
         slot.map_or(0, |slot| slot.present.iter().map(|word| u64::from(word.count_ones())).sum())
     }
 
-    /// Takes a slot back that is not gone after all, without the pages that are.
+    /// Takes a slot back that is not gone or moved after all, without the pages that are.
     pub fn restore(&mut self, mut slot: Slot, gone: u64) {
         for page in 0..gone / PAGE {
             slot.present[(page / 64) as usize] &= !(1 << (page % 64));
         }
         self.generation += 1;
+        self.slots.retain(|moved| moved.id != slot.id);
         // There is room: it was there.
         self.slots.push(slot);
     }
@@ -223,7 +236,8 @@ mod tests {
             ("over it", region(1, 0x8000_f000, 1, 0), Errno::EEXIST),
             ("around it", region(1, 0x7fff_f000, 32, 0), Errno::EEXIST),
             ("another size", region(0, 0x8000_0000, 15, 0x1000), Errno::EINVAL),
-            ("another place", region(0, 0x9000_0000, 16, 0x1000), Errno::EINVAL),
+            ("other memory", region(0, 0x8000_0000, 16, 0x2000), Errno::EINVAL),
+            ("moved beyond the end", region(0, END - PAGE, 16, 0x1000), Errno::EFAULT),
             ("no slot", region(MAX_SLOTS, 0, 1, 0), Errno::EINVAL),
             ("no page", region(1, 0x100, 1, 0), Errno::EINVAL),
             ("no user page", region(1, 0, 1, 0x100), Errno::EINVAL),
@@ -237,6 +251,28 @@ mod tests {
             assert_eq!(set(bad), Err(error), "{what}");
         }
         assert_eq!(set(region(0, 0x8000_0000, 16, 0x1000)), Ok(()), "the same again");
+        assert_eq!(set(region(1, 0x9000_0000, 16, 0x10_0000)), Ok(()));
+        let over = region(0, 0x8fff_1000, 16, 0x1000);
+        assert_eq!(set(over), Err(Errno::EEXIST), "moved over another one");
+        assert_eq!(set(region(0, 0x8000_1000, 16, 0x1000)), Ok(()), "moved over itself");
+    }
+
+    #[test]
+    fn a_slot_that_did_not_move_is_where_it_was() {
+        let mut slots = Slots::default();
+        slots.set(region(0, 0x8000_0000, 130, 0x1000), END).unwrap();
+        slots.set_present(0x8000_0000, 130, true);
+        let Ok(Change::Moved(old)) = slots.set(region(0, 0x9000_0000, 130, 0x1000), END) else {
+            panic!("it moves");
+        };
+        assert_eq!(slots.find(0x8000_0000), None);
+        assert_eq!(slots.find(0x9000_0000).map(|place| place.present), Some(false));
+        assert_eq!(old.present().collect::<Vec<_>>(), [(0x8000_0000, 130)]);
+        // 65 pages could be taken from where it was.
+        slots.restore(old, 65 * PAGE);
+        assert_eq!(slots.find(0x9000_0000), None);
+        let present = |n| slots.find(0x8000_0000 + n * PAGE).map(|place| place.present);
+        assert_eq!((present(64), present(65)), (Some(false), Some(true)));
     }
 
     #[derive(Clone, Debug)]
@@ -267,7 +303,7 @@ mod tests {
                             Ok(Change::Made) => for n in 0..pages {
                                 prop_assert!(model.insert(at + n, (id, user + n * PAGE, false)).is_none());
                             },
-                            Ok(Change::Gone(slot)) => {
+                            Ok(Change::Gone(slot) | Change::Moved(slot)) => {
                                 let has: Vec<u64> = slot.present()
                                     .flat_map(|(ipa, count)| (0..count).map(move |n| ipa / PAGE + n))
                                     .collect();
@@ -277,6 +313,7 @@ mod tests {
                                 expected.sort_unstable();
                                 prop_assert_eq!(has, expected);
                                 model.retain(|_, page| page.0 != id);
+                                model.extend((0..pages).map(|n| (at + n, (id, user + n * PAGE, false))));
                             }
                             Ok(Change::None) | Err(_) => prop_assert_eq!(generation, slots.generation()),
                         }

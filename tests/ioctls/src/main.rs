@@ -3,8 +3,10 @@
 //! A round makes a VM and has its threads do to it whatever a user can: every ioctl that there is and some that there are
 //! not, with arguments that are almost right; files closed in any order and under each other; memory unmapped under the
 //! guest; kvm_run written while it runs. Whether the kernel minds is for its log to say, and for the count of
-//! its pages: this program only has to come to its end.
+//! its pages: this program only has to come to its end. Before that, calls that must do exactly what KVM's do (`exact`).
 
+#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
+mod exact;
 #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
 mod round;
 
@@ -14,6 +16,7 @@ fn main() {
     let rounds: u64 = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(10);
     let seed: u64 = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(1);
     round::signals_interrupt();
+    exact::all();
     let mut done = round::Done::default();
     for n in 0..rounds {
         done.add(&round::run(seed + n));

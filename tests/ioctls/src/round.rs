@@ -27,7 +27,7 @@ const NUMBERS: &[u64] = &[
     0x4020_ae76,
     0x4040_ae79,
     0xae80,
-    0x4004_ae8b,
+    SIGNAL_MASK,
     0x8004_ae98,
     0x4004_ae99,
     0x4068_aea3,
@@ -46,6 +46,9 @@ const NUMBERS: &[u64] = &[
     0x8040_ae9f,
     0x4040_aea0,
 ];
+
+/// KVM_SET_SIGNAL_MASK.
+const SIGNAL_MASK: u64 = 0x4004_ae8b;
 
 /// What has come of it.
 #[derive(Debug, Default)]
@@ -303,6 +306,8 @@ impl Round {
         let fd = if rng.u8(..8) == 0 { fd } else { self.files[place].load(Relaxed) };
         self.shape(rng, number, &mut buffer);
         let argument = match rng.u8(..10) {
+            // A mask that keeps SIGALRM out would keep a guest in that goes round and round.
+            _ if number == SIGNAL_MASK => address,
             0 => self.word(rng),
             1 => rng.u64(..64),
             _ => address,
@@ -342,12 +347,26 @@ impl Round {
                 [rng.u64(..4), 0x900_0000, pair(length, event(rng)), rng.u64(..8) & 5]
             }
             0x4010_aeab | 0x4010_aeac => [self.word(rng), address + 64, 0, 0],
+            SIGNAL_MASK => {
+                let set = rng.u64(..) & !(1 << (libc::SIGALRM - 1));
+                buffer[0] = pair(if rng.u8(..4) == 0 { rng.u32(..16) } else { 8 }, set as u32);
+                buffer[1] = set >> 32;
+                return;
+            }
+            // An abort, or what there is not.
+            0x4040_aea0 => [[0, 0, 0, 1 << 16, 1][rng.usize(..5)], 0, 0, 0],
+            0x4010_aeb5 => [self.word(rng), 0, 0, 0],
             0x4020_aeae => [pair(5, rng.u32(..0x80) & 0x75), 0, 0, 0],
             0x4004_ae99 => [[0, 5][rng.usize(..2)], 0, 0, 0],
             0xc00c_aee0 => [7, rng.u64(..2), 0, 0],
             0x4018_aee1..=0x4018_aee3 => {
-                let group = [0, 1, 3, 4, 5, 7][rng.usize(..6)];
-                let attribute = if group == 0 { rng.u64(2..6) } else { rng.u64(..0x80) * 4 };
+                let group = [0, 1, 3, 4, 5, 6, 7][rng.usize(..7)];
+                let attribute = match group {
+                    0 => rng.u64(2..6),
+                    // ICC_BPR0_EL1 to ICC_IGRPEN1_EL1 of one of the vCPUs, most of which there are not.
+                    6 => rng.u64(..3) << 32 | 0xc640 | rng.u64(..0x40),
+                    _ => rng.u64(..0x80) * 4,
+                };
                 [pair(0, group), attribute, address + 64, 0]
             }
             _ => return,

@@ -10,7 +10,7 @@ mod user;
 
 pub use events::{EventFd, IrqFd, Kind, Signals, Sleeper, Work, file, stop};
 pub use heap::{place, take, try_push, with_room};
-pub use pages::{Mm, RunPage, flag_page, page_free, pages_alloc, pages_out, unpin};
+pub use pages::{Mm, Page, Pages, Pinned, RunPage, pages_out, unpin};
 pub use sync::{Mutex, NoPreemption, Once, Published, Shared};
 pub use user::User;
 

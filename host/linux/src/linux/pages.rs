@@ -17,46 +17,93 @@ pub fn pages_out() -> u64 {
     OUT.load(Ordering::Relaxed)
 }
 
-/// Allocates zeroed, contiguous pages.
-pub fn pages_alloc(count: u64) -> Option<u64> {
-    // SAFETY: an ioctl's context, which may sleep.
-    let first = Some(unsafe { shim_pages_alloc(count) }).filter(|&pa| pa != 0)?;
-    OUT.fetch_add(count, Ordering::Relaxed);
-    Some(first)
-}
-
-/// Frees one of them.
-pub fn page_free(pa: u64) {
-    OUT.fetch_sub(1, Ordering::Relaxed);
-    // SAFETY: `pages_alloc` gave it; it is mapped nowhere and nobody's any more, as the books of the host crate have it.
-    unsafe { shim_page_free(pa) };
-}
-
-/// A page of ours as the flag-shadow page.
-pub fn flag_page(pa: u64) -> &'static FlagShadowPage {
-    // SAFETY: it stays allocated until hyp has given it back. All of it is atomics, valid for any content.
-    unsafe { &*shim_page_address(pa).cast() }
-}
-
-/// The kvm_run page of a vCPU, which user space can write at any time.
+/// Zeroed pages, one behind the other, one by one. Those that nobody takes are freed.
 #[derive(Debug)]
-pub struct RunPage(u64);
+pub struct Pages {
+    next: u64,
+    left: u64,
+}
 
-impl RunPage {
-    /// A new one.
-    pub fn new() -> Result<Self, Errno> {
-        pages_alloc(1).map(Self).ok_or(Errno::ENOMEM)
+impl Pages {
+    /// Allocates so many, if there are.
+    pub fn alloc(count: u64) -> Option<Self> {
+        // SAFETY: an ioctl's context, which may sleep.
+        let next = Some(unsafe { shim_pages_alloc(count) }).filter(|&pa| pa != 0)?;
+        OUT.fetch_add(count, Ordering::Relaxed);
+        Some(Self { next, left: count })
     }
 
+    /// The physical address of the next one.
+    pub const fn first(&self) -> u64 {
+        self.next
+    }
+}
+
+impl Iterator for Pages {
+    type Item = Page;
+
+    fn next(&mut self) -> Option<Page> {
+        self.left = self.left.checked_sub(1)?;
+        let page = Page(self.next);
+        self.next += PAGE_SIZE as u64;
+        Some(page)
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        self.for_each(drop);
+    }
+}
+
+/// A page of the kernel's own. It is freed with this.
+#[derive(Debug)]
+pub struct Page(u64);
+
+impl Page {
     /// Its physical address.
     pub const fn pa(&self) -> u64 {
         self.0
     }
 
+    /// It as a flag-shadow page.
+    ///
+    /// # Safety
+    ///
+    /// It is not dropped while somebody uses what this returns.
+    pub unsafe fn as_flag_page(&self) -> &'static FlagShadowPage {
+        // SAFETY: ours, and as the caller promises. All of it is atomics, valid for any content.
+        unsafe { &*shim_page_address(self.0).cast() }
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        OUT.fetch_sub(1, Ordering::Relaxed);
+        // SAFETY: `Pages` has taken it from those that were allocated; it is mapped nowhere, as its owner has it.
+        unsafe { shim_page_free(self.0) };
+    }
+}
+
+/// The kvm_run page of a vCPU, which user space can write at any time.
+#[derive(Debug)]
+pub struct RunPage(Page);
+
+impl RunPage {
+    /// A new one.
+    pub fn new() -> Result<Self, Errno> {
+        Pages::alloc(1).and_then(|mut pages| pages.next()).map(Self).ok_or(Errno::ENOMEM)
+    }
+
+    /// Its physical address.
+    pub const fn pa(&self) -> u64 {
+        self.0.pa()
+    }
+
     fn place<T>(&self, offset: usize) -> *mut T {
         assert!(offset + size_of::<T>() <= PAGE_SIZE && offset.is_multiple_of(align_of::<T>()));
         // SAFETY: the page is ours.
-        unsafe { shim_page_address(self.0).byte_add(offset).cast() }
+        unsafe { shim_page_address(self.0.pa()).byte_add(offset).cast() }
     }
 
     /// A byte.
@@ -86,12 +133,6 @@ impl RunPage {
     pub fn set_doubleword(&self, offset: usize, value: u64) {
         // SAFETY: as above.
         unsafe { AtomicU64::from_ptr(self.place(offset)) }.store(value, Ordering::Relaxed);
-    }
-}
-
-impl Drop for RunPage {
-    fn drop(&mut self) {
-        page_free(self.0);
     }
 }
 
@@ -131,7 +172,7 @@ impl Mm {
 
     /// Pins pages of the caller's, whose this is, from `address` on, and says where they are; perhaps fewer than there
     /// is room for.
-    pub fn pin<'p>(&self, address: u64, pages: &'p mut [u64]) -> Result<&'p [u64], Errno> {
+    pub fn pin<'p>(&self, address: u64, pages: &'p mut [u64]) -> Result<Pinned<'p>, Errno> {
         if !self.is_mine() {
             return Err(Errno::EIO);
         }
@@ -139,7 +180,7 @@ impl Mm {
         let pinned = unsafe { shim_pin(address, pages.len() as u64, pages.as_mut_ptr()) };
         let pinned = Errno::check(pinned)? as usize;
         OUT.fetch_add(pinned as u64, Ordering::Relaxed);
-        if pinned == 0 { Err(Errno::EFAULT) } else { Ok(&pages[..pinned]) }
+        if pinned == 0 { Err(Errno::EFAULT) } else { Ok(Pinned(&pages[..pinned])) }
     }
 }
 
@@ -150,11 +191,46 @@ impl Drop for Mm {
     }
 }
 
-/// Unpins pages.
-pub fn unpin(pages: impl IntoIterator<Item = u64>) {
-    for pa in pages {
-        OUT.fetch_sub(1, Ordering::Relaxed);
-        // SAFETY: `Mm::pin` has pinned it, and the books of the host crate say that no VM has it.
-        unsafe { shim_unpin(pa) };
+/// Pages of user space's that are pinned, by their physical addresses. They are unpinned with this.
+#[derive(Debug)]
+pub struct Pinned<'p>(&'p [u64]);
+
+impl Pinned<'_> {
+    /// Where they are.
+    pub const fn addresses(&self) -> &[u64] {
+        self.0
     }
+
+    /// The first ones, and the others.
+    pub fn split_at(self, count: usize) -> (Self, Self) {
+        let (first, others) = self.0.split_at(count);
+        core::mem::forget(self);
+        (Self(first), Self(others))
+    }
+
+    /// From here on [`unpin`] is somebody else's to call.
+    pub fn lend(self) {
+        core::mem::forget(self);
+    }
+}
+
+impl Drop for Pinned<'_> {
+    fn drop(&mut self) {
+        let is_next = |a: &u64, b: &u64| *b == a.wrapping_add(PAGE_SIZE as u64);
+        for run in self.0.chunk_by(is_next) {
+            // SAFETY: `Mm::pin` has pinned them, and nobody was lent them.
+            unsafe { unpin(run[0], run.len() as u64) };
+        }
+    }
+}
+
+/// Unpins pages that lie one behind the other. Where it may sleep.
+///
+/// # Safety
+///
+/// They were pinned and [lent](Pinned::lend), and nobody uses them any more.
+pub unsafe fn unpin(first: u64, count: u64) {
+    OUT.fetch_sub(count, Ordering::Relaxed);
+    // SAFETY: as the caller promises.
+    unsafe { shim_unpin(first, count) };
 }

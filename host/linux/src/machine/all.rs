@@ -3,7 +3,7 @@
 use super::Machine;
 use crate::{
     abi::Errno,
-    linux::{Mutex, place, take, try_push},
+    linux::{Mutex, place, take},
 };
 use alloc::vec::Vec;
 use core::{
@@ -16,6 +16,9 @@ static ALL: AtomicPtr<Mutex<Vec<Registered>>> = AtomicPtr::new(ptr::null_mut());
 
 /// No more are made: the kernel ends. Written with the list locked.
 static CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// None is made for now: the kernel hibernates. Written with the list locked.
+static HIBERNATES: AtomicBool = AtomicBool::new(false);
 
 #[derive(Debug)]
 struct Registered(*const Machine);
@@ -51,14 +54,32 @@ pub fn shutdown() {
     }
 }
 
-/// A VM is there.
-pub fn enter(machine: &Machine) -> Result<(), Errno> {
+/// The kernel writes an image of itself, or reads one: what begins there knows of no page that is a VM's. EBUSY while there
+/// is one; from the beginning to the end none is made.
+pub fn hibernate(begins: bool) -> Result<(), Errno> {
+    let Some(all) = all() else { return Ok(()) };
+    let all = all.lock();
+    if begins && !all.is_empty() {
+        return Err(Errno::EBUSY);
+    }
+    HIBERNATES.store(begins, SeqCst);
+    Ok(())
+}
+
+/// A VM is there as soon as `make` has made it.
+pub fn enter(machine: &Machine, make: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
     let all = all().ok_or(Errno::ENODEV)?;
     let mut all = all.lock();
     if CLOSED.load(SeqCst) {
         return Err(Errno::ENODEV);
     }
-    try_push(&mut all, Registered(machine))
+    if HIBERNATES.load(SeqCst) {
+        return Err(Errno::EBUSY);
+    }
+    all.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+    make()?;
+    all.push(Registered(machine));
+    Ok(())
 }
 
 /// It goes.

@@ -1,0 +1,512 @@
+//! Calls on one VM by one thread, that must do what KVM's do (Linux's `Documentation/virt/kvm/api.rst` and
+//! `devices/arm-vgic-v3.rst`).
+
+use std::ptr::{from_mut, from_ref, null_mut};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+const CREATE_VM: u64 = 0xae01;
+const CREATE_VCPU: u64 = 0xae41;
+const SET_USER_MEMORY_REGION: u64 = 0x4020_ae46;
+const RUN: u64 = 0xae80;
+const SET_SIGNAL_MASK: u64 = 0x4004_ae8b;
+const GET_MP_STATE: u64 = 0x8004_ae98;
+const SET_MP_STATE: u64 = 0x4004_ae99;
+const GET_VCPU_EVENTS: u64 = 0x8040_ae9f;
+const SET_VCPU_EVENTS: u64 = 0x4040_aea0;
+const GET_ONE_REG: u64 = 0x4010_aeab;
+const SET_ONE_REG: u64 = 0x4010_aeac;
+const VCPU_INIT: u64 = 0x4020_aeae;
+const SET_COUNTER_OFFSET: u64 = 0x4010_aeb5;
+const CREATE_DEVICE: u64 = 0xc00c_aee0;
+const SET_DEVICE_ATTR: u64 = 0x4018_aee1;
+const GET_DEVICE_ATTR: u64 = 0x4018_aee2;
+const HAS_DEVICE_ATTR: u64 = 0x4018_aee3;
+
+const RUNNABLE: u32 = 0;
+const STOPPED: u32 = 5;
+const EXIT_MMIO: u32 = 6;
+const EXIT_SYSTEM_EVENT: u32 = 24;
+
+const PC: u64 = 0x6030_0000_0010_0040;
+const SPSR_ABT: u64 = 0x6030_0000_0010_004a;
+const TIMER_CNT: u64 = 0x6030_0000_0013_df1a;
+
+/// Guest memory, where its code begins, and a device.
+const MEMORY: u64 = 0x8000_0000;
+const BYTES: usize = 1 << 16;
+const DEVICE: u64 = 0xa00_0000;
+/// Its exception vectors, of which none is executed.
+const VECTORS: u64 = MEMORY + 0x800;
+
+const fn x(n: u64) -> u64 {
+    0x6030_0000_0010_0000 + 2 * n
+}
+
+/// A system register, by op0, op1, CRn, CRm, op2.
+const fn sys([op0, op1, crn, crm, op2]: [u64; 5]) -> u64 {
+    0x6030_0000_0013_0000 | op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
+}
+
+/// All of them, or a panic that says which.
+pub fn all() {
+    power_is_all_that_mp_state_changes();
+    an_access_is_finished_without_a_step();
+    an_abort_is_for_the_access_that_is_open();
+    banked_spsrs_are_kept();
+    the_clock_is_the_vms();
+    the_gics_addresses_may_follow();
+    the_cpu_interface_is_read_and_written();
+    a_system_that_is_off_has_no_vcpu_that_is_on();
+    signals_are_blocked_as_asked();
+    a_slot_moves();
+}
+
+type Answer = Result<i32, i32>;
+
+fn ioctl(fd: i32, number: u64, argument: u64) -> Answer {
+    // SAFETY: whatever the kernel writes goes where `argument` points, which the callers below have from a reference.
+    let result = unsafe { libc::ioctl(fd, number as _, argument) };
+    if result >= 0 {
+        return Ok(result);
+    }
+    // SAFETY: this thread's.
+    Err(unsafe { *libc::__errno_location() })
+}
+
+fn with<T>(fd: i32, number: u64, argument: &T) -> Answer {
+    ioctl(fd, number, from_ref(argument) as u64)
+}
+
+fn get<T>(fd: i32, number: u64, argument: &mut T) -> Answer {
+    ioctl(fd, number, from_mut(argument) as u64)
+}
+
+struct Vm {
+    fd: i32,
+    memory: *mut u8,
+}
+
+impl Vm {
+    fn new() -> Self {
+        // SAFETY: a path.
+        let kvm = unsafe { libc::open(c"/dev/kvm".as_ptr(), libc::O_RDWR) };
+        let fd = ioctl(kvm, CREATE_VM, 0).expect("KVM_CREATE_VM");
+        // SAFETY: nobody else has it.
+        unsafe { libc::close(kvm) };
+        let memory = map(BYTES, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1);
+        let vm = Self { fd, memory };
+        vm.slot(MEMORY, BYTES).expect("KVM_SET_USER_MEMORY_REGION");
+        vm
+    }
+
+    fn slot(&self, at: u64, bytes: usize) -> Answer {
+        with(self.fd, SET_USER_MEMORY_REGION, &[0, at, bytes as u64, self.memory as u64])
+    }
+
+    /// Instructions at an address, as far as a guest has not run them.
+    fn code(&self, at: u64, words: &[u32]) {
+        for (n, &word) in words.iter().enumerate() {
+            let offset = (at - MEMORY) as usize + 4 * n;
+            assert!(offset + 4 <= BYTES);
+            // SAFETY: inside the memory, aligned.
+            unsafe { self.memory.add(offset).cast::<u32>().write_volatile(word) };
+        }
+    }
+
+    fn vcpu(&self, index: u64) -> Vcpu {
+        let fd = ioctl(self.fd, CREATE_VCPU, index).expect("KVM_CREATE_VCPU");
+        let vcpu = Vcpu { fd, run: map(4096, libc::MAP_SHARED, fd) };
+        vcpu.init(false);
+        vcpu
+    }
+
+    fn gic(&self) -> i32 {
+        let mut device = [7_u32, 0, 0];
+        get(self.fd, CREATE_DEVICE, &mut device).expect("KVM_CREATE_DEVICE");
+        device[1] as i32
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has either.
+        unsafe {
+            libc::close(self.fd);
+            libc::munmap(self.memory.cast(), BYTES);
+        }
+    }
+}
+
+fn map(bytes: usize, flags: i32, fd: i32) -> *mut u8 {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping.
+    let memory = unsafe { libc::mmap(null_mut(), bytes, access, flags, fd, 0) };
+    assert_ne!(memory, libc::MAP_FAILED);
+    memory.cast()
+}
+
+struct Vcpu {
+    fd: i32,
+    run: *mut u8,
+}
+
+// SAFETY: a descriptor, and a page whose words are read and written as the kernel does.
+unsafe impl Sync for Vcpu {}
+
+impl Vcpu {
+    fn init(&self, off: bool) {
+        let init = [5_u32, 1 << 2 | u32::from(off), 0, 0, 0, 0, 0, 0];
+        with(self.fd, VCPU_INIT, &init).expect("KVM_ARM_VCPU_INIT");
+    }
+
+    #[track_caller]
+    fn get(&self, id: u64) -> u64 {
+        let mut value = 0_u64;
+        let register = [id, from_mut(&mut value) as u64];
+        with(self.fd, GET_ONE_REG, &register).unwrap_or_else(|e| panic!("GET of {id:#x}: {e}"));
+        value
+    }
+
+    #[track_caller]
+    fn set(&self, id: u64, value: u64) {
+        let register = [id, from_ref(&value) as u64];
+        with(self.fd, SET_ONE_REG, &register).unwrap_or_else(|e| panic!("SET of {id:#x}: {e}"));
+    }
+
+    fn state(&self) -> u32 {
+        let mut state = !0;
+        get(self.fd, GET_MP_STATE, &mut state).expect("KVM_GET_MP_STATE");
+        state
+    }
+
+    fn set_state(&self, state: u32) {
+        with(self.fd, SET_MP_STATE, &state).expect("KVM_SET_MP_STATE");
+    }
+
+    fn run(&self) -> Answer {
+        ioctl(self.fd, RUN, 0)
+    }
+
+    /// KVM_RUN with `immediate_exit`.
+    #[track_caller]
+    fn leave_at_once(&self) {
+        self.poke(1, 1);
+        assert_eq!(self.run(), Err(libc::EINTR));
+        self.poke(1, 0);
+    }
+
+    /// Runs until an access of so many bytes leaves; whether it is a store, and of what.
+    #[track_caller]
+    fn run_to_mmio(&self) -> (u32, bool, u64) {
+        assert_eq!(self.run(), Ok(0));
+        assert_eq!((self.word(8), self.doubleword(32)), (EXIT_MMIO, DEVICE));
+        (self.word(48), self.word(52) & 0xff != 0, self.doubleword(40))
+    }
+
+    fn word(&self, offset: usize) -> u32 {
+        // SAFETY: inside kvm_run, aligned.
+        unsafe { self.run.add(offset).cast::<u32>().read_volatile() }
+    }
+
+    fn doubleword(&self, offset: usize) -> u64 {
+        // SAFETY: as above.
+        unsafe { self.run.add(offset).cast::<u64>().read_volatile() }
+    }
+
+    fn set_data(&self, data: u64) {
+        // SAFETY: as above.
+        unsafe { self.run.add(40).cast::<u64>().write_volatile(data) };
+    }
+
+    fn poke(&self, offset: usize, value: u8) {
+        // SAFETY: as above.
+        unsafe { self.run.add(offset).write_volatile(value) };
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has either.
+        unsafe {
+            libc::munmap(self.run.cast(), 4096);
+            libc::close(self.fd);
+        }
+    }
+}
+
+const LDRSB_X0_X1: u32 = 0x3980_0020;
+const LDR_X0_X1: u32 = 0xf940_0020;
+const STR_W2_X1: u32 = 0xb900_0022;
+const HVC: u32 = 0xd400_0002;
+/// B .
+const STAY: u32 = 0x1400_0000;
+
+fn power_is_all_that_mp_state_changes() {
+    let vm = Vm::new();
+    let vcpu = vm.vcpu(0);
+    vcpu.set(x(5), 0x5555);
+    vcpu.set(PC, MEMORY + 0x40);
+    for state in [STOPPED, RUNNABLE, RUNNABLE, STOPPED, STOPPED, RUNNABLE] {
+        vcpu.set_state(state);
+        assert_eq!((vcpu.state(), vcpu.get(x(5)), vcpu.get(PC)), (state, 0x5555, MEMORY + 0x40));
+    }
+    assert_eq!(with(vcpu.fd, SET_MP_STATE, &1_u32), Err(libc::EINVAL));
+    // It runs where it was.
+    vm.code(MEMORY + 0x40, &[STR_W2_X1, STAY]);
+    vcpu.set(x(1), DEVICE);
+    assert_eq!(vcpu.run_to_mmio(), (4, true, 0));
+    // KVM_ARM_VCPU_INIT resets, whether it is to be on or off.
+    for off in [true, false] {
+        vcpu.set(x(5), 0x5555);
+        vcpu.init(off);
+        assert_eq!((vcpu.get(x(5)), vcpu.get(PC)), (0, 0));
+        assert_eq!(vcpu.state(), if off { STOPPED } else { RUNNABLE });
+    }
+}
+
+fn an_access_is_finished_without_a_step() {
+    let vm = Vm::new();
+    let vcpu = vm.vcpu(0);
+    vm.code(MEMORY, &[LDRSB_X0_X1, STR_W2_X1, STAY]);
+    vcpu.set(PC, MEMORY);
+    vcpu.set(x(1), DEVICE);
+    vcpu.set(x(2), 0x1_2345_6789);
+    assert_eq!(vcpu.run_to_mmio(), (1, false, 0));
+    assert_eq!(vcpu.get(PC), MEMORY, "the VMM has not answered yet");
+    vcpu.set_data(0x1185);
+    for _ in 0..2 {
+        vcpu.leave_at_once();
+        assert_eq!((vcpu.get(x(0)), vcpu.get(PC)), (0xffff_ffff_ffff_ff85, MEMORY + 4));
+    }
+    assert_eq!(vcpu.run_to_mmio(), (4, true, 0x2345_6789));
+    vcpu.leave_at_once();
+    assert_eq!(vcpu.get(PC), MEMORY + 8, "behind the store");
+}
+
+fn an_abort_is_for_the_access_that_is_open() {
+    let vm = Vm::new();
+    let vcpu = vm.vcpu(0);
+    let abort = |vcpu: &Vcpu| with(vcpu.fd, SET_VCPU_EVENTS, &[1_u64 << 16, 0, 0, 0, 0, 0, 0, 0]);
+    let mut events = [!0_u64; 8];
+    get(vcpu.fd, GET_VCPU_EVENTS, &mut events).expect("KVM_GET_VCPU_EVENTS");
+    assert_eq!(events, [0; 8]);
+    with(vcpu.fd, SET_VCPU_EVENTS, &events).expect("nothing is pending");
+    // An SError, a pad, what is reserved.
+    for bad in [[1, 0], [1 << 24, 0], [0, 1 << 32]] {
+        let events = [bad[0], 0, 0, bad[1], 0, 0, 0, 0_u64];
+        assert_eq!(with(vcpu.fd, SET_VCPU_EVENTS, &events), Err(libc::EINVAL), "{bad:x?}");
+    }
+    assert_eq!(abort(&vcpu), Err(libc::EINVAL), "no access is open");
+    vm.code(MEMORY, &[LDR_X0_X1, STAY]);
+    vcpu.set(PC, MEMORY);
+    vcpu.set(x(0), 0x77);
+    vcpu.set(x(1), DEVICE);
+    vcpu.set(sys([3, 0, 12, 0, 0]), VECTORS);
+    vcpu.run_to_mmio();
+    abort(&vcpu).expect("KVM_SET_VCPU_EVENTS");
+    vcpu.leave_at_once();
+    // VBAR_EL1 + 0x200, ELR_EL1, FAR_EL1, and of ESR_EL1 EC and DFSC: a synchronous external abort.
+    assert_eq!((vcpu.get(PC), vcpu.get(x(0))), (VECTORS + 0x200, 0x77));
+    assert_eq!((vcpu.get(0x6030_0000_0010_0046), vcpu.get(sys([3, 0, 6, 0, 0]))), (MEMORY, DEVICE));
+    let esr = vcpu.get(sys([3, 0, 5, 2, 0]));
+    assert_eq!((esr >> 26, esr & 0x3f), (0x25, 0x10), "{esr:#x}");
+}
+
+fn banked_spsrs_are_kept() {
+    let vm = Vm::new();
+    let vcpu = vm.vcpu(0);
+    let all = (0..4).map(|n| SPSR_ABT + 2 * n);
+    for (n, id) in (0..).zip(all.clone()) {
+        vcpu.set(id, 0x1d3 + n);
+    }
+    assert!((0..).zip(all.clone()).all(|(n, id)| vcpu.get(id) == 0x1d3 + n));
+    vcpu.init(false);
+    assert!(all.map(|id| vcpu.get(id)).all(|value| value == 0));
+}
+
+fn the_clock_is_the_vms() {
+    let vm = Vm::new();
+    let vcpus = [vm.vcpu(0), vm.vcpu(1)];
+    // A day at the most ahead of it.
+    let is_near = |value: u64, expected: u64| (expected..expected + (1 << 48)).contains(&value);
+    for count in [1 << 50, 1 << 60, 5] {
+        vcpus[1].set(TIMER_CNT, count);
+        for vcpu in &vcpus {
+            let found = vcpu.get(TIMER_CNT);
+            assert!(is_near(found, count), "{found:#x}");
+        }
+    }
+    // One that comes later has it, too.
+    vcpus[0].set(TIMER_CNT, 1 << 55);
+    let late = vm.vcpu(2);
+    assert!(is_near(late.get(TIMER_CNT), 1 << 55));
+    assert_eq!(with(vm.fd, SET_COUNTER_OFFSET, &[0_u64, 1]), Err(libc::EINVAL));
+    with(vm.fd, SET_COUNTER_OFFSET, &[1_u64 << 58, 0]).expect("KVM_ARM_SET_COUNTER_OFFSET");
+    let expected = 0_u64.wrapping_sub(1 << 58);
+    for vcpu in vcpus.iter().chain([&late]) {
+        assert!(is_near(vcpu.get(TIMER_CNT), expected));
+        vcpu.set(TIMER_CNT, 0);
+        assert!(is_near(vcpu.get(TIMER_CNT), expected), "it is set for good");
+    }
+}
+
+fn attribute<T>(gic: i32, number: u64, group: u64, attr: u64, value: &mut T) -> Answer {
+    with(gic, number, &[group << 32, attr, from_mut(value) as u64])
+}
+
+fn the_gics_addresses_may_follow() {
+    let vm = Vm::new();
+    let gic = vm.gic();
+    let set =
+        |group, attr, mut value: u64| attribute(gic, SET_DEVICE_ATTR, group, attr, &mut value);
+    assert_eq!(set(4, 0, 0), Err(libc::ENODEV), "no vCPU");
+    let vcpus = [vm.vcpu(0), vm.vcpu(1)];
+    vm.code(MEMORY, &[LDR_X0_X1, STAY]);
+    vcpus[0].set(PC, MEMORY);
+    vcpus[0].set(x(1), DEVICE);
+    assert_eq!(vcpus[0].run(), Err(libc::ENXIO), "no frame");
+    // KVM_VGIC_V3_ADDR_TYPE_DIST.
+    assert_eq!(set(0, 2, 0x800_0000), Ok(0));
+    assert_eq!(set(4, 0, 0), Ok(0));
+    assert_eq!(set(4, 0, 0), Ok(0), "it is there already");
+    assert_eq!(ioctl(vm.fd, CREATE_VCPU, 2), Err(libc::EBUSY));
+    assert_eq!(vcpus[0].run(), Err(libc::ENXIO), "no redistributor");
+    // KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION: one, then as many as there are vCPUs.
+    assert_eq!(set(0, 5, 1 << 52 | 0x80a_0000), Ok(0));
+    assert_eq!(vcpus[0].run(), Err(libc::ENXIO), "one redistributor");
+    assert_eq!(set(0, 5, 1 << 52 | 0x90a_0000 | 1), Ok(0));
+    assert_eq!(set(0, 2, 0x800_0000), Err(libc::EEXIST));
+    vcpus[0].run_to_mmio();
+    let vm = Vm::new();
+    let vcpu = vm.vcpu(0);
+    let gic = vm.gic();
+    for (attr, mut value) in [(2, 0x800_0000_u64), (3, 0x80a_0000)] {
+        assert_eq!(attribute(gic, SET_DEVICE_ATTR, 0, attr, &mut value), Ok(0));
+    }
+    assert_eq!(vcpu.run(), Err(libc::EBUSY), "without KVM_DEV_ARM_VGIC_CTRL_INIT");
+    // SAFETY: nobody else has it.
+    unsafe { libc::close(gic) };
+}
+
+fn the_cpu_interface_is_read_and_written() {
+    const GROUP: u64 = 6;
+    let vm = Vm::new();
+    let gic = vm.gic();
+    let vcpus = [vm.vcpu(0), vm.vcpu(1)];
+    let access = |number, attr, value: &mut u64| attribute(gic, number, GROUP, attr, value);
+    assert_eq!(access(GET_DEVICE_ATTR, 0xc230, &mut 0), Err(libc::EBUSY), "there is no GIC");
+    assert_eq!(attribute(gic, SET_DEVICE_ATTR, 4, 0, &mut 0_u64), Ok(0));
+    let read = |attr| {
+        let mut value = 0;
+        access(GET_DEVICE_ATTR, attr, &mut value).map(|_| value)
+    };
+    // ICC_PMR_EL1, ICC_IGRPEN1_EL1 and ICC_AP1R0_EL1 of the second vCPU.
+    for (attr, mut value) in [(0xc230, 0xf0), (0xc667, 1), (0xc648, 0x80)] {
+        let second = 1 << 32 | attr;
+        assert_eq!(access(SET_DEVICE_ATTR, second, &mut value), Ok(0));
+        assert_eq!((read(second), read(attr)), (Ok(value), Ok(0)), "{attr:#x}");
+    }
+    drop(vcpus);
+    // ICC_SRE_EL1 and ICC_CTLR_EL1 take what they have.
+    assert_eq!(read(0xc665), Ok(7));
+    assert_eq!(access(SET_DEVICE_ATTR, 0xc665, &mut 6), Err(libc::EINVAL));
+    let mut control = read(0xc664).expect("ICC_CTLR_EL1");
+    assert_eq!(access(SET_DEVICE_ATTR, 0xc664, &mut control), Ok(0));
+    assert_eq!(access(SET_DEVICE_ATTR, 0xc664, &mut (control | 7 << 8)), Err(libc::EINVAL));
+    // ICC_IAR1_EL1 is none of them, and there is no third vCPU.
+    assert_eq!(access(HAS_DEVICE_ATTR, 0xc660, &mut 0), Err(libc::ENXIO));
+    assert_eq!(read(0xc660), Err(libc::ENXIO));
+    assert_eq!(read(2 << 32 | 0xc230), Err(libc::EINVAL));
+    assert_eq!(access(HAS_DEVICE_ATTR, 0xc230, &mut 0), Ok(0));
+    // SAFETY: nobody else has it.
+    unsafe { libc::close(gic) };
+}
+
+fn a_system_that_is_off_has_no_vcpu_that_is_on() {
+    let vm = Vm::new();
+    let vcpus = [vm.vcpu(0), vm.vcpu(1)];
+    vm.code(MEMORY, &[HVC, STAY]);
+    // SYSTEM_OFF; the other one goes round and round.
+    vcpus[0].set(x(0), 0x8400_0008);
+    vcpus[0].set(PC, MEMORY);
+    vcpus[1].set(PC, MEMORY + 4);
+    let name = &AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let other = &vcpus[1];
+        let thread = scope.spawn(move || {
+            // SAFETY: this thread's name.
+            name.store(unsafe { libc::pthread_self() } as u64, Relaxed);
+            other.run()
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!(vcpus[0].run(), Ok(0));
+        assert_eq!((vcpus[0].word(8), vcpus[0].word(32)), (EXIT_SYSTEM_EVENT, 1));
+        assert_eq!(vcpus[0].state(), STOPPED);
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!thread.is_finished(), "it sleeps in KVM_RUN");
+        while !thread.is_finished() {
+            // SAFETY: it is not joined yet, so it has its name still; the signal does nothing (`signals_interrupt`).
+            unsafe { libc::pthread_kill(name.load(Relaxed) as libc::pthread_t, libc::SIGALRM) };
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let result = thread.join().expect("its thread ends");
+        assert_eq!((result, other.state()), (Err(libc::EINTR), STOPPED));
+    });
+    // Registers are what they were, and it goes on when it is told to.
+    assert_eq!(vcpus[1].get(PC), MEMORY + 4);
+    vm.code(MEMORY + 0x80, &[STR_W2_X1, STAY]);
+    vcpus[1].set(PC, MEMORY + 0x80);
+    vcpus[1].set(x(1), DEVICE);
+    vcpus[1].set_state(RUNNABLE);
+    vcpus[1].run_to_mmio();
+}
+
+fn signals_are_blocked_as_asked() {
+    let vm = Vm::new();
+    let vcpu = vm.vcpu(0);
+    vm.code(MEMORY, &[STR_W2_X1, STAY]);
+    vcpu.set(PC, MEMORY);
+    vcpu.set(x(1), DEVICE);
+    assert_eq!(with(vcpu.fd, SET_SIGNAL_MASK, &[4_u32, 0, 0]), Err(libc::EINVAL));
+    // SAFETY: sets of this thread's signals, and one that is pending and blocked.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&raw mut set, libc::SIGALRM);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, null_mut());
+        libc::pthread_kill(libc::pthread_self(), libc::SIGALRM);
+        // Blocked in KVM_RUN as everywhere: it runs.
+        vcpu.run_to_mmio();
+        // Not blocked there: it is interrupted, and the signal waits for who takes it (`sigtimedwait`).
+        with(vcpu.fd, SET_SIGNAL_MASK, &[8_u32, 0, 0]).expect("KVM_SET_SIGNAL_MASK");
+        assert_eq!(vcpu.run(), Err(libc::EINTR));
+        let mut pending: libc::sigset_t = std::mem::zeroed();
+        libc::sigpending(&raw mut pending);
+        assert_eq!(libc::sigismember(&raw const pending, libc::SIGALRM), 1, "it is pending");
+        let mut now: libc::sigset_t = std::mem::zeroed();
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, &raw mut now);
+        assert_eq!(libc::sigismember(&raw const now, libc::SIGALRM), 1, "the mask is the thread's");
+    }
+    assert_eq!(ioctl(vcpu.fd, SET_SIGNAL_MASK, 0), Ok(0));
+}
+
+fn a_slot_moves() {
+    const ELSEWHERE: u64 = MEMORY + 0x100_0000;
+    let vm = Vm::new();
+    let vcpu = vm.vcpu(0);
+    vm.code(MEMORY, &[STR_W2_X1, STR_W2_X1, STAY]);
+    vcpu.set(PC, MEMORY);
+    vcpu.set(x(1), DEVICE);
+    vcpu.run_to_mmio();
+    assert_eq!(vm.slot(ELSEWHERE, BYTES / 2), Err(libc::EINVAL), "a slot has its size for good");
+    assert_eq!(vm.slot(ELSEWHERE, BYTES), Ok(0));
+    vcpu.leave_at_once();
+    // The guest's code is there, and no longer here.
+    vcpu.set(PC, ELSEWHERE + 4);
+    vcpu.run_to_mmio();
+    vcpu.leave_at_once();
+    vcpu.set(x(1), MEMORY);
+    vcpu.set(PC, ELSEWHERE);
+    assert_eq!(vcpu.run(), Ok(0));
+    assert_eq!((vcpu.word(8), vcpu.doubleword(32)), (EXIT_MMIO, MEMORY));
+}
