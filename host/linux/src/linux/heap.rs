@@ -69,3 +69,15 @@ pub unsafe fn take<T>(place: *mut T) -> Option<T> {
     let memory = unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(place, 1)) };
     memory.into_vec().pop()
 }
+
+/// Drops it where it is, and then frees its memory; null: there is none. What others know it by is good until it is dropped.
+///
+/// # Safety
+///
+/// As for [`take`]; until it is dropped whoever it knows may refer to it.
+pub unsafe fn discard<T>(place: *mut T) {
+    if !place.is_null() {
+        // SAFETY: as `place` made it.
+        drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(place, 1)) });
+    }
+}

@@ -2,7 +2,7 @@
 
 use super::{
     check,
-    heap::{place, take},
+    heap::{discard, place, take},
     shim::*,
 };
 use crate::abi::Errno;
@@ -174,7 +174,7 @@ impl<T> Drop for Shared<T> {
         // SAFETY: this is an owner.
         if unsafe { self.0.as_ref() }.owners.fetch_sub(1, Ordering::AcqRel) == 1 {
             // SAFETY: it was the last one, and the memory is `new`'s.
-            drop(unsafe { take(self.0.as_ptr()) });
+            unsafe { discard(self.0.as_ptr()) };
         }
     }
 }
@@ -203,7 +203,7 @@ impl<T: Send + Sync> Once<T> {
             Ok(_) => Ok(()),
             Err(_) => {
                 // SAFETY: nobody has seen it.
-                drop(unsafe { take(place) });
+                unsafe { discard(place) };
                 Err(Errno::EEXIST)
             }
         }
@@ -213,7 +213,7 @@ impl<T: Send + Sync> Once<T> {
 impl<T> Drop for Once<T> {
     fn drop(&mut self) {
         // SAFETY: nobody refers to what goes, and it is `place`'s.
-        drop(unsafe { take(*self.0.get_mut()) });
+        unsafe { discard(*self.0.get_mut()) };
     }
 }
 
@@ -249,7 +249,7 @@ impl<T: Send + Sync> Published<T> {
 impl<T> Drop for Published<T> {
     fn drop(&mut self) {
         // SAFETY: nobody reads what goes, and it is `place`'s.
-        drop(unsafe { take(*self.0.get_mut()) });
+        unsafe { discard(*self.0.get_mut()) };
     }
 }
 
