@@ -74,10 +74,36 @@ static const struct file_operations operations[UMBRA_KINDS] = {
 
 static const char *const names[UMBRA_KINDS] = { "kvm", "kvm-vm", "kvm-vcpu", "kvm-device" };
 
-/* A file for an object, which is released with it. On failure the object is still the caller's. */
-int shim_file(u32 kind, void *object)
+/*
+ * A file for an object, which is released with it, and a descriptor that is nobody's until shim_file_install. On failure
+ * the object is still the caller's.
+ */
+int shim_file(u32 kind, void *object, struct file **made)
 {
-	return anon_inode_getfd(names[kind], &operations[kind], object, O_RDWR | O_CLOEXEC);
+	int fd = get_unused_fd_flags(O_CLOEXEC);
+	struct file *file;
+
+	if (fd < 0)
+		return fd;
+	file = anon_inode_getfile(names[kind], &operations[kind], object, O_RDWR);
+	if (IS_ERR(file)) {
+		put_unused_fd(fd);
+		return PTR_ERR(file);
+	}
+	*made = file;
+	return fd;
+}
+
+void shim_file_install(int fd, struct file *file)
+{
+	fd_install(fd, file);
+}
+
+/* Instead of that. The object is released. */
+void shim_file_cancel(int fd, struct file *file)
+{
+	put_unused_fd(fd);
+	fput(file);
 }
 
 static struct miscdevice device = {

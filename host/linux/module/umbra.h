@@ -69,7 +69,10 @@ void shim_cond_resched(void);
 void shim_vendor_uid(u32 function, u32 *uid);
 
 /* files.c */
-int shim_file(u32 kind, void *object);
+struct file;
+int shim_file(u32 kind, void *object, struct file **made);
+void shim_file_install(int fd, struct file *file);
+void shim_file_cancel(int fd, struct file *file);
 
 /* memory.c */
 u64 shim_pages_alloc(u64 count);

@@ -2,7 +2,7 @@
 
 use crate::{
     abi::*,
-    linux::{self, Kind, Mutex, NoPreemption, Shared, User},
+    linux::{self, Kind, Mutex, NewFile, NoPreemption, Shared, User},
     machine::{self, End, GicFile, Machine, VcpuFile},
 };
 use core::ffi::{c_int, c_long, c_ulong, c_void};
@@ -123,7 +123,7 @@ fn system(command: u32, argument: usize) -> Result<i64, Errno> {
         KVM_CHECK_EXTENSION => Ok(machine::extension(argument as u64)),
         KVM_CREATE_VM => {
             let machine = Machine::create(argument as u64)?;
-            linux::file(Kind::Vm, machine).map(i64::from)
+            NewFile::new(machine).map(|file| file.install().into())
         }
         _ => Err(Errno::ENOTTY),
     }

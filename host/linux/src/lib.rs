@@ -21,14 +21,14 @@
 //! |---|---|---|---|
 //! | `entry.rs` | 7 | 14 | what C calls, and the objects that its files keep |
 //! | `gic.rs` | 4 | 2 | a GIC and the cells that it refers to, in one object |
-//! | `linux/events.rs` | 19 | 7 | C's files, sleepers, eventfds and work |
+//! | `linux/events.rs` | 21 | 9 | C's files, sleepers, eventfds and work |
 //! | `linux/heap.rs` | 4 | 5 | the allocator, and single values in memory of their own |
 //! | `linux/mod.rs` | 13 | 0 | C's functions that have no better place |
 //! | `linux/pages.rs` | 16 | 4 | C's pages; kvm_run, which user space writes meanwhile |
 //! | `linux/shim.rs` | 0 | 1 | C's functions |
-//! | `linux/sync.rs` | 22 | 7 | mutexes, counted owners, and what is replaced under its readers |
+//! | `linux/sync.rs` | 23 | 7 | mutexes, counted owners, and what is replaced under its readers |
 //! | `linux/user.rs` | 2 | 0 | copies from and to user space |
-//! | `machine.rs` | 4 | 0 | vCPUs, which are found without a lock; its irqfds |
+//! | `machine.rs` | 2 | 3 | what its files stand for; its irqfds, and its end in the background |
 //! | `machine/all.rs` | 3 | 1 | the list of VMs |
 //! | `machine/wires.rs` | 2 | 1 | an irqfd's way back to its VM |
 //! | `memory.rs` | 3 | 0 | pins and flag-shadow pages that a VM gives back |

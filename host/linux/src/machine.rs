@@ -21,7 +21,7 @@ use crate::{
     gic::{self, Gic, Plan},
     icc::CpuInterface,
     linux::{
-        self, Kind, Mm, Mutex, NoPreemption, Once, Shared, User, Work, place, take, with_room,
+        self, Kind, Mm, Mutex, NewFile, NoPreemption, Object, Once, Shared, User, Work, with_room,
     },
     memory::{Faults, Memory, refused},
     slots::MAX_SLOTS,
@@ -30,7 +30,7 @@ use crate::{
 use alloc::vec::Vec;
 use core::{
     ptr,
-    sync::atomic::{AtomicBool, AtomicPtr, Ordering::SeqCst},
+    sync::atomic::{AtomicBool, Ordering::SeqCst},
 };
 use umbra_host::{
     hypercall::{Hvc, Hypervisor},
@@ -93,7 +93,7 @@ pub struct Machine {
     /// A vCPU may run: the GIC is there, and all its frames.
     is_ready: AtomicBool,
     clock: Mutex<Clock>,
-    vcpus: [AtomicPtr<Vcpu>; MAX_VCPUS],
+    vcpus: [Once<Vcpu>; MAX_VCPUS],
     wires: Wires,
     /// It is taken down, though it has files.
     closed: AtomicBool,
@@ -157,7 +157,8 @@ impl Machine {
         };
         let mm = Shared::new(Mm::mine()?)?;
         let end = Shared::new(Mutex::new(End::default())?)?;
-        let work = Work::new(end.address())?;
+        // SAFETY: a `Shared<Mutex<End>>`, whose owner gives it away when it queues this.
+        let work = unsafe { Work::new(end.address())? };
         end.lock().vcpus = with_room(MAX_VCPUS)?;
         let (plan, wires, clock) =
             (Mutex::new(None)?, Wires::new()?, Mutex::new(Clock::default())?);
@@ -172,7 +173,7 @@ impl Machine {
             gic: Once::default(),
             is_ready: AtomicBool::new(false),
             clock,
-            vcpus: [const { AtomicPtr::new(ptr::null_mut()) }; MAX_VCPUS],
+            vcpus: core::array::from_fn(|_| Once::default()),
             wires,
             closed: AtomicBool::new(false),
             end: Some((end, work)),
@@ -223,9 +224,7 @@ impl Machine {
 
     /// Its vCPU, in any context.
     pub fn vcpu(&self, index: u32) -> Option<&Vcpu> {
-        let vcpu = self.vcpus.get(index as usize)?.load(SeqCst);
-        // SAFETY: it is there until the machine goes.
-        unsafe { vcpu.as_ref() }
+        self.vcpus.get(index as usize)?.get()
     }
 
     fn vcpus(&self) -> impl Iterator<Item = &Vcpu> {
@@ -476,7 +475,7 @@ impl Machine {
     fn create_vcpu(this: &Shared<Self>, index: usize) -> Result<i64, Errno> {
         let slot = this.vcpus.get(index).ok_or(Errno::EINVAL)?;
         let _plan = this.plan.lock();
-        if !slot.load(SeqCst).is_null() {
+        if slot.get().is_some() {
             return Err(Errno::EEXIST);
         }
         if this.gic().is_some() {
@@ -484,18 +483,9 @@ impl Machine {
             return Err(Errno::EBUSY);
         }
         let file = Shared::new(VcpuFile { machine: this.clone(), index: index as u32 })?;
-        let vcpu = place(Vcpu::new(index as u32)?)?;
-        slot.store(vcpu, SeqCst);
-        match linux::file(Kind::Vcpu, file) {
-            Ok(fd) => Ok(fd.into()),
-            Err(error) => {
-                // Nobody has heard of it: vCPUs are found by a GIC's numbers, and there is none yet.
-                slot.store(ptr::null_mut(), SeqCst);
-                // SAFETY: placed just now.
-                drop(unsafe { take(vcpu) });
-                Err(error)
-            }
-        }
+        let file = NewFile::new(file)?;
+        slot.set(Vcpu::new(index as u32)?)?;
+        Ok(file.install().into())
     }
 
     fn create_device(this: &Shared<Self>, user: User) -> Result<i64, Errno> {
@@ -520,8 +510,8 @@ impl Machine {
             *plan = Some(Plan::new());
         }
         let file = Shared::new(GicFile { machine: this.clone() });
-        match file.and_then(|file| linux::file(Kind::Gic, file)) {
-            Ok(fd) => device.fd = fd as u32,
+        match file.and_then(NewFile::new) {
+            Ok(file) => device.fd = file.install() as u32,
             Err(error) => {
                 *this.plan.lock() = None;
                 return Err(error);
@@ -539,10 +529,9 @@ impl Drop for Machine {
         let Some((end, work)) = self.end.take() else { return };
         {
             let mut end = end.lock();
-            for slot in &self.vcpus {
-                // SAFETY: `create_vcpu` placed it, and nobody has a file of it any more.
-                let vcpu = unsafe { take(slot.swap(ptr::null_mut(), SeqCst)) };
-                // There is room for all.
+            for slot in &mut self.vcpus {
+                // Nobody has a file of it any more. There is room for all.
+                let vcpu = core::mem::take(slot).into_inner();
                 end.vcpus.extend(vcpu.and_then(Vcpu::into_inside));
             }
             end.memory = self.memory.get_mut().take();
@@ -562,6 +551,21 @@ pub fn end(end: &Mutex<End>) {
     if let Some(memory) = memory {
         memory.destroy(vcpus);
     }
+}
+
+// SAFETY: entry.rs takes it for this.
+unsafe impl Object for Machine {
+    const KIND: Kind = Kind::Vm;
+}
+
+// SAFETY: as above.
+unsafe impl Object for VcpuFile {
+    const KIND: Kind = Kind::Vcpu;
+}
+
+// SAFETY: as above.
+unsafe impl Object for GicFile {
+    const KIND: Kind = Kind::Gic;
 }
 
 /// A vCPU's file.

@@ -18,14 +18,54 @@ pub enum Kind {
     Gic = 3,
 }
 
-/// A file descriptor for an object, which goes with its file.
-pub fn file<T>(kind: Kind, object: Shared<T>) -> Result<i32, Errno> {
-    let raw = object.into_raw();
-    // SAFETY: the file's operations get it back as the object that it is, by `kind`.
-    check(unsafe { shim_file(kind as u32, raw) }).inspect_err(|_| {
-        // SAFETY: no file has it.
-        drop(unsafe { Shared::<T>::from_raw(raw) });
-    })
+/// What a file can stand for.
+///
+/// # Safety
+///
+/// The file's operations (entry.rs) take an object of this kind for one of this type.
+pub unsafe trait Object {
+    /// Its kind.
+    const KIND: Kind;
+}
+
+/// A file for an object, which goes with it, and a descriptor that nobody knows yet.
+#[derive(Debug)]
+pub struct NewFile {
+    fd: i32,
+    file: NonNull<c_void>,
+}
+
+impl NewFile {
+    /// One.
+    pub fn new<T: Object>(object: Shared<T>) -> Result<Self, Errno> {
+        let (raw, mut made) = (object.into_raw(), core::ptr::null_mut());
+        // SAFETY: the file's operations get it back as the object that it is, by its kind.
+        let fd = check(unsafe { shim_file(T::KIND as u32, raw, &raw mut made) });
+        match (fd, NonNull::new(made)) {
+            (Ok(fd), Some(file)) => Ok(Self { fd, file }),
+            (fd, _) => {
+                // SAFETY: no file has it.
+                drop(unsafe { Shared::<T>::from_raw(raw) });
+                Err(fd.err().unwrap_or(Errno::ENOMEM))
+            }
+        }
+    }
+
+    /// The caller has it from here on.
+    pub fn install(self) -> i32 {
+        // SAFETY: made together, and given away once.
+        unsafe { shim_file_install(self.fd, self.file.as_ptr()) };
+        let fd = self.fd;
+        core::mem::forget(self);
+        fd
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        // SAFETY: it was not installed.
+        unsafe { shim_file_cancel(self.fd, self.file.as_ptr()) };
+    }
 }
 
 /// Stops the guest that runs on this CPU, if that is another one. In any context.
@@ -108,7 +148,11 @@ unsafe impl Send for Work {}
 
 impl Work {
     /// Some for an object, as `umbra_work` gets it.
-    pub fn new(object: *mut c_void) -> Result<Self, Errno> {
+    ///
+    /// # Safety
+    ///
+    /// `object` is what `umbra_work` takes, which owns it once this is queued.
+    pub unsafe fn new(object: *mut c_void) -> Result<Self, Errno> {
         // SAFETY: an ioctl's context, which may sleep.
         NonNull::new(unsafe { shim_work_new(object) }).map(Self).ok_or(Errno::ENOMEM)
     }

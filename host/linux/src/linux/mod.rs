@@ -8,7 +8,7 @@ mod shim;
 mod sync;
 mod user;
 
-pub use events::{EventFd, IrqFd, Kind, Signals, Sleeper, Work, file, stop};
+pub use events::{EventFd, IrqFd, Kind, NewFile, Object, Signals, Sleeper, Work, stop};
 pub use heap::{place, take, try_push, with_room};
 pub use pages::{Mm, Page, Pages, Pinned, RunPage, pages_out, unpin};
 pub use sync::{Mutex, NoPreemption, Once, Published, Shared};

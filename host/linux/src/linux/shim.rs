@@ -26,7 +26,9 @@ unsafe extern "C" {
     pub(super) fn shim_cond_resched();
     pub(super) fn shim_sleep();
     pub(super) fn shim_vendor_uid(function: u32, uid: *mut u32);
-    pub(super) fn shim_file(kind: u32, object: *mut c_void) -> i32;
+    pub(super) fn shim_file(kind: u32, object: *mut c_void, made: *mut *mut c_void) -> i32;
+    pub(super) fn shim_file_install(fd: i32, file: *mut c_void);
+    pub(super) fn shim_file_cancel(fd: i32, file: *mut c_void);
     pub(super) fn shim_pages_alloc(count: u64) -> u64;
     pub(super) fn shim_page_free(pa: u64);
     pub(super) fn shim_page_address(pa: u64) -> *mut c_void;

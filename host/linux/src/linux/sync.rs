@@ -196,6 +196,12 @@ impl<T: Send + Sync> Once<T> {
         unsafe { self.0.load(Ordering::Acquire).as_ref() }
     }
 
+    /// It, if it was set, of one who has this alone.
+    pub fn into_inner(mut self) -> Option<T> {
+        // SAFETY: `place` gave it, and nobody refers to it.
+        unsafe { take(core::mem::take(self.0.get_mut())) }
+    }
+
     /// Sets it. EEXIST: it was set before.
     pub fn set(&self, value: T) -> Result<(), Errno> {
         let place = place(value)?;
