@@ -16,7 +16,8 @@ use crate::packages::{self, Apt, For, PrivateApt, SetupLock, Suite};
 use crate::{process, workspace};
 
 /// What people expect in a shell; what that needs comes along.
-const PACKAGES: [&str; 6] = ["bash", "coreutils", "procps", "mount", "iproute2", "iputils-ping"];
+const PACKAGES: [&str; 7] =
+    ["bash", "coreutils", "grep", "procps", "mount", "iproute2", "iputils-ping"];
 /// What none of it needs, and is large.
 const LEFT_OUT: [&str; 9] = [
     "usr/share/doc",
@@ -54,7 +55,9 @@ pub fn disk() -> Result<PathBuf> {
     let suite = Suite::at_hand()?;
     let folder = workspace::kernel_dir().join(suite.to_string());
     let disk = folder.join("root.img");
-    if disk.exists() {
+    // What it was made of, written last: with it, all is there.
+    let (made_of, recipe) = (folder.join("root.of"), recipe());
+    if disk.exists() && fs::read_to_string(&made_of).is_ok_and(|found| found == recipe) {
         return Ok(disk);
     }
     eprintln!("making a disk with {suite}'s user space: {}", disk.display());
@@ -94,7 +97,12 @@ pub fn disk() -> Result<PathBuf> {
     process::run(&mut command)?;
     fs::rename(&made, &disk)?;
     fs::remove_dir_all(&partial)?;
+    write_whole(&made_of, recipe.as_bytes())?;
     Ok(disk)
+}
+
+fn recipe() -> String {
+    format!("{}\nwithout {}\n{CHECK_SCRIPT}", PACKAGES.join(" "), LEFT_OUT.join(" "))
 }
 
 const MKE2FS: &str = "mke2fs";
