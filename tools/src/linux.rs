@@ -278,6 +278,9 @@ pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
     let symbols = Symbols::new([(Space::Hyp, programs.hyp.clone())]);
     let Watched { report, console, failure } = watch(qemu, &image, symbols, &machine, request)?;
     let mut failure = failure.or_else(|| options.verify(&report, &console, cpus).err());
+    if let Some(exits) = vms::exits(&console) {
+        println!("{exits}");
+    }
     if failure.is_none() && matches!(options.task, Task::VirtualMachines(Guests::Scenarios)) {
         eprintln!("the same guests on {}'s own KVM", kernel.name);
         let direct = scenarios::direct(&programs, &kernel, options, cpus, "linux-kvm")?;
@@ -286,6 +289,9 @@ pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
         let kvm = watch(qemu, &kernel.image, Symbols::default(), &machine, request)?;
         let (table, wrong) =
             scenarios::compare(&scenarios::said(&console), &scenarios::said(&kvm.console));
+        if let Some(exits) = vms::exits(&kvm.console) {
+            println!("on Linux's KVM:\n{exits}");
+        }
         println!("{table}");
         failure = kvm.failure.or(wrong);
     }

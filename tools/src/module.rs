@@ -27,6 +27,7 @@ const ENTRIES: &[&str] = &[
     "umbra_shutdown",
     "umbra_ioctl",
     "umbra_release",
+    "umbra_read",
     "umbra_run_page",
     "umbra_irqfd",
     "umbra_work",

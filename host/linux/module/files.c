@@ -28,6 +28,16 @@
 FILE_OPERATIONS(UMBRA_VM, vm)
 FILE_OPERATIONS(UMBRA_VCPU, vcpu)
 FILE_OPERATIONS(UMBRA_GIC, gic)
+FILE_OPERATIONS(UMBRA_STATS, stats)
+
+static ssize_t stats_read(struct file *file, char __user *to, size_t bytes, loff_t *at)
+{
+	long done = umbra_read(UMBRA_STATS, file->private_data, *at, (unsigned long)to, bytes);
+
+	if (done > 0)
+		*at += done;
+	return done;
+}
 
 static long system_ioctl(struct file *file, unsigned int command, unsigned long argument)
 {
@@ -70,9 +80,16 @@ static const struct file_operations operations[UMBRA_KINDS] = {
 		.release = gic_release,
 		.llseek = noop_llseek,
 	},
+	[UMBRA_STATS] = {
+		.owner = THIS_MODULE,
+		.unlocked_ioctl = stats_ioctl,
+		.read = stats_read,
+		.release = stats_release,
+		.llseek = noop_llseek,
+	},
 };
 
-static const char *const names[UMBRA_KINDS] = { "kvm", "kvm-vm", "kvm-vcpu", "kvm-device" };
+static const char *const names[UMBRA_KINDS] = { "kvm", "kvm-vm", "kvm-vcpu", "kvm-device", "kvm-stats" };
 
 /*
  * A file for an object, which is released with it, and a descriptor that is nobody's until shim_file_install. On failure
@@ -90,6 +107,9 @@ int shim_file(u32 kind, void *object, struct file **made)
 		put_unused_fd(fd);
 		return PTR_ERR(file);
 	}
+	/* As KVM's: read from wherever the reader says. */
+	if (kind == UMBRA_STATS)
+		file->f_mode |= FMODE_PREAD;
 	*made = file;
 	return fd;
 }

@@ -15,7 +15,7 @@ struct mm_struct;
 struct mutex;
 
 /* What a file of ours stands for, and Rust's object behind it. */
-enum umbra_kind { UMBRA_SYSTEM, UMBRA_VM, UMBRA_VCPU, UMBRA_GIC, UMBRA_KINDS };
+enum umbra_kind { UMBRA_SYSTEM, UMBRA_VM, UMBRA_VCPU, UMBRA_GIC, UMBRA_STATS, UMBRA_KINDS };
 
 /* Whether Umbra is below; only then anything else may be called. */
 int umbra_init(void);
@@ -28,6 +28,8 @@ int umbra_hibernate(bool begins);
 
 long umbra_ioctl(u32 kind, void *object, u32 command, unsigned long argument);
 void umbra_release(u32 kind, void *object);
+/* Copies what is counted to user space: as many bytes as there are from @offset on, up to @bytes. Returns how many. */
+long umbra_read(u32 kind, void *object, u64 offset, unsigned long to, size_t bytes);
 /* The page of a vCPU's kvm_run; 0: the object has none. */
 u64 umbra_run_page(u32 kind, void *object);
 

@@ -49,6 +49,7 @@ mod numbers {
     pub const KVM_GET_REG_LIST: u32 = iowr(0xb0, 8);
     pub const KVM_ARM_SET_COUNTER_OFFSET: u32 = iow(0xb5, 16);
     pub const KVM_ARM_VCPU_FINALIZE: u32 = iow(0xc2, 4);
+    pub const KVM_GET_STATS_FD: u32 = io(0xce);
     pub const KVM_CREATE_DEVICE: u32 = iowr(0xe0, 12);
     pub const KVM_SET_DEVICE_ATTR: u32 = iow(0xe1, 24);
     pub const KVM_GET_DEVICE_ATTR: u32 = iow(0xe2, 24);
@@ -82,6 +83,7 @@ mod numbers {
     pub const KVM_CAP_ARM_PTRAUTH_GENERIC: u64 = 172;
     pub const KVM_CAP_ARM_IRQ_LINE_LAYOUT_2: u64 = 174;
     pub const KVM_CAP_ARM_INJECT_EXT_DABT: u64 = 178;
+    pub const KVM_CAP_BINARY_STATS_FD: u64 = 203;
     pub const KVM_CAP_COUNTER_OFFSET: u64 = 227;
 
     pub const KVM_VM_TYPE_ARM_IPA_SIZE_MASK: u64 = 0xff;
@@ -116,6 +118,7 @@ mod numbers {
     pub const KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS: u32 = 6;
     pub const KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO: u32 = 7;
     pub const KVM_DEV_ARM_VGIC_CTRL_INIT: u64 = 0;
+    pub const KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES: u64 = 3;
     pub const KVM_VGIC_V3_ADDR_TYPE_DIST: u64 = 2;
     pub const KVM_VGIC_V3_ADDR_TYPE_REDIST: u64 = 3;
     pub const KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION: u64 = 5;

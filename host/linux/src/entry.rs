@@ -3,7 +3,7 @@
 use crate::{
     abi::*,
     linux::{self, Kind, Mutex, NewFile, NoPreemption, Shared, User},
-    machine::{self, End, GicFile, Machine, VcpuFile},
+    machine::{self, End, GicFile, Machine, StatsFile, VcpuFile},
 };
 use core::ffi::{c_int, c_long, c_ulong, c_void};
 use umbra_host::hypercall::{Hvc, Hypervisor};
@@ -56,7 +56,8 @@ extern "C" fn umbra_hibernate(begins: bool) -> c_int {
 }
 
 fn kind_of(kind: u32) -> Option<Kind> {
-    [Kind::System, Kind::Vm, Kind::Vcpu, Kind::Gic].into_iter().find(|&it| it as u32 == kind)
+    let all = [Kind::System, Kind::Vm, Kind::Vcpu, Kind::Gic, Kind::Stats];
+    all.into_iter().find(|&it| it as u32 == kind)
 }
 
 /// An ioctl of one of our files.
@@ -88,7 +89,11 @@ unsafe extern "C" fn umbra_ioctl(
             let file = unsafe { Shared::<VcpuFile>::borrow(object) };
             of_mine(&file.machine, || {
                 let vcpu = file.machine.vcpu(file.index).ok_or(Errno::EBADF)?;
-                vcpu.ioctl(&file.machine, command, argument)
+                match command {
+                    // While it runs, too.
+                    KVM_GET_STATS_FD => StatsFile::open(&file.machine, Some(file.index)),
+                    _ => vcpu.ioctl(&file.machine, command, argument),
+                }
             })
         }
         Some(Kind::Gic) => {
@@ -104,9 +109,36 @@ unsafe extern "C" fn umbra_ioctl(
                 machine::attribute(&file.machine, command, &attribute).map(|()| 0)
             })
         }
-        None => Err(Errno::ENOTTY),
+        Some(Kind::Stats) | None => Err(Errno::ENOTTY),
     };
     result.unwrap_or_else(|error| -i64::from(error.0))
+}
+
+/// A read of what is counted: as many bytes as there are from `offset` on, up to `bytes`.
+///
+/// # Safety
+///
+/// `object` is the file's, which lives.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn umbra_read(
+    kind: u32,
+    object: *mut c_void,
+    offset: u64,
+    to: c_ulong,
+    bytes: usize,
+) -> c_long {
+    if kind != Kind::Stats as u32 {
+        return -c_long::from(Errno::EINVAL.0);
+    }
+    // SAFETY: the file is an owner.
+    let file = unsafe { Shared::<StatsFile>::borrow(object) };
+    let read = || {
+        let image = file.image()?;
+        let rest = usize::try_from(offset).ok().and_then(|at| image.get(at..)).unwrap_or_default();
+        let some = &rest[..rest.len().min(bytes)];
+        User(to as usize).write_bytes(some).map(|()| some.len() as c_long)
+    };
+    read().unwrap_or_else(|error| -c_long::from(error.0))
 }
 
 /// As KVM: a VM is of the process that made it.
@@ -142,6 +174,7 @@ unsafe extern "C" fn umbra_release(kind: u32, object: *mut c_void) {
             Some(Kind::Vm) => drop(Shared::<Machine>::from_raw(object)),
             Some(Kind::Vcpu) => drop(Shared::<VcpuFile>::from_raw(object)),
             Some(Kind::Gic) => drop(Shared::<GicFile>::from_raw(object)),
+            Some(Kind::Stats) => drop(Shared::<StatsFile>::from_raw(object)),
             Some(Kind::System) | None => {}
         }
     }

@@ -11,20 +11,21 @@
 
 mod all;
 mod device;
+mod files;
+mod offer;
 mod wires;
 
 pub use all::{begin, forget, hibernate, shutdown};
 pub use device::attribute;
+pub use files::{GicFile, StatsFile, VcpuFile};
+pub use offer::extension;
 
 use crate::{
     abi::*,
     gic::{self, Gic, Plan},
     icc::CpuInterface,
-    linux::{
-        self, Kind, Mm, Mutex, NewFile, NoPreemption, Object, Once, Shared, User, Work, with_room,
-    },
+    linux::{self, Mm, Mutex, NewFile, NoPreemption, Once, Shared, User, Work, with_room},
     memory::{Faults, Memory, refused},
-    slots::MAX_SLOTS,
     vcpu::{Request, Vcpu},
 };
 use alloc::vec::Vec;
@@ -32,18 +33,19 @@ use core::{
     ptr,
     sync::atomic::{AtomicBool, Ordering::SeqCst},
 };
+use offer::Offer;
 use umbra_host::{
     hypercall::{Hvc, Hypervisor},
     vcpu::{MmioAnswer, Vcpu as Inside},
     vgic::{Events, Interface, Line},
 };
 use umbra_shared::{
-    call::{Features, MAX_VCPUS, VmConfig},
+    call::{MAX_VCPUS, VmConfig},
     exit::MmioAccess,
     register::{Register, system},
     vl::VqSet,
 };
-use wires::{MAX_ROUTES, Wires};
+use wires::Wires;
 
 /// Guest-physical addresses of a VM whose VMM doesn't say: KVM's default.
 const IPA_BITS: u32 = 40;
@@ -53,32 +55,6 @@ const LEAST_IPA_BITS: u32 = 32;
 const ICH_AP0R0: u16 = system(3, 4, 12, 8, 0);
 const ICH_AP1R0: u16 = system(3, 4, 12, 9, 0);
 const ICH_VMCR: u16 = system(3, 4, 12, 11, 7);
-
-/// What hyp and its CPUs have for guests.
-#[derive(Clone, Copy, Debug)]
-struct Offer {
-    lengths: VqSet,
-    registers: u8,
-    priority_bits: u8,
-    pauth: bool,
-    ipa_bits: u32,
-    cpus: u64,
-}
-
-impl Offer {
-    fn ask() -> Result<Self, Errno> {
-        let info = Hvc.vl_info(None).map_err(refused)?;
-        let version = Hvc.version().map_err(refused)?;
-        Ok(Self {
-            lengths: info.vqs,
-            registers: info.interface.registers,
-            priority_bits: info.interface.priorities.count_ones() as u8,
-            pauth: version.features.contains(Features::PAUTH),
-            ipa_bits: version.ipa_bits,
-            cpus: info.cpus,
-        })
-    }
-}
 
 /// A VM.
 #[derive(Debug)]
@@ -453,6 +429,7 @@ impl Machine {
                 user.write(&init).map(|()| 0)
             }
             KVM_CREATE_DEVICE => Self::create_device(this, user),
+            KVM_GET_STATS_FD => StatsFile::open(this, None),
             KVM_IRQ_LINE => {
                 let level: IrqLevel = user.read()?;
                 let gic = this.gic().ok_or(Errno::ENXIO)?;
@@ -550,70 +527,5 @@ pub fn end(end: &Mutex<End>) {
     };
     if let Some(memory) = memory {
         memory.destroy(vcpus);
-    }
-}
-
-// SAFETY: entry.rs takes it for this.
-unsafe impl Object for Machine {
-    const KIND: Kind = Kind::Vm;
-}
-
-// SAFETY: as above.
-unsafe impl Object for VcpuFile {
-    const KIND: Kind = Kind::Vcpu;
-}
-
-// SAFETY: as above.
-unsafe impl Object for GicFile {
-    const KIND: Kind = Kind::Gic;
-}
-
-/// A vCPU's file.
-#[derive(Debug)]
-pub struct VcpuFile {
-    /// Its VM.
-    pub machine: Shared<Machine>,
-    /// Which.
-    pub index: u32,
-}
-
-/// A GIC's file.
-#[derive(Debug)]
-pub struct GicFile {
-    /// Its VM.
-    pub machine: Shared<Machine>,
-}
-
-/// KVM_CHECK_EXTENSION.
-pub fn extension(capability: u64) -> i64 {
-    let offer = Offer::ask().ok();
-    let has = |wanted: fn(&Offer) -> bool| i64::from(offer.as_ref().is_some_and(wanted));
-    match capability {
-        KVM_CAP_IRQCHIP
-        | KVM_CAP_USER_MEMORY
-        | KVM_CAP_MP_STATE
-        | KVM_CAP_DESTROY_MEMORY_REGION_WORKS
-        | KVM_CAP_JOIN_MEMORY_REGIONS_WORKS
-        | KVM_CAP_IRQFD
-        | KVM_CAP_IRQFD_RESAMPLE
-        | KVM_CAP_IOEVENTFD
-        | KVM_CAP_IOEVENTFD_ANY_LENGTH
-        | KVM_CAP_ONE_REG
-        | KVM_CAP_ARM_PSCI
-        | KVM_CAP_ARM_PSCI_0_2
-        | KVM_CAP_DEVICE_CTRL
-        | KVM_CAP_CHECK_EXTENSION_VM
-        | KVM_CAP_IMMEDIATE_EXIT
-        | KVM_CAP_ARM_IRQ_LINE_LAYOUT_2
-        | KVM_CAP_ARM_INJECT_EXT_DABT
-        | KVM_CAP_COUNTER_OFFSET => 1,
-        KVM_CAP_IRQ_ROUTING => MAX_ROUTES.into(),
-        KVM_CAP_NR_MEMSLOTS => i64::from(MAX_SLOTS),
-        KVM_CAP_NR_VCPUS => offer.map_or(0, |offer| offer.cpus as i64),
-        KVM_CAP_MAX_VCPUS | KVM_CAP_MAX_VCPU_ID => MAX_VCPUS as i64,
-        KVM_CAP_ARM_VM_IPA_SIZE => offer.map_or(0, |offer| offer.ipa_bits.into()),
-        KVM_CAP_ARM_SVE => has(|offer| offer.lengths.max().is_some()),
-        KVM_CAP_ARM_PTRAUTH_ADDRESS | KVM_CAP_ARM_PTRAUTH_GENERIC => has(|offer| offer.pauth),
-        _ => 0,
     }
 }

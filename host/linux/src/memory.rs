@@ -197,6 +197,11 @@ impl Memory {
         }
     }
 
+    /// Pages that it has: pinned ones of user space's, and the kernel's own that hyp keeps it in.
+    pub fn pages(&self) -> u64 {
+        self.vm.pages_out()
+    }
+
     /// More pages for tables.
     pub fn topup(&mut self) -> Result<(), Errno> {
         let (vm, mut supplier) = self.parts();

@@ -101,6 +101,9 @@ impl Named {
                 // KVM took one for the other once, and that is the interface now.
                 CNTV_CVAL => (Self::Counter, U64),
                 CNTVCT => (Self::One(Register::System(CNTV_CVAL), 8), U64),
+                // They have names of the core's, or are hyp's: KVM knows none of them here.
+                SP_EL0 | ELR_EL1 | SPSR_EL1 | FPSR | FPCR => return Err(Errno::ENOENT),
+                el2 if el2 >> 11 & 7 == 4 => return Err(Errno::ENOENT),
                 other => (Self::One(Register::System(other), 8), U64),
             },
             FIRMWARE if number == 0 => (Self::PsciVersion, U64),
@@ -118,6 +121,11 @@ impl Named {
             _ => return Err(Errno::ENOENT),
         };
         if size == expected { Ok(named) } else { Err(Errno::EINVAL) }
+    }
+
+    /// Whether it is one of V0 to V31: of a vCPU with SVE these are parts of Z0 to Z31, and KVM's ID of them is EINVAL.
+    pub const fn is_v(self) -> bool {
+        matches!(self, Self::One(Register::Z { .. }, _))
     }
 
     /// The quadwords of Zn, Pn or FFR, as many as there is room for under its ID, for a vCPU with vectors of `vq`.
@@ -183,7 +191,10 @@ pub fn all(sve: bool) -> impl Iterator<Item = u64> {
 /// none, and asking for all 65,536 numbers takes too long.
 fn is_candidate(number: u16) -> bool {
     let (op0, op1, crn) = (number >> 14, number >> 11 & 7, number >> 7 & 0xf);
-    op0 == 3 && matches!((op1, crn), (0, 0..=2 | 4..=7 | 10 | 12..=14) | (2, 0) | (3, 4 | 13 | 14))
+    let has_names = matches!(number, SP_EL0 | ELR_EL1 | SPSR_EL1 | FPSR | FPCR);
+    op0 == 3
+        && matches!((op1, crn), (0, 0..=2 | 4..=7 | 10 | 12..=14) | (2, 0) | (3, 4 | 13 | 14))
+        && !has_names
         || op0 == 2 && number == system(2, 0, 0, 2, 2)
 }
 
@@ -228,7 +239,19 @@ mod tests {
             assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
             assert!(ids.iter().all(|&id| Named::of(id).is_ok()));
             assert_eq!(ids.contains(&VLS), sve);
+            // As KVM, one register has one name.
+            let names: HashSet<_> =
+                ids.iter().map(|&id| format!("{:?}", Named::of(id).unwrap())).collect();
+            assert_eq!(names.len(), ids.len());
             assert!(ids.len() < 1 << 14);
+        }
+    }
+
+    #[test]
+    fn what_is_not_the_guests_has_no_name() {
+        // ICH_VMCR_EL2, CNTVOFF_EL2, and SPSR_EL1 by its encoding.
+        for number in [system(3, 4, 12, 11, 7), system(3, 4, 14, 0, 3), SPSR_EL1] {
+            assert_eq!(Named::of(ARM64 | U64 | SYSREG | u64::from(number)), Err(Errno::ENOENT));
         }
     }
 

@@ -5,6 +5,7 @@
 use crate::{
     abi::*,
     linux::{self, Mutex, RunPage, Sleeper, with_room},
+    stats::Counts,
 };
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering::SeqCst};
@@ -47,6 +48,7 @@ pub struct Vcpu {
     pub(crate) on: AtomicBool,
     /// Bits of [`Request`].
     requests: AtomicU32,
+    counts: Counts,
     pub(crate) state: Mutex<State>,
 }
 
@@ -130,6 +132,7 @@ impl Vcpu {
             cpu: AtomicI32::new(NOWHERE),
             on: AtomicBool::new(false),
             requests: AtomicU32::new(0),
+            counts: Counts::default(),
             state: Mutex::new(state)?,
         })
     }
@@ -137,6 +140,11 @@ impl Vcpu {
     /// Its index.
     pub fn index(&self) -> u32 {
         self.index
+    }
+
+    /// What it counts.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// Its kvm_run page.

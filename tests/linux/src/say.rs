@@ -1,7 +1,7 @@
 //! Lines on the console.
 
 use crate::sys;
-use arrayvec::ArrayString;
+use arrayvec::{ArrayString, ArrayVec};
 use core::fmt::{self, Write};
 
 /// A line, or why something is wrong.
@@ -35,6 +35,20 @@ pub fn line(args: fmt::Arguments<'_>) {
     text.push('\n');
     sys::write(1, text.as_bytes());
 }
+
+/// A longer line of somebody else's, with a name before it, in one write, too.
+pub fn passed_on(name: &str, text: &[u8]) {
+    let mut line = ArrayVec::<u8, { LONGEST + 64 }>::new();
+    for part in [name.as_bytes(), b": ", text, b"\n"] {
+        // What doesn't fit is cut.
+        let some = &part[..part.len().min(line.remaining_capacity())];
+        let _ = line.try_extend_from_slice(some);
+    }
+    sys::write(1, &line);
+}
+
+/// Bytes of the longest line that is passed on.
+pub const LONGEST: usize = 4096;
 
 /// `Err` with a formatted reason.
 #[macro_export]

@@ -14,7 +14,7 @@ mod scenarios;
 
 use crate::fail;
 use crate::modules;
-use crate::say::Text;
+use crate::say::{self, Text};
 use crate::seen;
 use crate::start::Start;
 use crate::sys::{self, File};
@@ -53,7 +53,9 @@ pub fn run(start: &Start) -> Result<(), Text> {
         }
         beside::run(start)?;
         ends::ioctls(start.number("rounds").unwrap_or(8))?;
-        ends::kill(start.number("kills").unwrap_or(0))?;
+        let kills = start.number("kills").unwrap_or(0);
+        ends::kill(kills)?;
+        seen::row("killed", &say::text(format_args!("{kills}")));
     }
     if is_umbra {
         unload()?;

@@ -8,11 +8,11 @@ use umbra_patterns::digest;
 
 use super::{devices, root};
 
-use crate::console::Table;
+use crate::console::{Fields, Table};
 use crate::kernel::Debian;
 use crate::module::{self, Headers};
 use crate::qemu::{Machine, Qemu};
-use crate::report::{Report, value};
+use crate::report::{Columns, Report, table, value};
 use crate::toolchain::Toolchain;
 use crate::{vmm, workspace};
 
@@ -76,6 +76,35 @@ pub const GUEST_NAMES: &[&str] = &[
 pub(super) fn interact(qemu: &Qemu, machine: &Machine, image: &Path) -> Result<bool> {
     let mut command = qemu.command(machine, image);
     Ok(command.status().with_context(|| qemu.path.display().to_string())?.success())
+}
+
+/// How many exits each guest took, and what for: out of the line that its monitor says at its end.
+pub(super) fn exits(console: &[String]) -> Option<String> {
+    const COLUMNS: &Columns = &[
+        ("guest", "guest"),
+        ("exits", "exits"),
+        ("irq_exits", "host's interrupts"),
+        ("mmio_exit_kernel", "MMIO in the kernel"),
+        ("mmio_exit_user", "MMIO in the monitor"),
+        ("wfi_exit_stat", "WFI"),
+        ("hvc_exit_stat", "HVC"),
+        ("fault_exits", "memory faults"),
+        ("table_exits", "tables"),
+        ("power_exits", "power"),
+        ("signal_exits", "signals"),
+    ];
+    let rows: Vec<Fields> = console
+        .iter()
+        .filter_map(|line| {
+            let (guest, rest) = line.split_once(": ")?;
+            let report: serde_json::Value = serde_json::from_str(rest).ok()?;
+            let exits = report["exits"].as_object().filter(|exits| !exits.is_empty())?;
+            let name = ("guest".to_owned(), guest.to_owned());
+            let counts = exits.iter().map(|(key, count)| (key.clone(), count.to_string()));
+            Some([name].into_iter().chain(counts).collect())
+        })
+        .collect();
+    (!rows.is_empty()).then(|| table(COLUMNS, &rows.iter().collect::<Vec<_>>()))
 }
 
 /// What virtual machines do.
@@ -168,5 +197,25 @@ impl Guests {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exits_are_read_out_of_the_monitors_last_line() {
+        let line = |text: &str| text.to_owned();
+        let text = exits(&[
+            line("debian: anything"),
+            line(r#"debian: {"end":"off","exits":{"exits":12,"wfi_exit_stat":5}}"#),
+            line(r#"{"exits":{"exits":1}}"#),
+            line(r#"guest: {"exits":{}}"#),
+        ])
+        .unwrap();
+        assert!(text.contains("debian     12    5"), "{text}");
+        assert!(!text.contains("guest: "), "{text}");
+        assert_eq!(exits(&[line("guest: @verdict ok")]), None);
     }
 }

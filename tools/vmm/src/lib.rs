@@ -27,6 +27,7 @@ pub mod layout;
 pub mod report;
 pub mod serial;
 pub mod signals;
+pub mod stats;
 pub mod supervisor;
 pub mod tap;
 pub mod terminal;

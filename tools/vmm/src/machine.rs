@@ -16,6 +16,7 @@ use crate::layout;
 use crate::report::{Counters, DeviceCounters, End, Report};
 use crate::serial::Uart;
 use crate::signals;
+use crate::stats::Stats;
 use crate::supervisor::Supervisor;
 use crate::terminal::{self, Output, Raw};
 use crate::vcpu::{self, Surroundings};
@@ -81,7 +82,9 @@ pub fn run(arguments: &Run) -> Result<End> {
     first.set_one_reg(X0, &tree.to_le_bytes()).context("x0")?;
 
     let Machine { bus, devices, loops, .. } = machine;
-    let report = Report { vcpus: count, counters: counters.clone(), devices };
+    // Not every hypervisor tells.
+    let stats = vcpus.iter().filter_map(|vcpu| Stats::of(vcpu).ok()).collect();
+    let report = Report { vcpus: count, counters: counters.clone(), stats, devices };
     let (sender, notices) = mpsc::channel();
     signals::on_kick(vcpu::kicked)?;
     let mut controls: Vec<Subscriber> =

@@ -9,6 +9,7 @@
 //! | `interrupted` | exits because a signal came |
 //! | `other_exits` | exits that a vCPU can't go on after |
 //! | `console_bytes` | bytes that the guest has sent to the terminal, by whichever console |
+//! | `exits` | of all vCPUs, as the hypervisor counts them if it does: `exits` and what they are by reason, by its names |
 //! | `devices` | a list: `name`, then what follows |
 //! | `reads`, `writes` | its share of the exits |
 //! | `requests` | chains of descriptors that it has handled |
@@ -17,7 +18,9 @@
 //! | `malformed` | how often it gave up and needed a reset |
 #![forbid(unsafe_code)]
 
+use crate::stats::Stats;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -170,12 +173,14 @@ impl DeviceCounters {
 }
 
 /// All that is counted.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Report {
     /// vCPUs.
     pub vcpus: usize,
     /// Of all of them.
     pub counters: Arc<Counters>,
+    /// What the hypervisor counts of each vCPU.
+    pub stats: Vec<Stats>,
     /// Of each device.
     pub devices: Vec<Arc<DeviceCounters>>,
 }
@@ -185,6 +190,10 @@ impl Report {
     pub fn value(&self) -> Value {
         let counters = &self.counters;
         let devices: Vec<_> = self.devices.iter().map(|device| device.value()).collect();
+        let mut exits = BTreeMap::new();
+        for (name, value) in self.stats.iter().filter_map(|stats| stats.exits().ok()).flatten() {
+            *exits.entry(name).or_insert(0) += value;
+        }
         json!({
             "vcpus": self.vcpus,
             "mmio_reads": counters.reads.load(Relaxed),
@@ -193,6 +202,7 @@ impl Report {
             "interrupted": counters.interrupted.load(Relaxed),
             "other_exits": counters.others.load(Relaxed),
             "console_bytes": counters.console.load(Relaxed),
+            "exits": exits,
             "devices": devices,
         })
     }
@@ -214,7 +224,8 @@ mod tests {
         let device = Arc::new(DeviceCounters::new("block0".to_owned()));
         device.count_request();
         device.count_bytes(512);
-        let report = Report { vcpus: 2, counters: Arc::default(), devices: vec![device] };
+        let report =
+            Report { vcpus: 2, counters: Arc::default(), stats: Vec::new(), devices: vec![device] };
         let line: Value = serde_json::from_str(&report.line(&End::Stopped)).unwrap();
         assert_eq!(line["end"], "stopped");
         assert_eq!(line["vcpus"], 2);

@@ -86,7 +86,8 @@ mod tests {
     #[test]
     fn a_machine_is_paused_resumed_and_stopped() {
         let (gate, steps) = (Gate::new(2), AtomicU64::new(0));
-        let report = Report { vcpus: 2, counters: Arc::default(), devices: Vec::new() };
+        let (counters, stats, devices) = (Arc::default(), Vec::new(), Vec::new());
+        let report = Report { vcpus: 2, counters, stats, devices };
         let (sender, notices) = mpsc::channel();
         thread::scope(|scope| {
             for _ in 0..2 {

@@ -16,6 +16,8 @@ pub enum Kind {
     Vcpu = 2,
     /// A GIC
     Gic = 3,
+    /// What a VM or a vCPU counts
+    Stats = 4,
 }
 
 /// What a file can stand for.

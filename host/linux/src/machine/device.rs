@@ -44,6 +44,12 @@ pub fn attribute(machine: &Machine, command: u32, attr: &DeviceAttr) -> Result<(
         (KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_GET_DEVICE_ATTR) => {
             user.write(&machine.planned(|plan, _| Ok(plan.intids()))?)
         }
+        // Without LPIs there are no such tables.
+        (KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_HAS_DEVICE_ATTR | KVM_SET_DEVICE_ATTR)
+            if attr.attr == KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES =>
+        {
+            Ok(())
+        }
         (KVM_DEV_ARM_VGIC_GRP_CTRL, _) if attr.attr != KVM_DEV_ARM_VGIC_CTRL_INIT => {
             Err(Errno::ENXIO)
         }
@@ -76,14 +82,31 @@ pub fn attribute(machine: &Machine, command: u32, attr: &DeviceAttr) -> Result<(
     }
 }
 
+/// Bytes of the distributor's frames and of a redistributor's; INTIDs that KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO can name.
+const GICD_BYTES: u64 = 0x1_0000;
+const GICR_BYTES: u64 = 0x2_0000;
+const LEVEL_INTIDS: u64 = 1 << 10;
+
 /// The state of the GIC, for who saves and restores a VM.
 fn state(machine: &Machine, command: u32, attr: &DeviceAttr, user: User) -> Result<(), Errno> {
-    let gic = machine.gic().ok_or(Errno::EBUSY)?;
+    let offset = attr.attr & 0xffff_ffff;
+    let Some(gic) = machine.gic() else {
+        // What there will be can be asked before.
+        let end = match attr.group {
+            KVM_DEV_ARM_VGIC_GRP_DIST_REGS => GICD_BYTES,
+            KVM_DEV_ARM_VGIC_GRP_REDIST_REGS => GICR_BYTES,
+            _ => LEVEL_INTIDS,
+        };
+        return match command {
+            KVM_HAS_DEVICE_ATTR if offset < end => Ok(()),
+            KVM_HAS_DEVICE_ATTR => Err(Errno::ENXIO),
+            _ => Err(Errno::EBUSY),
+        };
+    };
     let vgic = gic.vgic();
     // Aff3 to Aff0 in bits 63:32.
     let mpidr = attr.attr >> 32;
     let vcpu = || vgic.vcpu_of(mpidr & 0xff_ffff).ok_or(Errno::EINVAL);
-    let offset = attr.attr & 0xffff_ffff;
     let told = &mut machine.told();
     if attr.group == KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO {
         // Bits 31:10 say what, of which there is the level of lines alone; 9:0 the INTID.

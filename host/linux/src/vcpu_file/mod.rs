@@ -46,6 +46,8 @@ impl Vcpu {
                 state.signals = read_signals(user)?;
                 Ok(0)
             }
+            // Of a PMU, a timer or stolen time there is none.
+            KVM_SET_DEVICE_ATTR | KVM_GET_DEVICE_ATTR | KVM_HAS_DEVICE_ATTR => Err(Errno::ENXIO),
             _ if state.init.is_none() => Err(Errno::ENOEXEC),
             KVM_ARM_VCPU_FINALIZE => {
                 let feature: u32 = user.read()?;

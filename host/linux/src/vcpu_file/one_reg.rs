@@ -28,7 +28,7 @@ impl Vcpu {
             let inside = inside()?;
             Hvc.vcpu_read(inside.vm(), inside.index(), register.encode()).map_err(refused)
         };
-        let named = Named::of(id)?;
+        let named = name(state, id)?;
         match named {
             Named::VectorLengths => to.write(&read_lengths(machine, state)?),
             Named::One(register, bytes) => {
@@ -63,7 +63,7 @@ impl Vcpu {
         id: u64,
         from: User,
     ) -> Result<(), Errno> {
-        let named = Named::of(id)?;
+        let named = name(state, id)?;
         if named == Named::VectorLengths {
             return write_lengths(machine, state, from);
         }
@@ -124,6 +124,13 @@ impl Vcpu {
         user.write(&count)?;
         if count > room { Err(Errno::E2BIG) } else { Ok(()) }
     }
+}
+
+/// What an ID names, of this vCPU.
+fn name(state: &State, id: u64) -> Result<Named, Errno> {
+    let named = Named::of(id)?;
+    let has_sve = state.init.is_some_and(|features| features.sve);
+    if named.is_v() && has_sve { Err(Errno::EINVAL) } else { Ok(named) }
 }
 
 /// KVM_REG_ARM64_SVE_VLS: a bit for every length, that of one quadword first.

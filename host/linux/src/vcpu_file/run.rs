@@ -9,6 +9,7 @@ use crate::{
     linux::{self, NoPreemption, Signals},
     machine::Machine,
     memory::{Backing, Faults, refused},
+    stats::Exit,
     vcpu::{NOWHERE, State, Vcpu},
 };
 use core::{ops::ControlFlow, sync::atomic::Ordering::SeqCst};
@@ -83,15 +84,23 @@ struct Handler<'a> {
     no_preemption: &'a NoPreemption,
 }
 
+impl Handler<'_> {
+    fn count(&self, exit: Exit) {
+        self.vcpu.counts().count(exit);
+    }
+}
+
 impl ExitHandler for Handler<'_> {
     type Stop = Stop;
 
     fn interrupt(&mut self) -> ControlFlow<Stop> {
+        self.count(Exit::Interrupt);
         let os = Os { machine: self.machine, vcpu: self.vcpu };
         if os.must_leave() { ControlFlow::Break(Stop::Leave) } else { ControlFlow::Continue(()) }
     }
 
     fn hvc(&mut self, x: &[u64; 6]) -> ControlFlow<Stop, Answer> {
+        self.count(Exit::Hvc);
         // What is meant for a hypervisor hyp has answered; nobody else is there.
         ControlFlow::Continue([NOT_SUPPORTED as u64, x[1], x[2], x[3]])
     }
@@ -103,29 +112,37 @@ impl ExitHandler for Handler<'_> {
         data: u64,
     ) -> ControlFlow<Stop, MmioAnswer> {
         match self.machine.access(address, access, data, self.no_preemption) {
-            Some(answer) => ControlFlow::Continue(answer),
+            Some(answer) => {
+                self.count(Exit::MmioKernel);
+                ControlFlow::Continue(answer)
+            }
             None => ControlFlow::Break(Stop::Mmio { address, access, data }),
         }
     }
 
     fn wfi(&mut self, wait: Wait) -> ControlFlow<Stop> {
+        self.count(Exit::Wfi);
         ControlFlow::Break(Stop::Wait(wait))
     }
 
     fn fault(&mut self, address: u64) -> ControlFlow<Stop, Supplied> {
+        self.count(Exit::Fault);
         ControlFlow::Break(Stop::Fault(address))
     }
 
     fn tables(&mut self) -> ControlFlow<Stop, Supplied> {
+        self.count(Exit::Tables);
         ControlFlow::Break(Stop::Tables)
     }
 
     fn cpu_on(&mut self, index: VcpuIndex) -> ControlFlow<Stop> {
+        self.count(Exit::Power);
         self.machine.turned_on(index.0 as u32);
         ControlFlow::Continue(())
     }
 
     fn cpu_off(&mut self) -> Stop {
+        self.count(Exit::Power);
         // While it is loaded: from its put on another vCPU can turn it on again, and that comes after this.
         self.vcpu.on.store(false, SeqCst);
         self.machine.set_power(self.vcpu.index, false);
@@ -133,6 +150,7 @@ impl ExitHandler for Handler<'_> {
     }
 
     fn system(&mut self, event: SystemEvent, kind: u64, cookie: u64) -> Stop {
+        self.count(Exit::Power);
         Stop::System { event, kind, cookie }
     }
 
@@ -209,8 +227,10 @@ impl Vcpu {
                     // If it can't be had now the guest tries again when it runs again.
                     state.answer = Some(MmioAnswer::Retry);
                     if machine.supply(address, &mut state.scratch)? == Backing::Memory {
+                        self.counts().count(Exit::Fault);
                         continue;
                     }
+                    self.counts().count(Exit::MmioUser);
                     state.answer = None;
                     state.open = Some(access);
                     return Ok(self.exit_mmio(address, access, data));
@@ -277,6 +297,7 @@ impl Vcpu {
 
     fn interrupted(&self, machine: &Machine, state: &mut State) -> Result<i64, Errno> {
         self.finish(machine, state);
+        self.counts().count(Exit::Signal);
         self.exit(KVM_EXIT_INTR);
         Err(Errno::EINTR)
     }

@@ -54,15 +54,16 @@ pub fn listen(
     from: &File,
     mut f: impl FnMut(&str) -> Result<(), Text>,
 ) -> Result<(), Text> {
-    let mut line = Text::new();
+    let mut line = ArrayVec::<u8, { say::LONGEST }>::new();
     while let Some(byte) = from.read_byte() {
         if byte == b'\n' || line.is_full() {
-            f(line.trim_end())?;
-            say::line(format_args!("{name}: {line}"));
+            say::passed_on(name, &line);
+            let text = core::str::from_utf8(&line).unwrap_or_default().trim_end();
+            let heard = f(text);
             line.clear();
+            heard?;
         } else if byte != b'\r' {
-            // There is room.
-            let _ = line.try_push(if byte.is_ascii_graphic() { byte.into() } else { ' ' });
+            line.push(if byte.is_ascii_graphic() { byte } else { b' ' });
         }
     }
     Ok(())
