@@ -312,13 +312,12 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
             host.mask_virtual_timer(true);
         }
         let mut entries = [Entry::empty(); MAX_ENTRIES];
-        let Flushed { count, underflow, again } = gic.flush(&mut entries);
-        if again {
+        let Some(Flushed { count, underflow }) = gic.flush(&mut entries) else {
             if mask_timer {
                 host.mask_virtual_timer(false);
             }
             return Ok(NOT_ENTERED);
-        }
+        };
         let entries = &entries[..count];
         let mut states = States::default();
         let result = self.enter_by(host, |hyp, flags, answer| {

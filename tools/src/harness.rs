@@ -421,13 +421,15 @@ fn run_linux(
     let virtual_machines = match configuration.debian {
         _ if !configuration.has_virtual_machines() => Ok(None),
         Debian::Release => settings.virtual_machines.clone().map(Some),
-        // Only for who asks for them.
-        other => setup::toolchain()
-            .and_then(|toolchain| VirtualMachines::build(&toolchain, other))
-            .map_or_else(
-                |error| Err(format!("no virtual machines: {error:#}")),
-                |built| Ok(Some(built)),
-            ),
+        // Only for who asks for them: what can't be built then is no reason to leave them out.
+        other => {
+            let built =
+                setup::toolchain().and_then(|toolchain| VirtualMachines::build(&toolchain, other));
+            match built {
+                Ok(built) => Ok(Some(built)),
+                Err(error) => return Outcome::Failed(format!("no virtual machines: {error:#}")),
+            }
+        }
     };
     let programs = match virtual_machines {
         Ok(virtual_machines) => Programs {

@@ -123,8 +123,9 @@ fn take_from(
     modules: &Modules,
 ) -> Result<()> {
     if image.is_none() {
-        let found = archive(deb, &["-xO", "--wildcards", "*/vmlinuz*"])?;
-        *image = (!found.is_empty()).then_some(found);
+        let is_there = named(deb, "/vmlinuz")?;
+        let unpack = || archive(deb, &["-xO", "--wildcards", "*/vmlinuz*"]);
+        *image = is_there.then(unpack).transpose()?;
     }
     if !*has_modules {
         *has_modules = modules.take_from(deb)?;
@@ -132,8 +133,13 @@ fn take_from(
     Ok(())
 }
 
+/// Files in a package whose names have this in them.
+pub(crate) fn named(deb: &Path, part: &str) -> Result<bool> {
+    Ok(String::from_utf8_lossy(&archive(deb, &["-t"])?).lines().any(|name| name.contains(part)))
+}
+
 /// What tar says to the content of a package with these arguments. A pattern that matches nothing is an
-/// error to tar, and no file to us.
+/// error.
 pub(crate) fn archive(deb: &Path, arguments: &[&str]) -> Result<Vec<u8>> {
     let mut archive = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")
@@ -142,10 +148,16 @@ pub(crate) fn archive(deb: &Path, arguments: &[&str]) -> Result<Vec<u8>> {
         .stdout(Stdio::piped())
         .spawn()?;
     let content = archive.stdout.take().context("dpkg-deb has no output")?;
-    let output = Command::new("tar").args(arguments).stdin(content).stderr(Stdio::null()).output();
+    let output = Command::new("tar").args(arguments).stdin(content).output();
     let unpacked = archive.wait()?;
     let output = output?;
-    ensure!(unpacked.success(), "{} can't be unpacked", deb.display());
+    let well = unpacked.success() && output.status.success();
+    ensure!(
+        well,
+        "{} can't be unpacked: {}",
+        deb.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(output.stdout)
 }
 

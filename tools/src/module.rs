@@ -1,7 +1,7 @@
 //! The kernel module: Rust into one object, and that with its C half into a module, by Debian's headers for the kernel that
 //! the tests boot or by somebody else's.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -116,8 +116,10 @@ fn bring_libraries(root: &Path, place: &Path) -> Result<()> {
     let tools = fs::read_dir(root.join("usr/lib"))?.filter_map(|entry| Some(entry.ok()?.path()));
     let tools = tools.filter(|path| path.to_string_lossy().contains("/linux-kbuild-"));
     for scripts in tools.map(|path| path.join("scripts/mod")) {
-        for entry in fs::read_dir(scripts)? {
-            let program = entry?.path();
+        // All of them before any is renamed.
+        let programs: Vec<_> =
+            fs::read_dir(scripts)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+        for program in programs {
             if !fs::read(&program)?.starts_with(b"\x7fELF") {
                 continue;
             }
@@ -127,6 +129,8 @@ fn bring_libraries(root: &Path, place: &Path) -> Result<()> {
             fs::rename(&program, &real)?;
             let real = place.join(real.strip_prefix(root)?);
             let (libraries, real) = (libraries.display(), real.display());
+            let text = format!("{libraries}{real}");
+            ensure!(!text.contains('\''), "{text}: a shell needs other quotes for that");
             let launcher = format!(
                 "#!/bin/sh\nexec '{libraries}/{LOADER}' --library-path '{libraries}' --argv0 \"$0\" '{real}' \"$@\"\n"
             );
@@ -164,6 +168,10 @@ pub fn build_in(
     target: &Path,
 ) -> Result<PathBuf> {
     compiler()?;
+    // One at a time: what is built for one kernel is not taken away by who builds for another.
+    fs::create_dir_all(target)?;
+    let lock = File::create(target.join("lock"))?;
+    lock.lock()?;
     let object = rust_half(toolchain, root, target)?;
     // One for each kernel.
     let name = headers.folder.file_name().context("the headers' name")?;

@@ -35,10 +35,11 @@ impl<'g, E: Events> Interface<'g, E> {
         self.vgic.is_due(self.vcpu)
     }
 
-    pub(crate) fn flush(&mut self, entries: &mut [Entry; MAX_ENTRIES]) -> Flushed {
+    /// `None`: others disturb it, and it is tried again later.
+    pub(crate) fn flush(&mut self, entries: &mut [Entry; MAX_ENTRIES]) -> Option<Flushed> {
         // Its vCPU is there, and is in one place at a time.
         let entries = &mut entries[..self.registers];
-        self.vgic.flush(self.vcpu, entries, &mut self.events).unwrap_or_default()
+        self.vgic.flush(self.vcpu, entries, &mut self.events).unwrap_or(Some(Flushed::default()))
     }
 
     pub(crate) fn sync(&mut self, entries: &[Entry], states: States) {

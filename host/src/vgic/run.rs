@@ -8,9 +8,6 @@ use super::{
 use core::sync::atomic::Ordering::SeqCst;
 use umbra_shared::interrupt::{Entry, MAX_ENTRIES, Signalled, State, States};
 
-/// How often a flush looks at all that is due, if others change it meanwhile.
-const TRIES: u32 = 2;
-
 /// What goes into list registers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flushed {
@@ -18,9 +15,6 @@ pub struct Flushed {
     pub count: usize,
     /// There were more: the guest has to be left when one of these or none is left (ICH_HCR_EL2.UIE).
     pub underflow: bool,
-    /// Other CPUs change what is due while it is looked at: nothing is in list registers, and there is nothing to sync. The
-    /// host's interrupts go first, then it is tried again.
-    pub again: bool,
 }
 
 /// An interrupt that could go in. The smallest goes first: active ones before all others, then by priority and INTID.
@@ -76,7 +70,7 @@ impl Best {
             entries[at] |= Entry::EOI;
         }
         // With two or more: all there is room for.
-        Flushed { count, underflow: self.more && count > 1, again: false }
+        Flushed { count, underflow: self.more && count > 1 }
     }
 
     /// What preempts all that is active takes the place of the least urgent of that. Not the only place there is: what is
@@ -113,32 +107,38 @@ impl Vgic<'_> {
     /// leave what preempts two active ones waiting for their end. With one list register underflow would be asked for all
     /// the time, and is not; and nothing preempts what is active in it.
     ///
-    /// A second flush without a sync is refused.
+    /// A second flush without a sync is refused. `None`: other CPUs change what is due while it is looked at; nothing is in
+    /// list registers, and there is nothing to sync. The host's interrupts go first, then it is tried again.
     pub fn flush(
         &self,
         vcpu: usize,
         entries: &mut [Entry],
         events: &mut impl Events,
-    ) -> Result<Flushed, Refused> {
+    ) -> Result<Option<Flushed>, Refused> {
         let own = self.vcpus.get(vcpu).ok_or(Refused::NoVcpu)?;
         if own.in_guest.swap(true, SeqCst) {
             return Err(Refused::Busy);
         }
         if own.due.is_empty() {
-            return Ok(Flushed::default());
+            return Ok(Some(Flushed::default()));
         }
-        // It is done with interrupts masked, and who changes something may do so all the time.
-        for _ in 0..TRIES {
-            let (best, count) = self.fill(vcpu, entries, events);
-            if count == best.count || !best.more {
-                return Ok(best.flushed(&mut entries[..count]));
-            }
-            // Another CPU has changed one of them meanwhile, by a register's write, and there are others that wait: who made
-            // those pending has kicked this vCPU before, and nobody will again.
-            self.give_back(vcpu, &entries[..count], unchanged(&entries[..count]), events);
+        let (best, count) = self.fill(vcpu, entries, events);
+        if count == best.count || !best.more {
+            return Ok(Some(best.flushed(&mut entries[..count])));
         }
-        own.in_guest.store(false, SeqCst);
-        Ok(Flushed { again: true, ..Flushed::default() })
+        self.leave_disturbed(vcpu, &entries[..count], events);
+        Ok(None)
+    }
+
+    /// Another CPU has changed one of what was to go in, by a register's write, and there are others that wait: who made those
+    /// pending has kicked this vCPU before, and nobody will again. It is not looked at once more here, where interrupts are
+    /// masked: who changes something may do so all the time.
+    #[cold]
+    fn leave_disturbed(&self, vcpu: usize, entries: &[Entry], events: &mut impl Events) {
+        self.give_back(vcpu, entries, unchanged(entries), events);
+        if let Some(own) = self.vcpus.get(vcpu) {
+            own.in_guest.store(false, SeqCst);
+        }
     }
 
     /// Takes the best of what is due: what it has been, and how many of it are in list registers now.

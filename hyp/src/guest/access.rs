@@ -25,7 +25,8 @@ pub fn abort(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> Option<Exit> {
     let abort = Abort::new(esr);
     let is_fetch = syndrome::class(esr) == ec::INSTRUCTION_ABORT;
     let ipa = ipa();
-    if abort.is_translation() {
+    let is_translation = abort.is_translation();
+    if is_translation {
         // It has only to try again: what it missed was being broken up, and is there.
         if slots::is_there_again(vcpu, vm, ipa) {
             return None;
@@ -42,7 +43,8 @@ pub fn abort(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> Option<Exit> {
             }
         }
     }
-    Some(if is_fetch { fault(vcpu, esr, ipa) } else { data_abort(vcpu, esr, ipa) })
+    let emulated = is_translation && !is_fetch;
+    Some(if emulated { data_abort(vcpu, esr, ipa) } else { fault(vcpu, esr, ipa) })
 }
 
 /// The host can't help a guest that looks for a page where it is private and has shared it at its alias. It is the guest's own
@@ -87,10 +89,10 @@ fn missed(vcpu: &mut Vcpu, vm: VmId, ipa: u64) -> There {
 
 /// A data abort, which may be an access to a device: anywhere, of a normal guest; of a protected one, where it has
 /// said that there are devices, and in its upper half. Of its own memory, which the host may have withheld, the host
-/// learns no data, nor does it answer for it.
+/// learns no data, nor does it answer for it. It is a translation fault: nothing else is a device's.
 fn data_abort(vcpu: &mut Vcpu, esr: u64, ipa: u64) -> Exit {
     let abort = Abort::new(esr);
-    let Some(access) = abort.access().filter(|_| abort.is_translation()) else {
+    let Some(access) = abort.access() else {
         return fault(vcpu, esr, ipa);
     };
     let bytes = 1u8 << access.size_log2;

@@ -75,7 +75,8 @@ impl Abort {
     /// ISS encoding for an exception from a Data Abort, DFSC). Hyp's stage 2 begins below both, but of a walk of stage 1
     /// an implementation may say at which level of stage 1 it was.
     pub const fn is_translation(self) -> bool {
-        matches!(self.status(), 0x04..=0x07 | 0x2a | 0x2b)
+        // In this order, as nearly all are the first.
+        self.0 & 0x3c == 0x04 || self.0 & 0x3e == 0x2a
     }
 
     /// A translation, access flag or permission fault, or an address size fault, at any level: what stage 2 causes.

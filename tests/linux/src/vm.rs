@@ -95,7 +95,8 @@ fn pinned() -> Result<u64, Text> {
             number.parse::<u64>().ok()
         };
         match (number("nr_foll_pin_acquired"), number("nr_foll_pin_released")) {
-            (Some(taken), Some(released)) => Ok(taken - released),
+            // They are not read at one instant.
+            (Some(taken), Some(released)) => Ok(taken.saturating_sub(released)),
             _ => fail!("the kernel counts no pins"),
         }
     })

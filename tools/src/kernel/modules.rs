@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::archive;
+use super::{archive, named};
 use crate::image::write_whole;
 use crate::workspace;
 
@@ -68,6 +68,9 @@ impl Modules {
     ///
     /// It has some, but not those that are wanted.
     pub fn take_from(&self, deb: &Path) -> Result<bool> {
+        if !named(deb, ".ko")? {
+            return Ok(false);
+        }
         let all = workspace::kernel_dir().join("unpacked");
         remove(&all)?;
         fs::create_dir_all(&all)?;
@@ -75,9 +78,9 @@ impl Modules {
         archive(deb, &["-x", "-C", &to, "--wildcards", "*/modules/*.ko*"])?;
         let mut files = HashMap::new();
         list(&all, &mut files)?;
-        let taken = if files.is_empty() { Ok(false) } else { self.keep(&files).map(|()| true) };
+        let kept = self.keep(&files);
         remove(&all)?;
-        taken
+        kept.map(|()| true)
     }
 
     fn keep(&self, files: &HashMap<String, PathBuf>) -> Result<()> {

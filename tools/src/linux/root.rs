@@ -95,6 +95,10 @@ pub fn disk() -> Result<PathBuf> {
     command.args(["-U", "00000000-0000-0000-0000-000000000002", "-d"]).arg(&root).arg(&made);
     command.arg(format!("{}k", size >> 10));
     process::run(&mut command)?;
+    // Neither stands beside another one's list.
+    if made_of.exists() {
+        fs::remove_file(&made_of)?;
+    }
     fs::rename(&made, &disk)?;
     fs::remove_dir_all(&partial)?;
     write_whole(&made_of, recipe.as_bytes())?;

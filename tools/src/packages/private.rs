@@ -171,10 +171,15 @@ impl PrivateApt {
 
     /// Fetches the archive of one package; whoever gets its path removes it.
     pub fn download(&self, package: &str) -> Result<PathBuf> {
+        let debs = || -> Result<Vec<PathBuf>> {
+            let entries = fs::read_dir(&self.folder)?.filter_map(|entry| Some(entry.ok()?.path()));
+            let is_deb = |path: &PathBuf| path.extension().is_some_and(|end| end == "deb");
+            Ok(entries.filter(is_deb).collect())
+        };
+        // What an earlier run has left here may be another one, or not whole.
+        debs()?.iter().try_for_each(fs::remove_file)?;
         self.get_in(&self.folder, &["download", package])?;
-        let found = fs::read_dir(&self.folder)?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| path.extension().is_some_and(|extension| extension == "deb"));
+        let found = debs()?.pop();
         match found {
             Some(deb) => Ok(deb),
             None => bail!("apt downloaded no package"),

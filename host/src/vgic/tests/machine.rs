@@ -129,7 +129,11 @@ impl<'a> Machine<'a> {
 
     fn enter(&mut self, v: usize, told: &mut Told) {
         let mut entries = [Entry::default(); MAX_ENTRIES];
-        let flushed = self.vgic.flush(v, &mut entries[..self.lrs], told).unwrap();
+        let flushed = self
+            .vgic
+            .flush(v, &mut entries[..self.lrs], told)
+            .unwrap()
+            .expect("nobody disturbs it");
         assert!(flushed.count <= self.lrs && (flushed.count > 1 || !flushed.underflow));
         let cpu = &mut self.cpus[v];
         cpu.entries = entries[..flushed.count].to_vec();

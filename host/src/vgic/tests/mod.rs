@@ -82,7 +82,7 @@ pub(crate) fn edge(vgic: &Vgic<'_>, intid: u16) {
 /// The vCPU's list registers, of which it has so many.
 fn flush(vgic: &Vgic<'_>, vcpu: usize, lrs: usize) -> (Vec<(u16, State)>, bool, Vec<Entry>) {
     let mut entries = [Entry::default(); MAX_ENTRIES];
-    let flushed = vgic.flush(vcpu, &mut entries[..lrs], &mut Told::default()).unwrap();
+    let flushed = vgic.flush(vcpu, &mut entries[..lrs], &mut Told::default()).unwrap().unwrap();
     let entries = entries[..flushed.count].to_vec();
     let shown = entries.iter().map(|entry| (entry.intid(), entry.state())).collect();
     (shown, flushed.underflow, entries)

@@ -92,10 +92,7 @@ fn vcpu(vgic: &Vgic<'_>, shared: &Shared, v: usize) {
     let kicked = || shared.kicked[v].load(SeqCst) || shared.over();
     while !shared.over() {
         shared.kicked[v].store(false, SeqCst);
-        let flushed = vgic.flush(v, &mut entries, told).unwrap();
-        if flushed.again {
-            continue;
-        }
+        let Some(flushed) = vgic.flush(v, &mut entries, told).unwrap() else { continue };
         // Hyp would refuse it.
         if flushed.underflow && flushed.count < 2 {
             shared.failed.store(true, SeqCst);

@@ -42,9 +42,16 @@ pub fn guest(machine: &[&CStr], command_line: &CStr, output: Option<&File>) -> R
     begin(&arguments, output)
 }
 
-/// A question at a machine's control socket, or a request; its answer goes to the console. How it ended.
-pub fn control(socket: &CStr, request: &CStr) -> Result<Ended, Text> {
-    let pid = begin(&[PROGRAM, c"control", socket, request], None)?;
+/// A question at a machine's control socket, or a request, whose answer `f` gets. How it ended.
+pub fn control(
+    socket: &CStr,
+    request: &CStr,
+    f: impl FnMut(&str) -> Result<(), Text>,
+) -> Result<Ended, Text> {
+    let Ok((reader, writer)) = sys::pipe() else { fail!("no pipe") };
+    let pid = begin(&[PROGRAM, c"control", socket, request], Some(&writer))?;
+    drop(writer);
+    listen("control", &reader, f)?;
     sys::wait(pid).map_err(|error| say::text(format_args!("wait: {error:?}")))
 }
 

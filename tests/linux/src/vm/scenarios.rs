@@ -139,12 +139,7 @@ fn controlled() -> Result<(), Text> {
     let mut asked = Ok(());
     let ended = monitor::to_its_end("controlled", &machine, c_str(&line)?, |line| {
         if line.starts_with("@seen what=waits") {
-            for request in [c"status", c"pause", c"status", c"resume", c"stop"] {
-                let ended = monitor::control(SOCKET, request)?;
-                if ended != Ended::Exit(0) {
-                    asked = Err(say::text(format_args!("{request:?}: {ended:?}")));
-                }
-            }
+            asked = ask(SOCKET);
         }
         Ok(())
     })?;
@@ -153,6 +148,46 @@ fn controlled() -> Result<(), Text> {
         fail!("a monitor that was stopped ends with {ended:?}");
     }
     say::line(format_args!("controlled: @ended {STOPPED}"));
+    Ok(())
+}
+
+/// What is asked of a guest's monitor, and the state that it answers with.
+const REQUESTS: [(&CStr, &str); 6] = [
+    (c"status", "running"),
+    (c"pause", "paused"),
+    (c"status", "paused"),
+    (c"status", "paused"),
+    (c"resume", "running"),
+    (c"stop", "stopped"),
+];
+/// Between two of them, in microseconds: long enough for a guest that runs to have left for its timer.
+const PACE_MICROS: u64 = 300_000;
+
+fn ask(socket: &CStr) -> Result<(), Text> {
+    let mut paused = Text::new();
+    for (request, state) in REQUESTS {
+        let key = say::text(format_args!("\"state\":\"{state}\""));
+        let (mut is_so, mut exits) = (false, Text::new());
+        let ended = monitor::control(socket, request, |line| {
+            is_so |= line.contains(&key[..]);
+            // All exits so far, as the hypervisor counts them.
+            let counts = line.split_once("\"exits\":{").and_then(|(_, rest)| rest.split_once('}'));
+            if let Some((counts, _)) = counts {
+                exits = say::text(format_args!("{counts}"));
+            }
+            Ok(())
+        })?;
+        if ended != Ended::Exit(0) || !is_so {
+            fail!("{request:?}: {ended:?}, not {state}");
+        }
+        if state == "paused" && request == c"status" {
+            if exits.is_empty() || !paused.is_empty() && paused != exits {
+                fail!("a machine that is paused goes on: {paused}, then {exits}");
+            }
+            paused = exits;
+        }
+        sys::sleep_micros(PACE_MICROS);
+    }
     Ok(())
 }
 
