@@ -2,6 +2,7 @@
 //!
 //! A write lasts when a later flush is answered. A driver that does not know of flushes gets that with each write.
 
+use super::buffers::{Reader, Writer};
 use super::queue::{Chain, Malformed, Queues};
 use super::{Device, Event};
 use crate::report::DeviceCounters;
@@ -13,7 +14,6 @@ use std::path::Path;
 use std::sync::Arc;
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use virtio_queue::{Reader, Writer};
 
 /// Bytes of a sector, whatever the file's are.
 const SECTOR: u64 = 512;
@@ -85,10 +85,9 @@ impl Block {
 
     /// Answers a request. Returns how many bytes it has written to the guest.
     fn answer(&mut self, chain: &mut Chain<'_>) -> Result<u32, Malformed> {
-        let Some(data) = chain.writer.available_bytes().checked_sub(1) else {
+        let Some(mut status) = chain.writer.split_last() else {
             return Err(Malformed::new("a request without room for its status"));
         };
-        let mut status = chain.writer.split_at(data)?;
         let Ok((kind, sector)) = header(&mut chain.reader) else {
             return Err(Malformed::new("a request without a header"));
         };

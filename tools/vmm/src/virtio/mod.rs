@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod block;
+pub mod buffers;
 pub mod console;
 pub mod memory;
 pub mod mmio;

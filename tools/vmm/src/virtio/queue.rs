@@ -1,12 +1,16 @@
 //! Live queues, and chains of descriptors out of them.
 //!
 //! What the driver writes into a queue is checked here: a walk along a chain ends after as many descriptors as the queue
-//! has, buffers are inside of memory, and what the device reads comes before what it writes. A device gets a reader
-//! and a writer for the whole chain, however it is cut into descriptors.
+//! has, buffers are inside of memory, and what the device reads comes before what it writes. There is one walk, and it
+//! reads each descriptor once: the driver may change them at any time, and what is used is what was checked. A device
+//! gets a reader and a writer for the whole chain, however it is cut into descriptors; how many bytes it takes is its own
+//! decision.
 
+use super::buffers::{Reader, Writer};
 use super::memory::DeviceMemory;
 use std::fmt;
-use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT, Reader, Writer};
+use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{GuestMemory, GuestMemoryError, Permissions};
 
 /// A queue that can't be understood, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +31,12 @@ impl fmt::Display for Malformed {
 
 impl From<virtio_queue::Error> for Malformed {
     fn from(error: virtio_queue::Error) -> Self {
+        Self::new(error)
+    }
+}
+
+impl From<GuestMemoryError> for Malformed {
+    fn from(error: GuestMemoryError) -> Self {
         Self::new(error)
     }
 }
@@ -55,26 +65,40 @@ pub struct Live {
 }
 
 impl Live {
-    fn pop<'m>(&mut self, memory: &'m DeviceMemory) -> Result<Option<Chain<'m>>, Malformed> {
-        let Some(chain) = self.queue.iter(memory)?.next() else { return Ok(None) };
-        let limit = usize::from(self.queue.size());
-        let (mut count, mut longest, mut writable, mut more) = (0, 0, false, true);
-        for descriptor in chain.clone().take(limit) {
+    fn pop<'m, M>(&mut self, memory: &'m M) -> Result<Option<Chain<'m>>, Malformed>
+    where
+        M: GuestMemory<Bitmap = ()>,
+    {
+        let Some(descriptors) = self.queue.iter(memory)?.next() else { return Ok(None) };
+        let mut chain = Chain {
+            head: descriptors.head_index(),
+            reader: Reader::default(),
+            writer: Writer::default(),
+            count: 0,
+            longest: 0,
+        };
+        let (mut writable, mut more) = (false, true);
+        for descriptor in descriptors.take(self.queue.size().into()) {
             if writable && !descriptor.is_write_only() {
                 return Err(Malformed::new("a buffer to read behind one to write"));
             }
-            count += 1;
-            longest = longest.max(descriptor.len());
             writable = descriptor.is_write_only();
             more = descriptor.has_next();
+            chain.count += 1;
+            chain.longest = chain.longest.max(descriptor.len());
+            let access = if writable { Permissions::Write } else { Permissions::Read };
+            for slice in memory.get_slices(descriptor.addr(), descriptor.len() as usize, access)? {
+                if writable {
+                    chain.writer.push(slice?);
+                } else {
+                    chain.reader.push(slice?);
+                }
+            }
         }
         if more {
             return Err(Malformed::new("a chain without an end"));
         }
-        let head = chain.head_index();
-        let reader = chain.clone().reader(memory)?;
-        let writer = chain.writer(memory)?;
-        Ok(Some(Chain { head, reader, writer, count, longest }))
+        Ok(Some(chain))
     }
 
     fn push(&mut self, memory: &DeviceMemory, head: u16, bytes: u32) -> Result<(), Malformed> {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::virtio::testing::{Driver, Piece};
+use crate::virtio::testing::{Driver, INDIRECT, NEXT, Piece, WRITE};
 use proptest::prelude::*;
 use vmm_sys_util::tempfile::TempFile;
 
@@ -125,6 +125,32 @@ fn requests_have_their_limits() {
     assert_eq!(read(SIZE_MAX + 512, 1), VIRTIO_BLK_S_IOERR);
     assert_eq!(read(512, SEG_MAX as usize), VIRTIO_BLK_S_OK);
     assert_eq!(read(512, SEG_MAX as usize + 1), VIRTIO_BLK_S_IOERR);
+}
+
+#[test]
+fn tables_of_descriptors_have_the_same_limits() {
+    let (mut driver, _) = disk_of(64 << 10, false);
+    let mut read = |bytes: u32, count: u16| {
+        let header = header(&mut driver, VIRTIO_BLK_T_IN, 0);
+        let status = driver.put(&[0xff]);
+        let room = driver.room(0);
+        let mut table = Driver::descriptor(header.address, header.bytes, NEXT, 1).to_vec();
+        for n in 0..count {
+            table.extend(Driver::descriptor(room.address, bytes, WRITE | NEXT, n + 2));
+        }
+        table.extend(Driver::descriptor(status.address, 1, WRITE, 0));
+        let table = driver.put(&table);
+        driver.describe(0, 0, Driver::descriptor(table.address, table.bytes, INDIRECT, 0));
+        driver.make_available(0, 0);
+        driver.serve(0);
+        let (_, written) = driver.used(0).unwrap();
+        (u32::from(driver.bytes(status)[0]), written)
+    };
+    let most = SEG_MAX * SIZE_MAX;
+    assert_eq!(read(SIZE_MAX, SEG_MAX as u16), (VIRTIO_BLK_S_OK, most + 1));
+    assert_eq!(read(SIZE_MAX, SEG_MAX as u16 + 1), (VIRTIO_BLK_S_IOERR, 1));
+    assert_eq!(read(2 << 20, 1), (VIRTIO_BLK_S_IOERR, 1));
+    assert_eq!(read(1 << 20, 200), (VIRTIO_BLK_S_IOERR, 1));
 }
 
 #[test]

@@ -7,12 +7,16 @@ use super::super::console::Console;
 use super::super::net::Net;
 use super::super::rng::Rng;
 use super::super::testing::{Driver, INDIRECT, MEMORY, MEMORY_BYTES, NEXT, WRITE};
+use super::{DeviceMemory, Live, Queue, QueueState};
 use proptest::prelude::*;
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::bitmap::BS;
+use vm_memory::guest_memory::{GuestMemorySliceIterator, Result};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 use vmm_sys_util::tempfile::TempFile;
 
 const EVENT_IDX: u64 = 1 << 29;
@@ -85,6 +89,77 @@ fn four_gigabytes_in_a_chain() {
     assert!(!gives_up(&short));
 }
 
+/// Memory in which each descriptor of a table is another one when it has been looked at.
+struct Changing<'a> {
+    memory: DeviceMemory,
+    driver: &'a Driver,
+    table: GuestAddress,
+    after: [u8; 16],
+    looks: Cell<usize>,
+}
+
+impl GuestMemory for Changing<'_> {
+    type PhysicalMemory = GuestMemoryMmap;
+    type Bitmap = ();
+
+    fn check_range(&self, address: GuestAddress, count: usize, access: Permissions) -> bool {
+        self.memory.check_range(address, count, access)
+    }
+
+    fn get_slices<'a>(
+        &'a self,
+        address: GuestAddress,
+        count: usize,
+        access: Permissions,
+    ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, ()>>> {
+        // What was looked at before this.
+        for n in 0..self.looks.get() as u64 {
+            self.driver.memory_write(self.table.0 + 16 * n, &self.after);
+        }
+        let table = self.table.0..self.table.0 + 16 * u64::from(QUEUE_SIZE);
+        if table.contains(&address.0) {
+            self.looks.set(self.looks.get() + 1);
+        }
+        self.memory.get_slices(address, count, access)
+    }
+}
+
+#[test]
+fn what_changes_behind_a_walk_is_not_used() {
+    let d = Driver::descriptor;
+    let mut driver = rng();
+    let indirect = driver.put(&[0; 32]);
+    for table in [GuestAddress(MEMORY), GuestAddress(indirect.address)] {
+        driver.begin(0);
+        driver.describe(0, 0, d(indirect.address, 32, INDIRECT, 0));
+        driver.memory_write(table.0, &d(INSIDE, 16, NEXT, 1));
+        driver.memory_write(table.0 + 16, &d(INSIDE, 512, WRITE, 0));
+        driver.make_available(0, 0);
+        let state = QueueState {
+            max_size: QUEUE_SIZE,
+            size: QUEUE_SIZE,
+            ready: true,
+            desc_table: MEMORY,
+            avail_ring: MEMORY + 0x1000,
+            used_ring: MEMORY + 0x2000,
+            ..QueueState::default()
+        };
+        let memory = Changing {
+            memory: DeviceMemory::new(driver.memory.clone()),
+            driver: &driver,
+            table,
+            after: d(MEMORY, MEMORY_BYTES as u32, WRITE | NEXT, 0),
+            looks: Cell::new(0),
+        };
+        let mut live = Live { queue: Queue::try_from(state).unwrap(), used: false };
+        let chain = live.pop(&memory).unwrap().unwrap();
+        assert_eq!((chain.count, chain.longest), (2, 512));
+        assert_eq!(chain.reader.available_bytes(), 16);
+        assert_eq!(chain.writer.available_bytes(), 512);
+        assert_eq!(memory.looks.get(), 2, "each descriptor once");
+    }
+}
+
 #[test]
 fn tables_of_descriptors() {
     let d = Driver::descriptor;
@@ -107,6 +182,10 @@ fn tables_of_descriptors() {
     assert!(indirect(16, &[d(INSIDE, 16, INDIRECT, 0)]), "one in another");
     assert!(indirect(!15, &[loops]), "too large");
     assert!(indirect(0xf_fff0, &[loops]), "longer than a queue");
+    let long: Vec<_> = (0..=QUEUE_SIZE)
+        .map(|n| d(INSIDE, 8, if n < QUEUE_SIZE { WRITE | NEXT } else { WRITE }, n + 1))
+        .collect();
+    assert!(indirect(16 * u32::from(QUEUE_SIZE + 1), &long), "one more than a queue");
     assert!(gives_up(&[(0, d(MEMORY + MEMORY_BYTES, 16, INDIRECT, 0))]));
     assert!(gives_up(&[(0, d(u64::MAX - 15, 32, INDIRECT, 0))]));
 }
