@@ -11,6 +11,7 @@
 //! more than a request, holds nobody up but may be hung up on. The socket is its owner's alone.
 #![forbid(unsafe_code)]
 
+use crate::report::complain;
 use crate::supervisor::Notice;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -158,7 +159,7 @@ impl MutEventSubscriber for Server {
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
         if let Err(error) = ops.add(Events::new(&self.listener, EventSet::IN)) {
-            eprintln!("umbra-vmm: the control socket is deaf: {error}");
+            complain(format_args!("the control socket is deaf: {error}"));
         }
     }
 }
@@ -186,7 +187,7 @@ impl MutEventSubscriber for Signals {
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
         if let Err(error) = ops.add(Events::new(&self.event, EventSet::IN)) {
-            eprintln!("umbra-vmm: signals go unheard: {error}");
+            complain(format_args!("signals go unheard: {error}"));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A thread with an event loop.
 
+use crate::report::complain;
 use anyhow::{Context, Result};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use std::sync::Arc;
@@ -26,7 +27,7 @@ impl MutEventSubscriber for Wake {
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
         if let Err(error) = ops.add(Events::new(&self.0, EventSet::IN)) {
-            eprintln!("umbra-vmm: an event loop won't end: {error}");
+            complain(format_args!("an event loop won't end: {error}"));
         }
     }
 }
@@ -49,7 +50,7 @@ impl EventLoop {
         let run = move || {
             while !end.load(SeqCst) {
                 if let Err(error) = manager.run() {
-                    eprintln!("umbra-vmm: an event loop can't go on: {error}");
+                    complain(format_args!("an event loop can't go on: {error}"));
                     return;
                 }
             }

@@ -16,6 +16,8 @@
 //!
 //! Machines are of arm64, and so is what runs them; devices and all else is tested on any Linux.
 #![cfg(target_os = "linux")]
+// They panic when nobody reads any more.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod arguments;
 pub mod bus;

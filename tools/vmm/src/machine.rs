@@ -13,7 +13,7 @@ use crate::events::{EventLoop, Subscriber};
 use crate::gate::Gate;
 use crate::gic;
 use crate::layout;
-use crate::report::{Counters, DeviceCounters, End, Report};
+use crate::report::{self, Counters, DeviceCounters, End, Report};
 use crate::serial::Uart;
 use crate::signals;
 use crate::stats::Stats;
@@ -120,7 +120,7 @@ pub fn run(arguments: &Run) -> Result<End> {
     }
     signals::join(vec![control_loop.end()]);
     drop(raw);
-    eprintln!("{}", report.line(&end));
+    report::say(report.line(&end));
     Ok(end)
 }
 

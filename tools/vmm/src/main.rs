@@ -15,8 +15,10 @@
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
     use clap::Parser;
+    use std::io::Write;
     use std::process::ExitCode;
     use umbra_vmm::arguments::{Arguments, Verb};
+    use umbra_vmm::report::complain;
 
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
@@ -30,13 +32,14 @@ fn main() -> std::process::ExitCode {
         Verb::Run(run) => self::run(&run),
         Verb::Control { path, request } => {
             umbra_vmm::control::ask(&path, request).map(|(answer, well)| {
-                println!("{answer}");
-                ExitCode::from(u8::from(!well))
+                // An answer that nobody reads is none.
+                let said = writeln!(std::io::stdout(), "{answer}").is_ok();
+                ExitCode::from(u8::from(!(well && said)))
             })
         }
     };
     result.unwrap_or_else(|error| {
-        eprintln!("umbra-vmm: {error:#}");
+        complain(format_args!("{error:#}"));
         ExitCode::from(1)
     })
 }

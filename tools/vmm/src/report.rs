@@ -21,9 +21,27 @@
 use crate::stats::Stats;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Says something on standard error. `eprintln!` panics if nobody reads that any more; a machine goes on.
+pub fn say(what: impl fmt::Display) {
+    // Where the test harness finds it.
+    #[cfg(test)]
+    eprintln!("{what}");
+    #[cfg(not(test))]
+    {
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), "{what}");
+    }
+}
+
+/// Says what goes wrong, like [`say`].
+pub fn complain(what: fmt::Arguments<'_>) {
+    say(format_args!("umbra-vmm: {what}"));
+}
 
 /// Why the machine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]

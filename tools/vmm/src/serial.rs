@@ -1,6 +1,7 @@
 //! The guest's serial port: an 8250, whose output is the terminal's.
 
 use crate::bus::Registers;
+use crate::report::complain;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -127,7 +128,7 @@ impl<W: Write> MutEventSubscriber for Input<W> {
             .add(Events::new(&self.emptied, EventSet::IN))
             .and_then(|()| ops.add(Events::new(&self.input, edges)));
         if let Err(error) = watched {
-            eprintln!("umbra-vmm: the serial port is deaf: {error}");
+            complain(format_args!("the serial port is deaf: {error}"));
         }
     }
 }

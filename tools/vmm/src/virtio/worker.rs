@@ -3,7 +3,7 @@
 use super::memory::DeviceMemory;
 use super::queue::{Malformed, Queues};
 use super::{Device, Event};
-use crate::report::DeviceCounters;
+use crate::report::{DeviceCounters, complain};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -124,7 +124,7 @@ impl Worker {
         self.queues = None;
         // Said once: a guest that does it again and again doesn't fill anything.
         if self.counters.malformed() == 0 {
-            eprintln!("umbra-vmm: {} needs a reset: {why}", self.counters.name());
+            complain(format_args!("{} needs a reset: {why}", self.counters.name()));
         }
         self.counters.count_malformed();
         self.line.status.fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, SeqCst);
@@ -186,7 +186,7 @@ impl MutEventSubscriber for Shared {
         let source = worker.device.source();
         let source = source.map(|fd| Events::with_data_raw(fd, SOURCE, edges));
         if let Err(error) = queues.chain(source).try_for_each(|events| ops.add(events)) {
-            eprintln!("umbra-vmm: {} is deaf: {error}", worker.counters.name());
+            complain(format_args!("{} is deaf: {error}", worker.counters.name()));
         }
     }
 }
