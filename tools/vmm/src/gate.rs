@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What is wanted of all vCPUs.
@@ -23,6 +23,23 @@ struct State {
     live: usize,
     /// Those of them that wait here.
     waiting: usize,
+}
+
+/// That a thread has not ended. It goes with the thread's stack, however that is left.
+#[derive(Debug)]
+pub struct Live(Arc<Gate>);
+
+impl Live {
+    /// One of the threads that this gate is for.
+    pub fn new(gate: Arc<Gate>) -> Self {
+        Self(gate)
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
 }
 
 /// The gate.
@@ -77,7 +94,7 @@ impl Gate {
     }
 
     /// A thread ends.
-    pub fn leave(&self) {
+    fn leave(&self) {
         self.lock().live -= 1;
         self.changed.notify_all();
     }
@@ -154,6 +171,18 @@ mod tests {
         assert!(gate.pause(|| {}, PATIENCE));
         gate.resume();
         assert!(!gate.pass());
+    }
+
+    #[test]
+    fn who_panics_is_not_waited_for() {
+        let gate = Arc::new(Gate::new(1));
+        let live = Live::new(gate.clone());
+        let thread = thread::spawn(move || {
+            let _live = live;
+            panic!("of this test");
+        });
+        assert!(thread.join().is_err());
+        assert!(gate.pause(|| {}, PATIENCE));
     }
 
     #[test]

@@ -93,8 +93,8 @@ pub fn run(arguments: &Run) -> Result<End> {
         controls.push(Box::new(Server::new(path, sender.clone())?));
     }
     let raw = arguments.console.map(|_| Raw::enter()).transpose()?;
-    let device_loop = EventLoop::start("devices", loops)?;
-    let control_loop = EventLoop::start("control", controls)?;
+    let device_loop = EventLoop::start("devices", loops, sender.clone())?;
+    let control_loop = EventLoop::start("control", controls, sender.clone())?;
     if arguments.console.is_some() {
         terminal::listen(terminal, sender.clone())?;
     }

@@ -5,7 +5,8 @@ use crate::control::{Reply, Verb};
 use crate::gate::Gate;
 use crate::report::{End, Report};
 use serde_json::{Value, json};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, Sender};
+use std::thread;
 use std::time::Duration;
 
 /// How long all vCPUs may take to leave the guest.
@@ -14,12 +15,34 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What it is told.
 #[derive(Debug)]
 pub enum Notice {
-    /// A vCPU has come to an end, and the machine with it.
+    /// A thread has come to an end, and the machine with it.
     End(End),
     /// A signal or the terminal says that it's to end.
     Stop,
     /// Somebody asks for something by the control socket.
     Request(Verb, Reply),
+}
+
+/// Ends the machine if the thread that has it panics: what others wait for would never come.
+#[derive(Debug)]
+pub struct Alarm(Sender<Notice>);
+
+impl Alarm {
+    /// For the thread that takes it along.
+    pub fn new(notices: Sender<Notice>) -> Self {
+        Self(notices)
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let thread = thread::current();
+            let why = format!("the thread {} has panicked", thread.name().unwrap_or_default());
+            // If nobody listens the machine has ended already.
+            let _ = self.0.send(Notice::End(End::Failed(why)));
+        }
+    }
 }
 
 /// The decisions.
@@ -76,27 +99,27 @@ impl<'a> Supervisor<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gate::Live;
     use std::io::{BufRead, BufReader};
     use std::os::unix::net::UnixStream;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
     use std::sync::mpsc;
-    use std::thread;
 
     #[test]
     fn a_machine_is_paused_resumed_and_stopped() {
-        let (gate, steps) = (Gate::new(2), AtomicU64::new(0));
+        let (gate, steps) = (Arc::new(Gate::new(2)), AtomicU64::new(0));
         let (counters, stats, devices) = (Arc::default(), Vec::new(), Vec::new());
         let report = Report { vcpus: 2, counters, stats, devices };
         let (sender, notices) = mpsc::channel();
         thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
+                    let _live = Live::new(gate.clone());
                     while gate.pass() {
                         steps.fetch_add(1, SeqCst);
                         thread::yield_now();
                     }
-                    gate.leave();
                 });
             }
             let (gate, report) = (&gate, &report);

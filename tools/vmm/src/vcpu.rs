@@ -1,9 +1,9 @@
 //! A vCPU's thread.
 
 use crate::bus::Bus;
-use crate::gate::Gate;
+use crate::gate::{Gate, Live};
 use crate::report::{Counters, End};
-use crate::supervisor::Notice;
+use crate::supervisor::{Alarm, Notice};
 use anyhow::{Context, Result};
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -29,6 +29,23 @@ thread_local! {
     static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
 }
 
+/// As long as it is there, a kick reaches the vCPU.
+struct Kickable;
+
+impl Kickable {
+    /// This vCPU, which must be there for longer.
+    fn new(vcpu: &mut VcpuFd) -> Self {
+        IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
+        Self
+    }
+}
+
+impl Drop for Kickable {
+    fn drop(&mut self) {
+        IMMEDIATE_EXIT.set(ptr::null_mut());
+    }
+}
+
 /// The handler of a kick. If it comes before KVM_RUN, that returns at once; if during it, the signal itself ends it.
 pub extern "C" fn kicked(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
     let flag = IMMEDIATE_EXIT.get();
@@ -50,14 +67,14 @@ pub fn start(
     notices: Sender<Notice>,
 ) -> Result<JoinHandle<()>> {
     let run = move || {
-        IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
-        let end = go_on(&mut vcpu, &surroundings);
-        IMMEDIATE_EXIT.set(ptr::null_mut());
-        if let Some(end) = end {
+        // Also if it panics: the machine ends, nobody waits for this thread, and no kick looks for its vCPU.
+        let _live = Live::new(surroundings.gate.clone());
+        let _alarm = Alarm::new(notices.clone());
+        let _kickable = Kickable::new(&mut vcpu);
+        if let Some(end) = go_on(&mut vcpu, &surroundings) {
             // If nobody listens the machine has ended already.
             let _ = notices.send(Notice::End(end));
         }
-        surroundings.gate.leave();
     };
     std::thread::Builder::new().name("vcpu".to_owned()).spawn(run).context("a thread")
 }

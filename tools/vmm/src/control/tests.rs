@@ -13,8 +13,8 @@ fn requests_and_answers() {
     let folder = folder();
     let path = folder.as_path().join("socket");
     let (sender, notices) = mpsc::channel();
-    let server = Server::new(&path, sender).unwrap();
-    let control = EventLoop::start("control", vec![Box::new(server)]).unwrap();
+    let server = Server::new(&path, sender.clone()).unwrap();
+    let control = EventLoop::start("control", vec![Box::new(server)], sender).unwrap();
     let machine = thread::spawn(move || {
         let mut asked = Vec::new();
         while let Ok(Notice::Request(verb, reply)) = notices.recv() {
@@ -48,8 +48,8 @@ fn only_so_many_clients() {
     let folder = folder();
     let path = folder.as_path().join("socket");
     let (sender, _notices) = mpsc::channel();
-    let server = Server::new(&path, sender).unwrap();
-    let control = EventLoop::start("control", vec![Box::new(server)]).unwrap();
+    let server = Server::new(&path, sender.clone()).unwrap();
+    let control = EventLoop::start("control", vec![Box::new(server)], sender).unwrap();
     let some: Vec<_> = (0..CLIENTS).map(|_| UnixStream::connect(&path).unwrap()).collect();
     let mut more = UnixStream::connect(&path).unwrap();
     assert_eq!(more.read(&mut [0; 1]).unwrap(), 0);

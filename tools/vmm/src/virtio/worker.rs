@@ -196,13 +196,15 @@ mod tests {
     use crate::events::EventLoop;
     use crate::virtio::rng::Rng;
     use crate::virtio::testing::Driver;
+    use std::sync::mpsc;
     use std::time::Duration;
 
     #[test]
     fn the_event_loop_serves_it() {
         let mut driver = Driver::new(Rng::new);
         let worker = driver.transport.worker().clone();
-        let devices = EventLoop::start("devices", vec![Box::new(worker.clone())]).unwrap();
+        let (sender, _notices) = mpsc::channel();
+        let devices = EventLoop::start("devices", vec![Box::new(worker.clone())], sender).unwrap();
         driver.begin(0);
         // More than it does in one turn.
         let room = driver.room(8);
