@@ -130,7 +130,7 @@ mod tests {
             });
             let ask = |verb| {
                 let (near, far) = UnixStream::pair().unwrap();
-                sender.send(Notice::Request(verb, Reply::new(far))).unwrap();
+                sender.send(Notice::Request(verb, Reply::to(far))).unwrap();
                 let mut line = String::new();
                 BufReader::new(near).read_line(&mut line).unwrap();
                 serde_json::from_str::<Value>(&line).unwrap()
@@ -145,7 +145,7 @@ mod tests {
             let running = ask(Verb::Resume);
             assert_eq!((&running["state"], &running["ok"]), (&"running".into(), &true.into()));
             let (_near, far) = UnixStream::pair().unwrap();
-            sender.send(Notice::Request(Verb::Stop, Reply::new(far))).unwrap();
+            sender.send(Notice::Request(Verb::Stop, Reply::to(far))).unwrap();
             let (end, waits) = supervisor.join().unwrap();
             assert_eq!((end, waits.is_some()), (End::Stopped, true));
         });
