@@ -2,12 +2,13 @@
 //!
 //! Input is attached to one console at most. If it is a terminal then it is raw meanwhile, so that the guest gets every key,
 //! and what it was before is restored at the end, also when the monitor panics. Ctrl-A then x ends the machine; Ctrl-A twice
-//! is one Ctrl-A for the guest.
+//! is one Ctrl-A for the guest. What a guest doesn't read is lost then, as on a wire: the keys that end the machine are heard
+//! in any case. Anything else than a terminal has no such keys, and waits for the guest.
 #![forbid(unsafe_code)]
 
 use crate::gate::Gate;
 use crate::report::Counters;
-use crate::supervisor::Notice;
+use crate::supervisor::{Alarm, Notice};
 use anyhow::{Context, Result};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 use std::fs::File;
@@ -106,28 +107,41 @@ impl Keys {
 /// # Errors
 ///
 /// No thread.
-pub fn listen(mut guest: UnixStream, notices: Sender<Notice>) -> Result<()> {
+pub fn listen(guest: UnixStream, notices: Sender<Notice>) -> Result<()> {
     let has_keys = isatty(io::stdin());
+    guest.set_nonblocking(has_keys).context("the terminal's socket")?;
     let run = move || {
-        let (mut buffer, mut keys) = ([0; 256], Keys::default());
-        loop {
-            let count = match io::stdin().read(&mut buffer) {
-                Ok(count @ 1..) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                _ => return,
-            };
-            let mut bytes = buffer[..count].to_vec();
-            if has_keys && keys.filter(&mut bytes) {
-                let _ = notices.send(Notice::Stop);
-                return;
-            }
-            if guest.write_all(&bytes).is_err() {
-                return;
-            }
-        }
+        let _alarm = Alarm::new(notices.clone());
+        pass_on(io::stdin(), guest, has_keys, &notices);
     };
     std::thread::Builder::new().name("terminal".to_owned()).spawn(run).context("a thread")?;
     Ok(())
+}
+
+/// Passes input on until it ends, or ends the machine.
+fn pass_on(mut input: impl Read, mut guest: UnixStream, has_keys: bool, notices: &Sender<Notice>) {
+    let (mut buffer, mut keys) = ([0; 256], Keys::default());
+    loop {
+        let count = match input.read(&mut buffer) {
+            Ok(count @ 1..) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            _ => return,
+        };
+        let mut bytes = buffer[..count].to_vec();
+        if !has_keys {
+            if guest.write_all(&bytes).is_err() {
+                return;
+            }
+            continue;
+        }
+        let end = keys.filter(&mut bytes);
+        // What finds no room is lost, and so is all if nobody is there.
+        let _ = guest.write(&bytes);
+        if end {
+            let _ = notices.send(Notice::Stop);
+            return;
+        }
+    }
 }
 
 /// Standard output, counted.
@@ -176,6 +190,40 @@ impl Write for Output {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc;
+    use std::thread;
+
+    #[test]
+    fn the_end_is_heard_when_the_guest_does_not_read() {
+        let (guest, mut far) = UnixStream::pair().unwrap();
+        guest.set_nonblocking(true).unwrap();
+        let (sender, notices) = mpsc::channel();
+        let input = [b"hello".repeat(1 << 20).as_slice(), b"\x01x"].concat();
+        pass_on(&input[..], guest, true, &sender);
+        assert!(matches!(notices.try_recv(), Ok(Notice::Stop)));
+        let mut got = Vec::new();
+        far.read_to_end(&mut got).unwrap();
+        assert!(got.starts_with(b"hello") && got.len() < input.len());
+        // Nor when it is gone.
+        let (guest, _) = UnixStream::pair().unwrap();
+        pass_on(&input[..], guest, true, &sender);
+        assert!(matches!(notices.try_recv(), Ok(Notice::Stop)));
+    }
+
+    #[test]
+    fn what_is_no_terminal_waits_for_the_guest() {
+        let (guest, mut far) = UnixStream::pair().unwrap();
+        let (sender, notices) = mpsc::channel();
+        let input = b"hello\x01x".repeat(1 << 18);
+        let reader = thread::spawn(move || {
+            let mut got = Vec::new();
+            far.read_to_end(&mut got).unwrap();
+            got
+        });
+        pass_on(&input[..], guest, false, &sender);
+        assert!(reader.join().unwrap() == input);
+        assert!(notices.try_recv().is_err());
+    }
 
     #[test]
     fn keys() {
