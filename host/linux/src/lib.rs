@@ -10,7 +10,7 @@
 //! | a VM and its file, its vCPUs, its GIC | machine.rs, vcpu.rs, gic.rs |
 //! | the files of vCPUs and of the GIC | vcpu_file/, machine/device.rs |
 //! | eventfds that are interrupts, or that a store signals | machine/wires.rs |
-//! | pages, pins and slots | memory.rs, [`slots`] |
+//! | pages, pins and slots | memory.rs, [`sorted`], [`slots`] |
 //! | KVM's names for registers | [`registers`], vcpu_file/one_reg.rs; of the GIC's CPU interface [`icc`] |
 //!
 //! # Where it is unsafe
@@ -53,6 +53,7 @@ mod machine;
 mod memory;
 pub mod registers;
 pub mod slots;
+pub mod sorted;
 pub mod stats;
 #[cfg(target_os = "none")]
 mod vcpu;

@@ -9,6 +9,7 @@ use crate::{
     abi::{Errno, MemoryRegion},
     linux::{self, Mm, Page, Pages, Pinned, Shared, with_room},
     slots::{Change, Slots},
+    sorted::{Addressed, Sorted},
 };
 use alloc::vec::Vec;
 use umbra_host::{
@@ -54,33 +55,29 @@ pub const fn refused(error: Error) -> Errno {
 /// The books of a VM.
 type Lines = Vec<Line>;
 
-/// Pages that came from the kernel, one by one, in the order of their addresses. All of them hyp has: those that don't come
-/// back are lost.
+/// Pages that came from the kernel, one by one. All of them hyp has: those that don't come back are lost.
 #[derive(Debug, Default)]
-struct Own(Vec<Page>);
+struct Own(Sorted<Page>);
+
+impl Addressed for Page {
+    fn address(&self) -> u64 {
+        self.pa()
+    }
+}
 
 impl Own {
     fn allocate(&mut self, count: u64) -> Option<u64> {
-        self.0.try_reserve(count as usize).ok()?;
+        self.0.reserve(count as usize).ok()?;
         let pages = Pages::alloc(count)?;
         let first = pages.first();
-        let at = self.0.partition_point(|page| page.pa() < first);
-        self.0.splice(at..at, pages);
+        self.0.insert(pages);
         Some(first)
-    }
-
-    fn find(&self, pa: u64) -> Option<usize> {
-        self.0.binary_search_by_key(&pa, Page::pa).ok()
-    }
-
-    fn free(&mut self, pa: u64) -> bool {
-        self.find(pa).map(|at| self.0.remove(at)).is_some()
     }
 }
 
 impl Drop for Own {
     fn drop(&mut self) {
-        self.0.drain(..).for_each(core::mem::forget);
+        self.0.drain().for_each(core::mem::forget);
     }
 }
 
@@ -99,11 +96,11 @@ impl PageSupplier for Supplier<'_> {
         let end = first + count * PAGE;
         let (mut at, mut pinned) = (first, 0);
         while at < end {
-            if self.own.free(at) {
+            if self.own.0.remove(at).is_some() {
                 at += PAGE;
                 continue;
             }
-            let pages = (at..end).step_by(PAGE_SIZE).take_while(|&pa| self.own.find(pa).is_none());
+            let pages = (at..end).step_by(PAGE_SIZE).take_while(|&pa| self.own.0.get(pa).is_none());
             let run = pages.count() as u64;
             // SAFETY: what a VM has and is none of the kernel's own was lent to it by `map`; it gives back what
             // neither hyp nor a guest has any more.
@@ -115,9 +112,9 @@ impl PageSupplier for Supplier<'_> {
     }
 
     fn flag_page(&mut self, pa: u64) -> &'static FlagShadowPage {
-        let at = self.own.find(pa).expect("allocated just now");
+        let page = self.own.0.get(pa).expect("allocated just now");
         // SAFETY: it stays in `own` until the VM gives it back, which has no use for it then.
-        unsafe { self.own.0[at].as_flag_page() }
+        unsafe { page.as_flag_page() }
     }
 }
 
