@@ -154,8 +154,6 @@ void shim_vendor_uid(u32 function, u32 *uid)
 static int reboots(struct notifier_block *block, unsigned long action, void *data)
 {
 	umbra_shutdown();
-	/* And those whose files have been closed already. */
-	umbra_events_flush();
 	return NOTIFY_DONE;
 }
 
@@ -173,9 +171,6 @@ static int sleeps(struct notifier_block *block, unsigned long action, void *data
 	case PM_HIBERNATION_PREPARE:
 	case PM_RESTORE_PREPARE:
 		err = umbra_hibernate(true);
-		/* VMs without files end in the background. */
-		if (!err)
-			umbra_events_flush();
 		break;
 	case PM_POST_HIBERNATION:
 	case PM_POST_RESTORE:
@@ -204,6 +199,8 @@ static int __init umbra_module_init(void)
 		goto cpu;
 	err = register_pm_notifier(&sleep_block);
 	if (err)
+		/* VMs without files end in the background: those that are about to do so needn't refuse it. */
+		umbra_events_flush();
 		goto reboot;
 	err = umbra_files_init();
 	if (err)

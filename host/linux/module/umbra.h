@@ -20,7 +20,7 @@ enum umbra_kind { UMBRA_SYSTEM, UMBRA_VM, UMBRA_VCPU, UMBRA_GIC, UMBRA_STATS, UM
 /* Whether Umbra is below; only then anything else may be called. */
 int umbra_init(void);
 void umbra_exit(void);
-/* Takes every VM down, as no more is to run. */
+/* Takes every VM down, as no more is to run, and waits for those that go already. */
 void umbra_shutdown(void);
 
 /* Whether a kernel may begin that knows of no VM; until it is called with false none is made. */

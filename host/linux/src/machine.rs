@@ -90,6 +90,8 @@ struct Clock {
 pub struct End {
     memory: Option<Memory>,
     vcpus: Vec<Inside>,
+    /// Once it is under way.
+    ending: Option<all::Ending>,
 }
 
 /// Whoever has to know of a VM's interrupts.
@@ -500,7 +502,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        all::strike(self);
+        let ending = all::strike(self);
         // Nobody raises an interrupt from here on.
         self.wires.cut();
         let Some((end, work)) = self.end.take() else { return };
@@ -512,6 +514,7 @@ impl Drop for Machine {
                 end.vcpus.extend(vcpu.and_then(Vcpu::into_inside));
             }
             end.memory = self.memory.get_mut().take();
+            end.ending = Some(ending);
         }
         // The background owns it now.
         end.into_raw();
@@ -521,11 +524,9 @@ impl Drop for Machine {
 
 /// Takes a VM down, in the background.
 pub fn end(end: &Mutex<End>) {
-    let (memory, vcpus) = {
-        let mut end = end.lock();
-        (end.memory.take(), core::mem::take(&mut end.vcpus))
-    };
+    let End { memory, vcpus, ending } = core::mem::take(&mut *end.lock());
     if let Some(memory) = memory {
         memory.destroy(vcpus);
     }
+    drop(ending);
 }

@@ -3,12 +3,12 @@
 use super::Machine;
 use crate::{
     abi::Errno,
-    linux::{Mutex, place, take},
+    linux::{self, Mutex, place, take},
 };
 use alloc::vec::Vec;
 use core::{
     ptr,
-    sync::atomic::{AtomicBool, AtomicPtr, Ordering::SeqCst},
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::SeqCst},
 };
 
 /// All VMs, for an end that can't wait for their files.
@@ -19,6 +19,19 @@ static CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// None is made for now: the kernel hibernates. Written with the list locked.
 static HIBERNATES: AtomicBool = AtomicBool::new(false);
+
+/// VMs that are in the list no longer, and are not taken down yet. Raised with the list locked.
+static ENDING: AtomicUsize = AtomicUsize::new(0);
+
+/// A VM's end, from when it leaves the list until nothing of it is hyp's any more.
+#[derive(Debug)]
+pub struct Ending(());
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        ENDING.fetch_sub(1, SeqCst);
+    }
+}
 
 #[derive(Debug)]
 struct Registered(*const Machine);
@@ -43,23 +56,28 @@ fn all() -> Option<&'static Mutex<Vec<Registered>>> {
     unsafe { ALL.load(SeqCst).as_ref() }
 }
 
-/// Takes all VMs down, whatever their files are used for.
+/// Takes all VMs down, whatever their files are used for, and waits for those that go already.
 pub fn shutdown() {
     let Some(all) = all() else { return };
-    let all = all.lock();
-    CLOSED.store(true, SeqCst);
-    for one in all.iter() {
-        // SAFETY: it is in the list, whose lock this has.
-        unsafe { &*one.0 }.close();
+    {
+        let all = all.lock();
+        CLOSED.store(true, SeqCst);
+        for one in all.iter() {
+            // SAFETY: it is in the list, whose lock this has.
+            unsafe { &*one.0 }.close();
+        }
+    }
+    while ENDING.load(SeqCst) != 0 {
+        linux::sleep();
     }
 }
 
 /// The kernel writes an image of itself, or reads one: what begins there knows of no page that is a VM's. EBUSY while there
-/// is one; from the beginning to the end none is made.
+/// is one, or its end is under way; from the beginning to the end none is made.
 pub fn hibernate(begins: bool) -> Result<(), Errno> {
     let Some(all) = all() else { return Ok(()) };
     let all = all.lock();
-    if begins && !all.is_empty() {
+    if begins && (!all.is_empty() || ENDING.load(SeqCst) != 0) {
         return Err(Errno::EBUSY);
     }
     HIBERNATES.store(begins, SeqCst);
@@ -82,9 +100,13 @@ pub fn enter(machine: &Machine, make: impl FnOnce() -> Result<(), Errno>) -> Res
     Ok(())
 }
 
-/// It goes.
-pub fn strike(machine: &Machine) {
-    if let Some(all) = all() {
-        all.lock().retain(|one| !ptr::eq(one.0, machine));
+/// It goes: what this returns is dropped when it has gone.
+pub fn strike(machine: &Machine) -> Ending {
+    let mut all = all().map(Mutex::lock);
+    // Whoever looks finds it in the list or here.
+    ENDING.fetch_add(1, SeqCst);
+    if let Some(all) = &mut all {
+        all.retain(|one| !ptr::eq(one.0, machine));
     }
+    Ending(())
 }
