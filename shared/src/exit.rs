@@ -41,7 +41,7 @@ flag_set! {
         const UNDERFLOW = 1 << 0;
         /// Instead of finishing the open MMIO access, or of trying a [`Reason::Fault`] again, give the
         /// guest a synchronous external abort; a call of its own that exited with [`Reason::Fault`],
-        /// [`Reason::Tables`] or [`Reason::Unshare`] fails.
+        /// [`Reason::Tables`] or [`Reason::Unshare`] fails. That is for the first run after the exit.
         const ABORT = 1 << 1;
         /// Don't finish the open MMIO access: execute the instruction again (the host has mapped
         /// memory there).

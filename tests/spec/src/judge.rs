@@ -383,7 +383,7 @@ impl Spec {
                 return refused(Error::InvalidArgument);
             }
             // It runs nothing: a call that is to be made again is made later, unless it has failed now.
-            vcpu.open &= !flags.contains(RunFlags::ABORT);
+            vcpu.open &= !(core::mem::take(&mut vcpu.fails) && flags.contains(RunFlags::ABORT));
             return match info.reason() {
                 Some(Reason::Irq) => Ok(Outcome::ok()),
                 other => Err(format!("a run that only finishes ends with {other:?}")),
@@ -399,12 +399,14 @@ impl Spec {
             offer.can_become(flags, states)?;
         }
         let aarch32 = vcpu.features.aarch32;
-        if core::mem::take(&mut vcpu.must_have_failed) && !flags.contains(RunFlags::ABORT) {
+        let failed = core::mem::take(&mut vcpu.fails) && flags.contains(RunFlags::ABORT);
+        if core::mem::take(&mut vcpu.must_have_failed) && !failed {
             return Err("a call that was to be made again has been forgotten".to_owned());
         }
+        vcpu.open &= !failed;
         let reason = info.reason().filter(|_| record.result == SUCCESS as u64);
         if core::mem::take(&mut vcpu.put_off) {
-            vcpu.open = true;
+            (vcpu.open, vcpu.fails) = (true, true);
         } else if let Some(Reason::Hvc | Reason::Mmio | Reason::Fault | Reason::Broken) = reason {
             vcpu.open = false;
         }

@@ -68,6 +68,8 @@ pub struct Vcpu {
     pub put_off: bool,
     /// And nothing has come in between.
     pub open: bool,
+    /// No run has begun since, not even one that only finishes: ABORT lets it fail.
+    pub fails: bool,
     /// It has made another call instead, which only a host can have brought about that let the first one fail: in a
     /// run whose end is still to be judged.
     pub must_have_failed: bool,

@@ -2,6 +2,9 @@
 //! no order that a reader would look for.
 
 use super::*;
+use umbra_shared::exit::{ExitInfo, RunFlags};
+use umbra_shared::record::{Kind, Record, TOUCHED};
+use umbra_spec::judge::Report;
 
 /// A protected VM with three vCPUs, the first two of which are loaded, and two pages.
 fn with_three_vcpus() -> World {
@@ -168,4 +171,75 @@ fn a_page_is_private_or_at_its_alias() {
     assert_eq!((at(&world, X), at(&world, X | ALIAS_BIT)), (There::Nothing, There::Nothing));
     world.call(0, map(40, X));
     assert_eq!(at(&world, X), page(40));
+}
+
+/// A call that is to be made again fails by an ABORT in the first run after its exit, even if that only finishes, and by none
+/// later.
+#[test]
+fn only_the_first_run_lets_a_call_fail() {
+    const X: u64 = 0x8000_0000;
+    const RUN: RunFlags = RunFlags::empty();
+    const ABORT: RunFlags = RunFlags::ABORT;
+    const FINISH: RunFlags = RunFlags::FINISH_ONLY;
+    const FAIL: RunFlags = FINISH.union(ABORT);
+    let told = ExitInfo::new(Reason::Unshare, 0).register();
+    let irq = ExitInfo::new(Reason::Irq, 0).register();
+    // Runs after the exit; that in which the guest calls next, whether it is the same call, and what is wrong with that.
+    type Story = (&'static [RunFlags], RunFlags, bool, Option<&'static str>);
+    const FORGOTTEN: Option<&str> = Some("a call that was to be made again has been forgotten");
+    const NONE: Option<&str> = Some("no call was to be made again");
+    let stories: &[Story] = &[
+        (&[], RUN, true, None),
+        (&[], RUN, false, FORGOTTEN),
+        (&[], ABORT, false, None),
+        (&[ABORT], RUN, false, None),
+        (&[ABORT], RUN, true, NONE),
+        (&[FINISH], RUN, true, None),
+        (&[FINISH], ABORT, false, FORGOTTEN),
+        (&[FAIL], RUN, false, None),
+        (&[FAIL], RUN, true, NONE),
+        (&[FINISH, FAIL], RUN, true, None),
+        (&[FINISH, FAIL], RUN, false, FORGOTTEN),
+        (&[RUN, FAIL], RUN, true, None),
+        (&[RUN, ABORT], RUN, true, None),
+        (&[RUN, ABORT], RUN, false, FORGOTTEN),
+    ];
+    for &(runs, last, again, wrong) in stories {
+        let mut world = with_three_vcpus();
+        for ipa in [X, X + PAGE] {
+            world.guest_call(0, GuestFunction::MemShare as u32, [ipa, 0, 0], false);
+        }
+        let spec = &mut world.spec;
+        // Of FP registers these records say nothing.
+        spec.cpus[0].fp = None;
+        let loaded = spec.cpus[0].loaded.map_or(0, |(vm, n)| (u64::from(vm) + 1) | (n as u64) << 8);
+        let mut report = Report::default();
+        let mut step = |kind: Kind, function, args, info| {
+            let record = Record {
+                number: 0,
+                what: kind as u64,
+                function,
+                args,
+                result: 0,
+                results: [info, 0, 0],
+                fp: 0,
+                loaded,
+                changes: 0,
+                touched: [0; TOUCHED],
+            };
+            spec.step(&record, &mut report).map_err(|difference| difference.difference)
+        };
+        let call = |ipa, again: bool| [ipa, 0, 0, told + 1, 1, again.into(), 0];
+        let run = |flags: RunFlags| [flags.bits(), 0, 0, 0, 0, 0, 0];
+        let unshare = GuestFunction::MemUnshare as u64;
+        step(Kind::GuestCall, unshare, call(X, false), 0).expect("it calls");
+        step(Kind::Run, 0, run(RUN), told).expect("its host is told");
+        for &flags in runs {
+            step(Kind::Run, 0, run(flags), irq).expect("nothing comes of it");
+        }
+        // Another page: this one, too, is to be called for again.
+        let called = step(Kind::GuestCall, unshare, call(X + PAGE, again), 0);
+        let judged = called.and_then(|()| step(Kind::Run, 0, run(last), told));
+        assert_eq!(judged.err().as_deref(), wrong, "{runs:?} {last:?} {again}");
+    }
 }
