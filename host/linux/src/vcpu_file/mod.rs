@@ -111,13 +111,20 @@ impl Vcpu {
 
     /// Whether it is on, or is to be: nothing else of it changes.
     fn set_power(&self, machine: &Machine, state: &State, on: bool) -> Result<(), Errno> {
+        if !on {
+            // Before hyp knows: whom another vCPU turns on from then on is on here, too, and that comes after this.
+            self.on.store(false, SeqCst);
+            machine.set_power(self.index, false);
+        }
         if let Some(inside) = &state.inside {
             let power = Register::Power.encode();
             let value = [on.into(), 0];
             Hvc.vcpu_write(inside.vm(), inside.index(), power, value).map_err(refused)?;
         }
-        self.on.store(on, SeqCst);
-        machine.set_power(self.index, on);
+        if on {
+            self.on.store(true, SeqCst);
+            machine.set_power(self.index, true);
+        }
         Ok(())
     }
 

@@ -185,22 +185,31 @@ impl Vcpu {
             if !awake() && self.sleeper.sleep(None, awake).is_err() {
                 return self.interrupted(machine, state);
             }
-            let stop = match self.enter(machine, state) {
-                Ok(stop) => stop,
-                // Its machine has turned itself off while it was in there: only a reset, which can't come now, turns it on.
-                Err(Error::PoweredOff) if state.was_loaded => {
-                    self.on.store(false, SeqCst);
-                    continue;
+            let mut entered = self.enter(machine, state, false);
+            // Hyp says that it is off. Whom its guest turns on after that is turned on here after this; and before,
+            // it can be loaded now.
+            if matches!(entered, Err(Error::PoweredOff))
+                && !state.was_loaded
+                && self.on.swap(false, SeqCst)
+            {
+                machine.set_power(self.index, false);
+                entered = self.enter(machine, state, true);
+                if !state.was_loaded && !matches!(entered, Err(Error::PoweredOff)) {
+                    // What has failed says nothing of that: it is asked again when it runs again.
+                    self.on.store(true, SeqCst);
+                    machine.set_power(self.index, true);
                 }
-                // Hyp says that it is off. Whom its guest turns on after that is turned on here after this; and before,
-                // it can be loaded now.
-                Err(Error::PoweredOff) if self.on.swap(false, SeqCst) => {
-                    match self.enter(machine, state) {
-                        Ok(stop) => stop,
-                        Err(_) => continue,
+            }
+            let stop = match entered {
+                Ok(stop) => stop,
+                Err(Error::PoweredOff) => {
+                    if state.was_loaded {
+                        // Its machine has turned itself off while it was in there: only a reset, which can't come now,
+                        // turns it on.
+                        self.on.store(false, SeqCst);
                     }
                 }
-                Err(Error::PoweredOff) => continue,
+                    continue;
                 Err(Error::VlMismatch) => {
                     self.page.set_doubleword(field::FAIL_ENTRY_REASON, 0);
                     self.page.set_word(field::FAIL_ENTRY_CPU, 0);
@@ -258,8 +267,8 @@ impl Vcpu {
         }
     }
 
-    /// Runs it on this CPU until something is to be done that may sleep.
-    fn enter(&self, machine: &Machine, state: &mut State) -> Result<Stop, Error> {
+    /// Runs it on this CPU until something is to be done that may sleep. `was_off`: the GIC thinks that it is off.
+    fn enter(&self, machine: &Machine, state: &mut State, was_off: bool) -> Result<Stop, Error> {
         state.was_loaded = false;
         let inside = state.inside.as_mut().ok_or(Error::BadVcpu)?;
         let Some(mut interface) = machine.interface(self.index) else { return Err(Error::BadVcpu) };
@@ -273,6 +282,9 @@ impl Vcpu {
             self.on.store(true, SeqCst);
             state.was_loaded = true;
             answer_all(&mut loaded, &mut state.answer, &mut state.supplied);
+            if was_off {
+                machine.set_power(self.index, true);
+            }
             let stop = loaded.run(&mut os, &mut interface, &mut handler)?;
             loaded.put(&mut os)?;
             Ok(stop)
