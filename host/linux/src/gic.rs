@@ -155,8 +155,9 @@ impl Plan {
         Gic::new(vcpus, spis, priority_bits, indices)
     }
 
-    /// Where the frames of so many vCPUs are. ENXIO: not all are anywhere.
-    pub fn frames(&self, vcpus: usize) -> Result<Frames, Errno> {
+    /// Where the frames of so many vCPUs are. ENXIO: not all are anywhere. EINVAL: those of a region whose size was not
+    /// said lie over the distributor, or reach beyond the end of addresses.
+    pub fn frames(&self, vcpus: usize, ipa_end: u64) -> Result<Frames, Errno> {
         let distributor = self.distributor.ok_or(Errno::ENXIO)?;
         let mut redistributors = with_room(self.redistributors.len())?;
         let mut left = vcpus as u64;
@@ -165,7 +166,17 @@ impl Plan {
             redistributors.push(Region { base: region.base, count });
             left -= count;
         }
-        if left == 0 { Ok(Frames { distributor, redistributors }) } else { Err(Errno::ENXIO) }
+        if left != 0 {
+            return Err(Errno::ENXIO);
+        }
+        let is_good = |&Region { base, count }: &Region| {
+            let end = base + count * REDISTRIBUTOR_BYTES;
+            end <= ipa_end && (end <= distributor || distributor + DISTRIBUTOR_BYTES <= base)
+        };
+        match redistributors.iter().all(is_good) {
+            true => Ok(Frames { distributor, redistributors }),
+            false => Err(Errno::EINVAL),
+        }
     }
 }
 

@@ -51,6 +51,7 @@ const SEIS_AND_A3V: u32 = 14;
 
 /// System registers, and neither IRQ nor FIQ bypass.
 const SRE_DFB_DIB: u64 = 7;
+const SRE: u64 = 1;
 
 const fn field(value: u64, at: u32, bits: u32) -> u64 {
     value >> at & ((1 << bits) - 1)
@@ -129,7 +130,7 @@ impl CpuInterface {
     ///
     /// # Errors
     ///
-    /// EINVAL: an ICC_APnRm_EL1 that there is not; more in ICC_CTLR_EL1 or ICC_SRE_EL1 than there is.
+    /// EINVAL: an ICC_APnRm_EL1 that there is not; more in ICC_CTLR_EL1 than there is; ICC_SRE_EL1 without SRE.
     pub fn write(&mut self, register: Icc, value: u64, priority_bits: u8) -> Result<(), Errno> {
         let vmcr = &mut self.vmcr;
         match register {
@@ -150,7 +151,8 @@ impl CpuInterface {
                 set(vmcr, VCBPR, 1, field(value, CBPR, 1));
                 set(vmcr, VEOIM, 1, field(value, EOIMODE, 1));
             }
-            Icc::Sre if value != SRE_DFB_DIB => return Err(Errno::EINVAL),
+            // As KVM: it is as it is, and who writes it need only agree that there are system registers.
+            Icc::Sre if value & SRE == 0 => return Err(Errno::EINVAL),
             Icc::Sre => {}
             Icc::Igrpen(0) => set(vmcr, GROUP0_ENABLE, 1, value),
             Icc::Igrpen(_) => set(vmcr, GROUP1_ENABLE, 1, value),
@@ -217,7 +219,7 @@ mod tests {
     fn what_there_is_not_is_refused() {
         let mut interface = CpuInterface::default();
         for (register, value, bits) in [
-            (Icc::Sre, 1, 5),
+            (Icc::Sre, 6, 5),
             (Icc::Ctlr, 5 << 8, 5),
             (Icc::Ctlr, 4 << 8 | 1 << 11, 5),
             (Icc::Ctlr, 4 << 8 | 1 << 14, 5),
@@ -231,7 +233,10 @@ mod tests {
         assert_eq!(interface, CpuInterface::default());
         assert_eq!(interface.read(Icc::Ap(1, 1), 5), Err(Errno::EINVAL));
         assert_eq!(interface.read(Icc::Ap(1, 3), 7), Ok(0));
-        assert_eq!(interface.read(Icc::Sre, 5), Ok(7));
+        for value in [1, 7, !0] {
+            interface.write(Icc::Sre, value, 5).unwrap();
+            assert_eq!(interface.read(Icc::Sre, 5), Ok(7));
+        }
     }
 
     proptest! {

@@ -31,7 +31,7 @@
 //! | `machine.rs` | 2 | 0 | its irqfds, and its end in the background |
 //! | `machine/all.rs` | 3 | 1 | the list of VMs |
 //! | `machine/files.rs` | 0 | 4 | what files stand for |
-//! | `machine/wires.rs` | 2 | 1 | an irqfd's way back to its VM |
+//! | `machine/wires.rs` | 3 | 1 | an irqfd's way back to its VM, and what is read while nobody replaces it |
 //! | `memory.rs` | 3 | 0 | pins and flag-shadow pages that a VM gives back |
 
 #![cfg_attr(target_os = "none", no_std)]

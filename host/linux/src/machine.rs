@@ -259,7 +259,7 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// As KVM's `vgic_v3_map_resources`: ENXIO without all frames, EBUSY without KVM_DEV_ARM_VGIC_CTRL_INIT.
+    /// As KVM's `vgic_v3_map_resources`: ENXIO without all frames, EINVAL if they can't be there, EBUSY without KVM_DEV_ARM_VGIC_CTRL_INIT.
     pub fn ready_gic(&self) -> Result<(), Errno> {
         if self.is_ready.load(SeqCst) {
             return Ok(());
@@ -269,7 +269,7 @@ impl Machine {
             // Two may come here at once.
             _ if self.is_ready.load(SeqCst) => {}
             Some(plan) => {
-                let frames = plan.frames(self.vcpus().count())?;
+                let frames = plan.frames(self.vcpus().count(), self.ipa_end())?;
                 self.gic().ok_or(Errno::EBUSY)?.set_frames(frames)?;
             }
             None => self.build_gic(&Plan::new())?,

@@ -387,6 +387,23 @@ fn the_gics_addresses_may_follow() {
     assert_eq!(vcpu.run(), Err(libc::EBUSY), "without KVM_DEV_ARM_VGIC_CTRL_INIT");
     // SAFETY: nobody else has it.
     unsafe { libc::close(gic) };
+    // KVM_VGIC_V3_ADDR_TYPE_REDIST has no size: the second frame lies over the distributor, or behind all addresses.
+    for [distributor, redistributors] in
+        [[0x800_0000, 0x7fe_0000], [0x800_0000, (1_u64 << 40) - 0x2_0000]]
+    {
+        let vm = Vm::new();
+        let vcpus = [vm.vcpu(0), vm.vcpu(1)];
+        let gic = vm.gic();
+        let set =
+            |group, attr, mut value: u64| attribute(gic, SET_DEVICE_ATTR, group, attr, &mut value);
+        assert_eq!(set(0, 2, distributor), Ok(0));
+        // KVM looks at once, if there are vCPUs.
+        let said = set(0, 3, redistributors);
+        assert_eq!(set(4, 0, 0), Ok(0));
+        assert_eq!(said.and_then(|_| vcpus[0].run()), Err(libc::EINVAL), "{redistributors:#x}");
+        // SAFETY: nobody else has it.
+        unsafe { libc::close(gic) };
+    }
 }
 
 fn the_cpu_interface_is_read_and_written() {
@@ -408,7 +425,8 @@ fn the_cpu_interface_is_read_and_written() {
         assert_eq!((read(second), read(attr)), (Ok(value), Ok(0)), "{attr:#x}");
     }
     drop(vcpus);
-    // ICC_SRE_EL1 and ICC_CTLR_EL1 take what they have.
+    // ICC_SRE_EL1 takes whatever has SRE, and ICC_CTLR_EL1 what it has.
+    assert_eq!(access(SET_DEVICE_ATTR, 0xc665, &mut 1), Ok(0));
     assert_eq!(read(0xc665), Ok(7));
     assert_eq!(access(SET_DEVICE_ATTR, 0xc665, &mut 6), Err(libc::EINVAL));
     let mut control = read(0xc664).expect("ICC_CTLR_EL1");
@@ -418,6 +436,9 @@ fn the_cpu_interface_is_read_and_written() {
     assert_eq!(access(HAS_DEVICE_ATTR, 0xc660, &mut 0), Err(libc::ENXIO));
     assert_eq!(read(0xc660), Err(libc::ENXIO));
     assert_eq!(read(2 << 32 | 0xc230), Err(libc::EINVAL));
+    // Nor one with an Aff3, of these registers or of a redistributor (KVM_DEV_ARM_VGIC_GRP_REDIST_REGS).
+    assert_eq!(read(1 << 56 | 0xc230), Err(libc::EINVAL));
+    assert_eq!(attribute(gic, GET_DEVICE_ATTR, 5, 1 << 56, &mut 0_u32), Err(libc::EINVAL));
     assert_eq!(access(HAS_DEVICE_ATTR, 0xc230, &mut 0), Ok(0));
     // SAFETY: nobody else has it.
     unsafe { libc::close(gic) };

@@ -57,7 +57,8 @@ pub fn attribute(machine: &Machine, command: u32, attr: &DeviceAttr) -> Result<(
         (KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_SET_DEVICE_ATTR) => machine.init_gic(),
         (KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, _) => {
             let register = Icc::of(attr.attr & 0xffff_ffff).ok_or(Errno::ENXIO)?;
-            let affinity = attr.attr >> 32 & 0xff_ffff;
+            // Aff3 to Aff0, of which no vCPU has an Aff3.
+            let affinity = attr.attr >> 32;
             match command {
                 KVM_HAS_DEVICE_ATTR => Ok(()),
                 KVM_SET_DEVICE_ATTR => {
@@ -104,9 +105,9 @@ fn state(machine: &Machine, command: u32, attr: &DeviceAttr, user: User) -> Resu
         };
     };
     let vgic = gic.vgic();
-    // Aff3 to Aff0 in bits 63:32.
+    // Aff3 to Aff0 in bits 63:32, of which no vCPU has an Aff3.
     let mpidr = attr.attr >> 32;
-    let vcpu = || vgic.vcpu_of(mpidr & 0xff_ffff).ok_or(Errno::EINVAL);
+    let vcpu = || vgic.vcpu_of(mpidr).ok_or(Errno::EINVAL);
     let told = &mut machine.told();
     if attr.group == KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO {
         // Bits 31:10 say what, of which there is the level of lines alone; 9:0 the INTID.

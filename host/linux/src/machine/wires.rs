@@ -171,14 +171,34 @@ impl Wires {
         }
         let is_level = resample.is_some();
         // SAFETY: as the caller promises.
-        let one = unsafe { IrqFd::new(irqfd.fd as i32, vm, irqfd.gsi, is_level)? };
+        let one = match unsafe { IrqFd::new(irqfd.fd as i32, vm, irqfd.gsi, is_level) } {
+            Ok(one) => one,
+            Err(error) => {
+                self.flag_resampled(gic);
+                return Err(error);
+            }
+        };
         injectors.push(Injector { irqfd: one, gsi: irqfd.gsi, resample });
         let published =
             if is_level { self.publish_resamplers(&injectors, Some(gic)) } else { Ok(()) };
         if published.is_err() {
             injectors.pop();
+            // It may have failed before it looked at them.
+            self.flag_resampled(gic);
         }
         published
+    }
+
+    /// Says of every SPI whether somebody is told of its levels' ends. The caller has the injectors' lock.
+    fn flag_resampled(&self, gic: &Gic) {
+        // SAFETY: nobody replaces, and so frees, what is read here without that lock, preempted or not.
+        let now = unsafe { NoPreemption::in_atomic_context() };
+        let all = self.resamplers.read(&now);
+        for intid in 32..GSIS as u16 + 32 {
+            let wanted = all.iter().any(|one| one.intid == intid);
+            // An SPI that there is not is nobody's.
+            let _ = gic.vgic().set_resample(Line::Spi(intid), wanted);
+        }
     }
 
     fn publish_resamplers(&self, injectors: &[Injector], gic: Option<&Gic>) -> Result<(), Errno> {
@@ -190,13 +210,17 @@ impl Wires {
             }
         }
         if let Some(gic) = gic {
-            for intid in 32..GSIS as u16 + 32 {
-                let wanted = all.iter().any(|one| one.intid == intid);
-                // An SPI that there is not is nobody's.
-                let _ = gic.vgic().set_resample(Line::Spi(intid), wanted);
+            // Before they are told of any end.
+            for one in &all {
+                let _ = gic.vgic().set_resample(Line::Spi(one.intid), true);
             }
         }
-        self.resamplers.replace(all).map(drop)
+        let replaced = self.resamplers.replace(all).map(drop);
+        // Those that are there now, whether that has gone well or not, and no others.
+        if let Some(gic) = gic {
+            self.flag_resampled(gic);
+        }
+        replaced
     }
 
     /// KVM_IOEVENTFD.
