@@ -2,6 +2,7 @@
 /* The module's beginning and end, and what Rust code has of Linux that has no better place. */
 #include <linux/arm-smccc.h>
 #include <linux/delay.h>
+#include <linux/kvm_host.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
@@ -13,6 +14,12 @@
 #include <linux/slab.h>
 #include <linux/suspend.h>
 #include <linux/uaccess.h>
+
+#if defined(CONFIG_VIRT_XFER_TO_GUEST_WORK)
+#include <linux/entry-virt.h>
+#elif defined(CONFIG_KVM_XFER_TO_GUEST_WORK)
+#include <linux/entry-kvm.h>
+#endif
 
 #include "umbra.h"
 
@@ -100,9 +107,34 @@ void shim_synchronize(void)
 	synchronize_rcu();
 }
 
+#if defined(CONFIG_KVM_XFER_TO_GUEST_WORK) || defined(CONFIG_VIRT_XFER_TO_GUEST_WORK)
+int shim_must_leave(void)
+{
+	return __xfer_to_guest_mode_work_pending();
+}
+#else
+/* Nobody is to leave for what shim_guest_work can't do. */
 int shim_must_leave(void)
 {
 	return need_resched() || signal_pending(current);
+}
+#endif
+
+/* As KVM before it runs a guest. */
+int shim_guest_work(void)
+{
+#if defined(CONFIG_VIRT_XFER_TO_GUEST_WORK)
+	return xfer_to_guest_mode_handle_work();
+#elif defined(CONFIG_KVM_XFER_TO_GUEST_WORK)
+	/* What it notes of a signal in KVM's own vCPU, of which there is none here. Any number may write that at once. */
+	static struct kvm_run run;
+	static struct kvm_vcpu vcpu = { .run = &run };
+
+	return xfer_to_guest_mode_handle_work(&vcpu);
+#else
+	cond_resched();
+	return signal_pending(current) ? -EINTR : 0;
+#endif
 }
 
 int shim_signal_pending(void)
@@ -170,6 +202,8 @@ static int sleeps(struct notifier_block *block, unsigned long action, void *data
 	switch (action) {
 	case PM_HIBERNATION_PREPARE:
 	case PM_RESTORE_PREPARE:
+		/* VMs without files end in the background: those that are about to do so needn't refuse it. */
+		umbra_events_flush();
 		err = umbra_hibernate(true);
 		break;
 	case PM_POST_HIBERNATION:
@@ -199,8 +233,6 @@ static int __init umbra_module_init(void)
 		goto cpu;
 	err = register_pm_notifier(&sleep_block);
 	if (err)
-		/* VMs without files end in the background: those that are about to do so needn't refuse it. */
-		umbra_events_flush();
 		goto reboot;
 	err = umbra_files_init();
 	if (err)

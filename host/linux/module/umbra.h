@@ -64,6 +64,7 @@ void shim_preempt_enable(void);
 void shim_synchronize(void);
 int shim_must_leave(void);
 int shim_signal_pending(void);
+int shim_guest_work(void);
 void shim_signals_block(u64 set);
 void shim_signals_restore(void);
 void shim_sleep(void);

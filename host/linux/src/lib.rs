@@ -23,7 +23,7 @@
 //! | `gic.rs` | 4 | 2 | a GIC and the cells that it refers to, in one object |
 //! | `linux/events.rs` | 21 | 9 | C's files, sleepers, eventfds and work |
 //! | `linux/heap.rs` | 4 | 5 | the allocator, and single values in memory of their own |
-//! | `linux/mod.rs` | 13 | 0 | C's functions that have no better place |
+//! | `linux/mod.rs` | 14 | 0 | C's functions that have no better place |
 //! | `linux/pages.rs` | 16 | 4 | C's pages; kvm_run, which user space writes meanwhile |
 //! | `linux/shim.rs` | 0 | 1 | C's functions |
 //! | `linux/sync.rs` | 23 | 7 | mutexes, counted owners, and what is replaced under its readers |

@@ -71,7 +71,7 @@ pub fn vendor_uid(function: u32) -> [u32; 4] {
     uid
 }
 
-/// Whether somebody else wants the CPU, or the task has a signal.
+/// Whether somebody else wants the CPU, or the task has a signal or work to do before it runs a guest.
 pub fn must_leave() -> bool {
     // SAFETY: two reads.
     unsafe { shim_must_leave() != 0 }
@@ -81,6 +81,13 @@ pub fn must_leave() -> bool {
 pub fn signal_pending() -> bool {
     // SAFETY: a read.
     unsafe { shim_signal_pending() != 0 }
+}
+
+/// Does what a task does on its way to user space, and so before it runs a guest: it lets others run, works off
+/// what was queued for it (`task_work`), and waits where its memory cgroup is beyond memory.high. EINTR: it has a signal.
+pub fn work_before_a_guest() -> Result<(), Errno> {
+    // SAFETY: where it may sleep, with no lock but a vCPU's.
+    check(unsafe { shim_guest_work() }).map(drop)
 }
 
 /// Lets others run, if they wait.

@@ -21,6 +21,7 @@ unsafe extern "C" {
     pub(super) fn shim_synchronize();
     pub(super) fn shim_must_leave() -> i32;
     pub(super) fn shim_signal_pending() -> i32;
+    pub(super) fn shim_guest_work() -> i32;
     pub(super) fn shim_signals_block(set: u64);
     pub(super) fn shim_signals_restore();
     pub(super) fn shim_cond_resched();

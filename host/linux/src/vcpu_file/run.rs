@@ -179,7 +179,9 @@ impl Vcpu {
             if machine.is_closed() {
                 return Err(Errno::EIO);
             }
-            linux::cond_resched();
+            if linux::work_before_a_guest().is_err() {
+                return self.interrupted(machine, state);
+            }
             self.settle(machine, state)?;
             let awake = || self.on.load(SeqCst) || machine.is_closed();
             if !awake() && self.sleeper.sleep(None, awake).is_err() {
@@ -208,8 +210,8 @@ impl Vcpu {
                         // turns it on.
                         self.on.store(false, SeqCst);
                     }
-                }
                     continue;
+                }
                 Err(Error::VlMismatch) => {
                     self.page.set_doubleword(field::FAIL_ENTRY_REASON, 0);
                     self.page.set_word(field::FAIL_ENTRY_CPU, 0);
@@ -280,11 +282,11 @@ impl Vcpu {
         let result = (|| {
             let mut loaded = inside.load(&Hvc, &mut os)?;
             self.on.store(true, SeqCst);
-            state.was_loaded = true;
-            answer_all(&mut loaded, &mut state.answer, &mut state.supplied);
             if was_off {
                 machine.set_power(self.index, true);
             }
+            state.was_loaded = true;
+            answer_all(&mut loaded, &mut state.answer, &mut state.supplied);
             let stop = loaded.run(&mut os, &mut interface, &mut handler)?;
             loaded.put(&mut os)?;
             Ok(stop)
