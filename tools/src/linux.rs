@@ -28,6 +28,7 @@ use crate::{cpio, elf, setup, workspace};
 
 pub use configurations::{CONFIGURATIONS, Configuration};
 pub use devices::Content;
+pub use root::disk as guest_disk;
 pub use vms::{GUEST_NAMES, Guests, VirtualMachines};
 
 /// What a Linux is to do.

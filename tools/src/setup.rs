@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::dtc;
 use crate::kernel::{Debian, Kernel};
+use crate::linux;
 use crate::packages::{Apt, SetupLock};
 use crate::qemu::{Newer, Qemu};
 use crate::toolchain::{self, Toolchain};
@@ -44,6 +45,9 @@ pub fn everything() -> Result<()> {
     Kernel::debian(Debian::Release)?;
     if let Err(error) = module::Headers::debian(Debian::Release).and_then(|_| module::compiler()) {
         eprintln!("no kernel module can be built here: {error:#}");
+    }
+    if let Err(error) = linux::guest_disk() {
+        eprintln!("no disk for guests can be made here: {error:#}");
     }
     if let Err(error) = vmm::ensure_target() {
         eprintln!("no virtual machine monitor can be built here: {error:#}");

@@ -36,13 +36,25 @@ pub fn build_in(package: &str, root: &Path, target: &Path) -> Result<PathBuf> {
     let mut command = cargo();
     command
         .current_dir(root)
-        .args(["build", "--release", "--package", package, "--target", TARGET, "--target-dir"])
+        .args([
+            "build",
+            "--profile",
+            PROFILE,
+            "--package",
+            package,
+            "--target",
+            TARGET,
+            "--target-dir",
+        ])
         .arg(target)
         // What the target's standard library brings along links it, with the compiler's own linker: no cross compiler.
         .env("RUSTFLAGS", "-Clink-self-contained=yes -Clinker=rust-lld -Cstrip=debuginfo");
     process::run(&mut command).with_context(|| package.to_owned())?;
-    Ok(target.join(TARGET).join("release").join(package))
+    Ok(target.join(TARGET).join(PROFILE).join(package))
 }
+
+/// Of Cargo.toml.
+const PROFILE: &str = "program";
 
 /// The standard library that it is built with, which rustup gets if there is one to be had.
 pub fn ensure_target() -> Result<()> {
