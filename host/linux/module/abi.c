@@ -143,7 +143,7 @@ FIELD(kvm_vcpu_events, exception.serror_esr, 8);
 STRUCTURE(kvm_vcpu_init, 32);
 STRUCTURE(kvm_stats_header, 24);
 FIELD(kvm_stats_header, data_offset, 20);
-STRUCTURE(kvm_stats_desc, 16);
+FIELD(kvm_stats_desc, name, 16);
 FIELD(kvm_stats_desc, size, 6);
 FIELD(kvm_stats_desc, offset, 8);
 STRUCTURE(kvm_create_device, 12);
