@@ -172,6 +172,9 @@ impl BootArgs {
     }
 }
 
+/// How much longer than others a machine with guests may take, and say nothing.
+const VM_PATIENCE: u32 = 3;
+
 fn debian(newest: bool) -> Debian {
     if newest { Debian::Newest } else { Debian::Release }
 }
@@ -227,7 +230,7 @@ impl VmArgs {
         let request = watch::Request {
             firmware: self.firmware.setup(self.machine.smp)?,
             machine: self.machine.machine(),
-            bounds: Bounds::default(),
+            bounds: Bounds::default().times(VM_PATIENCE),
             verbose: true,
             others: linux::GUEST_NAMES,
             qemu: self.machine.qemu,

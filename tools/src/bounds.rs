@@ -66,7 +66,7 @@ impl Bounds {
 
     /// For so many times as much work.
     pub fn times(self, factor: u32) -> Self {
-        Self { total: self.total * factor, ..self }
+        Self { total: self.total * factor, silence: self.silence * factor }
     }
 
     /// What they are on this computer.

@@ -58,8 +58,9 @@ const DEVICE_TIMES: u64 = 2;
 const VM_TIMES: u64 = 2;
 /// And so that it is a minute's work for four CPUs, and more.
 const LONG_TIMES: u64 = 12;
-/// How much longer than others a machine may take that takes long.
+/// How much longer than others a machine may take, and say nothing, that takes long, or has guests.
 const LONG_PATIENCE: u32 = 8;
+const VM_PATIENCE: u32 = 3;
 
 /// All of them.
 pub const CONFIGURATIONS: &[Configuration] = &[
@@ -150,8 +151,12 @@ impl Configuration {
             Purpose::VirtualMachines(guests) => (Task::VirtualMachines(guests), VM_CPUS),
             Purpose::Devices => (Task::Devices(Content::prepare(None)?), DEVICE_CPUS),
         };
-        let bounds =
-            if self.long { Bounds::default().times(LONG_PATIENCE) } else { Bounds::default() };
+        let bounds = Bounds::default().times(match self.purpose {
+            _ if self.long => LONG_PATIENCE,
+            // Guests that come up say nothing, and are emulated twice.
+            Purpose::VirtualMachines(_) => VM_PATIENCE,
+            _ => 1,
+        });
         let times = self.times;
         let options = Options {
             times,
