@@ -136,7 +136,7 @@ impl BootArgs {
             firmware: self.firmware.setup(self.machine.smp)?,
             bounds: self.bounds(),
             verbose: self.verbose,
-            others: &[],
+            others: Vec::new(),
             qemu: self.machine.qemu.clone(),
             command_line: self.machine.cmdline.clone(),
         };
@@ -171,9 +171,6 @@ impl BootArgs {
         })
     }
 }
-
-/// How much longer than others a machine with guests may take, and say nothing.
-const VM_PATIENCE: u32 = 3;
 
 fn debian(newest: bool) -> Debian {
     if newest { Debian::Newest } else { Debian::Release }
@@ -230,9 +227,9 @@ impl VmArgs {
         let request = watch::Request {
             firmware: self.firmware.setup(self.machine.smp)?,
             machine: self.machine.machine(),
-            bounds: Bounds::default().times(VM_PATIENCE),
+            bounds: Bounds::default().times(linux::GUESTS_PATIENCE),
             verbose: true,
-            others: linux::GUEST_NAMES,
+            others: linux::guest_names(),
             qemu: self.machine.qemu,
             command_line: self.machine.cmdline,
         };

@@ -29,7 +29,7 @@ use crate::{cpio, elf, setup, workspace};
 pub use configurations::{CONFIGURATIONS, Configuration};
 pub use devices::Content;
 pub use root::disk as guest_disk;
-pub use vms::{GUEST_NAMES, Guests, VirtualMachines};
+pub use vms::{Guests, PATIENCE as GUESTS_PATIENCE, VirtualMachines, guest_names};
 
 /// What a Linux is to do.
 #[derive(Clone, Debug)]

@@ -32,7 +32,7 @@ pub struct Request {
     pub verbose: bool,
     /// Who else than the machine says something there: such lines begin with a name and a colon. If anybody does, lines
     /// of the machine's own are shown behind `host: `.
-    pub others: &'static [&'static str],
+    pub others: Vec<&'static str>,
     /// A QEMU by name.
     pub qemu: Option<PathBuf>,
     /// The command line of hyp and host.
@@ -67,7 +67,7 @@ pub fn watch(
         if machine.icount { ", icount" } else { "" }
     );
     let run = |on_line: &mut dyn FnMut(&str)| qemu.run(machine, image, request.bounds, on_line);
-    watch_with(Screen::new(symbols, request.verbose, request.others), run)
+    watch_with(Screen::new(symbols, request.verbose, request.others.clone()), run)
 }
 
 /// Shows what the demonstration does on the machine that `run` runs: it is to hand every line of the
@@ -77,7 +77,8 @@ pub fn show(
     verbose: bool,
     run: impl FnOnce(&mut dyn FnMut(&str)) -> Result<End>,
 ) -> Result<bool> {
-    let Watched { report, failure, .. } = watch_with(Screen::new(symbols, verbose, &[]), run)?;
+    let Watched { report, failure, .. } =
+        watch_with(Screen::new(symbols, verbose, Vec::new()), run)?;
     println!("{}", report.render(failure.as_deref()).trim_end());
     Ok(failure.is_none())
 }
@@ -106,7 +107,7 @@ fn watch_with(
 struct Screen {
     symbols: Symbols,
     verbose: bool,
-    others: &'static [&'static str],
+    others: Vec<&'static str>,
     bar: ProgressBar,
     /// On something that is no terminal: tenths of the progress that were printed.
     tenths: Option<u64>,
@@ -114,7 +115,7 @@ struct Screen {
 }
 
 impl Screen {
-    fn new(symbols: Symbols, verbose: bool, others: &'static [&'static str]) -> Self {
+    fn new(symbols: Symbols, verbose: bool, others: Vec<&'static str>) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {elapsed}");

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{Content, Guests, Options, Programs, Task, scenarios};
+use super::{Content, Guests, Options, Programs, Task, scenarios, vms};
 use crate::bounds::Bounds;
 use crate::console::{Space, parse};
 use crate::firmware::{self, Setup, SuspendFormat};
@@ -58,9 +58,8 @@ const DEVICE_TIMES: u64 = 2;
 const VM_TIMES: u64 = 2;
 /// And so that it is a minute's work for four CPUs, and more.
 const LONG_TIMES: u64 = 12;
-/// How much longer than others a machine may take, and say nothing, that takes long, or has guests.
+/// How much longer than others a machine may take, and say nothing, that takes long.
 const LONG_PATIENCE: u32 = 8;
-const VM_PATIENCE: u32 = 3;
 
 /// All of them.
 pub const CONFIGURATIONS: &[Configuration] = &[
@@ -153,8 +152,7 @@ impl Configuration {
         };
         let bounds = Bounds::default().times(match self.purpose {
             _ if self.long => LONG_PATIENCE,
-            // Guests that come up say nothing, and are emulated twice.
-            Purpose::VirtualMachines(_) => VM_PATIENCE,
+            Purpose::VirtualMachines(_) => vms::PATIENCE,
             _ => 1,
         });
         let times = self.times;

@@ -37,7 +37,7 @@ const MAY_DIFFER: &[(&str, &str)] = &[
 ];
 
 /// Guests that there must be.
-const GUESTS: [&str; 6] =
+pub const GUESTS: [&str; 6] =
     ["devices", "without-sve", "short-vectors", "eight-vcpus", "debian", "controlled"];
 
 const COLUMNS: &Columns =

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use umbra_patterns::digest;
 
-use super::{devices, root};
+use super::{devices, root, scenarios};
 
 use crate::console::{Fields, Table};
 use crate::kernel::Debian;
@@ -58,19 +58,17 @@ impl VirtualMachines {
     }
 }
 
+/// How much longer than others a machine with guests may take, and say nothing: guests that come up don't, and are emulated
+/// twice.
+pub const PATIENCE: u32 = 3;
+
+/// What guests at once are called.
+const BESIDE: [&str; 4] = ["guest", "guest-2", "guest-3", "guest-4"];
+
 /// What guests are called, whose lines on the console begin so.
-pub const GUEST_NAMES: &[&str] = &[
-    "guest",
-    "guest-2",
-    "guest-3",
-    "guest-4",
-    "devices",
-    "without-sve",
-    "short-vectors",
-    "eight-vcpus",
-    "debian",
-    "controlled",
-];
+pub fn guest_names() -> Vec<&'static str> {
+    BESIDE.into_iter().chain(scenarios::GUESTS).collect()
+}
 
 /// Gives a person the machine's console, to its end; whether QEMU ended by itself.
 pub(super) fn interact(qemu: &Qemu, machine: &Machine, image: &Path) -> Result<bool> {
@@ -182,13 +180,11 @@ impl Guests {
         // As Linux counts them, without a VM, and as hyp does, when Linux has ended with one.
         let mut expected = vec![named("pages", "all-back"), named("pages-of-VMs", "0")];
         if let Self::Beside { guests, kills, .. } = self {
-            let names = (1..=guests).map(|n| match n {
-                1 => "guest".to_owned(),
-                n => format!("guest-{n}"),
-            });
-            expected.extend(names.map(|name| (name, "2-vCPUs".to_owned())));
-            expected.push(("ioctls".to_owned(), "endured".to_owned()));
-            expected.push(("killed".to_owned(), kills.to_string()));
+            let names = BESIDE.get(..guests as usize);
+            let names = names.ok_or_else(|| format!("{guests} guests have no names"))?;
+            expected.extend(names.iter().map(|name| named(name, "2-vCPUs")));
+            expected.push(named("ioctls", "endured"));
+            expected.push(named("killed", &kills.to_string()));
         }
         for (what, is) in &expected {
             let mut rows = report.rows(Table::Seen);
