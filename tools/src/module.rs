@@ -6,11 +6,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::image;
 use crate::kernel::{Debian, Kernel};
-use crate::packages::{self, Apt, For, PrivateApt, SetupLock};
+use crate::packages::{self, For, PrivateApt, SetupLock};
 use crate::process;
 use crate::toolchain::Toolchain;
 use crate::workspace::{self, TARGET};
@@ -147,12 +147,7 @@ pub fn compiler() -> Result<()> {
     if process::find_on_path(&gcc).is_some() && process::find_on_path("make").is_some() {
         return Ok(());
     }
-    let _lock = SetupLock::take()?;
-    let Some(apt) = Apt::find().filter(Apt::may_install) else {
-        bail!("no {gcc} or no make: install {CROSS_PACKAGE} and make");
-    };
-    apt.ensure_known(CROSS_PACKAGE)?;
-    apt.install(&[CROSS_PACKAGE, "make"])
+    packages::install(&[CROSS_PACKAGE, "make"]).with_context(|| format!("no {gcc} or no make"))
 }
 
 /// Builds the module and returns it.

@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{process, workspace};
 
@@ -142,6 +142,23 @@ impl Apt {
         finish(&partial)?;
         put_in_place(&partial, folder)
     }
+}
+
+/// Installs what a step of ours needs.
+///
+/// # Errors
+///
+/// This is no Debian, this user may not install anything, or it can't be had without removing what is there.
+pub fn install(needed: &[&str]) -> Result<()> {
+    let _lock = SetupLock::take()?;
+    let Some(apt) = Apt::find().filter(Apt::may_install) else {
+        bail!("install {}", needed.join(" and "));
+    };
+    for package in needed {
+        apt.ensure_known(package)?;
+    }
+    ensure!(apt.can_install(needed), "{} can't be had, or others would go", needed.join(" or "));
+    apt.install(needed)
 }
 
 /// Unpacks what `download` puts into the folder that it gets into `partial`/root, and nothing else.

@@ -8,11 +8,11 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
 use crate::image::write_whole;
-use crate::packages::{self, Apt, For, PrivateApt, SetupLock, Suite};
+use crate::packages::{self, For, PrivateApt, SetupLock, Suite};
 use crate::{process, workspace};
 
 /// What people expect in a shell; what that needs comes along.
@@ -118,12 +118,7 @@ fn mke2fs() -> Result<()> {
     if PATH.split(':').any(|folder| Path::new(folder).join(MKE2FS).exists()) {
         return Ok(());
     }
-    let _lock = SetupLock::take()?;
-    let Some(apt) = Apt::find().filter(Apt::may_install) else {
-        bail!("no {MKE2FS}: install {PACKAGE}");
-    };
-    apt.ensure_known(PACKAGE)?;
-    apt.install(&[PACKAGE])
+    packages::install(&[PACKAGE]).with_context(|| format!("no {MKE2FS}"))
 }
 
 /// Makes links of the folders that should be some.
