@@ -14,7 +14,7 @@
 
 mod settings;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
@@ -384,16 +384,19 @@ fn linux_jobs(filter: Option<&str>) -> Vec<Job> {
     let wanted = linux::CONFIGURATIONS.iter().filter(|one| passes(one.name));
     let asked =
         |name: &str| filter.is_some_and(|filter| filter.contains(LONG) && name.contains(LONG));
-    let kernel = |one: &linux::Configuration| {
+    let mut kernels = BTreeMap::new();
+    let mut kernel = |one: &linux::Configuration| {
         if one.long && !asked(one.name) {
             return Err("it takes long: ask for it by name".to_owned());
         }
-        let kernel = Kernel::debian(one.debian);
-        kernel.map_err(|error| {
-            let why = format!("no Linux to boot: {error:#}");
-            eprintln!("skipping {LINUX}::{}: {why}", one.name);
-            why
-        })
+        let kernel = kernels.entry(one.debian).or_insert_with(|| {
+            Kernel::debian(one.debian).map_err(|error| {
+                let why = format!("no Linux to boot: {error:#}");
+                eprintln!("skipping {LINUX}: {why}");
+                why
+            })
+        });
+        kernel.clone()
     };
     wanted.map(|one| Job::Linux(*one, kernel(one))).collect()
 }

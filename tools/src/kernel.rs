@@ -27,7 +27,7 @@ const LARGEST: u64 = 256 << 20;
 const NEWEST_RELEASE: &str = "trixie";
 
 /// A kernel of Debian's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Debian {
     /// That of the release at hand.
     #[default]
