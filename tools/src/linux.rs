@@ -20,7 +20,7 @@ use crate::console::{Fields, Space, Table};
 use crate::firmware;
 use crate::image::{self, Parts};
 use crate::kernel::{self, Debian, Kernel};
-use crate::qemu::{Machine, Qemu};
+use crate::qemu::{Direct, Machine, Qemu};
 use crate::report::{Report, value};
 use crate::symbols::Symbols;
 use crate::watch::{Request, Watched, watch};
@@ -203,6 +203,20 @@ impl Programs {
         let path = workspace::image_dir().join(format!("{name}.img"));
         image::write_whole(&path, &package)?;
         Ok(path)
+    }
+
+    /// What QEMU gives a Linux that it starts without Umbra, and with EL2 if that is `el2`.
+    fn direct(
+        &self,
+        kernel: &Kernel,
+        task: &Task,
+        el2: bool,
+        command_line: String,
+        name: &str,
+    ) -> Result<Direct> {
+        let initrd = workspace::image_dir().join(format!("{name}.initrd"));
+        image::write_whole(&initrd, &self.initrd(kernel, task)?)?;
+        Ok(Direct { el2, initrd, command_line })
     }
 }
 

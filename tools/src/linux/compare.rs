@@ -4,13 +4,11 @@ use anyhow::{Result, ensure};
 
 use super::{Options, Programs, Task, command_line};
 use crate::console::{Fields, Space, Table};
-use crate::image;
 use crate::kernel::Kernel;
-use crate::qemu::{Direct, Machine, Qemu, Smmu};
+use crate::qemu::{Machine, Qemu, Smmu};
 use crate::report::{Columns, Report, table, value};
 use crate::symbols::Symbols;
 use crate::watch::{Request, watch};
-use crate::workspace;
 
 const COST_COLUMNS: &Columns = &[
     ("name", "instructions per"),
@@ -54,9 +52,8 @@ pub fn compare(
     let above = watch(qemu, &image, symbols(), &machine, request)?;
 
     eprintln!("{} at EL1 without Umbra, one CPU, counting instructions", kernel.name);
-    let initrd = workspace::image_dir().join("linux-bench.initrd");
-    image::write_whole(&initrd, &programs.initrd(kernel, &options.task)?)?;
-    let direct = Direct { el2: false, initrd, command_line: command_line(extra, &arguments) };
+    let words = command_line(extra, &arguments);
+    let direct = programs.direct(kernel, &options.task, false, words, "linux-bench")?;
     // Without an SMMU: one that Linux has for itself costs it more than hyp's, which it doesn't see.
     let machine = Machine { direct: Some(direct), smmu: Smmu::None, ..machine };
     let alone = watch(qemu, &kernel.image, symbols(), &machine, request)?;

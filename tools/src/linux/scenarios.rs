@@ -7,11 +7,9 @@ use anyhow::Result;
 
 use super::{Options, Programs, UNHURRIED, command_line};
 use crate::console::{Fields, Line, Table, parse};
-use crate::image;
 use crate::kernel::Kernel;
 use crate::qemu::Direct;
 use crate::report::{Columns, value};
-use crate::workspace;
 
 /// What QEMU gives a Linux that has EL2 for itself, and runs the same guests.
 pub fn direct(
@@ -21,10 +19,8 @@ pub fn direct(
     cpus: u32,
     name: &str,
 ) -> Result<Direct> {
-    let initrd = workspace::image_dir().join(format!("{name}.initrd"));
-    image::write_whole(&initrd, &programs.initrd(kernel, &options.task)?)?;
-    let words = format!("el2 cpus={cpus} vm scenarios");
-    Ok(Direct { el2: true, initrd, command_line: command_line(UNHURRIED, &words) })
+    let words = command_line(UNHURRIED, &format!("el2 cpus={cpus} vm scenarios"));
+    programs.direct(kernel, &options.task, true, words, name)
 }
 
 /// What guests said: by guest and row.
