@@ -1,7 +1,8 @@
 //! System calls (Linux, generic 64-bit numbers).
 
 use core::arch::asm;
-use core::ffi::CStr;
+use core::ffi::{CStr, c_char};
+use core::ptr;
 
 /// What a system call says if it fails: Linux's errno.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,9 +146,9 @@ pub fn write(fd: usize, bytes: &[u8]) {
 
 /// Mounts a file system of the kernel's, where a folder is made for it.
 pub fn mount(kind: &CStr, at: &CStr) {
+    make_folder(at);
     // It may be there; what is missing later says so itself.
-    let _ = plain!(34, AT_FDCWD, at.as_ptr(), 0o755);
-    let _ = plain!(40, kind.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, 0);
+    let _ = mount_at(kind, at, kind);
 }
 
 /// Makes a folder, unless it is there.
@@ -208,40 +209,41 @@ pub fn fork() -> Result<Option<Pid>, Errno> {
     Ok((pid != 0).then_some(pid))
 }
 
-/// Runs another program in this process.
-pub fn execute(path: &CStr) -> Errno {
-    let arguments = [path.as_ptr(), core::ptr::null()];
-    match plain!(221, path.as_ptr(), arguments.as_ptr(), 0) {
-        Err(error) => error,
-        Ok(_) => Errno(0),
-    }
-}
+/// Arguments or an environment: a null pointer ends them.
+type Strings<'a> = &'a [*const c_char];
 
-/// The same with arguments, which end with a null pointer.
-pub fn execute_with(path: &CStr, arguments: &[*const core::ffi::c_char]) -> Errno {
-    assert_eq!(arguments.last(), Some(&core::ptr::null()), "they end");
-    match plain!(221, path.as_ptr(), arguments.as_ptr(), 0) {
-        Err(error) => error,
-        Ok(_) => Errno(0),
+fn execve(path: &CStr, arguments: Strings, environment: Strings) -> Errno {
+    for strings in [arguments, environment] {
+        assert_eq!(strings.last(), Some(&ptr::null()), "they end");
     }
-}
-
-/// Runs a program as a user would: with a PATH and a terminal, whose foreground it is.
-pub fn execute_as_user(path: &CStr) -> Errno {
-    let arguments = [path.as_ptr(), core::ptr::null()];
-    let environment = [
-        c"PATH=/usr/bin:/usr/sbin".as_ptr(),
-        c"HOME=/root".as_ptr(),
-        c"TERM=vt100".as_ptr(),
-        core::ptr::null(),
-    ];
-    // A session of its own, with the console as its terminal (TIOCSCTTY): signals of the keyboard are for it.
-    let _ = plain!(157);
-    let _ = plain!(29, 0, 0x540e, 1);
     match plain!(221, path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) {
         Err(error) => error,
         Ok(_) => Errno(0),
     }
+}
+
+/// Runs another program in this process.
+pub fn execute(path: &CStr) -> Errno {
+    execute_with(path, &[path.as_ptr(), ptr::null()])
+}
+
+/// The same with arguments, which end with a null pointer.
+pub fn execute_with(path: &CStr, arguments: Strings) -> Errno {
+    execve(path, arguments, &[ptr::null()])
+}
+
+/// Runs a program as a user would: with a PATH and a terminal, whose foreground it is.
+pub fn execute_as_user(path: &CStr) -> Errno {
+    let environment = [
+        c"PATH=/usr/bin:/usr/sbin".as_ptr(),
+        c"HOME=/root".as_ptr(),
+        c"TERM=vt100".as_ptr(),
+        ptr::null(),
+    ];
+    // A session of its own, with the console as its terminal (TIOCSCTTY): signals of the keyboard are for it.
+    let _ = plain!(157);
+    let _ = plain!(29, 0, 0x540e, 1);
+    execve(path, &[path.as_ptr(), ptr::null()], &environment)
 }
 
 /// How a process ended.
