@@ -1,8 +1,12 @@
 //! Lines on the console.
 
-use crate::sys;
-use arrayvec::{ArrayString, ArrayVec};
+use core::ffi::CStr;
 use core::fmt::{self, Write};
+use core::ops::Deref;
+
+use arrayvec::{ArrayString, ArrayVec};
+
+use crate::{fail, sys};
 
 /// A line, or why something is wrong.
 pub type Text = ArrayString<400>;
@@ -13,6 +17,33 @@ pub fn text(args: fmt::Arguments<'_>) -> Text {
     // An error means that it is full.
     let _ = Cut(&mut text).write_fmt(args);
     text
+}
+
+/// Text for Linux: whole, and a zero behind it.
+pub struct CText(Text);
+
+impl CText {
+    /// Formats.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't fit.
+    pub fn new(args: fmt::Arguments<'_>) -> Result<Self, Text> {
+        let mut text = text(args);
+        match text.try_push('\0') {
+            Ok(()) => Ok(Self(text)),
+            Err(_) => fail!("too long: {text}"),
+        }
+    }
+}
+
+impl Deref for CText {
+    type Target = CStr;
+
+    fn deref(&self) -> &CStr {
+        // There is a zero, and no other: `text` takes no control characters.
+        CStr::from_bytes_with_nul(self.0.as_bytes()).unwrap_or_default()
+    }
 }
 
 struct Cut<'a>(&'a mut Text);

@@ -3,7 +3,7 @@
 use core::ffi::CStr;
 
 use crate::fail;
-use crate::say::{self, Text};
+use crate::say::{self, CText, Text};
 use crate::start::Start;
 use crate::stress;
 use crate::sys::{self, File};
@@ -34,9 +34,7 @@ fn read<'a>(path: &CStr, buffer: &'a mut [u8]) -> Option<&'a str> {
 
 /// Reads the file at a path that is made up.
 fn read_at<'a>(path: core::fmt::Arguments<'_>, buffer: &'a mut [u8]) -> Option<&'a str> {
-    let mut path = say::text(path);
-    path.push('\0');
-    read(CStr::from_bytes_until_nul(path.as_bytes()).ok()?, buffer)
+    read(&CText::new(path).ok()?, buffer)
 }
 
 /// The file holds exactly this.
@@ -264,14 +262,11 @@ fn usage(cpu: u64, state: u64) -> Option<u64> {
 
 /// Whether a CPU may go into an idle state.
 fn allow(cpu: u64, state: u64, may: bool) -> Result<(), Text> {
-    let mut path =
-        say::text(format_args!("/sys/devices/system/cpu/cpu{cpu}/cpuidle/state{state}/disable"));
-    path.push('\0');
-    let written = CStr::from_bytes_until_nul(path.as_bytes())
-        .ok()
-        .and_then(|path| File::write_only(path).ok())
-        .and_then(|file| file.write(if may { b"0" } else { b"1" }).ok());
-    if written.is_none() {
+    let path =
+        CText::new(format_args!("/sys/devices/system/cpu/cpu{cpu}/cpuidle/state{state}/disable"))?;
+    let written =
+        File::write_only(&path).and_then(|file| file.write(if may { b"0" } else { b"1" }));
+    if written.is_err() {
         fail!("CPU {cpu}: idle state {state} can't be switched");
     }
     Ok(())

@@ -10,7 +10,7 @@ use umbra_shared::vl::{Vq, VqSet};
 use crate::cipher;
 use crate::clock::{self, Deadline};
 use crate::filled::{Filled, Offer};
-use crate::say::{self, Text};
+use crate::say::{self, CText, Text};
 use crate::start::Start;
 use crate::sys::{self, Ended, File, Pid};
 use crate::work::{Stuck, Watch, Work, home};
@@ -118,13 +118,8 @@ pub fn streaming_lengths(start: &Start) -> Result<VqSet, Text> {
 
 /// A CPU off or on.
 pub fn plug(cpu: u32, on: bool) -> Result<(), Text> {
-    let mut path = say::text(format_args!("/sys/devices/system/cpu/cpu{cpu}/online"));
-    path.push('\0');
-    let written = core::ffi::CStr::from_bytes_until_nul(path.as_bytes())
-        .ok()
-        .ok_or(sys::Errno(0))
-        .and_then(File::write_only)
-        .and_then(|file| file.write(if on { b"1" } else { b"0" }));
+    let path = CText::new(format_args!("/sys/devices/system/cpu/cpu{cpu}/online"))?;
+    let written = File::write_only(&path).and_then(|file| file.write(if on { b"1" } else { b"0" }));
     match written {
         Ok(_) => Ok(()),
         Err(error) => {
