@@ -1,7 +1,5 @@
 //! Guests that keep patterns in their registers while this Linux does, on the same CPUs.
 
-use core::ffi::CStr;
-
 use super::monitor;
 use crate::fail;
 use crate::say::{self, Text};
@@ -15,24 +13,16 @@ const VCPUS: u32 = 2;
 /// Guests at most.
 const GUESTS: usize = 4;
 const NAMES: [&str; GUESTS] = ["guest", "guest-2", "guest-3", "guest-4"];
-const MACHINE: [&CStr; 4] = [c"--memory", c"192M", c"--cpus", c"2"];
-const WORDS: &CStr = c"quiet panic=-1 rcupdate.rcu_cpu_stall_suppress=1 nowatchdog -- guest ciphers cpus=2 times=8 processes=2";
 
 /// Runs a guest to its end. Its last word must be that all was well. `begun` is told when it begins with its patterns.
 fn guest(name: &str, begun: &File) -> Result<(), Text> {
-    let mut well = false;
-    let ended = monitor::to_its_end(name, &MACHINE, WORDS, |line| {
-        well |= line == "@verdict ok";
+    let line = monitor::command_line(&[monitor::WORDS, c"ciphers cpus=2 times=8 processes=2"])?;
+    monitor::well_to_its_end(name, &monitor::MACHINE, &line, 0, |line| {
         if line.starts_with("@seen what=Linux") {
             // Who waits for it finds out by the guest's end, if not so.
             let _ = begun.write(b"!");
         }
-        Ok(())
-    })?;
-    match ended {
-        Ended::Exit(0) if well => Ok(()),
-        ended => fail!("the monitor's end is {ended:?}; the guest was well: {well}"),
-    }
+    })
 }
 
 /// The patterns of host and guests.
@@ -46,7 +36,7 @@ pub fn run(start: &Start) -> Result<(), Text> {
             Ok(None) => {
                 let result = guest(name, &begun);
                 if let Err(why) = &result {
-                    say::line(format_args!("{name}: {why}"));
+                    say::line(format_args!("{why}"));
                 }
                 sys::exit(result.is_err().into())
             }

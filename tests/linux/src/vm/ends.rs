@@ -1,34 +1,35 @@
 //! What ends badly: monitors that are killed, and users who ask for anything.
 
-use core::ffi::CStr;
-
 use super::{monitor, pinned, wait_until};
 use crate::clock;
 use crate::fail;
-use crate::say::{self, Text};
+use crate::say::{self, CText, Text};
 use crate::seen;
-use crate::sys::{self, Ended, File};
+use crate::sys::{self, Ended, File, Pid};
 
-const MACHINE: [&CStr; 4] = [c"--memory", c"192M", c"--cpus", c"2"];
 /// The latest instant of a guest's life at which it is killed, in microseconds: by then it has come up.
 const LATEST_MICROS: u64 = 3_000_000;
 
 /// Pages that a guest has by the time it runs: its kernel's.
 const RUNNING_PAGES: u64 = 2048;
 
+/// A guest that nobody listens to.
+fn unheard() -> Result<Pid, Text> {
+    match File::write_only(c"/dev/null") {
+        Ok(nobody) => monitor::guest(&monitor::MACHINE, c"quiet", Some(&nobody)),
+        Err(error) => fail!("/dev/null: {error:?}"),
+    }
+}
+
 /// Kills so many monitors, each at an instant of its own, two at a time, and wants all their pages back.
 pub fn kill(count: u64) -> Result<(), Text> {
-    let nobody = match File::write_only(c"/dev/null") {
-        Ok(file) => file,
-        Err(error) => fail!("/dev/null: {error:?}"),
-    };
     let mut random = clock::ticks() | 1;
     let mut done = 0;
     while done < count {
         let mut pair = [None; 2];
         let before = pinned()?;
         for monitor in pair.iter_mut().take((count - done) as usize) {
-            *monitor = Some(monitor::guest(&MACHINE, c"quiet", Some(&nobody))?);
+            *monitor = Some(unheard()?);
         }
         // Every other time their guests run, however slow this machine is; otherwise it may be any instant.
         if done % 4 == 0 {
@@ -60,21 +61,15 @@ pub fn leave_running() -> Result<(), Text> {
     // One has ended while the module was in: what is taken down is what there is, not what there was.
     kill(1)?;
     wait_until("the end of all pins", || Ok(pinned()? == 0))?;
-    let nobody = match File::write_only(c"/dev/null") {
-        Ok(file) => file,
-        Err(error) => fail!("/dev/null: {error:?}"),
-    };
-    monitor::guest(&MACHINE, c"quiet", Some(&nobody))?;
+    unheard()?;
     wait_until("a guest that runs", || Ok(pinned()? > RUNNING_PAGES))
 }
 
 /// Random ioctls from several threads at once: they come to their end, and the kernel's log has no complaint
 /// (`seen::check_after`).
 pub fn ioctls(rounds: u64) -> Result<(), Text> {
-    let mut text = say::text(format_args!("{rounds}"));
-    text.push('\0');
-    let rounds = CStr::from_bytes_until_nul(text.as_bytes()).unwrap_or(c"1");
-    let pid = monitor::begin(&[c"/umbra-ioctls", rounds], None)?;
+    let rounds = CText::new(format_args!("{rounds}"))?;
+    let pid = monitor::begin(&[c"/umbra-ioctls", &rounds], None)?;
     match sys::wait(pid) {
         Ok(Ended::Exit(0)) => seen::row("ioctls", "endured"),
         ended => fail!("random ioctls: {ended:?}"),

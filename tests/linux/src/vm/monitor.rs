@@ -5,7 +5,7 @@ use core::ffi::CStr;
 use arrayvec::ArrayVec;
 
 use crate::fail;
-use crate::say::{self, Text};
+use crate::say::{self, CText, Text};
 use crate::sys::{self, Ended, File, Pid};
 
 /// The program, and a guest's kernel and initrd.
@@ -14,6 +14,21 @@ const BEGIN: [&CStr; 6] =
     [PROGRAM, c"run", c"--kernel", c"/guest-kernel", c"--initrd", c"/guest-initrd"];
 /// Arguments at most.
 const ARGUMENTS: usize = 32;
+
+/// A small machine.
+pub const MACHINE: [&CStr; 4] = [c"--memory", c"192M", c"--cpus", c"2"];
+/// What a guest's kernel is told, and behind it come the words for its program.
+pub const WORDS: &CStr = c"quiet panic=-1 rcupdate.rcu_cpu_stall_suppress=1 nowatchdog -- guest";
+
+/// A command line of several parts.
+pub fn command_line(parts: &[&CStr]) -> Result<CText, Text> {
+    let mut line = Text::new();
+    for part in parts.iter().filter_map(|part| part.to_str().ok()) {
+        let space = if line.is_empty() { "" } else { " " };
+        line = say::text(format_args!("{line}{space}{part}"));
+    }
+    CText::new(format_args!("{line}"))
+}
 
 /// Runs a program with these arguments, of which the first is its path; its output goes to `output`, if there is one.
 pub fn begin(arguments: &[&CStr], output: Option<&File>) -> Result<Pid, Text> {
@@ -33,13 +48,31 @@ pub fn begin(arguments: &[&CStr], output: Option<&File>) -> Result<Pid, Text> {
     }
 }
 
-/// A guest: the machine's arguments, and its command line.
+/// A guest's monitor: the machine's arguments, and the guest's command line.
+fn arguments<'a>(
+    machine: &[&'a CStr],
+    command_line: &'a CStr,
+) -> ArrayVec<&'a CStr, { ARGUMENTS - 1 }> {
+    let machine = machine.iter().copied();
+    BEGIN.into_iter().chain(machine).chain([c"--cmdline", command_line]).collect()
+}
+
+/// Begins with a guest, by its machine's arguments and its command line.
 pub fn guest(machine: &[&CStr], command_line: &CStr, output: Option<&File>) -> Result<Pid, Text> {
-    let mut arguments: ArrayVec<&CStr, { ARGUMENTS - 1 }> = BEGIN.into_iter().collect();
-    for argument in machine.iter().copied().chain([c"--cmdline", command_line]) {
-        arguments.push(argument);
-    }
-    begin(&arguments, output)
+    begin(&arguments(machine, command_line), output)
+}
+
+/// Runs a program, listens to it as [`listen`] does, and waits for its end.
+fn run(
+    name: &str,
+    arguments: &[&CStr],
+    f: impl FnMut(&str) -> Result<(), Text>,
+) -> Result<Ended, Text> {
+    let Ok((reader, writer)) = sys::pipe() else { fail!("no pipe") };
+    let pid = begin(arguments, Some(&writer))?;
+    drop(writer);
+    listen(name, &reader, f)?;
+    sys::wait(pid).map_err(|error| say::text(format_args!("wait: {error:?}")))
 }
 
 /// A question at a machine's control socket, or a request, whose answer `f` gets. How it ended.
@@ -48,11 +81,7 @@ pub fn control(
     request: &CStr,
     f: impl FnMut(&str) -> Result<(), Text>,
 ) -> Result<Ended, Text> {
-    let Ok((reader, writer)) = sys::pipe() else { fail!("no pipe") };
-    let pid = begin(&[PROGRAM, c"control", socket, request], Some(&writer))?;
-    drop(writer);
-    listen("control", &reader, f)?;
-    sys::wait(pid).map_err(|error| say::text(format_args!("wait: {error:?}")))
+    run("control", &[PROGRAM, c"control", socket, request], f)
 }
 
 /// Passes on what a guest and its monitor say, with `name` before it, to its end, and shows each line to `f`.
@@ -83,9 +112,25 @@ pub fn to_its_end(
     command_line: &CStr,
     f: impl FnMut(&str) -> Result<(), Text>,
 ) -> Result<Ended, Text> {
-    let Ok((reader, writer)) = sys::pipe() else { fail!("no pipe") };
-    let monitor = guest(machine, command_line, Some(&writer))?;
-    drop(writer);
-    listen(name, &reader, f)?;
-    sys::wait(monitor).map_err(|error| say::text(format_args!("wait: {error:?}")))
+    run(name, &arguments(machine, command_line), f)
+}
+
+/// The same for a guest that has to say that all was well, and whose monitor ends with `status`.
+pub fn well_to_its_end(
+    name: &str,
+    machine: &[&CStr],
+    command_line: &CStr,
+    status: u8,
+    mut f: impl FnMut(&str),
+) -> Result<(), Text> {
+    let mut well = false;
+    let ended = to_its_end(name, machine, command_line, |line| {
+        well |= line == "@verdict ok";
+        f(line);
+        Ok(())
+    })?;
+    if ended != Ended::Exit(status) || !well {
+        fail!("{name}: the monitor's end is {ended:?}; the guest was well: {well}");
+    }
+    Ok(())
 }

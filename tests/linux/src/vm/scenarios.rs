@@ -3,9 +3,11 @@
 
 use core::ffi::CStr;
 
+use arrayvec::ArrayVec;
+
 use super::{monitor, network};
 use crate::fail;
-use crate::say::{self, Text};
+use crate::say::{self, CText, Text};
 use crate::sys::{self, Ended, File};
 
 /// A guest.
@@ -21,23 +23,20 @@ struct Scenario {
 impl Scenario {
     /// Boots the guest and waits for its end.
     fn run(&self, more: &CStr) -> Result<(), Text> {
-        let line = command_line(&[WORDS, self.words, more]);
-        let mut well = false;
-        let ended = monitor::to_its_end(self.name, self.machine, c_str(&line)?, |line| {
-            well |= line == "@verdict ok";
-            Ok(())
-        })?;
-        if ended != Ended::Exit(self.status) || !well {
-            fail!("{}: the monitor ends with {ended:?}; the guest was well: {well}", self.name);
-        }
+        let line = command_line(&[self.words, more])?;
+        monitor::well_to_its_end(self.name, self.machine, &line, self.status, |_| {})?;
         say::line(format_args!("{}: @ended {}", self.name, self.status));
         Ok(())
     }
 }
 
-/// What the guests' kernels are told, and behind it, from a file, what the disk holds.
-const WORDS: &CStr =
-    c"console=ttyS0 quiet panic=-1 rcupdate.rcu_cpu_stall_suppress=1 nowatchdog -- guest";
+/// The command line of a guest with a console, and words for its program.
+fn command_line(words: &[&CStr]) -> Result<CText, Text> {
+    let parts: ArrayVec<_, 4> =
+        [c"console=ttyS0", monitor::WORDS].into_iter().chain(words.iter().copied()).collect();
+    monitor::command_line(&parts)
+}
+
 const DEBIAN: Scenario = Scenario {
     name: "debian",
     machine: &[c"--memory", c"256M", c"--cpus", c"2", c"--disk", c"/guest-root"],
@@ -82,24 +81,6 @@ const SCENARIOS: &[Scenario] = &[
     DEBIAN,
 ];
 
-/// A command line of several parts.
-fn command_line(parts: &[&CStr]) -> Text {
-    let mut line = Text::new();
-    for part in parts {
-        let space = if line.is_empty() { "" } else { " " };
-        line = say::text(format_args!("{line}{space}{}", part.to_str().unwrap_or_default()));
-    }
-    line.push('\0');
-    line
-}
-
-fn c_str(text: &Text) -> Result<&CStr, Text> {
-    match CStr::from_bytes_until_nul(text.as_bytes()) {
-        Ok(text) => Ok(text),
-        Err(_) => fail!("{text} is cut off"),
-    }
-}
-
 /// The one with Debian's user space.
 pub fn debian() -> Result<(), Text> {
     DEBIAN.run(c"")
@@ -116,11 +97,10 @@ pub fn run() -> Result<(), Text> {
     let mut buffer = [0; 128];
     let disk = File::read_only(c"/guest-disk-words").map(|file| file.read(&mut buffer));
     let disk = core::str::from_utf8(disk.unwrap_or_default()).unwrap_or_default();
-    let mut disk = say::text(format_args!("{disk}"));
-    disk.push('\0');
+    let disk = CText::new(format_args!("{disk}"))?;
     for scenario in SCENARIOS {
         let has_disk = scenario.machine.contains(&c"/guest-disk");
-        scenario.run(if has_disk { c_str(&disk)? } else { c"" })?;
+        scenario.run(if has_disk { &disk } else { c"" })?;
     }
     controlled()?;
     sys::kill(echo, sys::SIGKILL);
@@ -135,9 +115,9 @@ fn controlled() -> Result<(), Text> {
     const SOCKET: &CStr = c"/control";
     const STOPPED: u8 = 4;
     let machine = [c"--memory", c"192M", c"--cpus", c"2", c"--control", SOCKET];
-    let line = command_line(&[WORDS, c"wait"]);
+    let line = command_line(&[c"wait"])?;
     let mut asked = Ok(());
-    let ended = monitor::to_its_end("controlled", &machine, c_str(&line)?, |line| {
+    let ended = monitor::to_its_end("controlled", &machine, &line, |line| {
         if line.starts_with("@seen what=waits") {
             asked = ask(SOCKET);
         }
@@ -195,8 +175,8 @@ fn ask(socket: &CStr) -> Result<(), Text> {
 pub fn shell() -> Result<(), Text> {
     let machine =
         [c"--memory", c"512M", c"--cpus", c"2", c"--disk", c"/guest-root", c"--console", c"serial"];
-    let line = command_line(&[WORDS, c"shell"]);
-    let monitor = monitor::guest(&machine, c_str(&line)?, None)?;
+    let line = command_line(&[c"shell"])?;
+    let monitor = monitor::guest(&machine, &line, None)?;
     match sys::wait(monitor) {
         Ok(Ended::Exit(_)) => Ok(()),
         ended => fail!("the monitor: {ended:?}"),
