@@ -269,11 +269,7 @@ impl Bench {
 
     /// Fills ZA at the SVL in force. PSTATE.ZA is 1.
     pub fn fill_za(&mut self, tag: Tag) {
-        let (svq, mut row) = (sme::rdsvl(), sme::Row::new());
-        for number in 0..svq.vl_bytes() {
-            expected_za(tag, number, row.in_force(svq));
-            row.load_za(number);
-        }
+        load_za(tag, sme::rdsvl(), &mut sme::Row::new());
     }
 
     /// Checks what [`Bench::fill_za`] put there.
@@ -306,6 +302,14 @@ impl Bench {
     /// The registers as the last check found them.
     pub fn found(&self) -> &[u8] {
         &self.found.0
+    }
+}
+
+/// Fills ZA. PSTATE.ZA is 1.
+fn load_za(tag: Tag, svq: Vq, row: &mut sme::Row) {
+    for number in 0..svq.vl_bytes() {
+        expected_za(tag, number, row.in_force(svq));
+        row.load_za(number);
     }
 }
 
@@ -389,10 +393,7 @@ impl Registers {
         }
         let tag = self.model.fill_za();
         let Some(svq) = self.model.svq() else { return };
-        for row in 0..svq.vl_bytes() {
-            expected_za(tag, row, self.row.in_force(svq));
-            self.row.load_za(row);
-        }
+        load_za(tag, svq, &mut self.row);
         if self.model.has().zt0 {
             expected_zt0(tag, self.row.zt0());
             self.row.load_zt0();
