@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use crate::report::DeviceCounters;
-use crate::virtio::mmio::Transport;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -13,16 +12,6 @@ pub trait Registers: Send + Sync {
 
     /// A store. What isn't there ignores it.
     fn write(&self, offset: u64, data: &[u8]);
-}
-
-impl Registers for Transport {
-    fn read(&self, offset: u64, data: &mut [u8]) {
-        self.read(offset, data);
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) {
-        self.write(offset, data);
-    }
 }
 
 struct Place {

@@ -6,6 +6,7 @@
 
 use super::QUEUE_SIZE;
 use super::worker::{Line, Shared};
+use crate::bus::Registers;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, PoisonError};
 use virtio_bindings::virtio_config::{
@@ -37,7 +38,7 @@ pub const NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
 /// What the driver has said so far.
 #[derive(Clone, Debug)]
-struct Registers {
+struct State {
     device_features: u32,
     driver_features: u32,
     accepted: u64,
@@ -45,7 +46,7 @@ struct Registers {
     queues: Vec<QueueState>,
 }
 
-impl Registers {
+impl State {
     fn new(queues: usize) -> Self {
         let fresh = QueueState { max_size: QUEUE_SIZE, size: QUEUE_SIZE, ..QueueState::default() };
         Self {
@@ -68,7 +69,7 @@ pub struct Transport {
     features: u64,
     config: Vec<u8>,
     line: Arc<Line>,
-    registers: Mutex<Registers>,
+    state: Mutex<State>,
     worker: Shared,
 }
 
@@ -78,10 +79,10 @@ impl Transport {
         let locked = worker.lock();
         let device = locked.device();
         let (id, features, config) = (device.id(), device.features() | COMMON, device.config());
-        let registers = Mutex::new(Registers::new(device.queues()));
+        let state = Mutex::new(State::new(device.queues()));
         let line = locked.line().clone();
         drop(locked);
-        Self { id, features, config, line, registers, worker }
+        Self { id, features, config, line, state, worker }
     }
 
     /// The device behind them.
@@ -89,8 +90,90 @@ impl Transport {
         &self.worker
     }
 
-    /// A load from the register at `offset`. What isn't there reads as zero.
-    pub fn read(&self, offset: u64, data: &mut [u8]) {
+    fn load(&self, register: u32) -> u32 {
+        // Without a lock: an interrupt's handler doesn't wait for anybody.
+        match register {
+            VIRTIO_MMIO_INTERRUPT_STATUS => return self.line.pending.load(SeqCst),
+            VIRTIO_MMIO_STATUS => return self.line.status.load(SeqCst),
+            _ => {}
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match register {
+            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            VIRTIO_MMIO_VERSION => VERSION,
+            VIRTIO_MMIO_DEVICE_ID => self.id,
+            VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            VIRTIO_MMIO_DEVICE_FEATURES => half(self.features, state.device_features),
+            VIRTIO_MMIO_QUEUE_NUM_MAX => state.selected().map_or(0, |queue| queue.max_size.into()),
+            VIRTIO_MMIO_QUEUE_READY => state.selected().map_or(0, |queue| queue.ready.into()),
+            // There is no shared memory: all of its length is ones.
+            VIRTIO_MMIO_SHM_LEN_LOW | VIRTIO_MMIO_SHM_LEN_HIGH => u32::MAX,
+            _ => 0,
+        }
+    }
+
+    fn store(&self, register: u32, value: u32) {
+        if register == VIRTIO_MMIO_INTERRUPT_ACK {
+            self.line.pending.fetch_and(!value, SeqCst);
+            return;
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = &mut *state;
+        let status = self.line.status.load(SeqCst);
+        let has = |bit| status & bit != 0;
+        match register {
+            VIRTIO_MMIO_DEVICE_FEATURES_SEL => state.device_features = value,
+            VIRTIO_MMIO_DRIVER_FEATURES_SEL => state.driver_features = value,
+            VIRTIO_MMIO_DRIVER_FEATURES => {
+                if has(VIRTIO_CONFIG_S_DRIVER) && !has(VIRTIO_CONFIG_S_FEATURES_OK) {
+                    set_half(&mut state.accepted, state.driver_features, value);
+                }
+            }
+            VIRTIO_MMIO_QUEUE_SEL => state.queue = value,
+            // Where KVM has no eventfd for it, which is never so for a queue that there is.
+            VIRTIO_MMIO_QUEUE_NOTIFY => {}
+            VIRTIO_MMIO_STATUS => self.set_status(state, status, value),
+            _ => {
+                if has(VIRTIO_CONFIG_S_FEATURES_OK)
+                    && !has(VIRTIO_CONFIG_S_DRIVER_OK)
+                    && let Some(queue) = state.selected()
+                {
+                    set_up(queue, register, value);
+                }
+            }
+        }
+    }
+
+    fn set_status(&self, state: &mut State, status: u32, value: u32) {
+        if value == 0 {
+            *state = State::new(state.queues.len());
+            self.worker.lock().reset();
+            return;
+        }
+        self.line.status.fetch_or(value & VIRTIO_CONFIG_S_FAILED, SeqCst);
+        for step in STEPS.into_iter().filter(|step| status & step == 0) {
+            let refused = step == VIRTIO_CONFIG_S_FEATURES_OK && !self.accepts(state.accepted);
+            if value & step == 0 || refused {
+                return;
+            }
+            self.line.status.fetch_or(step, SeqCst);
+            if step == VIRTIO_CONFIG_S_DRIVER_OK {
+                let event_idx = state.accepted & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+                for queue in &mut state.queues {
+                    queue.event_idx_enabled = event_idx;
+                }
+                self.worker.lock().start(state.accepted, &state.queues);
+            }
+        }
+    }
+
+    fn accepts(&self, features: u64) -> bool {
+        features & !self.features == 0 && features & 1 << VIRTIO_F_VERSION_1 != 0
+    }
+}
+
+impl Registers for Transport {
+    fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         let config = u64::from(VIRTIO_MMIO_CONFIG);
         if let Some(at) = offset.checked_sub(config) {
@@ -105,94 +188,11 @@ impl Transport {
         }
     }
 
-    /// A store to the register at `offset`. What isn't there ignores it, and the configuration can't be written.
-    pub fn write(&self, offset: u64, data: &[u8]) {
+    fn write(&self, offset: u64, data: &[u8]) {
+        // The configuration can't be written.
         if let (Ok(register), Ok(data)) = (u32::try_from(offset), <[u8; 4]>::try_from(data)) {
             self.store(register, u32::from_le_bytes(data));
         }
-    }
-
-    fn load(&self, register: u32) -> u32 {
-        // Without a lock: an interrupt's handler doesn't wait for anybody.
-        match register {
-            VIRTIO_MMIO_INTERRUPT_STATUS => return self.line.pending.load(SeqCst),
-            VIRTIO_MMIO_STATUS => return self.line.status.load(SeqCst),
-            _ => {}
-        }
-        let mut registers = self.registers.lock().unwrap_or_else(PoisonError::into_inner);
-        match register {
-            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
-            VIRTIO_MMIO_VERSION => VERSION,
-            VIRTIO_MMIO_DEVICE_ID => self.id,
-            VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            VIRTIO_MMIO_DEVICE_FEATURES => half(self.features, registers.device_features),
-            VIRTIO_MMIO_QUEUE_NUM_MAX => {
-                registers.selected().map_or(0, |queue| queue.max_size.into())
-            }
-            VIRTIO_MMIO_QUEUE_READY => registers.selected().map_or(0, |queue| queue.ready.into()),
-            // There is no shared memory: all of its length is ones.
-            VIRTIO_MMIO_SHM_LEN_LOW | VIRTIO_MMIO_SHM_LEN_HIGH => u32::MAX,
-            _ => 0,
-        }
-    }
-
-    fn store(&self, register: u32, value: u32) {
-        if register == VIRTIO_MMIO_INTERRUPT_ACK {
-            self.line.pending.fetch_and(!value, SeqCst);
-            return;
-        }
-        let mut registers = self.registers.lock().unwrap_or_else(PoisonError::into_inner);
-        let registers = &mut *registers;
-        let status = self.line.status.load(SeqCst);
-        let has = |bit| status & bit != 0;
-        match register {
-            VIRTIO_MMIO_DEVICE_FEATURES_SEL => registers.device_features = value,
-            VIRTIO_MMIO_DRIVER_FEATURES_SEL => registers.driver_features = value,
-            VIRTIO_MMIO_DRIVER_FEATURES => {
-                if has(VIRTIO_CONFIG_S_DRIVER) && !has(VIRTIO_CONFIG_S_FEATURES_OK) {
-                    set_half(&mut registers.accepted, registers.driver_features, value);
-                }
-            }
-            VIRTIO_MMIO_QUEUE_SEL => registers.queue = value,
-            // Where KVM has no eventfd for it, which is never so for a queue that there is.
-            VIRTIO_MMIO_QUEUE_NOTIFY => {}
-            VIRTIO_MMIO_STATUS => self.set_status(registers, status, value),
-            _ => {
-                if has(VIRTIO_CONFIG_S_FEATURES_OK)
-                    && !has(VIRTIO_CONFIG_S_DRIVER_OK)
-                    && let Some(queue) = registers.selected()
-                {
-                    set_up(queue, register, value);
-                }
-            }
-        }
-    }
-
-    fn set_status(&self, registers: &mut Registers, status: u32, value: u32) {
-        if value == 0 {
-            *registers = Registers::new(registers.queues.len());
-            self.worker.lock().reset();
-            return;
-        }
-        self.line.status.fetch_or(value & VIRTIO_CONFIG_S_FAILED, SeqCst);
-        for step in STEPS.into_iter().filter(|step| status & step == 0) {
-            let refused = step == VIRTIO_CONFIG_S_FEATURES_OK && !self.accepts(registers.accepted);
-            if value & step == 0 || refused {
-                return;
-            }
-            self.line.status.fetch_or(step, SeqCst);
-            if step == VIRTIO_CONFIG_S_DRIVER_OK {
-                let event_idx = registers.accepted & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
-                for queue in &mut registers.queues {
-                    queue.event_idx_enabled = event_idx;
-                }
-                self.worker.lock().start(registers.accepted, &registers.queues);
-            }
-        }
-    }
-
-    fn accepts(&self, features: u64) -> bool {
-        features & !self.features == 0 && features & 1 << VIRTIO_F_VERSION_1 != 0
     }
 }
 

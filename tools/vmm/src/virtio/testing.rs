@@ -4,6 +4,7 @@ use super::memory::DeviceMemory;
 use super::mmio::Transport;
 use super::worker::{Shared, Worker};
 use super::{Device, Event, QUEUE_SIZE};
+use crate::bus::Registers;
 use crate::report::DeviceCounters;
 use std::sync::Arc;
 use virtio_bindings::virtio_mmio::*;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::bus::Registers;
 use crate::virtio::testing::{Driver, INDIRECT, NEXT, Piece, WRITE};
 use proptest::prelude::*;
 use vmm_sys_util::tempfile::TempFile;
