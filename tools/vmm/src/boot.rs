@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use linux_loader::loader::{KernelLoader, load_dtb, pe::PE};
 use std::fs::File;
 use std::io::Cursor;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, ReadVolatile};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// Puts everything into memory. Returns where the first vCPU begins, and where the tree is.
 ///
@@ -35,7 +35,9 @@ pub fn load(
         let at = end.checked_sub(bytes).map(|at| at / layout::GRANULE * layout::GRANULE);
         let at = at.filter(|&at| at >= loaded.kernel_end);
         let at = at.with_context(|| format!("no room for {}", path.display()))?;
-        read_exactly(memory, at, &mut file, bytes as usize).with_context(|| complain(path))?;
+        memory
+            .read_exact_volatile_from(GuestAddress(at), &mut file, bytes as usize)
+            .with_context(|| complain(path))?;
         initrd = Some((at, bytes));
     }
     ensure!(loaded.kernel_end <= tree_at, "no room for the device tree");
@@ -49,14 +51,4 @@ pub fn load(
     let mut blob = Cursor::new(tree.write()?);
     load_dtb(memory, GuestAddress(tree_at), &mut blob).context("the device tree")?;
     Ok((loaded.kernel_load.0, tree_at))
-}
-
-fn read_exactly(
-    memory: &GuestMemoryMmap,
-    at: u64,
-    from: &mut impl ReadVolatile,
-    bytes: usize,
-) -> Result<()> {
-    memory.read_exact_volatile_from(GuestAddress(at), from, bytes)?;
-    Ok(())
 }

@@ -106,7 +106,7 @@ impl Counters {
 }
 
 /// Counters of a device.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct DeviceCounters {
     name: String,
     reads: AtomicU64,
@@ -120,16 +120,7 @@ pub struct DeviceCounters {
 impl DeviceCounters {
     /// For a device of this name.
     pub fn new(name: String) -> Self {
-        let zero = || AtomicU64::new(0);
-        Self {
-            name,
-            reads: zero(),
-            writes: zero(),
-            requests: zero(),
-            bytes: zero(),
-            errors: zero(),
-            malformed: zero(),
-        }
+        Self { name, ..Self::default() }
     }
 
     /// The device's name.
