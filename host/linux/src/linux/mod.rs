@@ -9,7 +9,7 @@ mod sync;
 mod user;
 
 pub use events::{EventFd, IrqFd, Kind, NewFile, Object, Signals, Sleeper, Work, stop};
-pub use heap::{place, take, try_push, with_room};
+pub use heap::{discard, place, try_push, with_room};
 pub use pages::{Mm, Page, Pages, Pinned, RunPage, pages_out, unpin};
 pub use sync::{Mutex, NoPreemption, Once, Published, Shared};
 pub use user::User;

@@ -3,7 +3,7 @@
 use super::Machine;
 use crate::{
     abi::Errno,
-    linux::{self, Mutex, place, take},
+    linux::{self, Mutex, discard, place},
 };
 use alloc::vec::Vec;
 use core::{
@@ -48,7 +48,7 @@ pub fn begin() -> Result<(), Errno> {
 /// Frees it: there is no VM any more.
 pub fn forget() {
     // SAFETY: `begin` placed it, and nobody uses it who isn't a VM's.
-    drop(unsafe { take(ALL.swap(ptr::null_mut(), SeqCst)) });
+    unsafe { discard(ALL.swap(ptr::null_mut(), SeqCst)) };
 }
 
 fn all() -> Option<&'static Mutex<Vec<Registered>>> {
