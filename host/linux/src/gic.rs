@@ -12,8 +12,10 @@ use umbra_host::{
 };
 use umbra_shared::exit::MmioAccess;
 
-const DISTRIBUTOR_BYTES: u64 = registers::DISTRIBUTOR_BYTES as u64;
-const REDISTRIBUTOR_BYTES: u64 = registers::REDISTRIBUTOR_BYTES as u64;
+/// Bytes of the distributor's frames.
+pub const DISTRIBUTOR_BYTES: u64 = registers::DISTRIBUTOR_BYTES as u64;
+/// Bytes of a redistributor's frames.
+pub const REDISTRIBUTOR_BYTES: u64 = registers::REDISTRIBUTOR_BYTES as u64;
 
 /// What linux thinks of a refusal.
 pub const fn errno(refused: Refused) -> Errno {

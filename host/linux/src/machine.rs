@@ -23,9 +23,8 @@ pub use offer::extension;
 use crate::{
     abi::*,
     gic::{self, Gic, Plan},
-    icc::CpuInterface,
     linux::{self, Mm, Mutex, NewFile, NoPreemption, Once, Shared, User, Work, with_room},
-    memory::{Faults, Memory, refused},
+    memory::{Faults, Memory},
     vcpu::{Request, Vcpu},
 };
 use alloc::vec::Vec;
@@ -35,14 +34,12 @@ use core::{
 };
 use offer::Offer;
 use umbra_host::{
-    hypercall::{Hvc, Hypervisor},
     vcpu::{MmioAnswer, Vcpu as Inside},
     vgic::{Events, Interface, Line},
 };
 use umbra_shared::{
     call::{MAX_VCPUS, VmConfig},
     exit::MmioAccess,
-    register::{Register, system},
     vl::VqSet,
 };
 use wires::Wires;
@@ -51,10 +48,6 @@ use wires::Wires;
 const IPA_BITS: u32 = 40;
 /// The fewest that KVM allows.
 const LEAST_IPA_BITS: u32 = 32;
-
-const ICH_AP0R0: u16 = system(3, 4, 12, 8, 0);
-const ICH_AP1R0: u16 = system(3, 4, 12, 9, 0);
-const ICH_VMCR: u16 = system(3, 4, 12, 11, 7);
 
 /// A VM.
 #[derive(Debug)]
@@ -293,43 +286,6 @@ impl Machine {
             self.set_power(vcpu.index(), false);
         }
         Ok(())
-    }
-
-    /// The CPU interface of the vCPU with this affinity, while it is in nobody's hands (EBUSY); what it is afterwards is
-    /// written back. `f` also gets the bits that a priority has.
-    pub fn with_cpu_interface<R>(
-        &self,
-        affinity: u64,
-        f: impl FnOnce(&mut CpuInterface, u8) -> Result<R, Errno>,
-    ) -> Result<R, Errno> {
-        let gic = self.gic().ok_or(Errno::EBUSY)?;
-        let number = gic.vgic().vcpu_of(affinity).ok_or(Errno::EINVAL)?;
-        let index = gic.index(number).ok_or(Errno::EINVAL)?;
-        let state = self.vcpu(index).and_then(|vcpu| vcpu.state.try_lock()).ok_or(Errno::EBUSY)?;
-        let inside = state.inside.as_ref().ok_or(Errno::EBUSY)?;
-        let name = |register: u16| Register::System(register).encode();
-        let read = |register| {
-            let value = Hvc.vcpu_read(inside.vm(), inside.index(), name(register));
-            value.map(|[value, _]| value).map_err(refused)
-        };
-        let before = CpuInterface {
-            vmcr: read(ICH_VMCR)?,
-            ap0r0: read(ICH_AP0R0)?,
-            ap1r0: read(ICH_AP1R0)?,
-        };
-        let mut interface = before;
-        let result = f(&mut interface, self.offer.priority_bits)?;
-        for (register, before, now) in [
-            (ICH_VMCR, before.vmcr, interface.vmcr),
-            (ICH_AP0R0, before.ap0r0, interface.ap0r0),
-            (ICH_AP1R0, before.ap1r0, interface.ap1r0),
-        ] {
-            if now != before {
-                let written = Hvc.vcpu_write(inside.vm(), inside.index(), name(register), [now, 0]);
-                written.map_err(refused)?;
-            }
-        }
-        Ok(result)
     }
 
     /// SYSTEM_OFF, or SYSTEM_RESET: every vCPU is off, those that run as soon as they have left.

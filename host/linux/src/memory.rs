@@ -2,7 +2,7 @@
 //! while the guest has them and count against RLIMIT_MEMLOCK.
 //!
 //! A guest's memory is put in place where it is accessed first, in blocks of 2 MiB where the slot allows that and the
-//! user has so much there. The pages stay the guest's until their slot is deleted or the VM ends, whatever becomes of the
+//! user has so much there. The pages stay the guest's until their slot is deleted or moved, or the VM ends, whatever becomes of the
 //! user's mapping meanwhile: who unmaps memory of a slot and maps something else there gives the guest nothing of it.
 
 use crate::{

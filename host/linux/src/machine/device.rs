@@ -5,11 +5,20 @@
 use super::Machine;
 use crate::{
     abi::*,
-    gic::errno,
+    gic::{DISTRIBUTOR_BYTES, REDISTRIBUTOR_BYTES, errno},
     icc::{CpuInterface, Icc},
     linux::User,
+    memory::refused,
 };
-use umbra_host::vgic::Frame;
+use umbra_host::{
+    hypercall::{Hvc, Hypervisor},
+    vgic::Frame,
+};
+use umbra_shared::register::{Register, system};
+
+const ICH_AP0R0: u16 = system(3, 4, 12, 8, 0);
+const ICH_AP1R0: u16 = system(3, 4, 12, 9, 0);
+const ICH_VMCR: u16 = system(3, 4, 12, 11, 7);
 
 /// One of them.
 pub fn attribute(machine: &Machine, command: u32, attr: &DeviceAttr) -> Result<(), Errno> {
@@ -63,13 +72,13 @@ pub fn attribute(machine: &Machine, command: u32, attr: &DeviceAttr) -> Result<(
                 KVM_HAS_DEVICE_ATTR => Ok(()),
                 KVM_SET_DEVICE_ATTR => {
                     let value = user.read()?;
-                    machine.with_cpu_interface(affinity, |interface, bits| {
+                    with_cpu_interface(machine, affinity, |interface, bits| {
                         interface.write(register, value, bits)
                     })
                 }
                 _ => {
                     let read = |interface: &mut CpuInterface, bits| interface.read(register, bits);
-                    user.write(&machine.with_cpu_interface(affinity, read)?)
+                    user.write(&with_cpu_interface(machine, affinity, read)?)
                 }
             }
         }
@@ -83,9 +92,41 @@ pub fn attribute(machine: &Machine, command: u32, attr: &DeviceAttr) -> Result<(
     }
 }
 
-/// Bytes of the distributor's frames and of a redistributor's; INTIDs that KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO can name.
-const GICD_BYTES: u64 = 0x1_0000;
-const GICR_BYTES: u64 = 0x2_0000;
+/// The CPU interface of the vCPU with this affinity, while it is in nobody's hands (EBUSY); what it is afterwards is
+/// written back. `f` also gets the bits that a priority has.
+fn with_cpu_interface<R>(
+    machine: &Machine,
+    affinity: u64,
+    f: impl FnOnce(&mut CpuInterface, u8) -> Result<R, Errno>,
+) -> Result<R, Errno> {
+    let gic = machine.gic().ok_or(Errno::EBUSY)?;
+    let number = gic.vgic().vcpu_of(affinity).ok_or(Errno::EINVAL)?;
+    let index = gic.index(number).ok_or(Errno::EINVAL)?;
+    let state = machine.vcpu(index).and_then(|vcpu| vcpu.state.try_lock()).ok_or(Errno::EBUSY)?;
+    let inside = state.inside.as_ref().ok_or(Errno::EBUSY)?;
+    let name = |register: u16| Register::System(register).encode();
+    let read = |register| {
+        let value = Hvc.vcpu_read(inside.vm(), inside.index(), name(register));
+        value.map(|[value, _]| value).map_err(refused)
+    };
+    let before =
+        CpuInterface { vmcr: read(ICH_VMCR)?, ap0r0: read(ICH_AP0R0)?, ap1r0: read(ICH_AP1R0)? };
+    let mut interface = before;
+    let result = f(&mut interface, machine.offer.priority_bits)?;
+    for (register, before, now) in [
+        (ICH_VMCR, before.vmcr, interface.vmcr),
+        (ICH_AP0R0, before.ap0r0, interface.ap0r0),
+        (ICH_AP1R0, before.ap1r0, interface.ap1r0),
+    ] {
+        if now != before {
+            let written = Hvc.vcpu_write(inside.vm(), inside.index(), name(register), [now, 0]);
+            written.map_err(refused)?;
+        }
+    }
+    Ok(result)
+}
+
+/// INTIDs that KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO can name.
 const LEVEL_INTIDS: u64 = 1 << 10;
 
 /// The state of the GIC, for who saves and restores a VM.
@@ -94,8 +135,8 @@ fn state(machine: &Machine, command: u32, attr: &DeviceAttr, user: User) -> Resu
     let Some(gic) = machine.gic() else {
         // What there will be can be asked before.
         let end = match attr.group {
-            KVM_DEV_ARM_VGIC_GRP_DIST_REGS => GICD_BYTES,
-            KVM_DEV_ARM_VGIC_GRP_REDIST_REGS => GICR_BYTES,
+            KVM_DEV_ARM_VGIC_GRP_DIST_REGS => DISTRIBUTOR_BYTES,
+            KVM_DEV_ARM_VGIC_GRP_REDIST_REGS => REDISTRIBUTOR_BYTES,
             _ => LEVEL_INTIDS,
         };
         return match command {
