@@ -8,6 +8,8 @@
 #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
 mod exact;
 #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
+mod kvm;
+#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
 mod round;
 
 #[cfg(all(target_arch = "aarch64", target_os = "linux"))]

@@ -1,5 +1,6 @@
 //! One VM, and what is done to it.
 
+use crate::kvm::*;
 use fastrand::Rng;
 use std::fmt;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::Relaxed};
@@ -11,44 +12,41 @@ const IOCTLS: usize = 400;
 /// Files that all threads know: places, not owners.
 const FILES: usize = 24;
 /// User memory that slots are made of: 4 MiB.
-const MEMORY: usize = 4 << 20;
+const USER_BYTES: usize = 4 << 20;
 
 /// KVM's ioctls on arm64, by number, direction and bytes.
 const NUMBERS: &[u64] = &[
-    0xae00,
-    0xae01,
-    0xae03,
-    0xae04,
-    0xae41,
-    0x4020_ae46,
-    0x4008_ae61,
-    0xc008_ae67,
-    0x4008_ae6a,
-    0x4020_ae76,
-    0x4040_ae79,
-    0xae80,
-    SIGNAL_MASK,
-    0x8004_ae98,
-    0x4004_ae99,
-    0x4068_aea3,
-    0x4010_aeab,
-    0x4010_aeac,
-    0x4020_aeae,
-    0x8020_aeaf,
-    0xc008_aeb0,
-    0x4004_aec2,
-    0xc00c_aee0,
-    0x4018_aee1,
-    0x4018_aee2,
-    0x4018_aee3,
-    0x40a0_ae49,
-    0x4010_aeb5,
-    0x8040_ae9f,
-    0x4040_aea0,
+    GET_API_VERSION,
+    CREATE_VM,
+    CHECK_EXTENSION,
+    GET_VCPU_MMAP_SIZE,
+    CREATE_VCPU,
+    SET_USER_MEMORY_REGION,
+    IRQ_LINE,
+    IRQ_LINE_STATUS,
+    SET_GSI_ROUTING,
+    IRQFD,
+    IOEVENTFD,
+    RUN,
+    SET_SIGNAL_MASK,
+    GET_MP_STATE,
+    SET_MP_STATE,
+    ENABLE_CAP,
+    GET_ONE_REG,
+    SET_ONE_REG,
+    VCPU_INIT,
+    PREFERRED_TARGET,
+    GET_REG_LIST,
+    VCPU_FINALIZE,
+    CREATE_DEVICE,
+    SET_DEVICE_ATTR,
+    GET_DEVICE_ATTR,
+    HAS_DEVICE_ATTR,
+    SET_USER_MEMORY_REGION2,
+    SET_COUNTER_OFFSET,
+    GET_VCPU_EVENTS,
+    SET_VCPU_EVENTS,
 ];
-
-/// KVM_SET_SIGNAL_MASK.
-const SIGNAL_MASK: u64 = 0x4004_ae8b;
 
 /// What has come of it.
 #[derive(Debug, Default)]
@@ -101,7 +99,7 @@ pub fn run(seed: u64) -> Done {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     let access = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: memory of its own.
-    let memory = unsafe { libc::mmap(std::ptr::null_mut(), MEMORY, access, flags, -1, 0) };
+    let memory = unsafe { libc::mmap(std::ptr::null_mut(), USER_BYTES, access, flags, -1, 0) };
     let round = Round {
         files: [const { AtomicI32::new(-1) }; FILES],
         memory: memory as usize,
@@ -138,7 +136,7 @@ pub fn run(seed: u64) -> Done {
         }
     }
     // SAFETY: nobody uses it.
-    unsafe { libc::munmap(memory, MEMORY) };
+    unsafe { libc::munmap(memory, USER_BYTES) };
     round.done
 }
 
@@ -150,7 +148,7 @@ impl Round {
         if result >= 0 {
             self.done.successes.fetch_add(1, Relaxed);
         }
-        if number == 0xae80 {
+        if number == RUN {
             self.done.runs.fetch_add(1, Relaxed);
         }
         result
@@ -173,27 +171,27 @@ impl Round {
     fn begin(&self, rng: &mut Rng) {
         // SAFETY: a path.
         let kvm = unsafe { libc::open(c"/dev/kvm".as_ptr(), libc::O_RDWR) };
-        let vm = self.ioctl(kvm, 0xae01, 0);
+        let vm = self.ioctl(kvm, CREATE_VM, 0);
         self.files[0].store(kvm, Relaxed);
         self.files[1].store(vm, Relaxed);
-        let region = [0_u64, 0x8000_0000, MEMORY as u64, self.memory as u64];
-        self.ioctl(vm, 0x4020_ae46, region.as_ptr() as u64);
+        let region = [0_u64, MEMORY, USER_BYTES as u64, self.memory as u64];
+        self.ioctl(vm, SET_USER_MEMORY_REGION, region.as_ptr() as u64);
         for n in 0..2 {
-            let vcpu = self.ioctl(vm, 0xae41, n);
+            let vcpu = self.ioctl(vm, CREATE_VCPU, n);
             let init = [5_u32, 1 << 2 | (n as u32 & u32::from(rng.bool())), 0, 0, 0, 0, 0, 0];
-            self.ioctl(vcpu, 0x4020_aeae, init.as_ptr() as u64);
-            let pc = 0x8000_0000_u64 + rng.u64(..64) * 4;
-            let register = [0x6030_0000_0010_0040, &raw const pc as u64];
-            self.ioctl(vcpu, 0x4010_aeac, register.as_ptr() as u64);
+            self.ioctl(vcpu, VCPU_INIT, init.as_ptr() as u64);
+            let pc = MEMORY + rng.u64(..64) * 4;
+            let register = [PC, &raw const pc as u64];
+            self.ioctl(vcpu, SET_ONE_REG, register.as_ptr() as u64);
             self.files[2 + n as usize].store(vcpu, Relaxed);
         }
         let mut device = [7_u32, 0, 0];
-        self.ioctl(vm, 0xc00c_aee0, device.as_mut_ptr() as u64);
+        self.ioctl(vm, CREATE_DEVICE, device.as_mut_ptr() as u64);
         let gic = device[1] as i32;
         for (group, attr, value) in [(0, 2, 0x800_0000_u64), (0, 3, 0x80a_0000), (4, 0, 0)] {
             if rng.u8(..8) != 0 {
                 let attribute = [group << 32, attr, &raw const value as u64];
-                self.ioctl(gic, 0x4018_aee1, attribute.as_ptr() as u64);
+                self.ioctl(gic, SET_DEVICE_ATTR, attribute.as_ptr() as u64);
             }
         }
         self.files[4].store(gic, Relaxed);
@@ -231,7 +229,7 @@ impl Round {
                 7 => self.begin_again(rng),
                 8..12 => {
                     let vcpu = self.files[rng.usize(2..4)].load(Relaxed);
-                    self.ioctl(vcpu, 0xae80, 0);
+                    self.ioctl(vcpu, RUN, 0);
                 }
                 _ => self.random(rng, fd),
             }
@@ -240,16 +238,16 @@ impl Round {
 
     fn begin_again(&self, rng: &mut Rng) {
         let kvm = self.files[0].load(Relaxed);
-        let vm = self.ioctl(kvm, 0xae01, if rng.bool() { 0 } else { self.word(rng) });
+        let vm = self.ioctl(kvm, CREATE_VM, if rng.bool() { 0 } else { self.word(rng) });
         self.keep(rng, vm);
     }
 
     fn disturb_memory(&self, rng: &mut Rng) {
-        let at = (self.memory + rng.usize(..MEMORY / 4096) * 4096) as *mut libc::c_void;
+        let at = (self.memory + rng.usize(..USER_BYTES / 4096) * 4096) as *mut libc::c_void;
         let bytes = 4096 << rng.u8(..4);
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        let left = self.memory + MEMORY - at as usize;
+        let left = self.memory + USER_BYTES - at as usize;
         // SAFETY: inside the round's own memory, which no Rust code refers to.
         unsafe {
             match rng.u8(..3) {
@@ -307,19 +305,19 @@ impl Round {
         self.shape(rng, number, &mut buffer);
         let argument = match rng.u8(..10) {
             // A mask that keeps SIGALRM out would keep a guest in that goes round and round.
-            _ if number == SIGNAL_MASK => address,
+            _ if number == SET_SIGNAL_MASK => address,
             0 => self.word(rng),
             1 => rng.u64(..64),
             _ => address,
         };
         // A list of registers, or what an attribute is read into, must not be longer than the buffer.
-        if number == 0xc008_aeb0 {
+        if number == GET_REG_LIST {
             buffer[0] = rng.u64(..60);
         }
         let result = self.ioctl(fd, number, argument);
         match number {
-            0xae01 | 0xae41 => self.keep(rng, result),
-            0xc00c_aee0 if result >= 0 && argument == address => {
+            CREATE_VM | CREATE_VCPU => self.keep(rng, result),
+            CREATE_DEVICE if result >= 0 && argument == address => {
                 self.keep(rng, (buffer[0] >> 32) as i32);
             }
             _ => {}
@@ -328,38 +326,38 @@ impl Round {
 
     /// Most of what an ioctl takes.
     fn shape(&self, rng: &mut Rng, number: u64, buffer: &mut [u64]) {
-        let page = |rng: &mut Rng| rng.u64(..MEMORY as u64 / 4096) << 12;
+        let page = |rng: &mut Rng| rng.u64(..USER_BYTES as u64 / 4096) << 12;
         let event = |rng: &mut Rng| self.files[rng.usize(5..8)].load(Relaxed) as u32;
         let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
         let address = buffer.as_ptr() as u64;
         let words: &[u64] = &match number {
             // A slot: made, or deleted.
-            0x4020_ae46 => {
+            SET_USER_MEMORY_REGION => {
                 let bytes = if rng.bool() { 0 } else { 4096 << rng.u32(..10) };
                 let slot = rng.u64(..4);
-                [slot, 0x8000_0000 + page(rng) * (slot + 1), bytes, self.memory as u64 + page(rng)]
+                [slot, MEMORY + page(rng) * (slot + 1), bytes, self.memory as u64 + page(rng)]
             }
-            0x4008_ae61 => [pair(1 << 24 | rng.u32(30..100), rng.u32(..2)), 0, 0, 0],
-            0x4008_ae6a => [rng.u64(..2), pair(rng.u32(..40), 1), 0, pair(0, rng.u32(..64))],
-            0x4020_ae76 => [pair(event(rng), rng.u32(..40)), pair(rng.u32(..4), event(rng)), 0, 0],
-            0x4040_ae79 => {
+            IRQ_LINE => [pair(1 << 24 | rng.u32(30..100), rng.u32(..2)), 0, 0, 0],
+            SET_GSI_ROUTING => [rng.u64(..2), pair(rng.u32(..40), 1), 0, pair(0, rng.u32(..64))],
+            IRQFD => [pair(event(rng), rng.u32(..40)), pair(rng.u32(..4), event(rng)), 0, 0],
+            IOEVENTFD => {
                 let length = [0, 1, 2, 4, 8][rng.usize(..5)];
                 [rng.u64(..4), 0x900_0000, pair(length, event(rng)), rng.u64(..8) & 5]
             }
-            0x4010_aeab | 0x4010_aeac => [self.word(rng), address + 64, 0, 0],
-            SIGNAL_MASK => {
+            GET_ONE_REG | SET_ONE_REG => [self.word(rng), address + 64, 0, 0],
+            SET_SIGNAL_MASK => {
                 let set = rng.u64(..) & !(1 << (libc::SIGALRM - 1));
                 buffer[0] = pair(if rng.u8(..4) == 0 { rng.u32(..16) } else { 8 }, set as u32);
                 buffer[1] = set >> 32;
                 return;
             }
             // An abort, or what there is not.
-            0x4040_aea0 => [[0, 0, 0, 1 << 16, 1][rng.usize(..5)], 0, 0, 0],
-            0x4010_aeb5 => [self.word(rng), 0, 0, 0],
-            0x4020_aeae => [pair(5, rng.u32(..0x80) & 0x75), 0, 0, 0],
-            0x4004_ae99 => [[0, 5][rng.usize(..2)], 0, 0, 0],
-            0xc00c_aee0 => [7, rng.u64(..2), 0, 0],
-            0x4018_aee1..=0x4018_aee3 => {
+            SET_VCPU_EVENTS => [[0, 0, 0, 1 << 16, 1][rng.usize(..5)], 0, 0, 0],
+            SET_COUNTER_OFFSET => [self.word(rng), 0, 0, 0],
+            VCPU_INIT => [pair(5, rng.u32(..0x80) & 0x75), 0, 0, 0],
+            SET_MP_STATE => [[0, 5][rng.usize(..2)], 0, 0, 0],
+            CREATE_DEVICE => [7, rng.u64(..2), 0, 0],
+            SET_DEVICE_ATTR | GET_DEVICE_ATTR | HAS_DEVICE_ATTR => {
                 let group = [0, 1, 3, 4, 5, 6, 7][rng.usize(..7)];
                 let attribute = match group {
                     0 => rng.u64(2..6),
@@ -391,14 +389,14 @@ impl Round {
         };
         match rng.u8(..12) {
             0 => 0,
-            1 => 0x8000_0000 + (rng.u64(..MEMORY as u64 / 4096) << 12),
-            2 => self.memory as u64 + (rng.u64(..MEMORY as u64 / 4096) << 12),
+            1 => MEMORY + (rng.u64(..USER_BYTES as u64 / 4096) << 12),
+            2 => self.memory as u64 + (rng.u64(..USER_BYTES as u64 / 4096) << 12),
             3 => 4096 << rng.u64(..20),
             4 => 0x6030_0000_0010_0000 + rng.u64(..0x60) * 2,
             5 => 0x6030_0000_0013_c000 + rng.u64(..0x2000),
             6 => 0x6080_0000_0015_0000 + (rng.u64(..64) << 5),
             7 => 0x800_0000 + (rng.u64(..64) << 16),
-            8 => self.memory as u64 + rng.u64(..MEMORY as u64 - 4096),
+            8 => self.memory as u64 + rng.u64(..USER_BYTES as u64 - 4096),
             _ => u64::from(half(rng)) << 32 | u64::from(half(rng)),
         }
     }
