@@ -58,9 +58,22 @@ pub fn run(start: &Start) -> Result<(), Text> {
             Ok(())
         })?;
     }
-    seen::with_file(c"/proc/meminfo", |text| {
-        let total = text.lines().next().unwrap_or_default();
-        say::line(format_args!("@seen what=memory is={}", words(total)));
+    memory()
+}
+
+/// Where memory is. Not how much of it is free: where Linux puts itself is random, and how many tables that takes with it.
+fn memory() -> Result<(), Text> {
+    seen::with_file(c"/proc/iomem", |text| {
+        let mut banks = Text::new();
+        for line in text.lines().filter(|line| line.ends_with(" : System RAM")) {
+            let comma = if banks.is_empty() { "" } else { "," };
+            let (range, _) = line.split_once(' ').unwrap_or((line, ""));
+            banks = say::text(format_args!("{banks}{comma}{range}"));
+        }
+        if banks.is_empty() {
+            fail!("/proc/iomem has no memory");
+        }
+        seen::row("memory", &banks);
         Ok(())
     })
 }
