@@ -251,7 +251,7 @@ pub fn test(request: &Request, arguments: &[String]) -> Result<bool> {
     let outcomes = transcript.into_outcomes(end.failure());
     let trials = outcomes
         .into_iter()
-        .map(|(name, outcome)| harness::trial(format!("fvp::{name}"), outcome))
+        .map(|(name, outcome)| harness::trial(format!("fvp::{name}"), || outcome))
         .collect();
     Ok(!libtest_mimic::run(&arguments, trials).has_failed())
 }

@@ -12,6 +12,7 @@
 //! A Linux ([`crate::linux`]) is one test: `linux::NAME`. Where its kernel can't be had, it is ignored
 //! and says why.
 
+mod failures;
 mod settings;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -38,6 +39,7 @@ use crate::remains;
 use crate::setup;
 use crate::transcript::{self, Outcome, Transcript};
 
+pub use failures::Failures;
 pub use settings::{Emulators, Settings};
 
 /// Machines that run at the same time: each keeps several of this machine's CPUs busy.
@@ -354,7 +356,7 @@ fn trials(settings: &Settings, filter: Option<&str>) -> Result<Vec<Trial>> {
     let mut trials = image_trials(settings);
     for (name, found) in outcomes.into_inner().unwrap_or_else(PoisonError::into_inner) {
         for (test, outcome) in found {
-            trials.push(trial(format!("{name}::{test}"), outcome));
+            trials.push(trial(format!("{name}::{test}"), || outcome));
         }
     }
     trials.sort_by(|a, b| a.name().cmp(b.name()));
@@ -544,11 +546,14 @@ pub fn run(
 }
 
 /// One test as `cargo test` shows it.
-pub(crate) fn trial(name: String, outcome: Outcome) -> Trial {
-    Trial::ignorable_test(name, move || match outcome {
+pub(crate) fn trial(name: String, outcome: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
+    Trial::ignorable_test(name.clone(), move || match outcome() {
         Outcome::Ok => Ok(Completion::Completed),
         Outcome::Skipped(why) => Ok(Completion::ignored_with(why)),
-        Outcome::Failed(output) => Err(Failed::from(output)),
+        Outcome::Failed(output) => {
+            failures::note(&name, &output);
+            Err(Failed::from(output))
+        }
     })
 }
 
@@ -556,14 +561,14 @@ pub(crate) fn trial(name: String, outcome: Outcome) -> Trial {
 fn image_trials(settings: &Settings) -> Vec<Trial> {
     let (hyp, host) = (settings.tests.hyp.clone(), settings.host_library.clone());
     let check = |result: Result<fpcheck::Summary>| match result {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Failed::from(format!("{error:#}"))),
+        Ok(_) => Outcome::Ok,
+        Err(error) => Outcome::Failed(format!("{error:#}")),
     };
     vec![
-        Trial::test(format!("{IMAGE}::i5_r27_hyp_uses_fp_only_in_its_routines"), move || {
+        trial(format!("{IMAGE}::i5_r27_hyp_uses_fp_only_in_its_routines"), move || {
             check(fpcheck::check_hyp(&hyp))
         }),
-        Trial::test(format!("{IMAGE}::i5_host_library_has_no_fp_code"), move || {
+        trial(format!("{IMAGE}::i5_host_library_has_no_fp_code"), move || {
             check(fpcheck::check_library(&host))
         }),
     ]

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::build;
-use crate::harness::Settings;
+use crate::harness::{Failures, Settings};
 use crate::kernel::Debian;
 use crate::linux::VirtualMachines;
 use crate::process;
@@ -44,10 +44,12 @@ pub fn test(qemu: Option<&Path>, arguments: &[String]) -> Result<bool> {
     let mut command = cargo();
     command.args(["test", "--no-fail-fast"]).args(arguments);
     settings.export(&mut command);
+    let failures = Failures::new()?;
+    failures.export(&mut command);
     match process::run(&mut command) {
         Ok(()) => Ok(true),
         Err(error) => {
-            eprintln!("{error:#}");
+            eprintln!("{error:#}\n\n{}", failures.read()?);
             Ok(false)
         }
     }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::{Completion, Failed, Trial};
+use libtest_mimic::Trial;
 use serde_json::{Map, Value};
 
 use super::{CHANGE, Row, measure};
@@ -20,6 +20,7 @@ use crate::build::Built;
 use crate::harness::{self, Settings};
 use crate::qemu::Qemu;
 use crate::toolchain;
+use crate::transcript::Outcome;
 use crate::workspace;
 
 const CPU: &str = "max";
@@ -237,13 +238,13 @@ fn trials(settings: &Settings, filter: Option<&str>) -> Result<Vec<Trial>> {
 
 fn trial(checked: Checked, held: Held) -> Trial {
     let name = test_name(&checked.key);
-    let trial = Trial::ignorable_test(name, move || match checked.failure(&held) {
+    let trial = harness::trial(name, move || match checked.failure(&held) {
         // Another release's CPU may have what the nearest one's lacks.
         Some(_) if checked.counted.is_none() && !held.exactly => {
-            Ok(Completion::ignored_with(format!("{} has no such count", held.to)))
+            Outcome::Skipped(format!("{} has no such count", held.to))
         }
-        None => Ok(Completion::Completed),
-        Some(why) => Err(Failed::from(why)),
+        None => Outcome::Ok,
+        Some(why) => Outcome::Failed(why),
     });
     match held.note() {
         Some(note) => trial.with_kind(note),

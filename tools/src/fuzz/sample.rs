@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use fastrand::Rng;
-use libtest_mimic::{Completion, Failed, Trial};
+use libtest_mimic::Trial;
 use umbra_fuzz::program::Mode;
 
 use super::batch::{Lab, OnQemu, Runner, Verdict};
@@ -14,6 +14,7 @@ use super::script::{MachineSpec, PROGRAMS, Script, at};
 use crate::build::Built;
 use crate::harness::{self, Settings};
 use crate::qemu::Qemu;
+use crate::transcript::Outcome;
 
 /// Where the seeds of the test runs begin.
 pub const SEED: u64 = 0x5eed_0000;
@@ -94,26 +95,28 @@ fn trials(settings: Settings) -> Result<Vec<Trial>> {
     let unjudged = Lab::on_qemu(qemu.clone(), settings.tests.clone(), settings.firmware.clone())?;
     let unjudged = Arc::new(Lab { calls: true, ..unjudged });
     let lab = Arc::new(Lab::on_qemu(qemu, settings.tests, settings.firmware)?);
-    let failed = |error: anyhow::Error| Failed::from(format!("{error:#}"));
+    let outcome = |result: Result<Option<String>>| match result {
+        Ok(None) => Outcome::Ok,
+        Ok(Some(why)) => Outcome::Failed(why),
+        Err(error) => Outcome::Failed(format!("{error:#}")),
+    };
     let run = |lab: &Arc<Lab<OnQemu>>, name: &str, mode: Mode, boots: u64| {
         let (lab, name) = (Arc::clone(lab), format!("fuzz-{name}"));
-        Trial::test(name.replacen('-', "::", 1), move || {
-            match sample(&lab, mode, SEED, boots, &name).map_err(failed)? {
-                None => Ok(()),
-                Some(why) => Err(Failed::from(why)),
-            }
+        harness::trial(name.replacen('-', "::", 1), move || {
+            outcome(sample(&lab, mode, SEED, boots, &name))
         })
     };
     let repeat = {
         let lab = Arc::clone(&lab);
-        Trial::test("fuzz::a_replay_repeats_exactly", move || repeats(&lab).map_err(failed))
+        harness::trial("fuzz::a_replay_repeats_exactly".to_owned(), move || {
+            outcome(repeats(&lab).map(|()| None))
+        })
     };
     let devices = match devices {
         Some(devices) => run(&devices, "judged_devices", Mode::Storm, 8),
         None => {
             let why = newer.err().unwrap_or_default();
-            let skipped = move || Ok(Completion::ignored_with(why));
-            Trial::ignorable_test("fuzz::judged_devices", skipped)
+            harness::trial("fuzz::judged_devices".to_owned(), || Outcome::Skipped(why))
         }
     };
     Ok(vec![
