@@ -167,6 +167,12 @@ pub trait Hypervisor {
         self.vm_unmap_range(vm, ipa, 1).map(|(page, _)| page)
     }
 
+    /// What a guest has at an address: the page, and whether this host has access to it.
+    fn vm_lookup(&self, vm: VmHandle, ipa: u64) -> Result<(u64, bool), Error> {
+        let call = Call::VmLookup { vm, ipa: UntrustedIpa(ipa) };
+        self.call(&call).map(|r| (r[0], r[1] != 0))
+    }
+
     /// A protected VM has its payload and all its vCPUs: from now on it can run.
     fn vm_seal(&self, vm: VmHandle) -> Result<(), Error> {
         self.call(&Call::VmSeal { vm }).map(drop)

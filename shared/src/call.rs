@@ -141,6 +141,9 @@ functions! {
     /// x1 VM, a protected one with all its vCPUs and its payload in place: from now on it can run, and nothing
     /// of the host's choosing gets into it but answers to exits that are open.
     VmSeal = 0x26;
+    /// x1 VM, x2 guest-physical address, of a protected one's lower half: what the guest has there, wherever it is shared → x1
+    /// the page, x2 1 if the host has access to it, 0 if it is the guest's alone. NOT_MAPPED: nothing.
+    VmLookup = 0x27;
     /// x1 VM, x2 first page, x3 number of pages (bits 15:0), its index (31:16) and its affinity (55:32: Aff2, Aff1,
     /// Aff0), x4 flag-shadow page, x5 [`UntrustedFeatures`], and bit 33 if it is off, x6 entry, x7 argument, both zero
     /// if it is off.
@@ -326,6 +329,13 @@ pub enum Call {
         /// the VM
         vm: VmHandle,
     },
+    /// [`Function::VmLookup`]
+    VmLookup {
+        /// the VM
+        vm: VmHandle,
+        /// where the guest has the page
+        ipa: UntrustedIpa,
+    },
     /// [`Function::VmDestroy`]
     VmDestroy {
         /// the VM
@@ -411,6 +421,7 @@ impl Call {
                 (Function::VmUnmap, [vm.0, ipa.0, count, 0, 0, 0, 0])
             }
             Self::VmSeal { vm } => (Function::VmSeal, [vm.0, 0, 0, 0, 0, 0, 0]),
+            Self::VmLookup { vm, ipa } => (Function::VmLookup, [vm.0, ipa.0, 0, 0, 0, 0, 0]),
             Self::VmDestroy { vm } => (Function::VmDestroy, [vm.0, 0, 0, 0, 0, 0, 0]),
             Self::VmReclaim { vm, pages } => {
                 (Function::VmReclaim, [vm.0, pages.start.0, pages.count, 0, 0, 0, 0])
@@ -473,6 +484,7 @@ impl Call {
                 Self::VmUnmap { vm: VmHandle(a[0]), ipa: UntrustedIpa(a[1]), count: a[2] }
             }
             Function::VmSeal => Self::VmSeal { vm: VmHandle(a[0]) },
+            Function::VmLookup => Self::VmLookup { vm: VmHandle(a[0]), ipa: UntrustedIpa(a[1]) },
             Function::VmDestroy => Self::VmDestroy { vm: VmHandle(a[0]) },
             Function::VmReclaim => Self::VmReclaim {
                 vm: VmHandle(a[0]),

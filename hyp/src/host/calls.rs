@@ -98,6 +98,9 @@ fn perform(cpu: &mut Cpu, call: Call) -> Result<Results, Error> {
         Call::VmMap { vm, pages, ipa } => slots::map(vm, pages, ipa).map(one),
         Call::VmUnmap { vm, ipa, count } => slots::unmap(vm, ipa, count).map(two),
         Call::VmSeal { vm } => slots::seal(vm).map(|()| NOTHING),
+        Call::VmLookup { vm, ipa } => {
+            slots::find(vm, ipa).map(|(pa, shared)| two((pa, shared.into())))
+        }
         Call::VmDestroy { vm } => slots::destroy(vm).map(|()| NOTHING),
         Call::VmReclaim { vm, pages } => slots::reclaim(vm, pages).map(two),
         Call::VcpuCreate(config) => slots::create_vcpu(&config).map(|()| NOTHING),

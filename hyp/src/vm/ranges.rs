@@ -1,10 +1,10 @@
-//! What a host does to the memory of its VMs: ranges of pages put in place, taken back, reclaimed
+//! What a host does to the memory of its VMs: ranges of pages put in place, looked up, taken back, reclaimed
 //! ([`umbra_shared::call`]).
 
 #![forbid(unsafe_code)]
 
 use super::calls::private_address;
-use super::hardware::{Machine, Memory as _};
+use super::hardware::{Machine, Memory as _, There};
 use super::life::{Life, Vm, check_ipa, slot};
 use crate::memory::handover::{self, Arrival};
 use umbra_shared::PAGE_SIZE;
@@ -107,6 +107,35 @@ impl<T, V> Vm<T, V> {
         })?;
         self.pages_out -= done;
         Ok((pa, done))
+    }
+
+    /// VM_LOOKUP. Returns the page, and whether the host has access to it.
+    ///
+    /// # Errors
+    ///
+    /// BAD_VM, DYING, UNALIGNED, BAD_IPA, in a protected guest's upper half as well; NOT_MAPPED.
+    pub fn find<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        handle: VmHandle,
+        ipa: UntrustedIpa,
+    ) -> Result<(u64, bool), Error> {
+        self.check(handle)?;
+        let protected = self.config.protected;
+        let tables = self.tables()?;
+        check_ipa(m, ipa)?;
+        if protected && private_address(m.alias_bit(), ipa.0).is_some() {
+            return Err(Error::BadIpa);
+        }
+        let there = match m.lookup(tables, ipa.0) {
+            There::Aliased => m.lookup(tables, ipa.0 | m.alias_bit()),
+            there => there,
+        };
+        let There::Memory(pa) = there else { return Err(Error::NotMapped) };
+        m.memory(|memory| {
+            let page = memory.pages().lookup(pa)?;
+            Ok((pa, memory.pages().state(page).host_has_access()))
+        })
     }
 
     /// VM_RECLAIM. Returns how many pages are still out, and how many came back.

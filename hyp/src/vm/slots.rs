@@ -337,6 +337,15 @@ pub fn seal(handle: VmHandle) -> Result<(), Error> {
     slot(handle)?.seal(handle)
 }
 
+/// VM_LOOKUP. Returns the page, and whether the host has access to it.
+///
+/// # Errors
+///
+/// Those of [`life::Vm::find`].
+pub fn find(handle: VmHandle, ipa: UntrustedIpa) -> Result<(u64, bool), Error> {
+    slot(handle)?.find(&Target, handle, ipa)
+}
+
 /// VM_DESTROY.
 ///
 /// # Errors

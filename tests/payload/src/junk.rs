@@ -83,6 +83,9 @@ impl Junk {
                 args[0] = self.handles[self.random.below(8) as usize];
                 args[2] = self.random.below(9);
             }
+            Function::VmLookup if self.random.below(2) == 0 => {
+                args[0] = self.handles[self.random.below(8) as usize];
+            }
             Function::VmMap if self.random.below(4) != 0 => {
                 args[0] = self.handles[self.random.below(8) as usize];
                 args[3] = self.random.below(9);

@@ -226,6 +226,20 @@ impl Spec {
                     }
                 }
             }
+            Call::VmLookup { vm: handle, ipa } => {
+                let vm = &self.vms[usize::from(vm::slot(handle)?)];
+                vm.check_alive(handle)?;
+                self.check_ipa(ipa)?;
+                let (alias, protected) = (self.platform.alias_bit, vm.protected);
+                if protected && ipa.0 & alias != 0 {
+                    return Err(Error::BadIpa);
+                }
+                let at = if vm.aliased.contains(&ipa.0) { ipa.0 | alias } else { ipa.0 };
+                let page = *vm.maps.get(&at).ok_or(Error::NotMapped)?;
+                let shared = self.memory.get(page).is_some_and(Owner::host_has_access);
+                let x1 = Some(page * PAGE_SIZE as u64);
+                Ok(Outcome { x1, x2: Some(shared.into()), ..Outcome::ok() })
+            }
             Call::VmDestroy { vm: handle } => {
                 let vm = &mut self.vms[usize::from(vm::slot(handle)?)];
                 vm.check(handle)?;

@@ -330,6 +330,15 @@ impl Guide {
                 set(&[Vm(vm), Number(at), Number(count)]);
                 Function::VmUnmap
             }
+            57 if self.rng.bool() => {
+                let (vm, slot) = self.vm(|vm| alive(vm) && !vm.maps.is_empty())?;
+                let maps: Vec<_> = self.spec.vms[slot].maps.keys().copied().collect();
+                let at = maps[self.rng.usize(..maps.len())];
+                // A page that is shared at its alias is looked up where it was.
+                let alias = if self.rng.u8(..8) == 0 { 0 } else { ALIAS_BIT };
+                set(&[Vm(vm), Number(at & !alias)]);
+                Function::VmLookup
+            }
             57..59 => {
                 let (vm, _) = self.vm(alive)?;
                 let count = self.rng.u64(1..4);

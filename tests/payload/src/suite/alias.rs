@@ -114,8 +114,12 @@ fn alias_a_page_is_private_or_shared() -> Result<(), Skip> {
     for round in 0..3 {
         store(&guest, ipa, SECRET + round);
         assert_hidden(page);
+        let lookup = || Hvc.vm_lookup(guest.machine.vm, ipa);
+        assert_eq!(lookup(), Ok((page, false)));
         assert_device(&guest, ipa | bit);
         assert_eq!(share(&guest, ipa | bit), SUCCESS);
+        assert_eq!(lookup(), Ok((page, true)), "found where it was");
+        assert_eq!(Hvc.vm_lookup(guest.machine.vm, ipa | bit), Err(Error::BadIpa));
         assert_eq!(load(&guest, ipa | bit), SECRET + round, "its content has moved with it");
         assert_eq!(probe_read(page), Ok(SECRET + round), "and is the host's to read");
         // SAFETY: a page that both may write.
@@ -129,7 +133,9 @@ fn alias_a_page_is_private_or_shared() -> Result<(), Skip> {
         let event = guest.smccc(Routine::Hvc, unshare, [ipa | bit, 0, 0]);
         assert_eq!(event.exit(Reason::Unshare).data, [ipa | bit, page, 0, 0, 0, 0]);
         assert_eq!(probe_read(page), Ok(SECRET + round));
+        assert_eq!(lookup(), Ok((page, true)), "until it goes on");
         assert!(matches!(guest.resume(RunFlags::empty(), [9; 4]), Event::Done([0, ..])));
+        assert_eq!(lookup(), Ok((page, false)));
         workers::on_all(|_| assert_hidden(page));
         assert_device(&guest, ipa | bit);
         for (offset, value) in [(0, SECRET + round), (8, round), (16, round + 1)] {

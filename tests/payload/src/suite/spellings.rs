@@ -64,7 +64,7 @@ const fn arguments(function: Function) -> usize {
         | Function::UnshareFlagPage
         | Function::VmSeal
         | Function::VmDestroy => 1,
-        Function::Stats | Function::VcpuLoad => 2,
+        Function::Stats | Function::VcpuLoad | Function::VmLookup => 2,
         Function::VmCreate | Function::VmTopup | Function::VmReclaim | Function::VmUnmap => 3,
         Function::VcpuRead => 3,
         Function::VmMap => 4,
@@ -139,6 +139,7 @@ fn life(hyp: Spelling) {
     for (n, page) in each(memory, 2).enumerate() {
         hyp.vm_map(vm, page, BASE + n as u64 * PAGE).expect("VM_MAP");
     }
+    assert_eq!(hyp.vm_lookup(vm, BASE), Ok((memory, true)), "VM_LOOKUP");
     assert_eq!(hyp.vm_unmap(vm, BASE + PAGE), Ok(memory + PAGE), "VM_UNMAP");
     let features = VcpuFeatures::sve(context().largest());
     let pages = ledger::take(features.pages());

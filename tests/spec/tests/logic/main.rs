@@ -148,6 +148,9 @@ impl World {
         let x1 = match call {
             Call::VmUnmap { vm, ipa, count } => return on!(vm, unmap, vm, ipa, count),
             Call::VmReclaim { vm, pages } => return on!(vm, reclaim, vm, pages),
+            Call::VmLookup { vm, ipa } => {
+                return on!(vm, find, vm, ipa).map(|(page, shared)| (page, shared.into()));
+            }
             Call::ShareFlagPage { page } => self.target.memory(|memory| {
                 let page = memory.pages.lookup(page.0)?;
                 memory.pages.share_flag_page(page).map(|()| 0)
@@ -578,6 +581,11 @@ impl World {
             }
             20 | 21 => self.call(cpu, Call::VcpuPut),
             22 if c % 4 == 0 => self.call(cpu, Call::VmDestroy { vm: handle }),
+            22 if c % 4 == 1 => {
+                let alias = if a & 64 != 0 { ALIAS_BIT } else { 0 };
+                let ipa = UntrustedIpa(ipa(b).0 | alias);
+                self.call(cpu, Call::VmLookup { vm: handle, ipa });
+            }
             22 => self.call(cpu, Call::VmSeal { vm: handle }),
             23..27 => {
                 let pages = UntrustedPages { start: self.page_of(c, of_it), count: count(b) };
