@@ -5,6 +5,7 @@
 //! | Arm architecture (0x8000_xxxx) | hyp: SMCCC_VERSION, SMCCC_ARCH_FEATURES, and firmware's SMCCC_ARCH_WORKAROUND_1-3 |
 //! | PSCI (0x8400_0000-1f, 0xc400_0000-1f) | hyp, PSCI 1.1 |
 //! | TRNG (0x8400_0050-5f, 0xc400_0050-5f) | hyp, never the host |
+//! | RSI (0xc400_0190-1af) | hyp, for a protected guest of AArch64: [`crate::rsi`] |
 //! | vendor-specific hypervisor (0x8600_xxxx, 0xc600_xxxx) | hyp, for a protected guest: below. A normal guest's host |
 //! | anything else by HVC | the host ([`Reason::Hvc`](crate::exit::Reason::Hvc)) |
 //! | anything else by SMC | NOT_SUPPORTED: there is no firmware |
@@ -17,7 +18,8 @@
 //! `CONFIG_ARM_PKVM_GUEST` runs as it is: [`UID`], FEATURES, and the [`GuestFunction`]s that it names. x0
 //! returns 0, [`INVALID_PARAMETER`] or [`NOT_SUPPORTED`]; x1-x3 that a function doesn't take must be zero;
 //! all other registers are preserved. MEM_RELINQUISH is not in that document; its number and arguments are
-//! those of Android's common kernel. A normal guest is shown none of it: its memory is the host's anyway.
+//! those of Android's common kernel. A normal guest is shown none of it: its memory is the host's anyway. To one that has
+//! used RSI UID and FEATURES answer, and FEATURES names itself alone.
 //!
 //! An AArch32 guest has the same functions under SMC32's IDs (bit 30 clear), which KVM doesn't define; memory
 //! above 4 GiB it can't name.
@@ -154,6 +156,14 @@ impl GuestFunction {
             Self::MemShare | Self::MemUnshare | Self::MmioGuard | Self::MemRelinquish => 1,
         }
     }
+
+    /// Whether a guest that calls it uses this interface from then on, and not RSI.
+    pub const fn decides(self) -> bool {
+        !matches!(self, Self::Uid | Self::Features)
+    }
+
+    /// What FEATURES answers to a guest that uses RSI.
+    pub const FEATURES_ALONE: [u32; 4] = [1, 0, 0, 0];
 
     /// What FEATURES answers.
     pub const fn features() -> [u32; 4] {

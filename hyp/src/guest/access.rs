@@ -34,7 +34,7 @@ pub fn abort(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> Option<Exit> {
         if vcpu.protected {
             match missed(vcpu, vm, ipa) {
                 There::Memory(_) => return None,
-                There::Aliased => {
+                There::Aliased | There::Empty => {
                     external_abort(vcpu, esr);
                     return None;
                 }
@@ -47,7 +47,8 @@ pub fn abort(vcpu: &mut Vcpu, vm: VmId, esr: u64) -> Option<Exit> {
     Some(if emulated { data_abort(vcpu, esr, ipa) } else { fault(vcpu, esr, ipa) })
 }
 
-/// The host can't help a guest that looks for a page where it is private and has shared it at its alias. It is the guest's own
+/// The host can't help a guest that looks for a page where it is private and has shared it at its alias, or has said that
+/// nothing is. It is the guest's own
 /// synchronous external abort, as the RMM has it of an address whose RIPAS is EMPTY (DEN0137).
 fn external_abort(vcpu: &mut Vcpu, esr: u64) {
     let far = sys::read_far_el2().bits();

@@ -4,6 +4,7 @@
 
 use crate::arch::sysreg::read_sctlr_el1;
 use crate::guest::exit::Exit;
+use crate::guest::rsi;
 use crate::guest::syndrome::{self, ec};
 use crate::guest::traps;
 use crate::guest::trng;
@@ -16,6 +17,7 @@ use crate::power::psci::{
 };
 use crate::vm::calls::{Caller, Parting};
 use crate::vm::hardware::Boot;
+use crate::vm::rsi::Interface;
 use crate::vm::slots;
 use crate::vm::vcpu::{Open, Vcpu};
 use crate::world::switch::SCTLR_EE;
@@ -25,6 +27,7 @@ use umbra_shared::call::UntrustedIpa;
 use umbra_shared::error::Error;
 use umbra_shared::exit::Reason;
 use umbra_shared::guest::{GuestFunction, INVALID_PARAMETER, NOT_SUPPORTED, UID, function_id};
+use umbra_shared::rsi::{FUNCTIONS, RsiFunction};
 
 /// ARCH_FEATURES of SMCCC_ARCH_WORKAROUND_2: there is nothing to turn on or off (SMCCC 1.1 §7.6).
 const NOT_REQUIRED: i64 = 1;
@@ -71,6 +74,9 @@ pub fn call(vcpu: &mut Vcpu, vm: VmId, index: usize, esr: u64) -> Outcome {
             }
         }
         _ if is_psci(function) => psci(vcpu, vm, index, decide(function, args, vcpu.is_aarch32())),
+        _ if FUNCTIONS.contains(&function) => {
+            rsi::call(vcpu, Caller { vm, index, again }, function, args)
+        }
         _ if vcpu.protected && is_vendors(function) => {
             vendor(vcpu, Caller { vm, index, again }, function, args)
         }
@@ -99,11 +105,14 @@ pub fn is_again(vcpu: &Vcpu) -> bool {
 
 /// The host brought nothing for a call that was to be made again, or won't have it: it fails.
 pub fn fail(vcpu: &mut Vcpu, esr: u64) {
-    vcpu.regs.x[0] = vcpu.register_width(INVALID_PARAMETER as u64);
+    match RsiFunction::from_id(request(vcpu).0).filter(|_| !vcpu.is_aarch32()) {
+        Some(function) => rsi::fail(vcpu, function),
+        None => vcpu.regs.x[0] = vcpu.register_width(INVALID_PARAMETER as u64),
+    }
     traps::step_over(vcpu, esr);
 }
 
-fn answer(vcpu: &mut Vcpu, x0: i64) -> Outcome {
+pub(super) fn answer(vcpu: &mut Vcpu, x0: i64) -> Outcome {
     vcpu.regs.x[0] = vcpu.register_width(x0 as u64);
     Answered(None)
 }
@@ -174,13 +183,20 @@ fn vendor(vcpu: &mut Vcpu, caller: Caller, function: u32, args: [u64; 3]) -> Out
         GuestFunction::from_id(function)
     };
     let Some(known) = known else { return answer(vcpu, NOT_SUPPORTED) };
+    if known.decides() && !slots::guest_uses(caller.vm, Interface::Kvm) {
+        return answer(vcpu, NOT_SUPPORTED);
+    }
     if args[known.arguments()..].iter().any(|&x| x != 0) {
         return answer(vcpu, INVALID_PARAMETER);
     }
     let ipa = UntrustedIpa(args[0]);
     let result = match known {
         GuestFunction::Uid => return words(vcpu, UID),
-        GuestFunction::Features => return words(vcpu, GuestFunction::features()),
+        GuestFunction::Features => {
+            let rsi = slots::guest_interface(caller.vm) == Some(Interface::Rsi);
+            let alone = GuestFunction::FEATURES_ALONE;
+            return words(vcpu, if rsi { alone } else { GuestFunction::features() });
+        }
         GuestFunction::HypMeminfo => return answer(vcpu, PAGE_SIZE as i64),
         GuestFunction::MemShare => slots::guest_share(caller, ipa).map(|()| None),
         GuestFunction::MemUnshare => slots::guest_unshare(caller, ipa).map(Some),

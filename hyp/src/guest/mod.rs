@@ -1,4 +1,4 @@
-//! What a guest traps on: running it (`run`, `enter.S`), what becomes of its calls (`calls`; [`trng`], with
+//! What a guest traps on: running it (`run`, `enter.S`), what becomes of its calls (`calls`, `rsi`; [`trng`], with
 //! `entropy`), of its aborts (`access`) and of its other exceptions (`traps`; `traps32` for one in AArch32), what its
 //! host is told (`exit`), and how all that is understood ([`syndrome`], [`aarch32`]).
 
@@ -11,6 +11,8 @@ pub mod calls;
 pub mod entropy;
 #[cfg(target_os = "none")]
 pub mod exit;
+#[cfg(target_os = "none")]
+pub mod rsi;
 #[cfg(target_os = "none")]
 pub mod run;
 pub mod syndrome;

@@ -51,6 +51,10 @@ pub trait Hands {
     /// Cleans and invalidates them to the point of coherency. Only while they are mapped for hyp.
     fn clean(&mut self, pages: PageRange);
 
+    /// Stores words from the beginning of a page on, and zeroes behind them. Only while it is mapped for hyp; a guest may
+    /// have it.
+    fn write(&mut self, page: Page, words: &[u64]);
+
     /// Drops what instruction caches hold.
     fn forget_instructions(&mut self);
 
@@ -134,25 +138,48 @@ pub fn prepare_for_guest<H: Hands>(
     Ready(ready)
 }
 
-/// A protected guest's page becomes the host's to use as well, with what the guest left in it. The guest has it as
-/// before, or where it is mapped from what is returned.
-pub fn share_with_host(hands: &mut impl Hands, page: Page) -> Ready {
-    // The guest may have written it with its caches off, beside older lines.
-    hands.map_for_hyp(page.alone());
-    hands.clean(page.alone());
-    hands.unmap_for_hyp(page.alone());
+/// What becomes of the content of a page that a protected guest shares, or takes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passing {
+    /// Whoever gets the page gets it.
+    Kept,
+    /// Nobody does.
+    Wiped,
+}
+
+/// A protected guest's page becomes the host's to use as well. The guest has it as before, or where it is mapped from
+/// what is returned.
+pub fn share_with_host(hands: &mut impl Hands, page: Page, passing: Passing) -> Ready {
+    pass(hands, page, passing);
     hands.give_to_host(page.alone());
     Ready(page.alone())
 }
 
-/// It is the guest's alone again, with what is in it: as before, or where it is mapped from what is returned.
-pub fn unshare_with_host(hands: &mut impl Hands, page: Page) -> Ready {
+/// It is the guest's alone again: as before, or where it is mapped from what is returned.
+pub fn unshare_with_host(hands: &mut impl Hands, page: Page, passing: Passing) -> Ready {
     hands.take_from_host(page.alone());
     hands.devices_are_done();
+    pass(hands, page, passing);
+    Ready(page.alone())
+}
+
+/// Whoever has had it alone can do nothing with it meanwhile, unless its content is kept.
+fn pass(hands: &mut impl Hands, page: Page, passing: Passing) {
     hands.map_for_hyp(page.alone());
+    if passing == Passing::Wiped {
+        hands.wipe(page.alone());
+    }
+    // The guest may have written it with its caches off, beside older lines, or may be about to read it so.
     hands.clean(page.alone());
     hands.unmap_for_hyp(page.alone());
-    Ready(page.alone())
+}
+
+/// A guest's page, which it has meanwhile, holds these words and zeroes.
+pub fn write_whole(hands: &mut impl Hands, page: Page, words: &[u64]) {
+    hands.map_for_hyp(page.alone());
+    hands.write(page, words);
+    hands.clean(page.alone());
+    hands.unmap_for_hyp(page.alone());
 }
 
 /// A page that a VM has no translation of any more becomes the host's again, without what a protected

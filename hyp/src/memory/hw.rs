@@ -239,6 +239,17 @@ impl Hands for Memory {
         clean_invalidate_range(linear(pages.start()), pages.count() * PAGE_SIZE);
     }
 
+    fn write(&mut self, page: Page, words: &[u64]) {
+        let zeroes = core::iter::repeat(0);
+        let words = words.iter().copied().chain(zeroes).take(PAGE_SIZE / size_of::<u64>());
+        for (n, word) in words.enumerate() {
+            let at = (linear(page.pa()) as *mut u64).wrapping_add(n);
+            // SAFETY: inside a page that is mapped for hyp. Its guest may use it meanwhile: nothing is read, and what
+            // is stored is a word.
+            unsafe { at.write_volatile(word) };
+        }
+    }
+
     fn guests_see_caches(&self) -> bool {
         self.guests_see_caches
     }

@@ -141,6 +141,9 @@ pub trait Table {
     /// Whether a table of pages hangs at the block around an address, whatever is in it.
     fn has_pages(&self, ipa: u64) -> bool;
 
+    /// The first page of a piece with this mark.
+    fn find(&self, piece: Piece, mark: Mark) -> Option<u64>;
+
     /// What translates an address.
     fn leaf(&self, ipa: u64) -> Option<Leaf> {
         match self.entry(ipa) {
@@ -249,6 +252,11 @@ impl<T: Table> Stage2<T> {
     /// Whether there is nothing in all of a range, neither memory nor marks.
     pub fn is_free(&self, ipa: u64, bytes: u64) -> bool {
         cut(ipa, bytes, T::BLOCK).all(|piece| self.table.is_free(piece))
+    }
+
+    /// The first page of a range in one block that has this mark.
+    pub fn find(&self, ipa: u64, bytes: u64, mark: Mark) -> Option<u64> {
+        self.table.find(Piece { ipa, bytes }, mark)
     }
 
     /// What is mapped at an address, and how many pages from there on lie one behind the other in memory, as far as

@@ -465,6 +465,20 @@ impl Table for Stage2Tables {
         walk.is_ok()
     }
 
+    fn find(&self, piece: Piece, mark: Mark) -> Option<u64> {
+        let range = region(piece.ipa, piece.ipa + piece.bytes);
+        let mut found = None;
+        // An error ends the walk.
+        let _ = self.mapping.walk_range(&range, &mut |part, descriptor, _| {
+            if !descriptor.is_valid() && mark_of(descriptor.flags()) == Some(mark) {
+                found = Some(part.start().0 as u64);
+                return Err(());
+            }
+            Ok(())
+        });
+        found
+    }
+
     fn has_pages(&self, ipa: u64) -> bool {
         self.end_of_walk(ipa).0 == LEAF_LEVEL
     }

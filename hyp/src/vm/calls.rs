@@ -19,7 +19,7 @@
 
 use super::hardware::{Machine, Memory as _, There};
 use super::life::{Life, NOT_TOLD, Vm, check_ipa};
-use crate::memory::handover;
+use crate::memory::handover::{self, Passing};
 use crate::memory::pages::{State, VmId};
 use umbra_shared::call::UntrustedIpa;
 use umbra_shared::error::Error;
@@ -64,14 +64,14 @@ impl<T, V> Vm<T, V> {
         match m.lookup(tables, ipa.0) {
             There::Memory(pa) => Ok(pa),
             There::Device => Err(Error::IpaInUse),
-            There::Aliased => Err(Error::Shared),
+            There::Aliased | There::Empty => Err(Error::Shared),
             There::Nothing => Err(Error::NotMapped),
         }
     }
 
     /// Whether the host has been told by this call's first step that it is about to lose the page at `ipa`. Afterwards
     /// it has not.
-    fn take_told(&mut self, caller: Caller, ipa: u64) -> bool {
+    pub(super) fn take_told(&mut self, caller: Caller, ipa: u64) -> bool {
         let Some(told) = self.told.get_mut(caller.index) else { return false };
         core::mem::replace(told, NOT_TOLD) == ipa && caller.again
     }
@@ -102,26 +102,32 @@ impl<T, V> Vm<T, V> {
                 m.memory(|memory| {
                     let page = memory.pages().lookup(pa)?;
                     memory.pages().share_by_guest(page, caller.vm)?;
-                    let _ = handover::share_with_host(memory, page);
+                    let _ = handover::share_with_host(memory, page, Passing::Kept);
                     Ok(())
                 })?;
             }
-            Some(lower) => self.share_at_alias(m, caller.vm, lower, ipa.0)?,
+            Some(lower) => self.share_at_alias(m, caller.vm, lower, ipa.0, Passing::Kept)?,
         }
-        // Whoever was about to take it back is told anew: what the host does with it from now on it was not asked about.
-        for told in self.told.iter_mut().filter(|told| **told == ipa.0) {
-            *told = NOT_TOLD;
-        }
+        self.forget_told(ipa.0);
         Ok(())
     }
 
+    /// A page is shared. Whoever was about to take it back is told anew: what the host does with it from now on it was
+    /// not asked about.
+    pub(super) fn forget_told(&mut self, ipa: u64) {
+        for told in self.told.iter_mut().filter(|told| **told == ipa) {
+            *told = NOT_TOLD;
+        }
+    }
+
     /// A page that is private at `lower` moves to `upper`, and is shared.
-    fn share_at_alias<M: Machine<Tables = T, Vcpu = V>>(
+    pub(super) fn share_at_alias<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
         m: &M,
         vm: VmId,
         lower: u64,
         upper: u64,
+        passing: Passing,
     ) -> Result<(), Error> {
         let pa = match self.guests_page(m, UntrustedIpa(lower)) {
             // Memory that is not there yet is private when it comes: the guest asks for it there.
@@ -144,9 +150,10 @@ impl<T, V> Vm<T, V> {
             memory.pages().share_by_guest(page, vm)?;
             m.unmap(tables, lower, 1);
             m.hide(tables, lower);
-            Ok(handover::share_with_host(memory, page))
+            Ok(handover::share_with_host(memory, page, passing))
         })?;
         m.map(tables, upper, ready);
+        self.at_aliases += 1;
         Ok(())
     }
 
@@ -161,6 +168,17 @@ impl<T, V> Vm<T, V> {
         caller: Caller,
         ipa: UntrustedIpa,
     ) -> Result<Parting, Error> {
+        self.take_back(m, caller, ipa, Passing::Kept)
+    }
+
+    /// A page that is shared is private again: the first step, or the second.
+    pub(super) fn take_back<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        caller: Caller,
+        ipa: UntrustedIpa,
+        passing: Passing,
+    ) -> Result<Parting, Error> {
         let told = self.take_told(caller, ipa.0);
         let pa = self.guests_page(m, ipa)?;
         let Life::Alive(tables) = &mut self.life else { return Err(Error::Dying) };
@@ -174,7 +192,7 @@ impl<T, V> Vm<T, V> {
             if private.is_some() {
                 m.unmap(tables, ipa.0, 1);
             }
-            Ok(Some(handover::unshare_with_host(memory, page)))
+            Ok(Some(handover::unshare_with_host(memory, page, passing)))
         })?;
         let Some(ready) = ready else {
             self.tell(caller, ipa.0);
@@ -184,6 +202,7 @@ impl<T, V> Vm<T, V> {
             // The table that its mark is in is there for it.
             m.unhide(tables, lower);
             m.map(tables, lower, ready);
+            self.at_aliases -= 1;
         }
         Ok(Parting::Done(pa))
     }
@@ -226,7 +245,11 @@ impl<T, V> Vm<T, V> {
         })?;
         match parting {
             Parting::Tell(_) => self.tell(caller, ipa.0),
-            Parting::Done(_) => self.pages_out -= 1,
+            Parting::Done(_) => {
+                self.pages_out -= 1;
+                let aliased = private_address(m.alias_bit(), ipa.0).is_some();
+                self.at_aliases -= u64::from(aliased);
+            }
         }
         Ok(parting)
     }
@@ -261,13 +284,5 @@ impl<T, V> Vm<T, V> {
         }
         m.enrol(tables, ipa.0);
         Ok(())
-    }
-
-    /// What is at an address of the guest's.
-    pub fn lookup<M: Machine<Tables = T, Vcpu = V>>(&self, m: &M, ipa: u64) -> There {
-        match &self.life {
-            Life::Alive(tables) => m.lookup(tables, ipa),
-            Life::Dying | Life::Free => There::Nothing,
-        }
     }
 }

@@ -26,6 +26,8 @@ pub enum There {
     Device,
     /// Nothing, because the page is shared at its alias.
     Aliased,
+    /// Nothing, by the guest's own word (RSI's EMPTY).
+    Empty,
 }
 
 /// What VMs are made of.
@@ -111,6 +113,9 @@ pub trait Machine {
 
     /// It is no more.
     fn unhide(&self, tables: &mut Self::Tables, ipa: u64);
+
+    /// The first of so many pages, which are in one block, that is shared at its alias.
+    fn next_hidden(&self, tables: &Self::Tables, ipa: u64, count: u64) -> Option<u64>;
 
     /// Puts a vCPU that is loaded nowhere into its reset state, registers, timer, interrupts and FP: it keeps what
     /// it was made with.

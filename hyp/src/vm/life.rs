@@ -22,12 +22,14 @@
 //! host's choosing gets in. A normal VM knows no seal.
 //!
 //! Which of its vCPUs are on is in [`super::power`], what its host does to its memory in [`super::ranges`], what a
-//! guest does to its own in [`super::calls`].
+//! guest does to its own in [`super::calls`] and [`super::rsi`].
 
 #![forbid(unsafe_code)]
 
 use super::features::{check_features, check_start};
 use super::hardware::{Boot, Machine, Memory as _, NewVcpu};
+use super::ripas::Ram;
+use super::rsi::Interface;
 use crate::arch::MAX_CPUS;
 use crate::memory::handover;
 use crate::memory::pages::{Page, VmId};
@@ -104,6 +106,12 @@ pub struct Vm<T, V> {
     last_vcpu: [u8; MAX_CPUS],
     /// Of each vCPU, where the page is in the guest that its host was last told it is about to lose.
     pub(super) told: [u64; MAX_VCPUS],
+    /// Pages that are shared at their aliases.
+    pub(super) at_aliases: u64,
+    /// The interface that a protected guest uses; `None`: neither yet.
+    pub(super) interface: Option<Interface>,
+    /// What it has said is RAM.
+    pub(super) ram: Ram,
 }
 
 /// No page's address.
@@ -155,6 +163,9 @@ impl<T, V> Vm<T, V> {
             clock: 0,
             last_vcpu: [0; MAX_CPUS],
             told: [NOT_TOLD; MAX_VCPUS],
+            at_aliases: 0,
+            interface: None,
+            ram: Ram::new(),
         }
     }
 
@@ -221,6 +232,9 @@ impl<T, V> Vm<T, V> {
         self.clock = m.now();
         self.last_vcpu = [0; MAX_CPUS];
         self.told = [NOT_TOLD; MAX_VCPUS];
+        self.at_aliases = 0;
+        self.interface = None;
+        self.ram.clear();
         Ok(VmHandle(self.generation << SLOT_BITS | u64::from(vm)))
     }
 

@@ -1,5 +1,5 @@
 //! The life of VMs and vCPUs: what is decided about them ([`life`], [`ranges`], [`features`], [`power`], [`calls`],
-//! [`registers`]), over a machine that is a trait ([`hardware`]), and what it is put into effect with (`slots`,
+//! [`rsi`], [`registers`]), over a machine that is a trait ([`hardware`]), and what it is put into effect with (`slots`,
 //! `vcpu`, `state`).
 
 pub mod calls;
@@ -9,6 +9,8 @@ pub mod life;
 pub mod power;
 pub mod ranges;
 pub mod registers;
+pub mod ripas;
+pub mod rsi;
 #[cfg(target_os = "none")]
 pub mod slots;
 #[cfg(target_os = "none")]

@@ -28,7 +28,7 @@ impl<T, V> Vm<T, V> {
     /// # Errors
     ///
     /// BAD_VM, DYING, UNALIGNED, BAD_IPA, in a protected guest's upper half as well; INVALID_ARGUMENT for no pages, IPA_IN_USE
-    /// if any is mapped or at its alias, or the guest has enrolled it as a device's, NO_TABLES, and what is wrong with the pages.
+    /// if any is mapped or at its alias, or the guest has enrolled it as a device's, or the first is EMPTY, NO_TABLES, and what is wrong with the pages.
     pub fn map<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
         m: &M,
@@ -51,9 +51,16 @@ impl<T, V> Vm<T, V> {
             return Err(Error::BadIpa);
         }
         let count = in_block(m, ipa.0, pages.count)?;
-        if !m.is_free(tables, ipa.0, count) {
+        let free = m.is_free(tables, ipa.0, count);
+        if !free || self.is_empty(m, ipa.0) {
             return Err(Error::IpaInUse);
         }
+        // As far as it is RAM.
+        let count = match self.ram.until(ipa.0) {
+            Some(end) => count.min((end - ipa.0) / PAGE),
+            None => count,
+        };
+        let tables = self.tables()?;
         // They are in one block, so there is one table for each level at the most.
         if m.tables_left(vm) < m.tables_for_one() {
             return Err(Error::NoTables);

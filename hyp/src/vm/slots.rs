@@ -22,6 +22,7 @@ use crate::vm::features::check_features;
 use crate::vm::hardware::{self, Boot, Machine, NewVcpu, There};
 use crate::vm::life;
 use crate::vm::power::Affinity;
+use crate::vm::rsi::{Extent, Interface, Step};
 use crate::vm::vcpu::{self, Open, Vcpu};
 use crate::world::features::Name;
 use arm_psci::ErrorCode;
@@ -35,6 +36,7 @@ use umbra_shared::call::{
 };
 use umbra_shared::error::Error;
 use umbra_shared::register::{Register, UntrustedRegister};
+use umbra_shared::rsi::Ripas;
 use umbra_shared::vcpu::VcpuFeatures;
 use umbra_shared::vl::VqSet;
 
@@ -252,6 +254,10 @@ impl Machine for Target {
         tables.stage2.unmark(ipa);
     }
 
+    fn next_hidden(&self, tables: &VmTables, ipa: u64, count: u64) -> Option<u64> {
+        tables.stage2.find(ipa, count * PAGE, Mark::Aliased)
+    }
+
     fn is_broken(&self, place: &Place) -> bool {
         // SAFETY: it is loaded nowhere, and the slot's lock is held, as `life` promises: nobody writes it.
         matches!(unsafe { place.0.as_ref() }.open, Open::Broken { .. })
@@ -456,6 +462,43 @@ pub fn guest_relinquish(caller: Caller, ipa: UntrustedIpa) -> Result<Parting, Er
 /// Those of [`life::Vm::guest_enrol`].
 pub fn guest_enrol(caller: Caller, ipa: UntrustedIpa) -> Result<(), Error> {
     lock(caller.vm).guest_enrol(&Target, caller, ipa)
+}
+
+/// Whether a guest may use this interface: it has used no other, and will use no other.
+pub fn guest_uses(vm: VmId, interface: Interface) -> bool {
+    lock(vm).uses(interface)
+}
+
+/// The interface that a guest uses, if it has decided.
+pub fn guest_interface(vm: VmId) -> Option<Interface> {
+    lock(vm).interface()
+}
+
+/// IPA_STATE_SET by a guest.
+///
+/// # Errors
+///
+/// Those of [`life::Vm::ipa_state_set`].
+pub fn ipa_state_set(caller: Caller, range: (u64, u64), ripas: Ripas) -> Result<Step, Error> {
+    lock(caller.vm).ipa_state_set(&Target, caller, range, ripas)
+}
+
+/// IPA_STATE_GET by a guest.
+///
+/// # Errors
+///
+/// Those of [`life::Vm::ipa_state_get`].
+pub fn ipa_state_get(caller: Caller, range: (u64, u64)) -> Result<Extent, Error> {
+    lock(caller.vm).ipa_state_get(&Target, caller, range)
+}
+
+/// REALM_CONFIG by a guest.
+///
+/// # Errors
+///
+/// Those of [`life::Vm::realm_config`].
+pub fn realm_config(caller: Caller, ipa: u64) -> Result<Step, Error> {
+    lock(caller.vm).realm_config(&Target, caller, ipa)
 }
 
 /// What is at an address of a guest of this VM.

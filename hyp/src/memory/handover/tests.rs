@@ -164,6 +164,13 @@ impl Hands for Memory {
         self.worked_on(pages);
     }
 
+    fn write(&mut self, page: Page, _: &[u64]) {
+        for cell in self.of(page.alone()) {
+            assert!(cell.hyp && cell.guest && !cell.host);
+            cell.cached = Content::Secret;
+        }
+    }
+
     fn forget_instructions(&mut self) {
         self.stale_instructions = false;
     }
@@ -352,7 +359,7 @@ fn a_page_that_a_guest_gives_back_is_wiped() {
         memory.map_for_guest(&ready);
         if let State::SharedByGuest(_) = was {
             memory.cells[0].guest = false;
-            share_with_host(&mut memory, page.first());
+            share_with_host(&mut memory, page.first(), Passing::Kept);
         } else if arrival == Arrival::Kept {
             memory.cells[0].cached = Content::Secret;
         }

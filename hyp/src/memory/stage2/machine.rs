@@ -367,6 +367,11 @@ impl Table for SimTable {
         all.into_iter().all(|ipa| self.entry(ipa) == Entry::Nothing)
     }
 
+    fn find(&self, piece: Piece, mark: Mark) -> Option<u64> {
+        let all = (piece.ipa..piece.ipa + piece.bytes).step_by(PAGE_BYTES as usize);
+        all.into_iter().find(|&ipa| self.entry(ipa) == Entry::Marked(mark))
+    }
+
     fn has_pages(&self, ipa: u64) -> bool {
         self.world.borrow().tables[&self.vmid].tables.contains(&(ipa & !(BLOCK_BYTES - 1)))
     }

@@ -31,6 +31,7 @@ pub mod pages;
 mod power;
 mod registers;
 mod reserved;
+mod rsi;
 mod run_loop;
 mod sealed;
 mod sharing;
@@ -75,6 +76,7 @@ pub const ALL: &[Area] = &[
     ("sharing", sharing::TESTS),
     ("unshare", unshare::TESTS),
     ("alias", alias::TESTS),
+    ("rsi", rsi::TESTS),
     ("registers", registers::TESTS),
     ("one_reg", one_reg::TESTS),
     ("on_demand", on_demand::TESTS),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use umbra_hyp::fp::{Access, FpHw, Svcr, VcpuFp};
 use umbra_hyp::memory::handover::{Hands, Ready};
-use umbra_hyp::memory::pages::{PageRange, Pages, VmId};
+use umbra_hyp::memory::pages::{Page, PageRange, Pages, VmId};
 use umbra_hyp::vm::hardware::{self, Boot, Machine, NewVcpu, There};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{MAX_VMS, Policy};
@@ -45,6 +45,8 @@ pub struct Memory {
     pub underway: BTreeSet<u64>,
     pub content: BTreeMap<u64, Content>,
     pub guests_see_caches: bool,
+    /// What was written last, and where.
+    pub written: Option<(u64, Vec<u64>)>,
     /// How often it is asked before an interrupt waits.
     pub patience: Cell<usize>,
 }
@@ -106,6 +108,12 @@ impl Hands for Memory {
             assert!(!device, "handed on while a device can write it");
             assert!(self.hyp.contains(&page.pa()));
         }
+    }
+
+    fn write(&mut self, page: Page, words: &[u64]) {
+        assert!(self.hyp.contains(&page.pa()) && !self.host.contains(&page.pa()));
+        assert!(matches!(self.content[&page.pa()], Content::Of(_)), "not a guest's");
+        self.written = Some((page.pa(), words.to_vec()));
     }
 
     fn forget_instructions(&mut self) {}
@@ -257,6 +265,10 @@ impl Machine for Target {
 
     fn unhide(&self, tables: &mut Tables, ipa: u64) {
         assert!(tables.hidden.remove(&ipa), "nothing is at its alias");
+    }
+
+    fn next_hidden(&self, tables: &Tables, ipa: u64, count: u64) -> Option<u64> {
+        tables.hidden.range(ipa..ipa + count * PAGE).next().copied()
     }
 
     fn reset_vcpu(&self, vcpu: &VcpuCell, boot: Boot) {

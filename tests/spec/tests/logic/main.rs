@@ -77,6 +77,7 @@ impl World {
             underway: BTreeSet::new(),
             content: all().map(|pa| (pa, Content::Hosts)).collect(),
             guests_see_caches: false,
+            written: None,
             patience: Cell::new(usize::MAX),
         };
         let vqs = [1, 2, 4].map(vq).into_iter().fold(VqSet::EMPTY, VqSet::with);

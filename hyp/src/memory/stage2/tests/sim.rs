@@ -59,6 +59,10 @@ impl Table for DeviceTable {
         unreachable!("devices' pages come and go with the host's")
     }
 
+    fn find(&self, _: Piece, _: Mark) -> Option<u64> {
+        unreachable!("nothing is marked")
+    }
+
     fn has_pages(&self, _: u64) -> bool {
         unreachable!("they are pages, always")
     }
@@ -208,6 +212,10 @@ impl Hands for Memory {
             let may = !device || state.host_has_access();
             assert!(may, "{:#x} is cleaned under a device", page.pa());
         }
+    }
+
+    fn write(&mut self, page: Page, _: &[u64]) {
+        assert!(self.hyp.contains(&page.pa()));
     }
 
     fn forget_instructions(&mut self) {}
@@ -466,6 +474,10 @@ impl Machine for Sim {
 
     fn unhide(&self, tables: &mut Stage2<SimTable>, ipa: u64) {
         tables.unmark(ipa);
+    }
+
+    fn next_hidden(&self, tables: &Stage2<SimTable>, ipa: u64, count: u64) -> Option<u64> {
+        tables.find(ipa, count * PAGE_BYTES, Mark::Aliased)
     }
 
     fn reset_vcpu(&self, (): &(), _: Boot) {}

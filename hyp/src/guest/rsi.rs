@@ -1,0 +1,80 @@
+//! RSI calls of a guest's ([`umbra_shared::rsi`]): what becomes of registers. Memory is [`crate::vm::rsi`]'s.
+
+#![forbid(unsafe_code)]
+
+use super::calls::{Outcome, answer};
+use crate::guest::exit::Exit;
+use crate::vm::calls::Caller;
+use crate::vm::rsi::{Interface, Step};
+use crate::vm::slots;
+use crate::vm::vcpu::Vcpu;
+use umbra_shared::exit::Reason;
+use umbra_shared::guest::NOT_SUPPORTED;
+use umbra_shared::rsi::{
+    ACCEPT, ERROR_INPUT, ERROR_UNKNOWN, REJECT, Ripas, RsiFunction, SUCCESS, VERSION,
+};
+
+/// A call of this range.
+pub fn call(vcpu: &mut Vcpu, caller: Caller, function: u32, args: [u64; 3]) -> Outcome {
+    let there = vcpu.protected && !vcpu.is_aarch32();
+    let Some(function) = RsiFunction::from_id(function).filter(|_| there) else {
+        return answer(vcpu, NOT_SUPPORTED);
+    };
+    let may = if function.decides() {
+        slots::guest_uses(caller.vm, Interface::Rsi)
+    } else {
+        slots::guest_interface(caller.vm) != Some(Interface::Kvm)
+    };
+    if !may {
+        return answer(vcpu, NOT_SUPPORTED);
+    }
+    let [x1, x2, x3] = args;
+    let step = match function {
+        RsiFunction::Version => {
+            let error = if x1 == VERSION { SUCCESS } else { ERROR_INPUT };
+            return results(vcpu, error, &[VERSION, VERSION]);
+        }
+        RsiFunction::Features => return results(vcpu, SUCCESS, &[0]),
+        RsiFunction::IpaStateGet => {
+            return match slots::ipa_state_get(caller, (x1, x2)) {
+                Ok(extent) => results(vcpu, SUCCESS, &[extent.top, extent.ripas as u64]),
+                Err(_) => results(vcpu, ERROR_INPUT, &[]),
+            };
+        }
+        RsiFunction::IpaStateSet => match Ripas::from_register(x3) {
+            Some(ripas) => slots::ipa_state_set(caller, (x1, x2), ripas),
+            None => return results(vcpu, ERROR_INPUT, &[]),
+        },
+        RsiFunction::RealmConfig => slots::realm_config(caller, x1),
+    };
+    let again =
+        |reason, data: [u64; 2]| Outcome::Again(Exit::new(reason, [data[0], data[1], 0, 0, 0, 0]));
+    match step {
+        Ok(Step::Missing(ipa)) => again(Reason::Fault, [ipa, 0]),
+        Ok(Step::Tables) => again(Reason::Tables, [0; 2]),
+        Ok(Step::Tell { alias, pa }) => again(Reason::Unshare, [alias, pa]),
+        Ok(Step::Done(top)) if function == RsiFunction::IpaStateSet => {
+            results(vcpu, SUCCESS, &[top, ACCEPT])
+        }
+        Ok(Step::Rejected) => results(vcpu, SUCCESS, &[x1, REJECT]),
+        Ok(Step::Done(_)) => results(vcpu, SUCCESS, &[]),
+        Err(_) => results(vcpu, ERROR_INPUT, &[]),
+    }
+}
+
+/// The host did not do what a call takes.
+pub fn fail(vcpu: &mut Vcpu, function: RsiFunction) {
+    match function {
+        // x1 is the base, as far as which it is done.
+        RsiFunction::IpaStateSet => [vcpu.regs.x[0], vcpu.regs.x[2]] = [SUCCESS, REJECT],
+        _ => vcpu.regs.x[0] = ERROR_UNKNOWN,
+    }
+}
+
+/// x0, and x1 on.
+fn results(vcpu: &mut Vcpu, x0: u64, rest: &[u64]) -> Outcome {
+    for (x, &result) in vcpu.regs.x.iter_mut().skip(1).zip(rest) {
+        *x = result;
+    }
+    answer(vcpu, x0 as i64)
+}

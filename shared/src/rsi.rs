@@ -1,0 +1,180 @@
+//! Realm Services Interface 1.0 (Arm DEN0137): a protected guest of AArch64 that knows it finds itself in a realm.
+//!
+//! The calls are SMC64, by SMC or HVC, in Arm's standard secure range (owner 4). Other guests have none of it:
+//! [`NOT_SUPPORTED`](crate::guest::NOT_SUPPORTED), as of what isn't there. Registers that a call has no result in are
+//! preserved.
+//!
+//! # One interface or the other
+//!
+//! A guest uses this one or KVM's ([`crate::guest`]), on the same memory, whichever it uses first. To look costs nothing:
+//! VERSION, FEATURES, REALM_CONFIG and MEASUREMENT_READ decide as little as KVM's UID and FEATURES do. Any other call
+//! decides, for all vCPUs and for good, whatever it answers; from then on the other interface is NOT_SUPPORTED, and
+//! KVM's FEATURES names nothing but itself. (A Linux with drivers for both asks for KVM's first.)
+//!
+//! # RIPAS
+//!
+//! What the guest says of an address of its lower half, page by page:
+//!
+//! | RIPAS | is of | an access there |
+//! |---|---|---|
+//! | RAM | what has memory, or what the guest has said is RAM: memory comes there when it is needed, zeroed | is its own business, or leaves as [`Fault`](crate::exit::Reason::Fault), with the page's address alone |
+//! | EMPTY | all else | is a synchronous external abort, of which nobody hears |
+//! | DESTROYED | nothing: a host takes nothing away from a living protected VM | - |
+//!
+//! Memory that the host has given until the guest decides is RAM, as a realm's is that its host has initialised; nothing
+//! comes to an EMPTY address afterwards. So devices are EMPTY where Linux looks whether they are protected
+//! (`arm64_rsi_is_protected`), and it maps them at their aliases.
+//!
+//! Addresses have [`RealmConfig::ipa_width`] bits, and the highest is the alias bit: what is EMPTY below is shared at the same
+//! address with it, or a device there ([`crate::guest`], "The alias").
+//!
+//! **IPA_STATE_SET**, x1 base, x2 top, x3 RIPAS, x4 flags (with nothing destroyed they say nothing). It does a part of the range, at the least what
+//! is at its base, and answers in x1 how far it came; the guest calls again from there. x2 is [`ACCEPT`], or [`REJECT`] with
+//! x1 = base if the host would not bring what it takes, or the guest has named too many ranges ([`RAM_RANGES`]).
+//!
+//! - To EMPTY: what was private in a page is destroyed, never shown; the page, wiped, is shared at its alias. Where RAM has no memory yet
+//!   the host is asked for it first. What is EMPTY stays as it is. Up to [`PAGES_AT_A_TIME`] pages a call.
+//! - To RAM: what is shared at its alias comes back, wiped, when the host has been told
+//!   ([`Unshare`](crate::exit::Reason::Unshare)) and has let the guest go on. What is RAM keeps its content. As long as nothing is shared
+//!   at an alias, a call does all of the range, however large; it takes no tables.
+//!
+//! **IPA_STATE_GET**, x1 base, x2 top: the RIPAS at base in x2, and in x1 how far it goes, in so far as hyp has looked.
+//!
+//! **REALM_CONFIG**, x1 a page of RAM's address: all of it is written ([`RealmConfig`]).
+
+/// Calls' results in x0.
+pub const SUCCESS: u64 = 0;
+/// An argument is wrong.
+pub const ERROR_INPUT: u64 = 1;
+/// The realm's state does not allow it.
+pub const ERROR_STATE: u64 = 2;
+/// There is more to do.
+pub const INCOMPLETE: u64 = 3;
+/// It failed for another reason: the host brings no memory.
+pub const ERROR_UNKNOWN: u64 = 4;
+
+/// RSI's range: what isn't there of it is NOT_SUPPORTED.
+pub const FUNCTIONS: core::ops::RangeInclusive<u32> = 0xc400_0190..=0xc400_01af;
+
+/// 1.0: major from bit 16 on, minor.
+pub const VERSION: u64 = 1 << 16;
+
+/// x2 of IPA_STATE_SET: done as far as x1 says.
+pub const ACCEPT: u64 = 0;
+/// Not done.
+pub const REJECT: u64 = 1;
+
+/// x2 of IPA_STATE_GET, x3 of IPA_STATE_SET.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u64)]
+pub enum Ripas {
+    /// Nothing is private there.
+    Empty = 0,
+    /// Memory is.
+    Ram = 1,
+}
+
+impl Ripas {
+    /// What IPA_STATE_SET takes.
+    pub const fn from_register(x3: u64) -> Option<Self> {
+        match x3 {
+            0 => Some(Self::Empty),
+            1 => Some(Self::Ram),
+            _ => None,
+        }
+    }
+}
+
+/// Ranges that a guest can have said are RAM, apart from each other.
+pub const RAM_RANGES: usize = 32;
+/// Pages that one IPA_STATE_SET makes EMPTY, at the most.
+pub const PAGES_AT_A_TIME: u64 = 8;
+/// Pages that it looks at for that.
+pub const PAGES_LOOKED_AT: u64 = 64;
+
+/// What REALM_CONFIG writes: a page, of which the rest is zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RealmConfig {
+    /// Bits of an address, the alias bit being the highest.
+    pub ipa_width: u64,
+}
+
+impl RealmConfig {
+    /// RsiHashAlgorithm, the second word: SHA-256.
+    pub const SHA_256: u64 = 0;
+
+    /// The words that the page begins with. The personalisation value, from byte 0x200 on, is zero: a host can't give a
+    /// VM one.
+    pub const fn words(self) -> [u64; 2] {
+        [self.ipa_width, Self::SHA_256]
+    }
+}
+
+macro_rules! functions {
+    ($($(#[$doc:meta])* $name:ident = $id:literal;)*) => {
+        /// RSI's functions.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        pub enum RsiFunction {
+            $($(#[$doc])* $name = $id,)*
+        }
+
+        impl RsiFunction {
+            /// Every function.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            /// The function with this ID ([`function_id`](crate::guest::function_id)).
+            pub const fn from_id(id: u32) -> Option<Self> {
+                match id {
+                    $($id => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+functions! {
+    /// x1 the revision asked for → x1 and x2: the lowest and the highest there is, [`VERSION`]. ERROR_INPUT for another.
+    Version = 0xc400_0190;
+    /// x1 a feature register's number → x1: zero.
+    Features = 0xc400_0191;
+    /// See the module.
+    RealmConfig = 0xc400_0196;
+    /// See the module.
+    IpaStateSet = 0xc400_0197;
+    /// See the module.
+    IpaStateGet = 0xc400_0198;
+}
+
+impl RsiFunction {
+    /// The function ID to put into x0.
+    pub const fn id(self) -> u64 {
+        self as u64
+    }
+
+    /// Whether a guest that calls it uses this interface from then on.
+    pub const fn decides(self) -> bool {
+        !matches!(self, Self::Version | Self::Features | Self::RealmConfig)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::SVE_HINT;
+    use crate::guest::{GuestFunction, function_id, is_hosts};
+
+    #[test]
+    fn functions_are_found_by_their_ids() {
+        for &function in RsiFunction::ALL {
+            let id = function.id();
+            assert!(FUNCTIONS.contains(&(id as u32)));
+            assert_eq!(RsiFunction::from_id(function_id(id | SVE_HINT)), Some(function));
+            assert_eq!(GuestFunction::from_id(id as u32), None);
+            assert!(!is_hosts(id));
+        }
+        assert_eq!(RsiFunction::from_id(0xc400_018f), None);
+        assert_eq!(RsiFunction::from_id(0x8400_0190), None);
+    }
+}
