@@ -153,7 +153,7 @@ fn rsi_the_configuration_goes_into_memory_alone() -> Result<(), Skip> {
     let vm = guest.machine.vm;
     let ipa = guest.scratch();
     let config = RsiFunction::RealmConfig;
-    for at in [ipa + 8, ipa | bit, bit, u64::MAX & !0xfff, 1 << 47] {
+    for at in [ipa + 8, ipa | bit, bit, !0xfff, 1 << 47] {
         assert_eq!(call(&guest, config, [at, 0, 0])[0], ERROR_INPUT, "{at:#x}");
     }
     // Memory that has not come yet.
@@ -378,8 +378,8 @@ fn rsi_calls_are_checked() -> Result<(), Skip> {
         (ipa, ipa + 8),
         (ipa, ipa),
         (ipa + PAGE, ipa),
-        (ipa, u64::MAX & !0xfff),
-        (u64::MAX & !0xfff, ipa),
+        (ipa, !0xfff),
+        (!0xfff, ipa),
         // Into the upper half, and there.
         (ipa, bit + PAGE),
         (bit, bit + PAGE),
