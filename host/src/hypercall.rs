@@ -37,6 +37,8 @@ pub struct Version {
     pub features: Features,
     /// The bits that guest-physical addresses have at the most.
     pub ipa_bits: u32,
+    /// The bit of those of a protected guest that tells its upper half ([`umbra_shared::guest`]).
+    pub alias_bit: u64,
 }
 
 /// What VL_INFO says of a CPU, or of what all CPUs have in common.
@@ -81,7 +83,12 @@ pub trait Hypervisor {
     fn version(&self) -> Result<Version, Error> {
         let r = self.call(&Call::Version)?;
         let features = Features::from_bits_truncate(r[1]);
-        Ok(Version { interface: r[0] as u32, features, ipa_bits: r[2] as u32 })
+        Ok(Version {
+            interface: r[0] as u32,
+            features,
+            ipa_bits: r[2] as u32,
+            alias_bit: 1 << (r[3] & 63),
+        })
     }
 
     /// Vector lengths of a CPU; `None`: of all CPUs.

@@ -105,7 +105,8 @@ macro_rules! functions {
 }
 
 functions! {
-    /// → x1 interface version, x2 [`Features`], x3 the bits that guest-physical addresses have at the most.
+    /// → x1 interface version, x2 [`Features`], x3 the bits that guest-physical addresses have at the most, x4 the number of
+    /// protected guests' alias bit ([`crate::guest`]).
     Version = 0x00;
     /// x1 CPU index or [`ALL_CPUS`] → x1 set of VQs ([`VqSet`](crate::vl::VqSet) bits), x2 host
     /// image bytes, x3 number of CPUs, x4 MPIDR_EL1 affinity of the CPU, x5 1 if it is online at hyp,

@@ -151,7 +151,7 @@ fn demonstrate(machine: &'static Machine) -> Result<(), Trouble> {
     if !umbra {
         return Err(Trouble::NoUmbra);
     }
-    let Version { interface, features, ipa_bits: _ } = hyp("VERSION", Hvc.version())?;
+    let Version { interface, features, .. } = hyp("VERSION", Hvc.version())?;
     if interface != INTERFACE_VERSION {
         return Err(Trouble::Interface(interface));
     }

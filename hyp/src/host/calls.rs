@@ -133,6 +133,7 @@ pub fn version() -> Results {
     let mut results = one(u64::from(INTERFACE_VERSION));
     results[1] = features.bits();
     results[2] = machine.stage2.ipa_bits.into();
+    results[3] = machine.stage2.alias_bit().trailing_zeros().into();
     results
 }
 

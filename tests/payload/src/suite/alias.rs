@@ -41,6 +41,7 @@ tests![
     alias_a_vm_ends_with_pages_there,
     alias_two_vcpus_at_once,
     alias_a_normal_guest_has_none,
+    alias_the_host_knows_the_bit,
 ];
 
 const SECRET: u64 = 0x5ec2_e7a1_5ec2_e7a1;
@@ -57,6 +58,14 @@ fn alias_bit(guest: &Puppet) -> u64 {
         2 => 1 << 39,
         range => panic!("a guest is shown PARange {range}"),
     }
+}
+
+/// Its host is told the same.
+fn alias_the_host_knows_the_bit() -> Result<(), Skip> {
+    let (guest, bit) = guest();
+    assert_eq!(Hvc.version().map(|version| version.alias_bit), Ok(bit));
+    guest.put();
+    Ok(())
 }
 
 /// With tables for the upper half.
