@@ -30,6 +30,8 @@ const ENTRIES: &[&str] = &[
     "umbra_read",
     "umbra_run_page",
     "umbra_irqfd",
+    "umbra_may_map",
+    "umbra_fault",
     "umbra_work",
 ];
 /// The cross compiler's prefix, and its package.

@@ -29,6 +29,7 @@ FILE_OPERATIONS(UMBRA_VM, vm)
 FILE_OPERATIONS(UMBRA_VCPU, vcpu)
 FILE_OPERATIONS(UMBRA_GIC, gic)
 FILE_OPERATIONS(UMBRA_STATS, stats)
+FILE_OPERATIONS(UMBRA_MEMORY, memory)
 
 static ssize_t stats_read(struct file *file, char __user *to, size_t bytes, loff_t *at)
 {
@@ -87,9 +88,17 @@ static const struct file_operations operations[UMBRA_KINDS] = {
 		.release = stats_release,
 		.llseek = noop_llseek,
 	},
+	[UMBRA_MEMORY] = {
+		.owner = THIS_MODULE,
+		.unlocked_ioctl = memory_ioctl,
+		.mmap = shim_memory_mmap,
+		.release = memory_release,
+		.llseek = noop_llseek,
+	},
 };
 
-static const char *const names[UMBRA_KINDS] = { "kvm", "kvm-vm", "kvm-vcpu", "kvm-device", "kvm-stats" };
+static const char *const names[UMBRA_KINDS] = { "kvm", "kvm-vm", "kvm-vcpu", "kvm-device", "kvm-stats",
+						"guest-memory" };
 
 /*
  * A file for an object, which is released with it, and a descriptor that is nobody's until shim_file_install. On failure
@@ -123,6 +132,25 @@ void shim_file_install(int fd, struct file *file)
 void shim_file_cancel(int fd, struct file *file)
 {
 	put_unused_fd(fd);
+	fput(file);
+}
+
+/* The file of a descriptor of the caller's and its object, if it is one of this kind, until shim_file_put. */
+struct file *shim_file_get(int fd, u32 kind, void **object)
+{
+	struct file *file = fget(fd);
+
+	if (file && file->f_op != &operations[kind]) {
+		fput(file);
+		file = NULL;
+	}
+	if (file)
+		*object = file->private_data;
+	return file;
+}
+
+void shim_file_put(struct file *file)
+{
 	fput(file);
 }
 

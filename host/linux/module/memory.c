@@ -18,7 +18,24 @@ u64 shim_pages_alloc(u64 count)
 
 void shim_page_free(u64 pa)
 {
-	__free_page(pfn_to_page(PHYS_PFN(pa)));
+	struct page *page = pfn_to_page(PHYS_PFN(pa));
+
+	if (PageOffline(page))
+		__ClearPageOffline(page);
+	__free_page(page);
+}
+
+/* A VM gets them, until each is freed: nobody else reads them meanwhile (/proc/kcore, a dump of a crashed kernel). */
+void shim_pages_give(u64 first, u64 count)
+{
+	while (count--)
+		__SetPageOffline(pfn_to_page(PHYS_PFN(first) + count));
+}
+
+/* Whether it is one of those. A page of user space's is mapped there, which none of those is. */
+int shim_page_is_given(u64 pa)
+{
+	return PageOffline(pfn_to_page(PHYS_PFN(pa)));
 }
 
 void *shim_page_address(u64 pa)

@@ -15,7 +15,7 @@ struct mm_struct;
 struct mutex;
 
 /* What a file of ours stands for, and Rust's object behind it. */
-enum umbra_kind { UMBRA_SYSTEM, UMBRA_VM, UMBRA_VCPU, UMBRA_GIC, UMBRA_STATS, UMBRA_KINDS };
+enum umbra_kind { UMBRA_SYSTEM, UMBRA_VM, UMBRA_VCPU, UMBRA_GIC, UMBRA_STATS, UMBRA_MEMORY, UMBRA_KINDS };
 
 /* Whether Umbra is below; only then anything else may be called. */
 int umbra_init(void);
@@ -32,6 +32,11 @@ void umbra_release(u32 kind, void *object);
 long umbra_read(u32 kind, void *object, u64 offset, unsigned long to, size_t bytes);
 /* The page of a vCPU's kvm_run; 0: the object has none. */
 u64 umbra_run_page(u32 kind, void *object);
+
+/* Whether a memory file can be mapped. */
+bool umbra_may_map(void *object);
+/* A page of one has been accessed: what shim_fault_finish has returned, or 0: it is not for who accessed it. */
+unsigned int umbra_fault(void *object, u64 page, void *fault);
 
 /* An irqfd has been signalled. In atomic context. */
 void umbra_irqfd(void *vm, u32 gsi, bool resample);
@@ -76,10 +81,24 @@ struct file;
 int shim_file(u32 kind, void *object, struct file **made);
 void shim_file_install(int fd, struct file *file);
 void shim_file_cancel(int fd, struct file *file);
+struct file *shim_file_get(int fd, u32 kind, void **object);
+void shim_file_put(struct file *file);
+
+/* memory_file.c */
+struct address_space;
+struct vm_area_struct;
+struct address_space *shim_mapping_new(void);
+void shim_mapping_free(struct address_space *mapping);
+void shim_file_mapping(struct file *file, struct address_space *mapping);
+void shim_mapping_unmap(struct address_space *mapping, u64 first, u64 count);
+unsigned int shim_fault_finish(void *fault, u64 pa);
+int shim_memory_mmap(struct file *file, struct vm_area_struct *vma);
 
 /* memory.c */
 u64 shim_pages_alloc(u64 count);
 void shim_page_free(u64 pa);
+void shim_pages_give(u64 first, u64 count);
+int shim_page_is_given(u64 pa);
 void *shim_page_address(u64 pa);
 struct mm_struct *shim_mm_get(void);
 int shim_mm_is_mine(struct mm_struct *mm);

@@ -32,6 +32,7 @@ mod numbers {
     pub const KVM_GET_VCPU_MMAP_SIZE: u32 = io(0x04);
     pub const KVM_CREATE_VCPU: u32 = io(0x41);
     pub const KVM_SET_USER_MEMORY_REGION: u32 = iow(0x46, 32);
+    pub const KVM_SET_USER_MEMORY_REGION2: u32 = iow(0x49, 160);
     pub const KVM_IRQ_LINE: u32 = iow(0x61, 8);
     pub const KVM_SET_GSI_ROUTING: u32 = iow(0x6a, 8);
     pub const KVM_IRQFD: u32 = iow(0x76, 32);
@@ -50,6 +51,7 @@ mod numbers {
     pub const KVM_ARM_SET_COUNTER_OFFSET: u32 = iow(0xb5, 16);
     pub const KVM_ARM_VCPU_FINALIZE: u32 = iow(0xc2, 4);
     pub const KVM_GET_STATS_FD: u32 = io(0xce);
+    pub const KVM_CREATE_GUEST_MEMFD: u32 = iowr(0xd4, 64);
     pub const KVM_CREATE_DEVICE: u32 = iowr(0xe0, 12);
     pub const KVM_SET_DEVICE_ATTR: u32 = iow(0xe1, 24);
     pub const KVM_GET_DEVICE_ATTR: u32 = iow(0xe2, 24);
@@ -85,14 +87,25 @@ mod numbers {
     pub const KVM_CAP_ARM_INJECT_EXT_DABT: u64 = 178;
     pub const KVM_CAP_BINARY_STATS_FD: u64 = 203;
     pub const KVM_CAP_COUNTER_OFFSET: u64 = 227;
+    pub const KVM_CAP_USER_MEMORY2: u64 = 231;
+    pub const KVM_CAP_MEMORY_FAULT_INFO: u64 = 232;
+    pub const KVM_CAP_GUEST_MEMFD: u64 = 234;
+    pub const KVM_CAP_GUEST_MEMFD_FLAGS: u64 = 244;
 
     pub const KVM_VM_TYPE_ARM_IPA_SIZE_MASK: u64 = 0xff;
+    pub const KVM_VM_TYPE_ARM_PROTECTED: u64 = 1 << 31;
+
+    pub const KVM_MEM_GUEST_MEMFD: u32 = 1 << 2;
+    pub const GUEST_MEMFD_FLAG_MMAP: u64 = 1 << 0;
+    pub const GUEST_MEMFD_FLAG_INIT_SHARED: u64 = 1 << 1;
 
     pub const KVM_EXIT_MMIO: u32 = 6;
     pub const KVM_EXIT_FAIL_ENTRY: u32 = 9;
     pub const KVM_EXIT_INTR: u32 = 10;
     pub const KVM_EXIT_INTERNAL_ERROR: u32 = 17;
     pub const KVM_EXIT_SYSTEM_EVENT: u32 = 24;
+    pub const KVM_EXIT_MEMORY_FAULT: u32 = 39;
+    pub const KVM_MEMORY_EXIT_FLAG_PRIVATE: u64 = 1 << 3;
 
     pub const KVM_SYSTEM_EVENT_SHUTDOWN: u32 = 1;
     pub const KVM_SYSTEM_EVENT_RESET: u32 = 2;
@@ -150,6 +163,10 @@ macro_rules! structures {
 structures! {
     /// `struct kvm_userspace_memory_region`
     MemoryRegion { slot: u32, flags: u32, guest_phys_addr: u64, memory_size: u64, userspace_addr: u64, }
+    /// `struct kvm_userspace_memory_region2`
+    MemoryRegion2 { region: MemoryRegion, guest_memfd_offset: u64, guest_memfd: u32, pad1: u32, pad2: [u64; 14], }
+    /// `struct kvm_create_guest_memfd`
+    CreateGuestMemfd { size: u64, flags: u64, reserved: [u64; 6], }
     /// `struct kvm_irq_level`
     IrqLevel { irq: u32, level: u32, }
     /// `struct kvm_irqfd`
@@ -189,6 +206,9 @@ pub mod run {
     pub const SYSTEM_EVENT_TYPE: usize = 32;
     pub const SYSTEM_EVENT_NDATA: usize = 36;
     pub const SYSTEM_EVENT_DATA: usize = 40;
+    pub const MEMORY_FAULT_FLAGS: usize = 32;
+    pub const MEMORY_FAULT_GPA: usize = 40;
+    pub const MEMORY_FAULT_SIZE: usize = 48;
     pub const FAIL_ENTRY_REASON: usize = 32;
     pub const FAIL_ENTRY_CPU: usize = 40;
     pub const INTERNAL_SUBERROR: usize = 32;
@@ -219,6 +239,7 @@ impl Errno {
     pub const EINVAL: Self = Self(22);
     pub const ENOTTY: Self = Self(25);
     pub const ENOSPC: Self = Self(28);
+    pub const EOPNOTSUPP: Self = Self(95);
 
     /// What a function of C's has returned: an error, if it is negative.
     pub fn check(value: i64) -> Result<u64, Self> {

@@ -2,8 +2,8 @@
 
 use crate::{
     abi::*,
-    linux::{self, Kind, Mutex, NewFile, NoPreemption, Shared, User},
-    machine::{self, End, GicFile, Machine, StatsFile, VcpuFile},
+    linux::{self, Fault, Kind, Mutex, NewFile, NoPreemption, Shared, User},
+    machine::{self, End, GicFile, Machine, MemoryFileFile, StatsFile, VcpuFile},
 };
 use core::ffi::{c_int, c_long, c_ulong, c_void};
 use umbra_host::hypercall::{Hvc, Hypervisor};
@@ -56,7 +56,7 @@ extern "C" fn umbra_hibernate(begins: bool) -> c_int {
 }
 
 fn kind_of(kind: u32) -> Option<Kind> {
-    let all = [Kind::System, Kind::Vm, Kind::Vcpu, Kind::Gic, Kind::Stats];
+    let all = [Kind::System, Kind::Vm, Kind::Vcpu, Kind::Gic, Kind::Stats, Kind::Memory];
     all.into_iter().find(|&it| it as u32 == kind)
 }
 
@@ -109,7 +109,7 @@ unsafe extern "C" fn umbra_ioctl(
                 machine::attribute(&file.machine, command, &attribute).map(|()| 0)
             })
         }
-        Some(Kind::Stats) | None => Err(Errno::ENOTTY),
+        Some(Kind::Stats | Kind::Memory) | None => Err(Errno::ENOTTY),
     };
     result.unwrap_or_else(|error| -i64::from(error.0))
 }
@@ -152,7 +152,7 @@ fn system(command: u32, argument: usize) -> Result<i64, Errno> {
         KVM_GET_API_VERSION if argument == 0 => Ok(KVM_API_VERSION),
         KVM_GET_VCPU_MMAP_SIZE if argument == 0 => Ok(umbra_shared::PAGE_SIZE as i64),
         KVM_GET_API_VERSION | KVM_GET_VCPU_MMAP_SIZE => Err(Errno::EINVAL),
-        KVM_CHECK_EXTENSION => Ok(machine::extension(argument as u64)),
+        KVM_CHECK_EXTENSION => Ok(machine::extension(argument as u64, None)),
         KVM_CREATE_VM => {
             let machine = Machine::create(argument as u64)?;
             NewFile::new(machine).map(|file| file.install().into())
@@ -175,6 +175,7 @@ unsafe extern "C" fn umbra_release(kind: u32, object: *mut c_void) {
             Some(Kind::Vcpu) => drop(Shared::<VcpuFile>::from_raw(object)),
             Some(Kind::Gic) => drop(Shared::<GicFile>::from_raw(object)),
             Some(Kind::Stats) => drop(Shared::<StatsFile>::from_raw(object)),
+            Some(Kind::Memory) => drop(Shared::<MemoryFileFile>::from_raw(object)),
             Some(Kind::System) | None => {}
         }
     }
@@ -193,6 +194,30 @@ unsafe extern "C" fn umbra_run_page(kind: u32, object: *mut c_void) -> u64 {
     // SAFETY: the file is an owner.
     let file = unsafe { Shared::<VcpuFile>::borrow(object) };
     file.machine.vcpu(file.index).map_or(0, |vcpu| vcpu.page().pa())
+}
+
+/// Whether a memory file can be mapped.
+///
+/// # Safety
+///
+/// `object` is the file's, which lives.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn umbra_may_map(object: *mut c_void) -> bool {
+    // SAFETY: the file is an owner.
+    unsafe { Shared::<MemoryFileFile>::borrow(object) }.may_be_mapped()
+}
+
+/// A process has accessed a page of a memory file that it has mapped, and found none: what Linux's fault handler
+/// returns; 0: there is none for it.
+///
+/// # Safety
+///
+/// `object` is the file's, which lives, and `fault` what its handler was called with.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn umbra_fault(object: *mut c_void, page: u64, fault: *mut c_void) -> u32 {
+    // SAFETY: the file is an owner; and as the caller promises.
+    let (file, fault) = unsafe { (Shared::<MemoryFileFile>::borrow(object), Fault::new(fault)) };
+    fault.map_or(0, |fault| file.fault(page, fault))
 }
 
 /// An irqfd has been signalled, in atomic context.

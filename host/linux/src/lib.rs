@@ -10,7 +10,8 @@
 //! | a VM and its file, its vCPUs, its GIC | machine.rs, vcpu.rs, gic.rs |
 //! | the files of vCPUs and of the GIC | vcpu_file/, machine/device.rs |
 //! | eventfds that are interrupts, or that a store signals | machine/wires.rs |
-//! | pages, pins and slots | memory.rs, [`sorted`], [`slots`] |
+//! | pages, pins and slots | memory.rs, [`slots`] |
+//! | files of protected VMs' memory | memory_file.rs |
 //! | KVM's names for registers | [`registers`], vcpu_file/one_reg.rs; of the GIC's CPU interface [`icc`] |
 //!
 //! # Where it is unsafe
@@ -19,20 +20,22 @@
 //!
 //! | module | blocks | other | for |
 //! |---|---|---|---|
-//! | `entry.rs` | 8 | 16 | what C calls, and the objects that its files keep |
+//! | `entry.rs` | 10 | 20 | what C calls, and the objects that its files keep |
 //! | `gic.rs` | 4 | 2 | a GIC and the cells that it refers to, in one object |
 //! | `linux/events.rs` | 21 | 9 | C's files, sleepers, eventfds and work |
 //! | `linux/heap.rs` | 4 | 5 | the allocator, and single values in memory of their own |
+//! | `linux/mappings.rs` | 7 | 4 | who has mapped a memory file, and their accesses |
 //! | `linux/mod.rs` | 14 | 0 | C's functions that have no better place |
-//! | `linux/pages.rs` | 16 | 4 | C's pages; kvm_run, which user space writes meanwhile |
+//! | `linux/pages.rs` | 20 | 5 | C's pages; kvm_run, which user space writes meanwhile |
 //! | `linux/shim.rs` | 0 | 1 | C's functions |
 //! | `linux/sync.rs` | 23 | 7 | mutexes, counted owners, and what is replaced under its readers |
 //! | `linux/user.rs` | 2 | 0 | copies from and to user space |
 //! | `machine.rs` | 2 | 0 | its irqfds, and its end in the background |
 //! | `machine/all.rs` | 3 | 1 | the list of VMs |
-//! | `machine/files.rs` | 0 | 4 | what files stand for |
+//! | `machine/files.rs` | 1 | 5 | what files stand for |
 //! | `machine/wires.rs` | 3 | 1 | an irqfd's way back to its VM, and what is read while nobody replaces it |
 //! | `memory.rs` | 3 | 0 | pins and flag-shadow pages that a VM gives back |
+//! | `memory_file.rs` | 1 | 0 | a page that is mapped until it is taken away |
 
 #![cfg_attr(target_os = "none", no_std)]
 
@@ -51,9 +54,10 @@ pub mod icc;
 mod machine;
 #[cfg(target_os = "none")]
 mod memory;
+#[cfg(target_os = "none")]
+mod memory_file;
 pub mod registers;
 pub mod slots;
-pub mod sorted;
 pub mod stats;
 #[cfg(target_os = "none")]
 mod vcpu;

@@ -17,7 +17,7 @@ mod wires;
 
 pub use all::{begin, forget, hibernate, shutdown};
 pub use device::attribute;
-pub use files::{GicFile, StatsFile, VcpuFile};
+pub use files::{GicFile, MemoryFileFile, StatsFile, VcpuFile};
 pub use offer::extension;
 
 use crate::{
@@ -38,6 +38,7 @@ use umbra_host::{
     vgic::{Events, Interface, Line},
 };
 use umbra_shared::{
+    PAGE_SIZE,
     call::{MAX_VCPUS, VmConfig},
     exit::MmioAccess,
     vl::VqSet,
@@ -54,11 +55,14 @@ const LEAST_IPA_BITS: u32 = 32;
 pub struct Machine {
     mm: Shared<Mm>,
     ipa_bits: u32,
+    protected: bool,
     offer: Offer,
     memory: Mutex<Option<Memory>>,
     /// What KVM_CREATE_DEVICE has made, if it has. Who has it makes vCPUs and the GIC.
     plan: Mutex<Option<Plan>>,
     gic: Once<Gic>,
+    /// A protected VM has begun to run, and its host has no say in it any more.
+    sealed: AtomicBool,
     /// A vCPU may run: the GIC is there, and all its frames.
     is_ready: AtomicBool,
     clock: Mutex<Clock>,
@@ -117,11 +121,13 @@ impl Faults for Machine {
 impl Machine {
     /// KVM_CREATE_VM.
     pub fn create(kind: u64) -> Result<Shared<Self>, Errno> {
-        if kind & !KVM_VM_TYPE_ARM_IPA_SIZE_MASK != 0 {
+        let protected = kind & KVM_VM_TYPE_ARM_PROTECTED != 0;
+        let bits = kind & !KVM_VM_TYPE_ARM_PROTECTED;
+        let offer = Offer::ask()?;
+        if bits & !KVM_VM_TYPE_ARM_IPA_SIZE_MASK != 0 || protected && !offer.protected {
             return Err(Errno::EINVAL);
         }
-        let offer = Offer::ask()?;
-        let ipa_bits = match kind as u32 {
+        let ipa_bits = match bits as u32 {
             0 => IPA_BITS.min(offer.ipa_bits),
             bits if (LEAST_IPA_BITS..=offer.ipa_bits).contains(&bits) => bits,
             _ => return Err(Errno::EINVAL),
@@ -138,10 +144,12 @@ impl Machine {
         let machine = Shared::new(Self {
             mm,
             ipa_bits,
+            protected,
             offer,
             memory,
             plan,
             gic: Once::default(),
+            sealed: AtomicBool::new(false),
             is_ready: AtomicBool::new(false),
             clock,
             vcpus: core::array::from_fn(|_| Once::default()),
@@ -150,7 +158,8 @@ impl Machine {
             end: Some((end, work)),
         })?;
         all::enter(&machine, || {
-            let memory = Memory::new(machine.mm.clone(), VmConfig::normal(), ipa_bits)?;
+            let config = VmConfig { protected, ..VmConfig::normal() };
+            let memory = Memory::new(machine.mm.clone(), config, machine.ipa_end())?;
             *machine.memory.lock() = Some(memory);
             Ok(())
         })?;
@@ -212,9 +221,48 @@ impl Machine {
         Told(self)
     }
 
-    /// Where guest-physical addresses end.
+    /// Whether it is a protected one.
+    pub fn is_protected(&self) -> bool {
+        self.protected
+    }
+
+    /// EPERM for a protected one: what its host has no say in.
+    pub fn refuse_protected(&self) -> Result<(), Errno> {
+        if self.protected { Err(Errno::EPERM) } else { Ok(()) }
+    }
+
+    /// Whether it has begun to run, if it is one.
+    pub fn is_sealed(&self) -> bool {
+        self.sealed.load(SeqCst)
+    }
+
+    /// EPERM for one that has: its host has no say in it any more.
+    pub fn refuse_sealed(&self) -> Result<(), Errno> {
+        if self.is_sealed() { Err(Errno::EPERM) } else { Ok(()) }
+    }
+
+    /// A protected one begins to run.
+    pub fn seal(&self) -> Result<(), Errno> {
+        self.memory(Memory::seal)??;
+        self.sealed.store(true, SeqCst);
+        Ok(())
+    }
+
+    /// Whether any but this vCPU is on.
+    pub fn are_others_on(&self, index: u32) -> bool {
+        self.vcpus().any(|vcpu| vcpu.index() != index && vcpu.is_on())
+    }
+
+    /// Where guest-physical addresses end at which something can be: a protected guest has all of it in its lower half.
     pub fn ipa_end(&self) -> u64 {
-        1 << self.ipa_bits
+        let end = 1 << self.ipa_bits;
+        if self.protected { self.offer.alias_bit.min(end) } else { end }
+    }
+
+    /// A guest-physical address as the VMM knows it: that a protected guest accesses it in its upper half is between it and
+    /// hyp.
+    pub fn without_alias(&self, address: u64) -> u64 {
+        if self.protected { address & !self.offer.alias_bit } else { address }
     }
 
     /// The vector lengths that guests can have.
@@ -315,6 +363,7 @@ impl Machine {
         if offset.reserved != 0 {
             return Err(Errno::EINVAL);
         }
+        self.refuse_protected()?;
         // No other vCPU is made meanwhile.
         let _plan = self.plan.lock();
         let mut held = with_room(MAX_VCPUS)?;
@@ -376,12 +425,14 @@ impl Machine {
     pub fn ioctl(this: &Shared<Self>, command: u32, argument: usize) -> Result<i64, Errno> {
         let user = User(argument);
         match command {
-            KVM_CHECK_EXTENSION => Ok(extension(argument as u64)),
+            KVM_CHECK_EXTENSION => Ok(extension(argument as u64, Some(this.protected))),
             KVM_CREATE_VCPU => Self::create_vcpu(this, argument),
             KVM_SET_USER_MEMORY_REGION => {
                 let region = user.read()?;
-                this.memory(|memory| memory.set_slot(region))?.map(|()| 0)
+                this.memory(|memory| memory.set_slot(region, None))?.map(|()| 0)
             }
+            KVM_SET_USER_MEMORY_REGION2 => this.set_slot_of_file(&user.read()?).map(|()| 0),
+            KVM_CREATE_GUEST_MEMFD => MemoryFileFile::open(this, &user.read()?),
             KVM_ARM_PREFERRED_TARGET => {
                 let init = VcpuInit { target: KVM_ARM_TARGET_GENERIC_V8, features: [0; 7] };
                 user.write(&init).map(|()| 0)
@@ -405,6 +456,25 @@ impl Machine {
             KVM_SET_GSI_ROUTING => this.wires.set_routes(user, || this.gic()).map(|()| 0),
             _ => Err(Errno::ENOTTY),
         }
+    }
+
+    /// KVM_SET_USER_MEMORY_REGION2.
+    fn set_slot_of_file(&self, region: &MemoryRegion2) -> Result<(), Errno> {
+        let MemoryRegion2 { region, guest_memfd_offset: offset, guest_memfd, pad1, pad2 } = *region;
+        let has_file = region.flags & KVM_MEM_GUEST_MEMFD != 0;
+        if pad1 != 0 || pad2 != [0; 14] || !offset.is_multiple_of(PAGE_SIZE as u64) {
+            return Err(Errno::EINVAL);
+        }
+        let region = MemoryRegion { flags: region.flags & !KVM_MEM_GUEST_MEMFD, ..region };
+        // Of one that is deleted the rest doesn't matter.
+        let file = match has_file && region.memory_size != 0 {
+            true => {
+                let file = MemoryFileFile::find(self, guest_memfd as i32)?;
+                Some((file, offset / PAGE_SIZE as u64))
+            }
+            false => None,
+        };
+        self.memory(|memory| memory.set_slot(region, file))?
     }
 
     fn create_vcpu(this: &Shared<Self>, index: usize) -> Result<i64, Errno> {

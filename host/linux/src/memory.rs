@@ -1,15 +1,18 @@
-//! The pages that a VM is made of: the kernel's own, for what hyp keeps there, and pages of user space, which are pinned
-//! while the guest has them and count against RLIMIT_MEMLOCK.
+//! The pages that a VM is made of: the kernel's own, for what hyp keeps there, and its guest's memory.
 //!
-//! A guest's memory is put in place where it is accessed first, in blocks of 2 MiB where the slot allows that and the
+//! A normal guest's are pages of user space, which are pinned while the guest has them and count against RLIMIT_MEMLOCK. Its memory is put in place where it is accessed first, in blocks of 2 MiB where the slot allows that and the
 //! user has so much there. The pages stay the guest's until their slot is deleted or moved, or the VM ends, whatever becomes of the
 //! user's mapping meanwhile: who unmaps memory of a slot and maps something else there gives the guest nothing of it.
+//!
+//! A protected guest's are the kernel's own, as its slots are of memory files ([`crate::memory_file`]). What is there when its
+//! first vCPU runs is its payload, and given to hyp in the order of the guest's addresses. After that its slots stay as they are,
+//! and pages arrive where they are accessed first, as nobody's.
 
 use crate::{
     abi::{Errno, MemoryRegion},
-    linux::{self, Mm, Page, Pages, Pinned, Shared, with_room},
-    slots::{Change, Slots},
-    sorted::{Addressed, Sorted},
+    linux::{self, Mm, Pages, Pinned, Shared, with_room},
+    memory_file::MemoryFile,
+    slots::{Change, Place, Slots},
 };
 use alloc::vec::Vec;
 use umbra_host::{
@@ -19,7 +22,7 @@ use umbra_host::{
 };
 use umbra_shared::{
     PAGE_SIZE,
-    call::{BLOCK_PAGES, VmConfig},
+    call::{BLOCK_PAGES, VmConfig, VmHandle},
     error::Error,
     flags::FlagShadowPage,
 };
@@ -47,7 +50,7 @@ pub const fn refused(error: Error) -> Errno {
         Error::VcpuInUse => Errno::EEXIST,
         Error::InvalidArgument | Error::BadVcpu => Errno::EINVAL,
         Error::BadRegister => Errno::ENOENT,
-        Error::Protected => Errno::EPERM,
+        Error::Protected | Error::Sealed => Errno::EPERM,
         _ => Errno::EIO,
     }
 }
@@ -55,66 +58,24 @@ pub const fn refused(error: Error) -> Errno {
 /// The books of a VM.
 type Lines = Vec<Line>;
 
-/// Pages that came from the kernel, one by one. All of them hyp has: those that don't come back are lost.
-#[derive(Debug, Default)]
-struct Own(Sorted<Page>);
-
-impl Addressed for Page {
-    fn address(&self) -> u64 {
-        self.pa()
-    }
-}
-
-impl Own {
-    fn allocate(&mut self, count: u64) -> Option<u64> {
-        self.0.reserve(count as usize).ok()?;
-        let pages = Pages::alloc(count)?;
-        let first = pages.first();
-        self.0.insert(pages);
-        Some(first)
-    }
-}
-
-impl Drop for Own {
-    fn drop(&mut self) {
-        self.0.drain().for_each(core::mem::forget);
-    }
-}
-
 /// Where pages come from, and go.
-struct Supplier<'a> {
-    own: &'a mut Own,
-    mm: &'a Mm,
-}
+struct Supplier<'a>(&'a Mm);
 
 impl PageSupplier for Supplier<'_> {
     fn allocate(&mut self, count: u64) -> Option<u64> {
-        self.own.allocate(count)
+        Pages::alloc(count).map(Pages::give)
     }
 
     fn free(&mut self, first: u64, count: u64) {
-        let end = first + count * PAGE;
-        let (mut at, mut pinned) = (first, 0);
-        while at < end {
-            if self.own.0.remove(at).is_some() {
-                at += PAGE;
-                continue;
-            }
-            let pages = (at..end).step_by(PAGE_SIZE).take_while(|&pa| self.own.0.get(pa).is_none());
-            let run = pages.count() as u64;
-            // SAFETY: what a VM has and is none of the kernel's own was lent to it by `map`; it gives back what
-            // neither hyp nor a guest has any more.
-            unsafe { linux::unpin(at, run) };
-            (at, pinned) = (at + run * PAGE, pinned + run);
-        }
-        self.mm.unlock_pages(pinned);
+        // SAFETY: what a VM has was given or lent to it; it gives back what neither hyp nor a guest has any more.
+        let pinned = unsafe { linux::take_back(first, count) };
+        self.0.unlock_pages(pinned);
         linux::cond_resched();
     }
 
     fn flag_page(&mut self, pa: u64) -> &'static FlagShadowPage {
-        let page = self.own.0.get(pa).expect("allocated just now");
-        // SAFETY: it stays in `own` until the VM gives it back, which has no use for it then.
-        unsafe { page.as_flag_page() }
+        // SAFETY: allocated above; it is the VM's until that gives it back, which has no use for it then.
+        unsafe { linux::flag_page(pa) }
     }
 }
 
@@ -124,9 +85,10 @@ pub struct Memory {
     vm: Vm<Lines>,
     /// How many its books have.
     lines: usize,
-    own: Own,
     mm: Shared<Mm>,
-    slots: Slots,
+    slots: Slots<Shared<MemoryFile>>,
+    /// A protected one that has begun to run.
+    sealed: bool,
     /// Where guest-physical addresses end.
     ipa_end: u64,
 }
@@ -142,17 +104,19 @@ pub enum Backing {
 
 impl Memory {
     /// A VM without memory.
-    pub fn new(mm: Shared<Mm>, config: VmConfig, ipa_bits: u32) -> Result<Self, Errno> {
-        let mut own = Own::default();
-        let lines = lines(2 * LINES_LEFT)?;
-        let vm = Vm::create(lines, &Hvc, &mut Supplier { own: &mut own, mm: &mm }, config);
-        let vm = vm.map_err(errno)?;
-        let slots = Slots::default();
-        Ok(Self { vm, lines: 2 * LINES_LEFT, own, mm, slots, ipa_end: 1 << ipa_bits })
+    pub fn new(mm: Shared<Mm>, config: VmConfig, ipa_end: u64) -> Result<Self, Errno> {
+        let vm = Vm::create(lines(2 * LINES_LEFT)?, &Hvc, &mut Supplier(&mm), config);
+        let (vm, slots) = (vm.map_err(errno)?, Slots::default());
+        Ok(Self { vm, lines: 2 * LINES_LEFT, mm, slots, sealed: false, ipa_end })
     }
 
     fn parts(&mut self) -> (&mut Vm<Lines>, Supplier<'_>) {
-        (&mut self.vm, Supplier { own: &mut self.own, mm: &self.mm })
+        (&mut self.vm, Supplier(&self.mm))
+    }
+
+    /// Its handle.
+    pub fn handle(&self) -> VmHandle {
+        self.vm.handle()
     }
 
     /// Sees to it that the books have lines for so many pieces more.
@@ -168,11 +132,23 @@ impl Memory {
         Ok(())
     }
 
-    /// KVM_SET_USER_MEMORY_REGION.
-    pub fn set_slot(&mut self, region: MemoryRegion) -> Result<(), Errno> {
+    /// KVM_SET_USER_MEMORY_REGION, and of KVM_SET_USER_MEMORY_REGION2 the file and the number of the slot's first page there. A
+    /// protected VM has slots of files alone, which stay as they are once it runs.
+    pub fn set_slot(
+        &mut self,
+        region: MemoryRegion,
+        file: Option<(Shared<MemoryFile>, u64)>,
+    ) -> Result<(), Errno> {
+        if self.vm.config().protected {
+            return self.set_private_slot(region, file);
+        }
+        if file.is_some() {
+            return Err(Errno::EINVAL);
+        }
         // Each page that is taken back may leave a run in two.
         self.make_room(self.slots.present_of(region.slot) as usize)?;
-        let (Change::Gone(slot) | Change::Moved(slot)) = self.slots.set(region, self.ipa_end)?
+        let (Change::Gone(slot) | Change::Moved(slot)) =
+            self.slots.set(region, None, self.ipa_end)?
         else {
             return Ok(());
         };
@@ -192,6 +168,89 @@ impl Memory {
                 Err(errno(error))
             }
         }
+    }
+
+    fn set_private_slot(
+        &mut self,
+        region: MemoryRegion,
+        file: Option<(Shared<MemoryFile>, u64)>,
+    ) -> Result<(), Errno> {
+        if self.sealed {
+            return Err(Errno::EPERM);
+        }
+        let MemoryRegion { guest_phys_addr: ipa, memory_size: bytes, .. } = region;
+        if file.is_none() && bytes != 0 {
+            return Err(Errno::EINVAL);
+        }
+        match self.slots.set(region, file.clone(), self.ipa_end)? {
+            Change::Made => {
+                let bound = file.map_or(Ok(()), |(file, first)| {
+                    file.bind(self.handle(), ipa, first, bytes / PAGE)
+                });
+                if bound.is_err() {
+                    let gone = MemoryRegion { memory_size: 0, ..region };
+                    self.slots.set(gone, None, self.ipa_end)?;
+                }
+                bound
+            }
+            // Nothing of it was the guest's yet.
+            Change::Gone(slot) => {
+                if let Some((file, _)) = slot.file() {
+                    file.unbind(slot.first());
+                }
+                Ok(())
+            }
+            Change::Moved(_) | Change::None => Ok(()),
+        }
+    }
+
+    /// A protected VM is about to run: what is in its files is given to hyp, and then nothing of it changes but by its guest.
+    pub fn seal(&mut self) -> Result<(), Errno> {
+        if self.sealed {
+            return Ok(());
+        }
+        let slots = self.slots.in_order()?;
+        let mut pieces = with_room(slots.len())?;
+        for slot in slots {
+            let Some((file, first)) = slot.file() else { continue };
+            pieces.push((file.clone(), *first, slot.pages(), slot.first()));
+        }
+        pieces.iter().for_each(|(file, ..)| file.close());
+        for (file, first, pages, ipa) in &pieces {
+            let mut next = *first;
+            while let Some((number, page, count)) = file.take(next, first + pages) {
+                next = number + count;
+                self.make_room(1)?;
+                self.put_pages(page, count, ipa + (number - first) * PAGE)?;
+                linux::cond_resched();
+            }
+        }
+        self.vm.seal(&Hvc).map_err(errno)?;
+        self.sealed = true;
+        pieces.iter().for_each(|(file, ..)| file.run());
+        Ok(())
+    }
+
+    /// Puts pages of the kernel's in place, which lie one behind the other and are given.
+    fn put_pages(&mut self, first: u64, count: u64, ipa: u64) -> Result<(), Errno> {
+        let (vm, mut supplier) = self.parts();
+        let mapped = vm.map(&Hvc, &mut supplier, first, count, ipa);
+        let done = mapped.map_or_else(|interrupted| interrupted.done, |()| count);
+        self.slots.set_present(ipa, done, true);
+        mapped.map_err(|interrupted| errno(interrupted.error))
+    }
+
+    /// The guest has given a page back: it is nobody's.
+    pub fn returned(&mut self, ipa: u64, page: u64) {
+        self.slots.set_present(ipa, 1, false);
+        let (vm, mut supplier) = self.parts();
+        // Otherwise it comes back with the VM.
+        let _ = vm.returned(&mut supplier, page);
+    }
+
+    /// What is at a guest-physical address, if it is in a slot.
+    pub fn place(&self, address: u64) -> Option<Place<Shared<MemoryFile>>> {
+        self.slots.find(address)
     }
 
     /// Pages that it has: pinned ones of user space's, and the kernel's own that hyp keeps it in.
@@ -260,9 +319,9 @@ impl Memory {
 
     /// The end, once nobody runs it: every page comes back.
     pub fn destroy(self, vcpus: Vec<Vcpu>) {
-        let Self { vm, mut own, mm, .. } = self;
-        let mut supplier = Supplier { own: &mut own, mm: &mm };
-        if let Err(failure) = vm.destroy(&Hvc, &mut supplier, vcpus) {
+        let Self { vm, mm, slots, .. } = self;
+        slots.files().for_each(|file| file.end());
+        if let Err(failure) = vm.destroy(&Hvc, &mut Supplier(&mm), vcpus) {
             // Hyp's and ours no longer agree: what it has is lost, and nothing of it is touched.
             let (error, pages) = (failure.error, failure.vm.pages_out());
             log!("a VM can't be taken down ({error}): {pages} pages are lost");
@@ -296,6 +355,9 @@ pub trait Faults {
         let (Some(place), generation) = looked else { return Ok(Backing::Nothing) };
         if place.present {
             return Ok(Backing::Memory);
+        }
+        if place.file.is_some() {
+            return self.supply_private(&place).map(|()| Backing::Memory);
         }
         // A block, if all of it is in the slot and the user's memory lies as it does.
         let inside = place.ipa % BLOCK;
@@ -333,5 +395,30 @@ pub trait Faults {
         let pages = self.mm().pin(place.user, &mut one)?;
         put(place.ipa, pages)?;
         Ok(Backing::Memory)
+    }
+
+    /// A protected guest's: nobody's pages, a block of them if all of it is in the slot, none of it is there, the guest takes all of
+    /// it for memory (RSI), and so many lie one behind the other.
+    fn supply_private(&self, place: &Place<Shared<MemoryFile>>) -> Result<(), Errno> {
+        let inside = place.ipa % BLOCK;
+        let fits = place.before >= inside / PAGE && place.from >= (BLOCK - inside) / PAGE;
+        let first = place.ipa - inside;
+        let put = |ipa, count: u64, pages: Pages| {
+            self.memory(|memory| {
+                memory.make_room(1)?;
+                if memory.slots.has_none(ipa, count) {
+                    memory.put_pages(pages.give(), count, ipa)?;
+                }
+                Ok(())
+            })?
+        };
+        if fits
+            && self.memory(|memory| memory.slots.has_none(first, BLOCK_PAGES))?
+            && let Some(pages) = Pages::alloc(BLOCK_PAGES)
+            && put(first, BLOCK_PAGES, pages).is_ok()
+        {
+            return Ok(());
+        }
+        put(place.ipa, 1, Pages::alloc(1).ok_or(Errno::ENOMEM)?)
     }
 }

@@ -1,5 +1,5 @@
-//! Memory slots: which user memory a guest has where, and which pages of it are in place
-//! (KVM_SET_USER_MEMORY_REGION; KVM's api.rst, 4.35).
+//! Memory slots: which memory a guest has where, and which pages of it are in place (KVM_SET_USER_MEMORY_REGION and
+//! KVM_SET_USER_MEMORY_REGION2; KVM's api.rst, 4.35 and 4.140).
 
 #![forbid(unsafe_code)]
 
@@ -11,26 +11,30 @@ const PAGE: u64 = PAGE_SIZE as u64;
 /// As many as KVM has on arm64, for those who count on it.
 pub const MAX_SLOTS: u32 = 512;
 
-/// A slot.
+/// A slot, whose memory is user memory or, of a memory file `F`, pages that nobody else has.
 #[derive(Debug)]
-pub struct Slot {
+pub struct Slot<F> {
     id: u32,
     /// Guest-physical.
     first: u64,
     pages: u64,
     /// The user address.
     user: u64,
+    /// The file, and which of its pages is the slot's first.
+    file: Option<(F, u64)>,
     /// A bit for each page that the guest has.
     present: Vec<u64>,
 }
 
 /// What a page of a slot is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place<F> {
     /// Guest-physical address of the page.
     pub ipa: u64,
     /// The user address of the page.
     pub user: u64,
+    /// The file, and which of its pages it is.
+    pub file: Option<(F, u64)>,
     /// Pages of the slot that lie before it, and from it on.
     pub before: u64,
     /// From it on, itself counted.
@@ -41,21 +45,31 @@ pub struct Place {
 
 /// What becomes of a slot.
 #[derive(Debug)]
-pub enum Change {
+pub enum Change<F> {
     /// It is there now.
     Made,
     /// It is gone: what is present of it is to be taken from the guest.
-    Gone(Slot),
+    Gone(Slot<F>),
     /// It is somewhere else, and nothing of it is there yet: what was present of it is to be taken from where it was.
-    Moved(Slot),
+    Moved(Slot<F>),
     /// As it was.
     None,
 }
 
-impl Slot {
+impl<F> Slot<F> {
     /// Its first guest-physical address.
     pub const fn first(&self) -> u64 {
         self.first
+    }
+
+    /// How many pages it has.
+    pub const fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// Its file, and which of that's pages is its first.
+    pub const fn file(&self) -> Option<&(F, u64)> {
+        self.file.as_ref()
     }
 
     /// The pages that the guest has: runs of an address and a count.
@@ -87,26 +101,38 @@ impl Slot {
 }
 
 /// The slots of a VM.
-#[derive(Debug, Default)]
-pub struct Slots {
-    slots: Vec<Slot>,
+#[derive(Debug)]
+pub struct Slots<F> {
+    slots: Vec<Slot<F>>,
     /// Counts changes, so that who has looked and then slept knows whether what he saw still holds.
     generation: u64,
 }
 
-impl Slots {
+impl<F> Default for Slots<F> {
+    fn default() -> Self {
+        Self { slots: Vec::new(), generation: 0 }
+    }
+}
+
+impl<F: Clone> Slots<F> {
     /// Counts changes.
     pub const fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// KVM_SET_USER_MEMORY_REGION. `ipa_end`: where guest-physical addresses end.
+    /// KVM_SET_USER_MEMORY_REGION, or of KVM_SET_USER_MEMORY_REGION2 what both have, and the file, if there is one, with the
+    /// number of the first page there. `ipa_end`: where guest-physical addresses end.
     ///
     /// # Errors
     ///
-    /// EINVAL for what is not in pages, wraps around, has flags, or changes a slot's size or its user memory; EFAULT beyond
-    /// `ipa_end`, EEXIST for what lies over another slot, ENOMEM.
-    pub fn set(&mut self, region: MemoryRegion, ipa_end: u64) -> Result<Change, Errno> {
+    /// EINVAL for what is not in pages, wraps around, has flags, or changes a slot's size or its user memory, or any of a file's
+    /// but to delete it; EFAULT beyond `ipa_end`, EEXIST for what lies over another slot, ENOMEM.
+    pub fn set(
+        &mut self,
+        region: MemoryRegion,
+        file: Option<(F, u64)>,
+        ipa_end: u64,
+    ) -> Result<Change<F>, Errno> {
         let MemoryRegion {
             slot: id,
             flags,
@@ -130,7 +156,8 @@ impl Slots {
         }
         if let Some(old) = old {
             let slot = &self.slots[old];
-            if (slot.pages * PAGE, slot.user) != (memory_size, user) {
+            let has_file = slot.file.is_some() || file.is_some();
+            if has_file || (slot.pages * PAGE, slot.user) != (memory_size, user) {
                 return Err(Errno::EINVAL);
             }
             if slot.first == first {
@@ -149,7 +176,7 @@ impl Slots {
         let mut present = Vec::new();
         present.try_reserve_exact(words).map_err(|_| Errno::ENOMEM)?;
         present.resize(words, 0);
-        let new = Slot { id, first, pages, user, present };
+        let new = Slot { id, first, pages, user, file, present };
         if let Some(old) = old {
             self.generation += 1;
             return Ok(Change::Moved(core::mem::replace(&mut self.slots[old], new)));
@@ -160,6 +187,20 @@ impl Slots {
         Ok(Change::Made)
     }
 
+    /// All of them, in the order of their addresses.
+    pub fn in_order(&self) -> Result<Vec<&Slot<F>>, Errno> {
+        let mut all = Vec::new();
+        all.try_reserve_exact(self.slots.len()).map_err(|_| Errno::ENOMEM)?;
+        all.extend(&self.slots);
+        all.sort_unstable_by_key(|slot| slot.first);
+        Ok(all)
+    }
+
+    /// The files of all.
+    pub fn files(&self) -> impl Iterator<Item = &F> {
+        self.slots.iter().filter_map(|slot| slot.file.as_ref()).map(|(file, _)| file)
+    }
+
     /// How many pages of a slot the guest has.
     pub fn present_of(&self, id: u32) -> u64 {
         let slot = self.slots.iter().find(|slot| slot.id == id);
@@ -167,7 +208,7 @@ impl Slots {
     }
 
     /// Takes a slot back that is not gone or moved after all, without the pages that are.
-    pub fn restore(&mut self, mut slot: Slot, gone: u64) {
+    pub fn restore(&mut self, mut slot: Slot<F>, gone: u64) {
         for page in 0..gone / PAGE {
             slot.present[(page / 64) as usize] &= !(1 << (page % 64));
         }
@@ -178,12 +219,13 @@ impl Slots {
     }
 
     /// A guest-physical address that is in a slot.
-    pub fn find(&self, address: u64) -> Option<Place> {
+    pub fn find(&self, address: u64) -> Option<Place<F>> {
         let slot = self.slot(address)?;
         let page = (address - slot.first) / PAGE;
         Some(Place {
             ipa: slot.first + page * PAGE,
             user: slot.user + page * PAGE,
+            file: slot.file.as_ref().map(|(file, first)| (file.clone(), first + page)),
             before: page,
             from: slot.pages - page,
             present: slot.has(page),
@@ -204,7 +246,14 @@ impl Slots {
         }
     }
 
-    fn slot(&self, address: u64) -> Option<&Slot> {
+    /// Whether the guest has none of these pages, which are all in one slot.
+    pub fn has_none(&self, ipa: u64, count: u64) -> bool {
+        let Some(slot) = self.slot(ipa) else { return false };
+        let page = (ipa - slot.first) / PAGE;
+        page + count <= slot.pages && (page..page + count).all(|n| !slot.has(n))
+    }
+
+    fn slot(&self, address: u64) -> Option<&Slot<F>> {
         self.slots.iter().find(|slot| (slot.first..slot.end()).contains(&address))
     }
 }
@@ -229,8 +278,8 @@ mod tests {
 
     #[test]
     fn what_kvm_refuses_is_refused() {
-        let mut slots = Slots::default();
-        let mut set = |region| slots.set(region, END).map(drop);
+        let mut slots = Slots::<u32>::default();
+        let mut set = |region| slots.set(region, None, END).map(drop);
         assert_eq!(set(region(0, 0x8000_0000, 16, 0x1000)), Ok(()));
         for (what, bad, error) in [
             ("over it", region(1, 0x8000_f000, 1, 0), Errno::EEXIST),
@@ -258,11 +307,40 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_did_not_move_is_where_it_was() {
+    fn a_files_slot_is_made_and_deleted() {
         let mut slots = Slots::default();
-        slots.set(region(0, 0x8000_0000, 130, 0x1000), END).unwrap();
+        let first = region(0, 0x8000_0000, 16, 0x1000);
+        assert!(matches!(slots.set(first, Some((7_u32, 100)), END), Ok(Change::Made)));
+        let place = slots.find(0x8000_3008).unwrap();
+        assert_eq!((place.file, place.ipa), (Some((7, 103)), 0x8000_3000));
+        for (what, again, file) in [
+            ("the same again", first, Some((7, 100))),
+            ("another file", first, Some((8, 100))),
+            ("no file", first, None),
+            ("somewhere else", region(0, 0x9000_0000, 16, 0x1000), Some((7, 100))),
+        ] {
+            assert_eq!(slots.set(again, file, END).map(drop), Err(Errno::EINVAL), "{what}");
+        }
+        let plain = region(1, 0x7000_0000, 1, 0);
+        assert!(matches!(slots.set(plain, None, END), Ok(Change::Made)));
+        assert_eq!(slots.set(plain, Some((7, 0)), END).map(drop), Err(Errno::EINVAL), "a file now");
+        let order = slots.in_order().unwrap();
+        let order: Vec<_> = order.iter().map(|slot| (slot.first(), slot.file().copied())).collect();
+        assert_eq!(order, [(0x7000_0000, None), (0x8000_0000, Some((7, 100)))]);
+        slots.set_present(0x8000_5000, 1, true);
+        assert!(slots.has_none(0x8000_0000, 5) && slots.has_none(0x8000_6000, 10));
+        assert!(!slots.has_none(0x8000_0000, 6) && !slots.has_none(0x8000_6000, 11));
+        let gone = slots.set(region(0, 0, 0, 0), None, END);
+        assert!(matches!(gone, Ok(Change::Gone(slot)) if slot.file() == Some(&(7, 100))));
+    }
+
+    #[test]
+    fn a_slot_that_did_not_move_is_where_it_was() {
+        let mut slots = Slots::<u32>::default();
+        slots.set(region(0, 0x8000_0000, 130, 0x1000), None, END).unwrap();
         slots.set_present(0x8000_0000, 130, true);
-        let Ok(Change::Moved(old)) = slots.set(region(0, 0x9000_0000, 130, 0x1000), END) else {
+        let Ok(Change::Moved(old)) = slots.set(region(0, 0x9000_0000, 130, 0x1000), None, END)
+        else {
             panic!("it moves");
         };
         assert_eq!(slots.find(0x8000_0000), None);
@@ -291,14 +369,14 @@ mod tests {
     proptest! {
         #[test]
         fn they_are_what_a_map_of_pages_is(ops in prop::collection::vec(op(), 1..60)) {
-            let mut slots = Slots::default();
+            let mut slots = Slots::<u32>::default();
             let mut model: HashMap<u64, (u32, u64, bool)> = HashMap::new();
             for op in ops {
                 match op {
                     Op::Set(id, at, pages) => {
                         let user = 0x1_0000_0000 * u64::from(id + 1);
                         let generation = slots.generation();
-                        let change = slots.set(region(id, at * PAGE, pages, user), 80 * PAGE);
+                        let change = slots.set(region(id, at * PAGE, pages, user), None, 80 * PAGE);
                         match change {
                             Ok(Change::Made) => for n in 0..pages {
                                 prop_assert!(model.insert(at + n, (id, user + n * PAGE, false)).is_none());
@@ -334,7 +412,7 @@ mod tests {
                 for n in 0..100 {
                     let found = slots.find(n * PAGE + 5);
                     let expected = model.get(&n).copied();
-                    prop_assert_eq!(found.map(|place| (place.ipa, place.user, place.present)),
+                    prop_assert_eq!(found.as_ref().map(|place| (place.ipa, place.user, place.present)),
                         expected.map(|(_, user, present)| (n * PAGE, user, present)));
                     if let (Some(place), Some((id, ..))) = (found, expected) {
                         let same = |n: u64| model.get(&n).is_some_and(|page| page.0 == id);

@@ -25,12 +25,14 @@ pub enum Exit {
     Tables,
     /// A vCPU, or the machine, is turned on, off or reset.
     Power,
+    /// A page that the guest has shared is about to be its own, or it has given one back.
+    Sharing,
     /// A signal has come, or the VMM wants it back. This is not one of `exits`: something else stopped the guest.
     Signal,
 }
 
 /// All of them, with KVM's names where KVM has them.
-const EXITS: [(Exit, &str); 9] = [
+const EXITS: [(Exit, &str); 10] = [
     (Exit::Interrupt, "irq_exits"),
     (Exit::Hvc, "hvc_exit_stat"),
     (Exit::Wfi, "wfi_exit_stat"),
@@ -39,6 +41,7 @@ const EXITS: [(Exit, &str); 9] = [
     (Exit::Fault, "fault_exits"),
     (Exit::Tables, "table_exits"),
     (Exit::Power, "power_exits"),
+    (Exit::Sharing, "sharing_exits"),
     (Exit::Signal, "signal_exits"),
 ];
 

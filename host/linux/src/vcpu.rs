@@ -5,12 +5,13 @@
 use crate::{
     abi::*,
     linux::{self, Mutex, RunPage, Sleeper, with_room},
+    memory_file::Leaving,
     stats::Counts,
 };
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering::SeqCst};
 use umbra_host::vcpu::{MmioAnswer, Supplied, Vcpu as Inside};
-use umbra_shared::{call::BLOCK_PAGES, exit::MmioAccess, vl::VqSet};
+use umbra_shared::{call::BLOCK_PAGES, exit::MmioAccess, vcpu::VcpuFeatures, vl::VqSet};
 
 /// It is on no CPU.
 pub const NOWHERE: i32 = -1;
@@ -60,6 +61,10 @@ pub(crate) struct State {
     pub lengths: Option<VqSet>,
     /// What hyp has made, when all of that is known.
     pub inside: Option<Inside>,
+    /// What hyp is to make of the first vCPU of a protected VM, when that runs.
+    pub primary: Option<Primary>,
+    /// A page that its guest is about to take back from us.
+    pub leaving: Option<Leaving>,
     /// The MMIO access that the VMM is to answer.
     pub open: Option<MmioAccess>,
     /// What the next load answers with.
@@ -70,6 +75,23 @@ pub(crate) struct State {
     /// KVM_SET_SIGNAL_MASK: signals that are blocked in KVM_RUN.
     pub signals: Option<u64>,
     pub scratch: Vec<u64>,
+}
+
+/// The first vCPU of a protected VM, before that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Primary {
+    pub features: VcpuFeatures,
+    /// PC and x0, which are all that its host chooses.
+    pub entry: u64,
+    pub argument: u64,
+}
+
+impl State {
+    /// What hyp has made it with, or is to.
+    pub fn features(&self) -> Option<VcpuFeatures> {
+        let made = self.inside.as_ref().map(Inside::features);
+        made.or(self.primary.map(|primary| primary.features))
+    }
 }
 
 /// What KVM_ARM_VCPU_INIT asks for.
@@ -118,6 +140,8 @@ impl Vcpu {
             init: None,
             lengths: None,
             inside: None,
+            primary: None,
+            leaving: None,
             open: None,
             answer: None,
             supplied: None,

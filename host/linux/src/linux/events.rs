@@ -18,6 +18,8 @@ pub enum Kind {
     Gic = 3,
     /// What a VM or a vCPU counts
     Stats = 4,
+    /// Memory of a VM's
+    Memory = 5,
 }
 
 /// What a file can stand for.
@@ -51,6 +53,10 @@ impl NewFile {
                 Err(fd.err().unwrap_or(Errno::ENOMEM))
             }
         }
+    }
+
+    pub(super) fn raw(&self) -> *mut c_void {
+        self.file.as_ptr()
     }
 
     /// The caller has it from here on.

@@ -3,6 +3,7 @@
 
 mod events;
 mod heap;
+mod mappings;
 mod pages;
 mod shim;
 mod sync;
@@ -10,7 +11,8 @@ mod user;
 
 pub use events::{EventFd, IrqFd, Kind, NewFile, Object, Signals, Sleeper, Work, stop};
 pub use heap::{discard, place, try_push, with_room};
-pub use pages::{Mm, Page, Pages, Pinned, RunPage, pages_out, unpin};
+pub use mappings::{Fault, Mappings, OpenFile};
+pub use pages::{Mm, Page, Pages, Pinned, RunPage, flag_page, pages_out, take_back, unpin};
 pub use sync::{Mutex, NoPreemption, Once, Published, Shared};
 pub use user::User;
 

@@ -4,6 +4,7 @@ use super::{check, shim::*};
 use crate::abi::Errno;
 use core::{
     ffi::c_void,
+    num::NonZeroU64,
     ptr::NonNull,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
@@ -33,9 +34,14 @@ impl Pages {
         Some(Self { next, left: count })
     }
 
-    /// The physical address of the next one.
-    pub const fn first(&self) -> u64 {
-        self.next
+    /// A VM gets them: the physical address of the first. From here on they are [`take_back`]'s to free, and nobody else's
+    /// to read.
+    pub fn give(self) -> u64 {
+        let Self { next: first, left: count } = self;
+        core::mem::forget(self);
+        // SAFETY: they are this one's.
+        unsafe { shim_pages_give(first, count) };
+        first
     }
 }
 
@@ -44,9 +50,9 @@ impl Iterator for Pages {
 
     fn next(&mut self) -> Option<Page> {
         self.left = self.left.checked_sub(1)?;
-        let page = Page(self.next);
+        let page = NonZeroU64::new(self.next).map(Page);
         self.next += PAGE_SIZE as u64;
-        Some(page)
+        page
     }
 }
 
@@ -58,30 +64,39 @@ impl Drop for Pages {
 
 /// A page of the kernel's own. It is freed with this.
 #[derive(Debug)]
-pub struct Page(u64);
+pub struct Page(NonZeroU64);
 
 impl Page {
     /// Its physical address.
     pub const fn pa(&self) -> u64 {
-        self.0
+        self.0.get()
     }
 
-    /// It as a flag-shadow page.
-    ///
-    /// # Safety
-    ///
-    /// It is not dropped while somebody uses what this returns.
-    pub unsafe fn as_flag_page(&self) -> &'static FlagShadowPage {
-        // SAFETY: ours, and as the caller promises. All of it is atomics, valid for any content.
-        unsafe { &*shim_page_address(self.0).cast() }
+    /// The same as [`Pages::give`] for some that lie one behind the other.
+    pub fn give(pages: impl Iterator<Item = Self>) {
+        for page in pages {
+            // SAFETY: it is this one's.
+            unsafe { shim_pages_give(page.pa(), 1) };
+            core::mem::forget(page);
+        }
     }
+}
+
+/// A page that a VM was given, as a flag-shadow page.
+///
+/// # Safety
+///
+/// It was [given](Pages::give), and isn't [taken back](take_back) while somebody uses what this returns.
+pub unsafe fn flag_page(pa: u64) -> &'static FlagShadowPage {
+    // SAFETY: ours, as the caller promises. All of it is atomics, valid for any content.
+    unsafe { &*shim_page_address(pa).cast() }
 }
 
 impl Drop for Page {
     fn drop(&mut self) {
         OUT.fetch_sub(1, Ordering::Relaxed);
         // SAFETY: `Pages` has taken it from those that were allocated; it is mapped nowhere, as its owner has it.
-        unsafe { shim_page_free(self.0) };
+        unsafe { shim_page_free(self.pa()) };
     }
 }
 
@@ -233,4 +248,29 @@ pub unsafe fn unpin(first: u64, count: u64) {
     OUT.fetch_sub(count, Ordering::Relaxed);
     // SAFETY: as the caller promises.
     unsafe { shim_unpin(first, count) };
+}
+
+/// Pages that lie one behind the other and come back from a VM: those that were the kernel's own are freed, and user space's
+/// unpinned. Returns how many those were. Where it may sleep.
+///
+/// # Safety
+///
+/// They were [given](Pages::give) or [lent](Pinned::lend), and nobody uses them any more.
+pub unsafe fn take_back(first: u64, count: u64) -> u64 {
+    let end = first + count * PAGE_SIZE as u64;
+    // SAFETY: a page that has a `struct page`, as all that were given or lent.
+    let is_ours = |pa: u64| unsafe { shim_page_is_given(pa) } != 0;
+    let (mut at, mut pinned) = (first, 0);
+    while at < end {
+        if is_ours(at) {
+            drop(NonZeroU64::new(at).map(Page));
+            at += PAGE_SIZE as u64;
+            continue;
+        }
+        let run = (at..end).step_by(PAGE_SIZE).take_while(|&pa| !is_ours(pa)).count() as u64;
+        // SAFETY: as the caller promises.
+        unsafe { unpin(at, run) };
+        (at, pinned) = (at + run * PAGE_SIZE as u64, pinned + run);
+    }
+    pinned
 }

@@ -30,8 +30,17 @@ unsafe extern "C" {
     pub(super) fn shim_file(kind: u32, object: *mut c_void, made: *mut *mut c_void) -> i32;
     pub(super) fn shim_file_install(fd: i32, file: *mut c_void);
     pub(super) fn shim_file_cancel(fd: i32, file: *mut c_void);
+    pub(super) fn shim_file_get(fd: i32, kind: u32, object: *mut *mut c_void) -> *mut c_void;
+    pub(super) fn shim_file_put(file: *mut c_void);
+    pub(super) fn shim_mapping_new() -> *mut c_void;
+    pub(super) fn shim_mapping_free(mapping: *mut c_void);
+    pub(super) fn shim_file_mapping(file: *mut c_void, mapping: *mut c_void);
+    pub(super) fn shim_mapping_unmap(mapping: *mut c_void, first: u64, count: u64);
+    pub(super) fn shim_fault_finish(fault: *mut c_void, pa: u64) -> u32;
     pub(super) fn shim_pages_alloc(count: u64) -> u64;
     pub(super) fn shim_page_free(pa: u64);
+    pub(super) fn shim_pages_give(first: u64, count: u64);
+    pub(super) fn shim_page_is_given(pa: u64) -> i32;
     pub(super) fn shim_page_address(pa: u64) -> *mut c_void;
     pub(super) fn shim_mm_get() -> *mut c_void;
     pub(super) fn shim_mm_is_mine(mm: *mut c_void) -> i32;

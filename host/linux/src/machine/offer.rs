@@ -19,6 +19,9 @@ pub(super) struct Offer {
     pub pauth: bool,
     pub ipa_bits: u32,
     pub cpus: u64,
+    /// Protected VMs can be made, and have two halves of addresses.
+    pub protected: bool,
+    pub alias_bit: u64,
 }
 
 impl Offer {
@@ -32,14 +35,19 @@ impl Offer {
             pauth: version.features.contains(Features::PAUTH),
             ipa_bits: version.ipa_bits,
             cpus: info.cpus,
+            protected: version.features.contains(Features::PROTECTED_VMS)
+                && version.alias_bit < 1 << version.ipa_bits,
+            alias_bit: version.alias_bit,
         })
     }
 }
 
-/// KVM_CHECK_EXTENSION.
-pub fn extension(capability: u64) -> i64 {
+/// KVM_CHECK_EXTENSION, of a VM that is protected or not, or of what there can be (`None`).
+pub fn extension(capability: u64, protected: Option<bool>) -> i64 {
     let offer = Offer::ask().ok();
     let has = |wanted: fn(&Offer) -> bool| i64::from(offer.as_ref().is_some_and(wanted));
+    let can_be_protected = offer.as_ref().is_some_and(|offer| offer.protected);
+    let has_files = protected.unwrap_or(can_be_protected);
     match capability {
         KVM_CAP_IRQCHIP
         | KVM_CAP_USER_MEMORY
@@ -58,8 +66,12 @@ pub fn extension(capability: u64) -> i64 {
         | KVM_CAP_IMMEDIATE_EXIT
         | KVM_CAP_BINARY_STATS_FD
         | KVM_CAP_ARM_IRQ_LINE_LAYOUT_2
-        | KVM_CAP_ARM_INJECT_EXT_DABT
-        | KVM_CAP_COUNTER_OFFSET => 1,
+        | KVM_CAP_ARM_INJECT_EXT_DABT => 1,
+        KVM_CAP_COUNTER_OFFSET => i64::from(protected != Some(true)),
+        KVM_CAP_USER_MEMORY2 | KVM_CAP_MEMORY_FAULT_INFO | KVM_CAP_GUEST_MEMFD => has_files.into(),
+        KVM_CAP_GUEST_MEMFD_FLAGS if has_files => {
+            (GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED) as i64
+        }
         KVM_CAP_IRQ_ROUTING => MAX_ROUTES.into(),
         KVM_CAP_NR_MEMSLOTS => i64::from(MAX_SLOTS),
         KVM_CAP_NR_VCPUS => offer.map_or(0, |offer| offer.cpus as i64),

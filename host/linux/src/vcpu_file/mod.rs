@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod one_reg;
+mod protected;
 mod run;
 
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     linux::User,
     machine::Machine,
     memory::{Faults, refused},
-    vcpu::{Features, Request, State, Vcpu},
+    vcpu::{Features, Primary, Request, State, Vcpu},
 };
 use core::sync::atomic::Ordering::SeqCst;
 use umbra_host::{
@@ -63,13 +64,14 @@ impl Vcpu {
                 let from = User(register.addr as usize);
                 self.write_register(machine, &mut state, register.id, from).map(|()| 0)
             }
-            KVM_GET_REG_LIST => self.list_registers(&state, user).map(|()| 0),
+            KVM_GET_REG_LIST => self.list_registers(machine, &state, user).map(|()| 0),
             KVM_GET_MP_STATE => {
                 let on = self.on.load(SeqCst);
                 let state = if on { KVM_MP_STATE_RUNNABLE } else { KVM_MP_STATE_STOPPED };
                 user.write(&state).map(|()| 0)
             }
             KVM_SET_MP_STATE => {
+                machine.refuse_sealed()?;
                 let on = match user.read()? {
                     KVM_MP_STATE_RUNNABLE => true,
                     KVM_MP_STATE_STOPPED => false,
@@ -97,10 +99,13 @@ impl Vcpu {
                 }
             }
             Some(before) => {
+                machine.refuse_sealed()?;
                 if (before.sve, before.pauth) != (features.sve, features.pauth) {
                     return Err(Errno::EINVAL);
                 }
-                if state.inside.is_some() {
+                if let Some(primary) = &mut state.primary {
+                    (primary.entry, primary.argument) = (0, 0);
+                } else if state.inside.is_some() && !machine.is_protected() {
                     self.reset(machine, state)?;
                 }
             }
@@ -116,7 +121,10 @@ impl Vcpu {
             self.on.store(false, SeqCst);
             machine.set_power(self.index, false);
         }
-        if let Some(inside) = &state.inside {
+        // Of a protected VM's it is its guest's to say.
+        if let Some(inside) = &state.inside
+            && !machine.is_protected()
+        {
             let power = Register::Power.encode();
             let value = [on.into(), 0];
             Hvc.vcpu_write(inside.vm(), inside.index(), power, value).map_err(refused)?;
@@ -162,7 +170,7 @@ impl Vcpu {
         if feature != KVM_ARM_VCPU_SVE || !has_sve {
             return Err(Errno::EINVAL);
         }
-        if state.inside.is_some() {
+        if state.features().is_some() {
             return Err(Errno::EPERM);
         }
         let lengths = state.lengths.unwrap_or(machine.vector_lengths());
@@ -171,16 +179,36 @@ impl Vcpu {
     }
 
     fn create(&self, machine: &Machine, state: &mut State, vq: Option<Vq>) -> Result<(), Errno> {
-        let settings = VcpuSettings {
-            index: VcpuIndex(self.index.into()),
-            affinity: UntrustedAffinity(gic::affinity(self.index).into()),
-            features: VcpuFeatures::sve(vq),
-            start: START,
-        };
-        state.inside = Some(machine.memory(|memory| memory.create_vcpu(settings))??);
+        let features = VcpuFeatures::sve(vq);
+        match (machine.is_protected(), self.index) {
+            (true, 0) => {
+                // Hyp makes it with its entry, which is not known yet.
+                state.primary = Some(Primary { features, entry: 0, argument: 0 });
+                return Ok(());
+            }
+            (true, _) => self.make(machine, state, features, Start::Off)?,
+            (false, _) => self.make(machine, state, features, START)?,
+        }
         // Its VM's clock may have been set before.
         self.request(Request::Clock);
         self.settle(machine, state)
+    }
+
+    fn make(
+        &self,
+        machine: &Machine,
+        state: &mut State,
+        features: VcpuFeatures,
+        start: Start,
+    ) -> Result<(), Errno> {
+        let settings = VcpuSettings {
+            index: VcpuIndex(self.index.into()),
+            affinity: UntrustedAffinity(gic::affinity(self.index).into()),
+            features,
+            start,
+        };
+        state.inside = Some(machine.memory(|memory| memory.create_vcpu(settings))??);
+        Ok(())
     }
 }
 

@@ -30,6 +30,11 @@ impl Vcpu {
         };
         let named = name(state, id)?;
         match named {
+            Named::One(..) | Named::Counter | Named::Z(_) | Named::P(_)
+                if machine.is_protected() =>
+            {
+                to.write(&self.private_register(machine, state, named)?)
+            }
             Named::VectorLengths => to.write(&read_lengths(machine, state)?),
             Named::One(register, bytes) => {
                 let [low, high] = read(register)?.map(u64::to_le_bytes);
@@ -50,7 +55,7 @@ impl Vcpu {
                 Ok(())
             }
             Named::PsciVersion => {
-                inside()?;
+                state.features().ok_or(Errno::EPERM)?;
                 to.write(&PSCI_1_1)
             }
         }
@@ -66,6 +71,14 @@ impl Vcpu {
         let named = name(state, id)?;
         if named == Named::VectorLengths {
             return write_lengths(machine, state, from);
+        }
+        state.features().ok_or(Errno::EPERM)?;
+        if machine.is_protected() {
+            let value = from.read()?;
+            return match named {
+                Named::PsciVersion => set_psci_version(value),
+                _ => self.set_private_register(machine, state, named, value),
+            };
         }
         let inside = state.inside.as_ref().ok_or(Errno::EPERM)?;
         let write = |register: Register, value: [u64; 2]| {
@@ -94,24 +107,29 @@ impl Vcpu {
                 }
                 Ok(())
             }
-            Named::PsciVersion => {
-                let version: u64 = from.read()?;
-                if version == PSCI_1_1 { Ok(()) } else { Err(Errno::EINVAL) }
-            }
+            Named::PsciVersion => set_psci_version(from.read()?),
             Named::VectorLengths => Err(Errno::ENOENT),
         }
     }
 
     /// KVM_GET_REG_LIST: those of all that can be read now.
-    pub(super) fn list_registers(&self, state: &State, user: User) -> Result<(), Errno> {
-        let inside = state.inside.as_ref().ok_or(Errno::EPERM)?;
-        let sve = inside.features().vq.is_some();
-        let has = |id: &u64| match Named::of(*id) {
-            Ok(Named::One(register, _)) => {
+    pub(super) fn list_registers(
+        &self,
+        machine: &Machine,
+        state: &State,
+        user: User,
+    ) -> Result<(), Errno> {
+        let sve = state.features().ok_or(Errno::EPERM)?.vq.is_some();
+        let has = |id: &u64| match (Named::of(*id), &state.inside) {
+            (Ok(Named::VectorLengths | Named::PsciVersion), _) => true,
+            (Ok(named), _) if machine.is_protected() => {
+                self.private_register(machine, state, named).is_ok()
+            }
+            (Ok(Named::One(register, _)), Some(inside)) => {
                 Hvc.vcpu_read(inside.vm(), inside.index(), register.encode()).is_ok()
             }
-            Ok(_) => true,
-            Err(_) => false,
+            (Ok(_), _) => true,
+            (Err(_), _) => false,
         };
         let room: u64 = user.read()?;
         let mut count: u64 = 0;
@@ -126,6 +144,10 @@ impl Vcpu {
     }
 }
 
+fn set_psci_version(version: u64) -> Result<(), Errno> {
+    if version == PSCI_1_1 { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
 /// What an ID names, of this vCPU.
 fn name(state: &State, id: u64) -> Result<Named, Errno> {
     let named = Named::of(id)?;
@@ -137,7 +159,7 @@ fn name(state: &State, id: u64) -> Result<Named, Errno> {
 fn read_lengths(machine: &Machine, state: &State) -> Result<[u64; 8], Errno> {
     state.init.filter(|features| features.sve).ok_or(Errno::ENOENT)?;
     let mut words = [0_u64; 8];
-    let largest = state.inside.as_ref().map(|inside| inside.features().vq);
+    let largest = state.features().map(|features| features.vq);
     let all = state.lengths.unwrap_or(machine.vector_lengths());
     for vq in all.iter().filter(|&vq| largest.is_none_or(|largest| Some(vq) <= largest)) {
         words[0] |= 1 << (vq.quadwords() - 1);
@@ -147,7 +169,7 @@ fn read_lengths(machine: &Machine, state: &State) -> Result<[u64; 8], Errno> {
 
 fn write_lengths(machine: &Machine, state: &mut State, from: User) -> Result<(), Errno> {
     state.init.filter(|features| features.sve).ok_or(Errno::ENOENT)?;
-    if state.inside.is_some() {
+    if state.features().is_some() {
         return Err(Errno::EPERM);
     }
     let words: [u64; 8] = from.read()?;

@@ -9,6 +9,7 @@ use crate::{
     linux::{self, NoPreemption, Signals},
     machine::Machine,
     memory::{Backing, Faults, refused},
+    memory_file::Leaving,
     stats::Exit,
     vcpu::{NOWHERE, State, Vcpu},
 };
@@ -16,9 +17,10 @@ use core::{ops::ControlFlow, sync::atomic::Ordering::SeqCst};
 use umbra_host::{
     fp::{CpuRegisters, TaskFp},
     hypercall::Hvc,
-    vcpu::{Answer, ExitHandler, HostCpu, LoadedVcpu, MmioAnswer, Supplied, Wait},
+    vcpu::{Answer, ExitHandler, HostCpu, LoadedVcpu, MmioAnswer, Supplied, Vcpu as Inside, Wait},
 };
 use umbra_shared::{
+    PAGE_SIZE,
     call::VcpuIndex,
     error::Error,
     exit::{MmioAccess, SystemEvent},
@@ -33,6 +35,8 @@ enum Stop {
     Mmio { address: u64, access: MmioAccess, data: u64 },
     Fault(u64),
     Tables,
+    Unshare(u64),
+    Relinquished { address: u64, page: u64 },
     System { event: SystemEvent, kind: u64, cookie: u64 },
     Broken(u64),
 }
@@ -111,6 +115,7 @@ impl ExitHandler for Handler<'_> {
         access: MmioAccess,
         data: u64,
     ) -> ControlFlow<Stop, MmioAnswer> {
+        let address = self.machine.without_alias(address);
         match self.machine.access(address, access, data, self.no_preemption) {
             Some(answer) => {
                 self.count(Exit::MmioKernel);
@@ -133,6 +138,16 @@ impl ExitHandler for Handler<'_> {
     fn tables(&mut self) -> ControlFlow<Stop, Supplied> {
         self.count(Exit::Tables);
         ControlFlow::Break(Stop::Tables)
+    }
+
+    fn unshare(&mut self, address: u64, _: u64) -> ControlFlow<Stop, Supplied> {
+        self.count(Exit::Sharing);
+        ControlFlow::Break(Stop::Unshare(address))
+    }
+
+    fn relinquished(&mut self, address: u64, page: u64) -> ControlFlow<Stop> {
+        self.count(Exit::Sharing);
+        ControlFlow::Break(Stop::Relinquished { address, page })
     }
 
     fn cpu_on(&mut self, index: VcpuIndex) -> ControlFlow<Stop> {
@@ -163,7 +178,7 @@ impl Vcpu {
     /// KVM_RUN.
     pub(super) fn run(&self, machine: &Machine, state: &mut State) -> Result<i64, Errno> {
         let features = state.init.ok_or(Errno::ENOEXEC)?;
-        if state.inside.is_none() {
+        if state.features().is_none() {
             debug_assert!(features.sve);
             return Err(Errno::EPERM);
         }
@@ -183,6 +198,9 @@ impl Vcpu {
                 return self.interrupted(machine, state);
             }
             self.settle(machine, state)?;
+            if machine.is_protected() {
+                self.begin(machine, state)?;
+            }
             let awake = || self.on.load(SeqCst) || machine.is_closed();
             if !awake() && self.sleeper.sleep(None, awake).is_err() {
                 return self.interrupted(machine, state);
@@ -201,6 +219,13 @@ impl Vcpu {
                     self.on.store(true, SeqCst);
                     machine.set_power(self.index, true);
                 }
+            }
+            // Its guest has run since it was to lose a page, and has taken it or thought better of it.
+            let is_open = state.inside.as_ref().is_some_and(Inside::is_open);
+            match &entered {
+                Ok(Stop::Leave) if is_open => {}
+                Ok(_) => state.leaving = None,
+                Err(_) => {}
             }
             let stop = match entered {
                 Ok(stop) => stop,
@@ -237,7 +262,10 @@ impl Vcpu {
                 Stop::Mmio { address, access, data } => {
                     // If it can't be had now the guest tries again when it runs again.
                     state.answer = Some(MmioAnswer::Retry);
-                    if machine.supply(address, &mut state.scratch)? == Backing::Memory {
+                    // What a protected guest lets out is no memory.
+                    if !machine.is_protected()
+                        && machine.supply(address, &mut state.scratch)? == Backing::Memory
+                    {
                         self.counts().count(Exit::Fault);
                         continue;
                     }
@@ -246,10 +274,23 @@ impl Vcpu {
                     state.open = Some(access);
                     return Ok(self.exit_mmio(address, access, data));
                 }
-                Stop::Fault(address) => {
-                    if machine.supply(address, &mut state.scratch)? == Backing::Nothing {
-                        state.supplied = Some(Supplied::Abort);
-                    }
+                Stop::Fault(address) => match machine.supply(address, &mut state.scratch) {
+                    Ok(Backing::Memory) => {}
+                    Ok(Backing::Nothing) => state.supplied = Some(Supplied::Abort),
+                    // If it is run again it tries again.
+                    Err(_) if machine.is_protected() => return Err(self.exit_fault(address)),
+                    Err(error) => return Err(error),
+                },
+                Stop::Unshare(address) => {
+                    let address = machine.without_alias(address);
+                    let place = machine.memory(|memory| memory.place(address))?;
+                    state.leaving = place
+                        .and_then(|place| place.file)
+                        .map(|(file, page)| Leaving::new(file, self.index, page));
+                }
+                Stop::Relinquished { address, page } => {
+                    let address = machine.without_alias(address);
+                    machine.memory(|memory| memory.returned(address, page))?;
                 }
                 Stop::Tables => machine.memory(|memory| memory.topup())??,
                 Stop::System { event, kind, cookie } => {
@@ -298,7 +339,9 @@ impl Vcpu {
     /// Finishes what is open and has its answer: whoever reads the guest's registers from here on finds it behind that
     /// (KVM's api.rst, `immediate_exit`). One that is off is so when it is on again.
     fn finish(&self, machine: &Machine, state: &mut State) {
-        let Some(inside) = state.inside.as_mut().filter(|inside| inside.is_open()) else { return };
+        // Of a page that its guest is about to take back there is nothing to finish: it is told so in its own time.
+        let can_finish = |inside: &&mut Inside| inside.is_open() && state.leaving.is_none();
+        let Some(inside) = state.inside.as_mut().filter(can_finish) else { return };
         let _no_preemption = NoPreemption::begin();
         let mut os = Os { machine, vcpu: self };
         if let Ok(mut loaded) = inside.load(&Hvc, &mut os) {
@@ -327,6 +370,15 @@ impl Vcpu {
         self.page.set_word(field::MMIO_LEN, access.bytes.into());
         self.page.set_word(field::MMIO_IS_WRITE, access.write.into());
         self.exit(KVM_EXIT_MMIO)
+    }
+
+    /// A protected guest's page can't be had.
+    fn exit_fault(&self, address: u64) -> Errno {
+        self.page.set_doubleword(field::MEMORY_FAULT_FLAGS, KVM_MEMORY_EXIT_FLAG_PRIVATE);
+        self.page.set_doubleword(field::MEMORY_FAULT_GPA, address);
+        self.page.set_doubleword(field::MEMORY_FAULT_SIZE, PAGE_SIZE as u64);
+        self.exit(KVM_EXIT_MEMORY_FAULT);
+        Errno::EFAULT
     }
 
     /// What the VMM has made of an MMIO access.
