@@ -47,6 +47,7 @@ pub fn load(
         memory: arguments.memory,
         initrd,
         virtio,
+        protected: arguments.protected,
     };
     let mut blob = Cursor::new(tree.write()?);
     load_dtb(memory, GuestAddress(tree_at), &mut blob).context("the device tree")?;

@@ -43,4 +43,6 @@ mod gic;
 #[cfg(target_arch = "aarch64")]
 pub mod machine;
 #[cfg(target_arch = "aarch64")]
+mod ram;
+#[cfg(target_arch = "aarch64")]
 mod vcpu;

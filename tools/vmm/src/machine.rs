@@ -13,6 +13,7 @@ use crate::events::{EventLoop, Subscriber};
 use crate::gate::Gate;
 use crate::gic;
 use crate::layout;
+use crate::ram;
 use crate::report::{self, Counters, DeviceCounters, End, Report};
 use crate::serial::Uart;
 use crate::signals;
@@ -28,7 +29,6 @@ use kvm_bindings::*;
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 /// MPIDR_EL1.
@@ -40,8 +40,6 @@ const X0: u64 = 0x6030_0000_0010_0000;
 const PC: u64 = 0x6030_0000_0010_0040;
 /// The affinity fields of MPIDR_EL1.
 const AFFINITY: u64 = 0xff_00ff_ffff;
-/// Bits of guest-physical addresses, if KVM isn't asked for others.
-const ADDRESS_BITS: u32 = 40;
 
 /// Boots it, waits for its end, and writes the report.
 ///
@@ -51,8 +49,10 @@ const ADDRESS_BITS: u32 = 40;
 pub fn run(arguments: &Run) -> Result<End> {
     let kvm = Kvm::new().context("/dev/kvm")?;
     ensure!(kvm.get_api_version() == 12, "/dev/kvm speaks API {}", kvm.get_api_version());
-    let vm = virtual_machine(&kvm, arguments.memory)?;
-    let memory = memory(&vm, arguments.memory)?;
+    let (vm, address_bits) = ram::virtual_machine(&kvm, arguments)?;
+    let memory = ram::memory(&vm, arguments)?;
+    // The upper half of its addresses is what a protected guest shares.
+    let alias = if arguments.protected { 1 << (address_bits - 1) } else { 0 };
     let vcpus = vcpus(&vm, arguments)?;
     let count = vcpus.len();
     // As long as the machine.
@@ -70,7 +70,7 @@ pub fn run(arguments: &Run) -> Result<End> {
     let shared = made
         .into_iter()
         .map(|(device, counters)| {
-            let memory = DeviceMemory::new(memory.clone());
+            let memory = DeviceMemory::new(memory.clone(), alias);
             machine.add_virtio(|irq| Worker::new(device, memory, irq, counters.clone()), &counters)
         })
         .collect::<Result<Vec<_>>>()?;
@@ -170,40 +170,6 @@ impl Machine<'_> {
         self.loops.push(Box::new(shared.clone()));
         Ok(shared)
     }
-}
-
-/// One whose addresses have as many bits as its memory needs.
-fn virtual_machine(kvm: &Kvm, memory: u64) -> Result<VmFd> {
-    let end = layout::RAM.checked_add(memory).context("so much memory has no addresses")?;
-    let needed = u64::BITS - (end - 1).leading_zeros();
-    // KVM doesn't say if they can't be chosen.
-    let limit = u32::try_from(kvm.get_host_ipa_limit()).ok().filter(|&limit| limit != 0);
-    ensure!(
-        needed <= limit.unwrap_or(ADDRESS_BITS),
-        "so much memory needs {needed} bits of address, and a machine can't have them here"
-    );
-    let vm = match limit {
-        None => kvm.create_vm(),
-        Some(limit) => kvm.create_vm_with_ipa_size(needed.max(ADDRESS_BITS).min(limit)),
-    };
-    vm.context("KVM_CREATE_VM")
-}
-
-fn memory(vm: &VmFd, bytes: u64) -> Result<GuestMemoryMmap> {
-    let ranges = [(GuestAddress(layout::RAM), bytes as usize)];
-    let memory = GuestMemoryMmap::<()>::from_ranges(&ranges).context("memory")?;
-    for (slot, region) in memory.iter().enumerate() {
-        let region = kvm_userspace_memory_region {
-            slot: slot as u32,
-            flags: 0,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the mapping is there until the process ends, and so is the VM.
-        unsafe { vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")?;
-    }
-    Ok(memory)
 }
 
 fn vcpus(vm: &VmFd, arguments: &Run) -> Result<Vec<VcpuFd>> {

@@ -18,6 +18,8 @@ pub struct Tree<'a> {
     pub initrd: Option<(u64, u64)>,
     /// Virtio's devices.
     pub virtio: usize,
+    /// Whether the guest is a protected one, which has firmware where others have a hypervisor.
+    pub protected: bool,
 }
 
 const GIC: u32 = 1;
@@ -79,7 +81,8 @@ impl Tree<'_> {
             "compatible",
             vec!["arm,psci-1.0".to_owned(), "arm,psci-0.2".to_owned()],
         )?;
-        fdt.property_string("method", "hvc")?;
+        // Linux asks whether it is in a realm by SMC, and only if PSCI is there, too.
+        fdt.property_string("method", if self.protected { "smc" } else { "hvc" })?;
         fdt.end_node(psci)?;
 
         let timer = fdt.begin_node("timer")?;
@@ -147,6 +150,7 @@ mod tests {
             memory: 1 << 30,
             initrd: Some((0x9000_0000, 0x1234)),
             virtio: 3,
+            protected: false,
         };
         let blob = tree.write().unwrap();
         let fdt = Fdt::new(&blob).unwrap();
@@ -173,8 +177,14 @@ mod tests {
 
     #[test]
     fn a_command_line_has_no_zero_in_it() {
-        let tree =
-            Tree { command_line: "a\0b", cpus: &[0], memory: 1 << 30, initrd: None, virtio: 0 };
+        let tree = Tree {
+            command_line: "a\0b",
+            cpus: &[0],
+            memory: 1 << 30,
+            initrd: None,
+            virtio: 0,
+            protected: false,
+        };
         assert!(tree.write().is_err());
     }
 }

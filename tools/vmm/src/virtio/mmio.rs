@@ -78,7 +78,8 @@ impl Transport {
     pub fn new(worker: Shared) -> Self {
         let locked = worker.lock();
         let device = locked.device();
-        let (id, features, config) = (device.id(), device.features() | COMMON, device.config());
+        let features = device.features() | locked.features() | COMMON;
+        let (id, config) = (device.id(), device.config());
         let state = Mutex::new(State::new(device.queues()));
         let line = locked.line().clone();
         drop(locked);

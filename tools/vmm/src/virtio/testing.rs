@@ -55,7 +55,7 @@ impl Driver {
         let memory = GuestMemoryMmap::from_ranges(&[range]).unwrap();
         let irq = EventFd::new(EFD_NONBLOCK).unwrap();
         let sides = vec![Side::default(); device.queues()];
-        let device_memory = DeviceMemory::new(memory.clone());
+        let device_memory = DeviceMemory::new(memory.clone(), 0);
         let worker = Worker::new(device, device_memory, irq.try_clone().unwrap(), counters.clone());
         let transport = Transport::new(Shared::new(worker.unwrap()));
         let free = MEMORY + QUEUE_BYTES * sides.len() as u64;

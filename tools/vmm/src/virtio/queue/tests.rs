@@ -145,7 +145,7 @@ fn what_changes_behind_a_walk_is_not_used() {
             ..QueueState::default()
         };
         let memory = Changing {
-            memory: DeviceMemory::new(driver.memory.clone()),
+            memory: DeviceMemory::new(driver.memory.clone(), 0),
             driver: &driver,
             table,
             after: d(MEMORY, MEMORY_BYTES as u32, WRITE | NEXT, 0),
