@@ -206,15 +206,19 @@ pub struct VmArgs {
     /// A guest with a shell of Debian's, on this terminal.
     #[arg(long, conflicts_with_all = ["guests", "kills", "rounds", "compare"])]
     interactive: bool,
+    /// A protected guest, of Debian's newest kernel.
+    #[arg(long, conflicts_with_all = ["guests", "kills", "rounds", "compare", "interactive"])]
+    protected: bool,
 }
 
 impl VmArgs {
     pub fn run(self) -> Result<bool> {
         let Self { guests, rounds, kills, .. } = self;
-        let guests = match (self.compare, self.interactive) {
-            (true, _) => linux::Guests::Scenarios,
-            (_, true) => linux::Guests::Shell,
-            (false, false) => linux::Guests::Beside { guests, rounds, kills, debian: true },
+        let guests = match self {
+            Self { compare: true, .. } => linux::Guests::Scenarios,
+            Self { interactive: true, .. } => linux::Guests::Shell,
+            Self { protected: true, .. } => linux::Guests::Protected,
+            _ => linux::Guests::Beside { guests, rounds, kills, debian: true },
         };
         let options = linux::Options {
             seconds: self.seconds,

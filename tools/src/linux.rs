@@ -147,14 +147,15 @@ impl Programs {
             Task::Patterns | Task::Withheld => {}
             Task::VirtualMachines(guests) => {
                 let vms = self.virtual_machines.as_ref().context("nothing for guests is built")?;
-                // The guest is the same kernel with the same program.
-                let mut guest = files.clone();
-                guest.extend(drivers(kernel, &[kernel::GUEST, kernel::CIPHERS].concat())?);
+                // The guest has the same program, and mostly the same kernel.
+                let (mut guest, other) = (files.clone(), guests.kernel()?);
+                let guest_kernel = other.as_ref().unwrap_or(kernel);
+                guest.extend(drivers(guest_kernel, &[kernel::GUEST, kernel::CIPHERS].concat())?);
                 files.push(("guest-initrd".to_owned(), archive(&guest)));
                 files.extend(guests.disks()?);
                 files.extend(drivers(kernel, &[kernel::HOST, kernel::CIPHERS].concat())?);
                 for (name, path) in
-                    vms.files().into_iter().chain([("guest-kernel", &*kernel.image)])
+                    vms.files().into_iter().chain([("guest-kernel", &*guest_kernel.image)])
                 {
                     let content =
                         std::fs::read(path).with_context(|| path.display().to_string())?;

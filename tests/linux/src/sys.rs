@@ -11,6 +11,8 @@ pub struct Errno(pub i32);
 /// A signal's number.
 pub type Signal = i32;
 
+/// SIGABRT
+pub const SIGABRT: Signal = 6;
 /// SIGBUS
 pub const SIGBUS: Signal = 7;
 /// SIGKILL
@@ -59,6 +61,7 @@ macro_rules! plain {
 
 pub mod alg;
 pub mod io;
+pub mod others;
 
 const AT_FDCWD: usize = -100_isize as usize;
 

@@ -10,6 +10,7 @@ mod inside;
 mod monitor;
 mod network;
 mod probe;
+mod protected;
 mod scenarios;
 
 use crate::fail;
@@ -47,6 +48,8 @@ pub fn run(start: &Start) -> Result<(), Text> {
         scenarios::run()?;
     } else if start.has("shell") {
         scenarios::shell()?;
+    } else if start.has("protected") {
+        protected::run()?;
     } else {
         if start.has("debian") {
             scenarios::debian()?;

@@ -9,7 +9,7 @@ use umbra_patterns::digest;
 use super::{devices, root, scenarios};
 
 use crate::console::{Fields, Table};
-use crate::kernel::Debian;
+use crate::kernel::{Debian, Kernel};
 use crate::module::{self, Headers};
 use crate::qemu::{Machine, Qemu};
 use crate::report::{Columns, Report, table, value};
@@ -65,9 +65,12 @@ pub const PATIENCE: u32 = 3;
 /// What guests at once are called.
 const BESIDE: [&str; 4] = ["guest", "guest-2", "guest-3", "guest-4"];
 
+/// What protected guests are called.
+const PROTECTED: [&str; 1] = ["protected"];
+
 /// What guests are called, whose lines on the console begin so.
 pub fn guest_names() -> Vec<&'static str> {
-    BESIDE.into_iter().chain(scenarios::GUESTS).collect()
+    BESIDE.into_iter().chain(PROTECTED).chain(scenarios::GUESTS).collect()
 }
 
 /// Gives a person the machine's console, to its end; whether QEMU ended by itself.
@@ -89,6 +92,7 @@ pub(super) fn exits(console: &[String]) -> Option<String> {
         ("fault_exits", "memory faults"),
         ("table_exits", "tables"),
         ("power_exits", "power"),
+        ("sharing_exits", "sharing"),
         ("signal_exits", "signals"),
     ];
     let rows: Vec<Fields> = console
@@ -122,14 +126,30 @@ pub enum Guests {
     },
     /// One of each kind, one after the other: what they see is compared.
     Scenarios,
+    /// Protected ones, of Debian's newest kernel whatever the host's is: the release's knows of no realm.
+    Protected,
     /// One for a person, with a shell.
     Shell,
 }
 
 impl Guests {
-    /// Words for Linux.
+    /// Words for hyp and Linux.
     pub(super) fn kernel_words(self) -> &'static str {
-        if self == Self::Shell { "quiet loglevel=1" } else { "" }
+        match self {
+            Self::Shell => "quiet loglevel=1",
+            // There are protected VMs where no device reaches all memory.
+            Self::Protected => "umbra.dma=isolate",
+            Self::Beside { .. } | Self::Scenarios => "",
+        }
+    }
+
+    /// The kernel that guests have, whose host has another one; `None`: the same.
+    ///
+    /// # Errors
+    ///
+    /// It can't be had.
+    pub fn kernel(self) -> Result<Option<Kernel>> {
+        (self == Self::Protected).then(|| Kernel::debian(Debian::Newest)).transpose()
     }
 
     /// The words for our program.
@@ -142,6 +162,7 @@ impl Guests {
                 )
             }
             Self::Scenarios => "vm scenarios".to_owned(),
+            Self::Protected => format!("withheld vm protected {patterns}"),
             Self::Shell => "vm shell".to_owned(),
         }
     }
@@ -155,7 +176,7 @@ impl Guests {
         };
         Ok(match self {
             Self::Beside { debian: false, .. } => Vec::new(),
-            Self::Beside { .. } | Self::Shell => vec![root()?],
+            Self::Beside { .. } | Self::Protected | Self::Shell => vec![root()?],
             Self::Scenarios => {
                 let disk = devices::noise(DISK_BYTES, 3);
                 let words = format!("disk={DISK_BYTES} digest={}", digest::whole(&disk));

@@ -15,6 +15,9 @@ use crate::sys::{self, Ended, File};
 /// What it is asked for.
 pub fn inside(start: &Start) -> Result<(), Text> {
     modules::load()?;
+    if start.has("realm") {
+        seen::expect_in_log("realm", "RSI-1.0", "Using RSI version 1.0")?;
+    }
     if start.has("probe") {
         probe::run(start)?;
     }
@@ -33,9 +36,6 @@ pub fn inside(start: &Start) -> Result<(), Text> {
         network::ask()?;
         seen::row("network", "echoes");
     }
-    if start.has("root") {
-        return in_root(c"/umbra/check");
-    }
     if start.has("shell") {
         return in_root(c"/bin/bash");
     }
@@ -48,6 +48,9 @@ pub fn inside(start: &Start) -> Result<(), Text> {
     if start.number("cpus").is_some() {
         seen::release();
         stress::run(start)?;
+    }
+    if start.has("root") {
+        return in_root(c"/umbra/check");
     }
     Ok(())
 }
