@@ -235,7 +235,14 @@ pub fn execute_with(path: &CStr, arguments: Strings) -> Errno {
     execve(path, arguments, &[ptr::null()])
 }
 
-/// Runs a program as a user would: with a PATH and a terminal, whose foreground it is.
+/// A session of its own for this process, with the console as its terminal (TIOCSCTTY): signals of the keyboard are for it. When
+/// it ends the terminal is hung up, and output that has not left yet is lost: it is for people.
+pub fn take_terminal() {
+    let _ = plain!(157);
+    let _ = plain!(29, 0, 0x540e, 1);
+}
+
+/// Runs a program as a user would, with a PATH.
 pub fn execute_as_user(path: &CStr) -> Errno {
     let environment = [
         c"PATH=/usr/bin:/usr/sbin".as_ptr(),
@@ -243,9 +250,6 @@ pub fn execute_as_user(path: &CStr) -> Errno {
         c"TERM=vt100".as_ptr(),
         ptr::null(),
     ];
-    // A session of its own, with the console as its terminal (TIOCSCTTY): signals of the keyboard are for it.
-    let _ = plain!(157);
-    let _ = plain!(29, 0, 0x540e, 1);
     execve(path, &[path.as_ptr(), ptr::null()], &environment)
 }
 

@@ -37,7 +37,7 @@ pub fn inside(start: &Start) -> Result<(), Text> {
         seen::row("network", "echoes");
     }
     if start.has("shell") {
-        return in_root(c"/bin/bash");
+        return in_root(c"/bin/bash", sys::take_terminal);
     }
     if start.has("wait") {
         seen::row("waits", "for-its-end");
@@ -50,7 +50,7 @@ pub fn inside(start: &Start) -> Result<(), Text> {
         stress::run(start)?;
     }
     if start.has("root") {
-        return in_root(c"/umbra/check");
+        return in_root(c"/umbra/check", || {});
     }
     Ok(())
 }
@@ -80,8 +80,8 @@ fn check_random() -> Result<(), Text> {
     Ok(())
 }
 
-/// Runs a program of the disk's, with the disk as the root of its files.
-fn in_root(program: &CStr) -> Result<(), Text> {
+/// Runs a program of the disk's, with the disk as the root of its files, after `first`.
+fn in_root(program: &CStr, first: impl FnOnce()) -> Result<(), Text> {
     wait_for_disk(c"/dev/vda", "vda")?;
     sys::make_folder(c"/root");
     if let Err(error) = sys::mount_at(c"/dev/vda", c"/root", c"ext4") {
@@ -97,6 +97,7 @@ fn in_root(program: &CStr) -> Result<(), Text> {
     let child = match sys::fork() {
         Ok(Some(child)) => child,
         Ok(None) => {
+            first();
             let error = sys::enter_root(c"/root").map(|()| sys::execute_as_user(program));
             say::line(format_args!("{program:?}: {error:?}"));
             sys::exit(127)
