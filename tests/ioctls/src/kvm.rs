@@ -28,6 +28,7 @@ pub const PREFERRED_TARGET: u64 = 0x8020_aeaf;
 pub const GET_REG_LIST: u64 = 0xc008_aeb0;
 pub const SET_COUNTER_OFFSET: u64 = 0x4010_aeb5;
 pub const VCPU_FINALIZE: u64 = 0x4004_aec2;
+pub const CREATE_GUEST_MEMFD: u64 = 0xc040_aed4;
 pub const CREATE_DEVICE: u64 = 0xc00c_aee0;
 pub const SET_DEVICE_ATTR: u64 = 0x4018_aee1;
 pub const GET_DEVICE_ATTR: u64 = 0x4018_aee2;
@@ -87,11 +88,9 @@ pub struct Vm {
 
 impl Vm {
     pub fn new() -> Self {
-        // SAFETY: a path.
-        let kvm = unsafe { libc::open(c"/dev/kvm".as_ptr(), libc::O_RDWR) };
+        let kvm = open();
         let fd = ioctl(kvm, CREATE_VM, 0).expect("KVM_CREATE_VM");
-        // SAFETY: nobody else has it.
-        unsafe { libc::close(kvm) };
+        close(kvm);
         let memory = map(BYTES, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1);
         let vm = Self { fd, memory };
         vm.slot(MEMORY, BYTES).expect("KVM_SET_USER_MEMORY_REGION");
@@ -113,8 +112,7 @@ impl Vm {
     }
 
     pub fn vcpu(&self, index: u64) -> Vcpu {
-        let fd = ioctl(self.fd, CREATE_VCPU, index).expect("KVM_CREATE_VCPU");
-        let vcpu = Vcpu { fd, run: map(4096, libc::MAP_SHARED, fd) };
+        let vcpu = Vcpu::new(self.fd, index);
         vcpu.init(false);
         vcpu
     }
@@ -128,15 +126,37 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        // SAFETY: nobody else has either.
-        unsafe {
-            libc::close(self.fd);
-            libc::munmap(self.memory.cast(), BYTES);
-        }
+        close(self.fd);
+        unmap(self.memory, BYTES);
     }
 }
 
-fn map(bytes: usize, flags: i32, fd: i32) -> *mut u8 {
+pub fn open() -> i32 {
+    // SAFETY: a path.
+    unsafe { libc::open(c"/dev/kvm".as_ptr(), libc::O_RDWR) }
+}
+
+/// Whether there are protected VMs: KVM_CAP_GUEST_MEMFD.
+pub fn has_protected() -> bool {
+    let kvm = open();
+    let has = ioctl(kvm, CHECK_EXTENSION, 234);
+    close(kvm);
+    has == Ok(1)
+}
+
+/// A descriptor that nobody else has.
+pub fn close(fd: i32) {
+    // SAFETY: as above.
+    unsafe { libc::close(fd) };
+}
+
+/// A mapping that nobody else has.
+pub fn unmap(memory: *mut u8, bytes: usize) {
+    // SAFETY: `map` made it.
+    unsafe { libc::munmap(memory.cast(), bytes) };
+}
+
+pub fn map(bytes: usize, flags: i32, fd: i32) -> *mut u8 {
     let access = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new mapping.
     let memory = unsafe { libc::mmap(null_mut(), bytes, access, flags, fd, 0) };
@@ -153,6 +173,12 @@ pub struct Vcpu {
 unsafe impl Sync for Vcpu {}
 
 impl Vcpu {
+    /// One that has not been initialised.
+    pub fn new(vm: i32, index: u64) -> Self {
+        let fd = ioctl(vm, CREATE_VCPU, index).expect("KVM_CREATE_VCPU");
+        Self { fd, run: map(4096, libc::MAP_SHARED, fd) }
+    }
+
     pub fn init(&self, off: bool) {
         let init = [5_u32, 1 << 2 | u32::from(off), 0, 0, 0, 0, 0, 0];
         with(self.fd, VCPU_INIT, &init).expect("KVM_ARM_VCPU_INIT");
@@ -225,10 +251,7 @@ impl Vcpu {
 
 impl Drop for Vcpu {
     fn drop(&mut self) {
-        // SAFETY: nobody else has either.
-        unsafe {
-            libc::munmap(self.run.cast(), 4096);
-            libc::close(self.fd);
-        }
+        unmap(self.run, 4096);
+        close(self.fd);
     }
 }

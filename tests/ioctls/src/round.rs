@@ -11,6 +11,9 @@ const THREADS: usize = 4;
 const IOCTLS: usize = 400;
 /// Files that all threads know: places, not owners.
 const FILES: usize = 24;
+/// KVM_VM_TYPE_ARM_PROTECTED, and GUEST_MEMFD_FLAG_MMAP with GUEST_MEMFD_FLAG_INIT_SHARED.
+const PROTECTED: u64 = 1 << 31;
+const MAPPED: u64 = 3;
 /// User memory that slots are made of: 4 MiB.
 const USER_BYTES: usize = 4 << 20;
 
@@ -43,6 +46,7 @@ const NUMBERS: &[u64] = &[
     GET_DEVICE_ATTR,
     HAS_DEVICE_ATTR,
     SET_USER_MEMORY_REGION2,
+    CREATE_GUEST_MEMFD,
     SET_COUNTER_OFFSET,
     GET_VCPU_EVENTS,
     SET_VCPU_EVENTS,
@@ -171,11 +175,17 @@ impl Round {
     fn begin(&self, rng: &mut Rng) {
         // SAFETY: a path.
         let kvm = unsafe { libc::open(c"/dev/kvm".as_ptr(), libc::O_RDWR) };
-        let vm = self.ioctl(kvm, CREATE_VM, 0);
+        // A protected one, perhaps, if there are any.
+        let mut vm = if rng.bool() { self.ioctl(kvm, CREATE_VM, PROTECTED) } else { -1 };
+        if vm >= 0 {
+            self.give_file(rng, vm);
+        } else {
+            vm = self.ioctl(kvm, CREATE_VM, 0);
+            let region = [0_u64, MEMORY, USER_BYTES as u64, self.memory as u64];
+            self.ioctl(vm, SET_USER_MEMORY_REGION, region.as_ptr() as u64);
+        }
         self.files[0].store(kvm, Relaxed);
         self.files[1].store(vm, Relaxed);
-        let region = [0_u64, MEMORY, USER_BYTES as u64, self.memory as u64];
-        self.ioctl(vm, SET_USER_MEMORY_REGION, region.as_ptr() as u64);
         for n in 0..2 {
             let vcpu = self.ioctl(vm, CREATE_VCPU, n);
             let init = [5_u32, 1 << 2 | (n as u32 & u32::from(rng.bool())), 0, 0, 0, 0, 0, 0];
@@ -199,6 +209,23 @@ impl Round {
             // SAFETY: makes a descriptor.
             file.store(unsafe { libc::eventfd(0, libc::EFD_NONBLOCK) }, Relaxed);
         }
+    }
+
+    /// Its memory, which is in the round's own.
+    fn give_file(&self, rng: &mut Rng, vm: i32) {
+        let create = [USER_BYTES as u64, MAPPED, 0, 0, 0, 0, 0, 0];
+        let file = self.ioctl(vm, CREATE_GUEST_MEMFD, create.as_ptr() as u64);
+        let (access, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
+        let at = self.memory as *mut libc::c_void;
+        // SAFETY: the round's own memory, which no Rust code refers to.
+        unsafe { libc::mmap(at, USER_BYTES, access, flags, file, 0) };
+        let mut region = [0_u64; 20];
+        region[..6].copy_from_slice(&[1 << 34, MEMORY, USER_BYTES as u64, 0, 0, file as u64]);
+        self.ioctl(vm, SET_USER_MEMORY_REGION2, region.as_ptr() as u64);
+        // What is there is its payload.
+        self.ioctl(vm, PREFERRED_TARGET, self.memory as u64 + rng.u64(..64) * 0x1_0000);
+        self.keep(rng, file);
     }
 
     fn work(&self, rng: &mut Rng) {
@@ -238,7 +265,8 @@ impl Round {
 
     fn begin_again(&self, rng: &mut Rng) {
         let kvm = self.files[0].load(Relaxed);
-        let vm = self.ioctl(kvm, CREATE_VM, if rng.bool() { 0 } else { self.word(rng) });
+        let kind = [0, PROTECTED, self.word(rng), 0][rng.usize(..4)];
+        let vm = self.ioctl(kvm, CREATE_VM, kind);
         self.keep(rng, vm);
     }
 
@@ -316,7 +344,7 @@ impl Round {
         }
         let result = self.ioctl(fd, number, argument);
         match number {
-            CREATE_VM | CREATE_VCPU => self.keep(rng, result),
+            CREATE_VM | CREATE_VCPU | CREATE_GUEST_MEMFD => self.keep(rng, result),
             CREATE_DEVICE if result >= 0 && argument == address => {
                 self.keep(rng, (buffer[0] >> 32) as i32);
             }
@@ -336,6 +364,19 @@ impl Round {
                 let bytes = if rng.bool() { 0 } else { 4096 << rng.u32(..10) };
                 let slot = rng.u64(..4);
                 [slot, MEMORY + page(rng) * (slot + 1), bytes, self.memory as u64 + page(rng)]
+            }
+            SET_USER_MEMORY_REGION2 => {
+                let bytes = if rng.bool() { 0 } else { 4096 << rng.u32(..10) };
+                let slot = rng.u64(..4);
+                let file = self.files[rng.usize(..FILES)].load(Relaxed);
+                buffer[4] = page(rng);
+                buffer[5] = u64::from(file as u32);
+                buffer[6..20].fill(0);
+                [slot | rng.u64(..2) << 34, MEMORY + page(rng) * (slot + 1), bytes, 0]
+            }
+            CREATE_GUEST_MEMFD => {
+                buffer[2..8].fill(0);
+                [4096 << rng.u32(..12), [0, MAPPED, 1, 2][rng.usize(..4)], 0, 0]
             }
             IRQ_LINE => [pair(1 << 24 | rng.u32(30..100), rng.u32(..2)), 0, 0, 0],
             SET_GSI_ROUTING => [rng.u64(..2), pair(rng.u32(..40), 1), 0, pair(0, rng.u32(..64))],

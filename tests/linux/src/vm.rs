@@ -49,7 +49,7 @@ pub fn run(start: &Start) -> Result<(), Text> {
     } else if start.has("shell") {
         scenarios::shell()?;
     } else if start.has("protected") {
-        protected::run()?;
+        protected::run(start.number("rounds").unwrap_or(8))?;
     } else {
         if start.has("debian") {
             scenarios::debian()?;

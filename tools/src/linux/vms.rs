@@ -207,6 +207,10 @@ impl Guests {
             expected.push(named("ioctls", "endured"));
             expected.push(named("killed", &kills.to_string()));
         }
+        if self == Self::Protected {
+            expected.push(named("protected-VMs", "exact"));
+            expected.push(named("ioctls", "endured"));
+        }
         for (what, is) in &expected {
             let mut rows = report.rows(Table::Seen);
             if !rows.any(|row| value(row, "what") == Some(what) && value(row, "is") == Some(is)) {

@@ -2,7 +2,7 @@
 
 use core::ffi::CStr;
 
-use super::{monitor, network, wait_until};
+use super::{ends, monitor, network, wait_until};
 use crate::fail;
 use crate::say::{self, CText, Text};
 use crate::seen;
@@ -29,7 +29,7 @@ const REFUSED: Errno = Errno(14);
 
 /// It comes up, with SVE, disk and network, keeps its patterns while its host looks for its memory, and goes. Another one's monitor
 /// crashes.
-pub fn run() -> Result<(), Text> {
+pub fn run(rounds: u64) -> Result<(), Text> {
     let echo = match sys::fork() {
         Ok(Some(pid)) => pid,
         Ok(None) => network::answer(),
@@ -49,7 +49,8 @@ pub fn run() -> Result<(), Text> {
     }
     sys::kill(echo, sys::SIGKILL);
     let _ = sys::wait(echo);
-    crash()
+    crash()?;
+    ends::ioctls(rounds)
 }
 
 /// Boots a guest to its end, and shows each line of its to `f`, and its monitor.
