@@ -181,6 +181,14 @@ impl Spec {
                 if in_use || marked.next().is_some() {
                     return Err(Error::IpaInUse);
                 }
+                // What a guest has said is EMPTY stays so; a range ends where it is.
+                let count = match vm.said_until(ipa.0) {
+                    Some(end) => count.min((end - ipa.0) / PAGE_SIZE as u64),
+                    None if vm.interface == Some(vm::Interface::Rsi) => {
+                        return Err(Error::IpaInUse);
+                    }
+                    None => count,
+                };
                 if !vm.has_tables() {
                     return Err(Error::NoTables);
                 }
@@ -254,6 +262,7 @@ impl Spec {
                 vm.maps.clear();
                 vm.blocks.clear();
                 vm.aliased.clear();
+                vm.ram.clear();
                 let unused = Owner::of(PageState::FlagPage, 0);
                 let vcpus = core::mem::take(&mut vm.vcpus);
                 let changes = vcpus.values().map(|vcpu| (vcpu.flag_page, unused)).collect();

@@ -8,10 +8,10 @@ use umbra_shared::record::PageState;
 
 use crate::Spec;
 use crate::memory::{Changes, Owner};
-use crate::vm::Power;
+use crate::vm::{Interface, Power};
 
 const SUCCESS: i64 = 0;
-const NOT_SUPPORTED: i64 = -1;
+pub(crate) const NOT_SUPPORTED: i64 = -1;
 /// PSCI's.
 const INVALID_PARAMETERS: i64 = -2;
 const ALREADY_ON: i64 = -4;
@@ -32,6 +32,8 @@ pub struct GuestCall {
     pub args: [u64; 3],
     /// The guest was to make a call again, and this is it: nothing that the host has a part in came in between.
     pub again: bool,
+    /// What hyp has answered in x1, where there is a choice.
+    pub x1: u64,
 }
 
 /// What must come of it.
@@ -50,7 +52,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    fn x0(x0: i64) -> Self {
+    pub(crate) fn x0(x0: i64) -> Self {
         Self { x0: Some(x0), ..Self::default() }
     }
 
@@ -58,7 +60,7 @@ impl Answer {
         Self { exit: Some(exit), ..Self::x0(x0) }
     }
 
-    fn again(exit: Reason) -> Self {
+    pub(crate) fn again(exit: Reason) -> Self {
         Self { exit: Some(exit), again: true, ..Self::default() }
     }
 
@@ -90,6 +92,7 @@ impl Spec {
             0xc400_0000..=0xc400_001f => self.psci(slot, index, call),
             // Random numbers.
             0x8400_0050..=0x8400_005f | 0xc400_0050..=0xc400_005f => Answer::default(),
+            0xc400_0190..=0xc400_01af => self.rsi((slot, index), call, told),
             function if vm.protected && function & 0xbf00_0000 == 0x8600_0000 => {
                 let known = if aarch32 {
                     GuestFunction::from_id32(function)
@@ -191,17 +194,26 @@ impl Spec {
         call: GuestCall,
         told: Option<u64>,
     ) -> Answer {
+        let interface = &mut self.vms[usize::from(slot)].interface;
         let reserved = match function {
-            GuestFunction::Uid => return Answer::words(UID),
-            GuestFunction::Features => return Answer::words([0x29d, 0, 0, 0]),
+            GuestFunction::Uid | GuestFunction::Features => &call.args[3..],
+            _ if *interface.get_or_insert(Interface::Kvm) == Interface::Rsi => {
+                return Answer::x0(NOT_SUPPORTED);
+            }
             GuestFunction::HypMeminfo => &call.args[..],
             _ => &call.args[1..],
         };
         if reserved.iter().any(|&x| x != 0) {
             return Answer::x0(INVALID_PARAMETER);
         }
-        if function == GuestFunction::HypMeminfo {
-            return Answer::x0(PAGE_SIZE as i64);
+        match function {
+            GuestFunction::Uid => return Answer::words(UID),
+            GuestFunction::Features if *interface == Some(Interface::Rsi) => {
+                return Answer::words([1, 0, 0, 0]);
+            }
+            GuestFunction::Features => return Answer::words([0x29d, 0, 0, 0]),
+            GuestFunction::HypMeminfo => return Answer::x0(PAGE_SIZE as i64),
+            _ => {}
         }
         let ipa = call.args[0];
         let refused = Answer::x0(INVALID_PARAMETER);

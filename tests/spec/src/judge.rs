@@ -9,6 +9,7 @@ use umbra_shared::exit::{ExitInfo, Reason, RunFlags};
 use umbra_shared::flags::HostFlags;
 use umbra_shared::guest::{GuestFunction, function_id};
 use umbra_shared::record::{Change, DeviceNote, FpState, Kind, PageState, Record, TOUCHED};
+use umbra_shared::rsi::RsiFunction;
 use umbra_shared::vl::VqSet;
 
 use crate::calls::{Choice, Outcome};
@@ -151,7 +152,9 @@ fn describe(record: &Record) -> String {
 fn guests(function: u32) -> String {
     GuestFunction::from_id(function)
         .or_else(|| GuestFunction::from_id32(function))
-        .map_or_else(|| format!("{function:#x}"), |function| format!("{function:?}"))
+        .map(|function| format!("{function:?}"))
+        .or_else(|| RsiFunction::from_id(function).map(|function| format!("{function:?}")))
+        .unwrap_or_else(|| format!("{function:#x}"))
 }
 
 /// What the test kernel says by a call of VERSION.
@@ -312,8 +315,12 @@ impl Spec {
     fn judged_guest_call(&mut self, cpu: usize, record: &Record) -> Result<(), String> {
         let [x1, x2, x3, exit, again, made_again, _] = record.args;
         let again_now = made_again != 0;
-        let call =
-            GuestCall { function: record.function as u32, args: [x1, x2, x3], again: again_now };
+        let call = GuestCall {
+            function: record.function as u32,
+            args: [x1, x2, x3],
+            again: again_now,
+            x1: record.results[0],
+        };
         let Some((slot, index)) = self.cpus[cpu].loaded else {
             return Err("no guest is loaded".to_owned());
         };
@@ -478,6 +485,7 @@ fn is_hyps(x0: u64, protected: bool, aarch32: bool) -> bool {
         0x8000_0000..=0x8000_ffff | 0xc000_0000..=0xc000_ffff => true,
         0x8400_0000..=0x8400_001f | 0x8400_0050..=0x8400_005f => true,
         0xc400_0000..=0xc400_001f | 0xc400_0050..=0xc400_005f => true,
+        0xc400_0190..=0xc400_01af => true,
         0x8600_0000..=0x86ff_ffff => protected,
         0xc600_0000..=0xc6ff_ffff => protected && !aarch32,
         _ => false,

@@ -13,7 +13,7 @@
 //! - [`fp`]: a CPU's registers, and what hints do;
 //! - [`dma`]: accesses of devices;
 //! - [`calls`]: every hypercall of the host's;
-//! - [`guest`]: every call of a guest's;
+//! - [`guest`]: every call of a guest's, those of RSI in [`rsi`];
 //! - [`judge`]: records against all of that.
 //!
 //! It judges hyp's decisions on a development machine (`tests/logic/main.rs`) and whole machines in the
@@ -29,6 +29,7 @@ pub mod judge;
 pub mod memory;
 pub mod offer;
 pub mod register;
+pub mod rsi;
 pub mod vm;
 
 use std::collections::BTreeMap;

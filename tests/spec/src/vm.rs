@@ -75,6 +75,15 @@ pub struct Vcpu {
     pub must_have_failed: bool,
 }
 
+/// By which calls a protected guest deals with its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interface {
+    /// KVM's.
+    Kvm,
+    /// RSI's.
+    Rsi,
+}
+
 /// A VM, or a slot for one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vm {
@@ -100,6 +109,10 @@ pub struct Vm {
     pub enrolled: BTreeSet<u64>,
     /// Guest addresses of pages that are shared at their aliases: of nothing, themselves.
     pub aliased: BTreeSet<u64>,
+    /// What its guest has used first.
+    pub interface: Option<Interface>,
+    /// What it has said is RAM: from where to where, in order, apart from each other.
+    pub ram: Vec<(u64, u64)>,
     /// Pages it was given for tables.
     pub table_pages: u64,
     /// Tables in use beside the root: level, and what the address is above the level's span.

@@ -12,6 +12,7 @@ use umbra_shared::call::{self, Function, Policy, VmConfig, VmHandle};
 use umbra_shared::exit::RunFlags;
 use umbra_shared::guest::GuestFunction;
 use umbra_shared::record::PageState;
+use umbra_shared::rsi::{Ripas, RsiFunction};
 use umbra_shared::vcpu::{UntrustedFeatures, VcpuFeatures};
 use umbra_shared::vl::{Vq, VqSet};
 use umbra_spec::calls::Choice;
@@ -558,9 +559,15 @@ impl Guide {
                 if function == CPU_ON {
                     // Most get there.
                     let function = CPU_ON as u32;
-                    let call = GuestCall { function, args: [vcpu, GUEST, 0], again: false };
+                    let args = [vcpu, GUEST, 0];
+                    let call = GuestCall { function, args, again: false, x1: 0 };
                     self.spec.guest_call(usize::from(cpu), call);
                 }
+            }
+            // Guests of every other VM use RSI, mostly: whoever uses both uses the first.
+            2..4 if loaded.is_some_and(|(slot, _)| slot % 2 == 0) == (rng.u8(..8) != 0) => {
+                let (function, range) = self.rsi(cpu);
+                command = [Arg::Number(6), Arg::Number(function.id()), Arg::Number(range)];
             }
             2..4 => {
                 let functions = GuestFunction::ALL;
@@ -594,6 +601,42 @@ impl Guide {
         }
         let [a, b, c] = command;
         Event::Enter([Arg::Number(flags), a, b, c])
+    }
+}
+
+impl Guide {
+    /// An RSI call, and the range that the agent makes it of.
+    fn rsi(&mut self, cpu: u8) -> (RsiFunction, u64) {
+        let loaded = self.spec.cpus[usize::from(cpu)].loaded;
+        let rng = &mut self.rng;
+        let maps: Vec<_> = loaded.map_or_else(Vec::new, |(slot, _)| {
+            self.spec.vms[usize::from(slot)].maps.keys().copied().collect()
+        });
+        let ipa = match maps.as_slice() {
+            maps @ [_, ..] if rng.u8(..4) != 0 => maps[rng.usize(..maps.len())],
+            _ => GUEST + rng.u64(..16) * PAGE,
+        };
+        let function = match rng.u8(..8) {
+            0 => RsiFunction::ALL[rng.usize(..RsiFunction::ALL.len())],
+            1 | 2 => RsiFunction::IpaStateGet,
+            _ => RsiFunction::IpaStateSet,
+        };
+        // What is EMPTY becomes RAM, mostly; and all around it.
+        let (ipa, ripas) = match self.shared[usize::from(cpu)].take() {
+            Some(ipa) if rng.u8(..4) != 0 => (ipa, Ripas::Ram as u64),
+            _ => (ipa, rng.u64(..2)),
+        };
+        if ripas == Ripas::Empty as u64 && function == RsiFunction::IpaStateSet {
+            self.shared[usize::from(cpu)] = Some(ipa);
+        }
+        let count = if rng.u8(..2) == 0 { 1 } else { rng.u64(..256) };
+        // At times none of it: the upper half, a number that is no RIPAS, no page's address.
+        let odd = match rng.u8(..16) {
+            0 => ALIAS_BIT,
+            1 => 2,
+            _ => 0,
+        };
+        (function, (ipa | odd) + (count << 4) + ripas)
     }
 }
 

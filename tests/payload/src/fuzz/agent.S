@@ -1,7 +1,8 @@
 // A guest of one page, position-independent: it does what the host answers to its HVCs, as long as
 // nothing else happens. x0 of an answer: 1 = store x1 in its own page, 2 = make the call x1 with x2 of
 // its own to hyp, 3 = use FP, 4 = SVCR becomes x1 (of a vCPU with SME), 5 = as 2 with its own page in x2, as
-// an entry; anything else: nothing.
+// an entry, 6 = make the call x1 to hyp with a range that x2 names and a number: from the page x2 is in on as many as bits 11:4
+// say, and bits 3:0; anything else: nothing.
 
 .section .rodata.umbra_fuzz_agent, "a", %progbits
 .balign 8
@@ -21,6 +22,8 @@ umbra_fuzz_agent:
     b.eq    4f
     cmp     x0, #5
     b.eq    5f
+    cmp     x0, #6
+    b.eq    7f
     cmp     x0, #3
     b.ne    1b
 .arch_extension fp
@@ -39,6 +42,13 @@ umbra_fuzz_agent:
     mov     x1, x2
     mov     x2, x19
     b       6b
+7:  mov     x0, x1
+    and     x3, x2, #0xf
+    ubfx    x4, x2, #4, #8
+    and     x1, x2, #~0xfff
+    add     x2, x1, x4, lsl #12
+    hvc     #0
+    b       1b
 4:  msr     S3_3_C4_C2_2, x1                // SVCR
     b       1b
 .global umbra_fuzz_agent_end

@@ -45,6 +45,9 @@ pub struct Memory {
     pub underway: BTreeSet<u64>,
     pub content: BTreeMap<u64, Content>,
     pub guests_see_caches: bool,
+    /// What was in a page when the host got it last, and when a guest did.
+    pub shown: BTreeMap<u64, Content>,
+    pub arrived: BTreeMap<u64, Content>,
     /// What was written last, and where.
     pub written: Option<(u64, Vec<u64>)>,
     /// How often it is asked before an interrupt waits.
@@ -75,6 +78,7 @@ impl Hands for Memory {
         for page in pages.pages() {
             assert!(!self.hyp.contains(&page.pa()), "hyp still has it mapped");
             assert!(self.host.insert(page.pa()), "given to a host that has it");
+            self.shown.insert(page.pa(), self.content[&page.pa()]);
         }
     }
 
@@ -330,7 +334,8 @@ impl Machine for Target {
             // The guest writes there at once.
             let mut memory = self.memory.borrow_mut();
             assert!(!memory.hyp.contains(&page.pa()), "hyp keeps a guest's page mapped");
-            memory.content.insert(page.pa(), Content::Of(tables.vm));
+            let content = memory.content.insert(page.pa(), Content::Of(tables.vm));
+            memory.arrived.extend(content.map(|content| (page.pa(), content)));
         }
     }
 

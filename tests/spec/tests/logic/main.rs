@@ -3,13 +3,15 @@
 //! the pages, and whose FP registers are live.
 
 mod machine;
+mod realm;
 mod sharing;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use machine::*;
 use proptest::prelude::*;
+use realm::rsi_call;
 use umbra_hyp::arch::stats::Stats;
 use umbra_hyp::fp::{CpuFp, GuestTrap, HostImage, Live, Svcr, TrapClass};
 use umbra_hyp::memory::pages::{Pages, State, VmId};
@@ -18,6 +20,7 @@ use umbra_hyp::power::psci::error;
 use umbra_hyp::vm::calls::{Caller, Parting};
 use umbra_hyp::vm::hardware::{Boot, Machine, There};
 use umbra_hyp::vm::life::{self, Vm};
+use umbra_hyp::vm::rsi::Interface;
 use umbra_shared::call::{
     Call, MAX_VMS, Policy, Start, UntrustedAffinity, UntrustedIpa, UntrustedPa, UntrustedPages,
     VcpuConfig, VcpuIndex, VmConfig, VmHandle,
@@ -28,6 +31,7 @@ use umbra_shared::flags::HostFlags;
 use umbra_shared::guest::GuestFunction;
 use umbra_shared::record::PageState;
 use umbra_shared::register::Register;
+use umbra_shared::rsi::{FUNCTIONS, RsiFunction};
 use umbra_shared::sme::Storage;
 use umbra_shared::vcpu::{UntrustedFeatures, VcpuFeatures};
 use umbra_shared::vl::{Vq, VqSet};
@@ -77,6 +81,8 @@ impl World {
             underway: BTreeSet::new(),
             content: all().map(|pa| (pa, Content::Hosts)).collect(),
             guests_see_caches: false,
+            shown: BTreeMap::new(),
+            arrived: BTreeMap::new(),
             written: None,
             patience: Cell::new(usize::MAX),
         };
@@ -240,8 +246,35 @@ impl World {
         let again = self.again.remove(&(slot, index)) && !forgotten;
         let caller = Caller { vm: slot, index, again };
         let plain = |x0: i64| (Some(x0), None, false);
+        if FUNCTIONS.contains(&function) && !aarch32 {
+            let vm = &mut vms[usize::from(slot)];
+            let (found, words) = rsi_call(vm, target, caller, protected, function, args);
+            if found.2 {
+                self.again.insert((slot, index));
+            }
+            let call = GuestCall { function, args, again, x1: words[0] };
+            let expected = self.spec.guest_call(cpu, call);
+            let should = (expected.x0, expected.exit, expected.again);
+            assert_eq!(found, should, "{function:#x} {args:x?}");
+            if let Some(should) = expected.words {
+                assert_eq!(words, should, "{function:#x} {args:x?}");
+            }
+            // Neither what was private nor what the host has written goes over.
+            let memory = self.target.memory.borrow();
+            for (&page, owner) in &expected.changes {
+                let shared = owner.state == PageState::SharedByGuest;
+                let seen = if shared { &memory.shown } else { &memory.arrived };
+                assert_eq!(seen[&(page * PAGE)], Content::Zero, "{owner:?}");
+            }
+            return;
+        }
         // As `guest::calls` does it.
         let found = match (GuestFunction::from_id(function), decide(function, args, aarch32)) {
+            (Some(function), _)
+                if protected && !aarch32 && function.decides() && !vm.uses(Interface::Kvm) =>
+            {
+                plain(-1)
+            }
             (Some(function), _) if protected && !aarch32 => {
                 let result = match function {
                     GuestFunction::MemShare => vm.guest_share(target, caller, ipa).map(|()| None),
@@ -250,9 +283,13 @@ impl World {
                     GuestFunction::MemRelinquish => {
                         vm.guest_relinquish(target, caller, ipa).map(Some)
                     }
-                    GuestFunction::Uid | GuestFunction::Features | GuestFunction::HypMeminfo => {
+                    GuestFunction::Uid | GuestFunction::Features => return,
+                    GuestFunction::HypMeminfo if args == [0; 3] => {
+                        let call = GuestCall { function: function as u32, args, again, x1: 0 };
+                        assert_eq!(self.spec.guest_call(cpu, call).x0, Some(PAGE as i64));
                         return;
                     }
+                    GuestFunction::HypMeminfo => Err(Error::InvalidArgument),
                 };
                 match result {
                     Ok(Some(Parting::Tell(_))) => (None, Some(Reason::Unshare), true),
@@ -296,7 +333,8 @@ impl World {
         if found.2 {
             self.again.insert((slot, index));
         }
-        let expected = self.spec.guest_call(cpu, GuestCall { function, args, again });
+        let call = GuestCall { function, args, again, x1: 0 };
+        let expected = self.spec.guest_call(cpu, call);
         let should = (expected.x0, expected.exit, expected.again);
         assert_eq!(found, should, "{function:#x} {args:x?}");
     }
@@ -395,6 +433,13 @@ impl World {
             }
             for &ipa in &vm.enrolled {
                 assert_eq!(there(ipa), There::Device, "VM {slot} at {ipa:#x}");
+            }
+            for (ripas, ipa) in vm.ram.iter().flat_map(|&(from, to)| {
+                [(true, from), (true, to - PAGE), (false, from.wrapping_sub(PAGE)), (false, to)]
+            }) {
+                let empty = there(ipa) == There::Empty;
+                let is_else = vm.maps.contains_key(&ipa) || vm.aliased.contains(&ipa);
+                assert!(empty != ripas || is_else || ipa >= ALIAS_BIT, "VM {slot} at {ipa:#x}");
             }
             for &ipa in &vm.aliased {
                 assert_eq!(there(ipa), There::Aliased, "VM {slot} at {ipa:#x}");
@@ -595,6 +640,20 @@ impl World {
             27 => {
                 let pages = UntrustedPages { start: self.page(c), count: count(b) };
                 self.call(cpu, Call::VmReclaim { vm: handle, pages });
+            }
+            // Guests of every other VM use RSI, mostly.
+            28 | 32 if (slot % 2 == 0) == (b & 7 != 0) => {
+                let function = RsiFunction::ALL[usize::from(b / 8) % RsiFunction::ALL.len()];
+                let function = if b & 256 != 0 { RsiFunction::IpaStateSet } else { function };
+                let alias = if a & 0xc0 == 0xc0 { ALIAS_BIT } else { 0 };
+                let base = ipa(c).0 | alias;
+                let count = [1, 2, 8, 20][usize::from(b / 512) % 4];
+                let ripas = u64::from(c / 16 % 2);
+                let args = [base, base.wrapping_add(count * PAGE), ripas];
+                self.guest_call(cpu, function as u32, args, a & 16 != 0);
+                if a & 32 != 0 {
+                    self.guest_call(cpu, function as u32, args, false);
+                }
             }
             28 | 32 => {
                 let function = GuestFunction::ALL[usize::from(b) % GuestFunction::ALL.len()];

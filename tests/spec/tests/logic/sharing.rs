@@ -7,7 +7,7 @@ use umbra_shared::record::{Kind, Record, TOUCHED};
 use umbra_spec::judge::Report;
 
 /// A protected VM with three vCPUs, the first two of which are loaded, and two pages.
-fn with_three_vcpus() -> World {
+pub fn with_three_vcpus() -> World {
     let mut world = World::new(Policy::Scrub, true);
     let page = |n: u64| UntrustedPa(BASE + n * PAGE);
     let pages = |first: u64, count: u64| UntrustedPages { start: page(first), count };
