@@ -1,6 +1,6 @@
 //! What Umbra's host (EL1) and hyp (EL2) both know, and nothing else: hypercall numbers and argument
 //! types ([`call`]), what guests call hyp for ([`guest`], [`rsi`]), what a vCPU run takes and returns ([`exit`]), interrupts in it ([`interrupt`]), a vCPU's registers ([`register`]), error codes ([`error`]), the
-//! flag-shadow page ([`flags`]), vector lengths ([`vl`]), what a vCPU can have ([`vcpu`]), the one
+//! flag-shadow page ([`flags`]), vector lengths ([`vl`]), what a vCPU can have ([`vcpu`]), what a VM is measured by ([`measurement`]), the one
 //! layout of a saved SVE register file ([`sve`]) and of what SME adds to it ([`sme`]), the bootable
 //! file ([`package`]), sets of flags ([`bits`]), what a test build writes down ([`record`]), and what the test firmware is told
 //! ([`firmware`]).
@@ -20,6 +20,7 @@ pub mod firmware;
 pub mod flags;
 pub mod guest;
 pub mod interrupt;
+pub mod measurement;
 pub mod package;
 pub mod record;
 pub mod register;

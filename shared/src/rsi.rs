@@ -92,6 +92,13 @@ pub const PAGES_AT_A_TIME: u64 = 8;
 /// Pages that it looks at for that.
 pub const PAGES_LOOKED_AT: u64 = 64;
 
+/// Measurements: the initial one and the guest's own.
+pub const MEASUREMENTS: usize = 5;
+/// Bytes that one MEASUREMENT_EXTEND takes, at the most.
+pub const EXTENSION_BYTES: usize = 64;
+/// Registers that MEASUREMENT_READ answers in, from x1 on.
+pub const MEASUREMENT_WORDS: usize = 8;
+
 /// What REALM_CONFIG writes: a page, of which the rest is zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RealmConfig {
@@ -139,6 +146,12 @@ functions! {
     Version = 0xc400_0190;
     /// x1 a feature register's number → x1: zero.
     Features = 0xc400_0191;
+    /// x1 a number: 0 is the initial measurement ([`crate::measurement`]), 1 to 4 are the guest's own → x1-x8: its bytes, the first in
+    /// the lowest, and zeroes. ERROR_INPUT for another number.
+    MeasurementRead = 0xc400_0192;
+    /// x1 a number from 1 to 4, x2 how many bytes of x3-x10: SHA-256 of what it is and these is what it is from then on.
+    /// ERROR_INPUT for another number, or more than 64 bytes.
+    MeasurementExtend = 0xc400_0193;
     /// See the module.
     RealmConfig = 0xc400_0196;
     /// See the module.
@@ -155,7 +168,7 @@ impl RsiFunction {
 
     /// Whether a guest that calls it uses this interface from then on.
     pub const fn decides(self) -> bool {
-        !matches!(self, Self::Version | Self::Features | Self::RealmConfig)
+        !matches!(self, Self::Version | Self::Features | Self::MeasurementRead | Self::RealmConfig)
     }
 }
 

@@ -11,7 +11,8 @@ use crate::vm::vcpu::Vcpu;
 use umbra_shared::exit::Reason;
 use umbra_shared::guest::NOT_SUPPORTED;
 use umbra_shared::rsi::{
-    ACCEPT, ERROR_INPUT, ERROR_UNKNOWN, REJECT, Ripas, RsiFunction, SUCCESS, VERSION,
+    ACCEPT, ERROR_INPUT, ERROR_UNKNOWN, EXTENSION_BYTES, MEASUREMENT_WORDS, REJECT, Ripas,
+    RsiFunction, SUCCESS, VERSION,
 };
 
 /// A call of this range.
@@ -35,6 +36,25 @@ pub fn call(vcpu: &mut Vcpu, caller: Caller, function: u32, args: [u64; 3]) -> O
             return results(vcpu, error, &[VERSION, VERSION]);
         }
         RsiFunction::Features => return results(vcpu, SUCCESS, &[0]),
+        RsiFunction::MeasurementRead => {
+            let mut words = [0; MEASUREMENT_WORDS];
+            let Some(value) = slots::measurement(caller.vm, x1) else {
+                return results(vcpu, ERROR_INPUT, &[]);
+            };
+            for (word, bytes) in words.iter_mut().zip(value.as_chunks().0) {
+                *word = u64::from_le_bytes(*bytes);
+            }
+            return results(vcpu, SUCCESS, &words);
+        }
+        RsiFunction::MeasurementExtend => {
+            let mut extension = [0; EXTENSION_BYTES];
+            for (bytes, word) in extension.chunks_exact_mut(8).zip(&vcpu.regs.x[3..]) {
+                bytes.copy_from_slice(&word.to_le_bytes());
+            }
+            let extension = usize::try_from(x2).ok().and_then(|bytes| extension.get(..bytes));
+            let done = extension.is_some_and(|it| slots::extend_measurement(caller.vm, x1, it));
+            return results(vcpu, if done { SUCCESS } else { ERROR_INPUT }, &[]);
+        }
         RsiFunction::IpaStateGet => {
             return match slots::ipa_state_get(caller, (x1, x2)) {
                 Ok(extent) => results(vcpu, SUCCESS, &[extent.top, extent.ripas as u64]),

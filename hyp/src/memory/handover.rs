@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 use super::pages::{Page, PageRange, State};
+use umbra_shared::measurement::Value;
 
 /// What is done to pages while they change hands.
 pub trait Hands {
@@ -50,6 +51,9 @@ pub trait Hands {
 
     /// Cleans and invalidates them to the point of coherency. Only while they are mapped for hyp.
     fn clean(&mut self, pages: PageRange);
+
+    /// SHA-256 of what is in a page. Only while it is mapped for hyp, and nobody else can write it.
+    fn digest(&mut self, page: Page) -> Value;
 
     /// Stores words from the beginning of a page on, and zeroes behind them. Only while it is mapped for hyp; a guest may
     /// have it.
@@ -96,13 +100,15 @@ pub enum Arrival {
 }
 
 /// Pages become a guest's, as many from the beginning as there is time for, one at least; the host keeps them unless
-/// the guest is protected. `own` enters the new owner of some of them.
+/// the guest is protected. `own` enters the new owner of some of them. What keeps its content is measured, page by page:
+/// `measured` is told of each.
 #[must_use]
 pub fn prepare_for_guest<H: Hands>(
     hands: &mut H,
     pages: PageRange,
     arrival: Arrival,
     mut own: impl FnMut(&mut H, PageRange),
+    mut measured: impl FnMut(Page, Value),
 ) -> Ready {
     let taken = arrival != Arrival::Shared;
     if taken {
@@ -110,7 +116,12 @@ pub fn prepare_for_guest<H: Hands>(
         hands.devices_are_done();
     }
     let untouched = !taken && hands.guests_see_caches();
-    let stretch = if untouched { pages.count() } else { H::STRETCH };
+    let stretch = match arrival {
+        _ if untouched => pages.count(),
+        // To measure one takes as long as to wipe many.
+        Arrival::Kept => 1,
+        Arrival::Shared | Arrival::Zeroed => H::STRETCH,
+    };
     let mut done = 0;
     while done < pages.count() {
         let part = pages.split_at(done).1.split_at(stretch).0;
@@ -120,6 +131,10 @@ pub fn prepare_for_guest<H: Hands>(
             // Not before the host has lost it, who would write it again.
             if arrival == Arrival::Zeroed {
                 hands.wipe(part);
+            }
+            // Nor this, or what is measured is not what is there.
+            if arrival == Arrival::Kept {
+                part.pages().for_each(|page| measured(page, hands.digest(page)));
             }
             hands.clean(part);
             hands.unmap_for_hyp(part);

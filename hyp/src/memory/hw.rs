@@ -19,10 +19,12 @@ use crate::memory::pages::{Page, PageRange, Pages, State};
 use crate::memory::stage2::{self, HostFault, Stage2};
 use crate::memory::tables::{HypTables, Stage2Tables, Tlbs, Use};
 use core::arch::asm;
+use sha2::{Digest, Sha256};
 use spin::Once;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::error::Error;
 use umbra_shared::flags::FlagShadowPage;
+use umbra_shared::measurement::Value;
 
 /// Last-level tables that one NEXT_SHARED_PAGE looks at: what bounds its time.
 const TABLES_LOOKED_AT: usize = 64;
@@ -237,6 +239,13 @@ impl Hands for Memory {
 
     fn clean(&mut self, pages: PageRange) {
         clean_invalidate_range(linear(pages.start()), pages.count() * PAGE_SIZE);
+    }
+
+    fn digest(&mut self, page: Page) -> Value {
+        let at = linear(page.pa()) as *const u8;
+        // SAFETY: a page that is mapped for hyp, and that nobody writes: it is taken from its old owner and not yet given
+        // to a new one, as `handover` orders it.
+        Sha256::digest(unsafe { core::slice::from_raw_parts(at, PAGE_SIZE) }).into()
     }
 
     fn write(&mut self, page: Page, words: &[u64]) {

@@ -28,6 +28,7 @@
 
 use super::features::{check_features, check_start};
 use super::hardware::{Boot, Machine, Memory as _, NewVcpu};
+use super::measurement::Measurements;
 use super::ripas::Ram;
 use super::rsi::Interface;
 use crate::arch::MAX_CPUS;
@@ -39,6 +40,7 @@ use umbra_shared::call::{
     VcpuConfig, VcpuIndex, VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
+use umbra_shared::measurement::Record;
 use umbra_shared::vcpu::VcpuFeatures;
 
 /// Bits of a handle that are the slot's number; the rest counts how often the slot was used.
@@ -112,6 +114,8 @@ pub struct Vm<T, V> {
     pub(super) interface: Option<Interface>,
     /// What it has said is RAM.
     pub(super) ram: Ram,
+    /// What it is measured by, if it is protected.
+    pub(super) measurements: Measurements,
 }
 
 /// No page's address.
@@ -166,6 +170,7 @@ impl<T, V> Vm<T, V> {
             at_aliases: 0,
             interface: None,
             ram: Ram::new(),
+            measurements: Measurements::new(),
         }
     }
 
@@ -235,6 +240,11 @@ impl<T, V> Vm<T, V> {
         self.at_aliases = 0;
         self.interface = None;
         self.ram.clear();
+        self.measurements = Measurements::new();
+        if config.protected {
+            let ipa_width = ipa_width(m);
+            self.measurements.enter(&Record::Create { ipa_width });
+        }
         Ok(VmHandle(self.generation << SLOT_BITS | u64::from(vm)))
     }
 
@@ -377,6 +387,17 @@ impl<T, V> Vm<T, V> {
         let slot = VcpuSlot { vcpu, features, power, affinity, flag_page, loaded_on: None };
         self.vcpus[index] = Some(slot);
         self.pages_out += config.pages.count;
+        if protected {
+            self.measurements.enter(&Record::Vcpu {
+                index: config.index.0,
+                affinity: config.affinity.0,
+                features: config.features.0,
+                start: match start {
+                    Start::At { entry, argument } => Some([entry, argument]),
+                    Start::Off => None,
+                },
+            });
+        }
         Ok(())
     }
 
@@ -430,6 +451,11 @@ impl<T, V> Vm<T, V> {
             slot.loaded_on = None;
         }
     }
+}
+
+/// Bits of a protected guest's address, the alias bit being the highest.
+pub(super) fn ipa_width<M: Machine>(m: &M) -> u64 {
+    u64::from(m.alias_bit().trailing_zeros()) + 1
 }
 
 pub(super) fn check_ipa<M: Machine>(m: &M, ipa: UntrustedIpa) -> Result<(), Error> {

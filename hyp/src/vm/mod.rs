@@ -1,11 +1,12 @@
 //! The life of VMs and vCPUs: what is decided about them ([`life`], [`ranges`], [`features`], [`power`], [`calls`],
-//! [`rsi`], [`registers`]), over a machine that is a trait ([`hardware`]), and what it is put into effect with (`slots`,
+//! [`rsi`], [`measurement`], [`registers`]), over a machine that is a trait ([`hardware`]), and what it is put into effect with (`slots`,
 //! `vcpu`, `state`).
 
 pub mod calls;
 pub mod features;
 pub mod hardware;
 pub mod life;
+pub mod measurement;
 pub mod power;
 pub mod ranges;
 pub mod registers;

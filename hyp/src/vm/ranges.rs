@@ -7,9 +7,11 @@ use super::calls::private_address;
 use super::hardware::{Machine, Memory as _, There};
 use super::life::{Life, Vm, check_ipa, slot};
 use crate::memory::handover::{self, Arrival};
+use crate::memory::pages::Page;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{UntrustedIpa, UntrustedPages, VmHandle};
 use umbra_shared::error::Error;
+use umbra_shared::measurement::Record;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -60,19 +62,25 @@ impl<T, V> Vm<T, V> {
             Some(end) => count.min((end - ipa.0) / PAGE),
             None => count,
         };
-        let tables = self.tables()?;
         // They are in one block, so there is one table for each level at the most.
         if m.tables_left(vm) < m.tables_for_one() {
             return Err(Error::NoTables);
         }
+        let measurements = &mut self.measurements;
         let ready = m.memory(|memory| {
             let range = memory.pages().lookup_range(pages.start.0, count)?;
             memory.pages().check_donation(range)?;
-            Ok(handover::prepare_for_guest(memory, range, arrival, |memory, part| {
+            let own = |memory: &mut M::Memory, part| {
                 let given = memory.pages().give_to_guest(part, vm, protected);
                 debug_assert_eq!(given, Ok(()), "checked, under the same lock");
-            }))
+            };
+            let measured = |page: Page, content| {
+                let ipa = ipa.0 + (page.pa() - range.start());
+                measurements.enter(&Record::Page { ipa, content });
+            };
+            Ok(handover::prepare_for_guest(memory, range, arrival, own, measured))
         })?;
+        let tables = self.tables()?;
         let done = ready.pages().count() as u64;
         m.map(tables, ipa.0, ready);
         self.pages_out += done;

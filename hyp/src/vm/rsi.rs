@@ -13,12 +13,13 @@
 
 use super::calls::{Caller, Parting, private_address};
 use super::hardware::{Machine, Memory as _, There};
-use super::life::{Life, Vm};
+use super::life::{Life, Vm, ipa_width};
 use crate::memory::handover::{self, Passing};
 use core::ops::Range;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::UntrustedIpa;
 use umbra_shared::error::Error;
+use umbra_shared::measurement::Value;
 use umbra_shared::rsi::{PAGES_AT_A_TIME, PAGES_LOOKED_AT, RealmConfig, Ripas};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -82,6 +83,17 @@ impl<T, V> Vm<T, V> {
     /// A guest uses this interface from now on, unless it has used the other one. Whether it may.
     pub fn uses(&mut self, interface: Interface) -> bool {
         *self.interface.get_or_insert(interface) == interface
+    }
+
+    /// MEASUREMENT_READ: the initial one is number 0. `None`: there is no such measurement.
+    pub fn measurement(&self, index: u64) -> Option<Value> {
+        self.measurements.read(index)
+    }
+
+    /// MEASUREMENT_EXTEND. False: there is no such measurement of the guest's own, or it is too much at once.
+    #[must_use]
+    pub fn extend_measurement(&mut self, index: u64, extension: &[u8]) -> bool {
+        self.measurements.extend(index, extension)
     }
 
     /// The one that a guest uses; `None`: it has not decided.
@@ -255,8 +267,7 @@ impl<T, V> Vm<T, V> {
         match self.lookup(m, ipa) {
             There::Memory(pa) => m.memory(|memory| {
                 let page = memory.pages().lookup(pa)?;
-                let config =
-                    RealmConfig { ipa_width: u64::from(m.alias_bit().trailing_zeros()) + 1 };
+                let config = RealmConfig { ipa_width: ipa_width(m) };
                 handover::write_whole(memory, page, &config.words());
                 Ok(Step::Done(ipa))
             }),

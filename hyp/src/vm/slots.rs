@@ -35,6 +35,7 @@ use umbra_shared::call::{
     VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
+use umbra_shared::measurement::Value;
 use umbra_shared::register::{Register, UntrustedRegister};
 use umbra_shared::rsi::Ripas;
 use umbra_shared::vcpu::VcpuFeatures;
@@ -499,6 +500,17 @@ pub fn ipa_state_get(caller: Caller, range: (u64, u64)) -> Result<Extent, Error>
 /// Those of [`life::Vm::realm_config`].
 pub fn realm_config(caller: Caller, ipa: u64) -> Result<Step, Error> {
     lock(caller.vm).realm_config(&Target, caller, ipa)
+}
+
+/// MEASUREMENT_READ by a guest.
+pub fn measurement(vm: VmId, index: u64) -> Option<Value> {
+    lock(vm).measurement(index)
+}
+
+/// MEASUREMENT_EXTEND by a guest.
+#[must_use]
+pub fn extend_measurement(vm: VmId, index: u64, extension: &[u8]) -> bool {
+    lock(vm).extend_measurement(index, extension)
 }
 
 /// What is at an address of a guest of this VM.

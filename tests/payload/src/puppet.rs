@@ -265,6 +265,14 @@ fn bytes(pa: u64, count: usize) -> &'static mut [u8] {
     unsafe { core::slice::from_raw_parts_mut(mmu::linear::<u8>(pa), count) }
 }
 
+/// The puppet's.
+fn code() -> &'static [u8] {
+    let start = &raw const umbra_puppet_start;
+    let count = &raw const umbra_puppet_end as usize - start as usize;
+    // SAFETY: the code lies between the two symbols.
+    unsafe { core::slice::from_raw_parts(start, count) }
+}
+
 impl Machine {
     /// A VM with the code in place.
     pub fn new(config: VmConfig) -> Self {
@@ -297,12 +305,15 @@ impl Machine {
         Self::build(config, tag, VcpuFeatures::sme(vq, svq), 2 * ZA_PAGES * MAX_PUPPETS)
     }
 
+    /// One whose memory is looked at, or put in place, by `f`, in an order of its own.
+    pub fn with_memory(config: VmConfig, f: impl FnOnce(&Self)) -> Self {
+        let machine = Self::prepare(config, code(), Tag::default(), MEMORY_PAGES);
+        f(&machine);
+        machine
+    }
+
     fn build(config: VmConfig, tag: Tag, images: VcpuFeatures, more: u64) -> Self {
-        let start = &raw const umbra_puppet_start;
-        let count = &raw const umbra_puppet_end as usize - start as usize;
-        // SAFETY: the code lies between the two symbols.
-        let code = unsafe { core::slice::from_raw_parts(start, count) };
-        let machine = Self::prepare(config, code, tag, MEMORY_PAGES + more);
+        let machine = Self::prepare(config, code(), tag, MEMORY_PAGES + more);
         let memory = machine.memory;
         let image = memory + CODE_PAGES * PAGE + IMAGE;
         match images.vq {

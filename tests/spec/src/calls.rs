@@ -196,7 +196,9 @@ impl Spec {
                 range.clone().try_for_each(|page| self.memory.require_host(page))?;
                 let state =
                     if vm.protected { PageState::Guest } else { PageState::SharedWithGuest };
-                let done = self.done(count, choice.x1);
+                // What keeps its content is measured, page by page.
+                let stretch = if vm.protected && !vm.sealed { 1 } else { self.platform.stretch };
+                let done = Self::done(stretch, count, choice.x1);
                 let first = range.start;
                 self.vms[usize::from(slot)].map(&self.platform, ipa.0, first, done);
                 let changes = all(first..first + done, Owner::of(state, slot));
@@ -400,8 +402,8 @@ impl Spec {
     }
 
     /// What hyp may have done of `count` pages: all, or whole stretches, if an interrupt waited.
-    fn done(&self, count: u64, told: u64) -> u64 {
-        let stopped = told != 0 && told < count && told.is_multiple_of(self.platform.stretch);
+    fn done(stretch: u64, count: u64, told: u64) -> u64 {
+        let stopped = told != 0 && told < count && told.is_multiple_of(stretch);
         if stopped { told } else { count }
     }
 

@@ -81,7 +81,10 @@ impl Spec {
         };
         let looks = matches!(
             function,
-            RsiFunction::Version | RsiFunction::Features | RsiFunction::RealmConfig
+            RsiFunction::Version
+                | RsiFunction::Features
+                | RsiFunction::MeasurementRead
+                | RsiFunction::RealmConfig
         );
         if !looks {
             vm.interface.get_or_insert(Interface::Rsi);
@@ -109,6 +112,12 @@ impl Spec {
                     false => refused,
                 }
             }
+            // What they are is for others to judge: there is no content here.
+            RsiFunction::MeasurementRead if x1 <= 4 => Answer::x0(SUCCESS),
+            RsiFunction::MeasurementExtend if (1..=4).contains(&x1) && x2 <= 64 => {
+                words(SUCCESS, call.args)
+            }
+            RsiFunction::MeasurementRead | RsiFunction::MeasurementExtend => refused,
             _ if !is_range => refused,
             RsiFunction::IpaStateGet => {
                 let vm = &self.vms[usize::from(slot)];

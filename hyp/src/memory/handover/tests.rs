@@ -164,6 +164,13 @@ impl Hands for Memory {
         self.worked_on(pages);
     }
 
+    fn digest(&mut self, page: Page) -> Value {
+        let cell = self.cells[((page.pa() - BASE) / 4096) as usize];
+        assert!(cell.hyp && !cell.host && !cell.guest, "measured while somebody can write it");
+        assert!(!cell.devices, "measured while a device can write it");
+        [cell.cached as u8; 32]
+    }
+
     fn write(&mut self, page: Page, _: &[u64]) {
         for cell in self.of(page.alone()) {
             assert!(cell.hyp && cell.guest && !cell.host);
@@ -197,13 +204,26 @@ fn all() -> PageRange {
 
 const ARRIVALS: [Arrival; 3] = [Arrival::Shared, Arrival::Kept, Arrival::Zeroed];
 
+/// What is measured is measured page by page.
+fn stretch(arrival: Arrival) -> usize {
+    if arrival == Arrival::Kept { 1 } else { STRETCH }
+}
+
 fn prepare(memory: &mut Memory, arrival: Arrival) -> (Ready, usize) {
     let mut owned = 0;
-    let ready = prepare_for_guest(memory, all(), arrival, |memory, part| {
+    let own = |memory: &mut Memory, part: PageRange| {
         // Before anything is done to it.
         assert!(memory.of(part).iter().all(|cell| !cell.hyp));
         owned += part.count();
+    };
+    let mut measured = Vec::new();
+    let ready = prepare_for_guest(memory, all(), arrival, own, |page, value| {
+        assert_eq!(value, [Content::Hosts as u8; 32], "what the host has left there");
+        measured.push(page);
     });
+    // What it keeps, all of it, in order; of what it gets from hyp or shares nothing.
+    let kept: Vec<_> = ready.pages().pages().filter(|_| arrival == Arrival::Kept).collect();
+    assert_eq!(measured, kept);
     (ready, owned)
 }
 
@@ -233,7 +253,7 @@ fn what_is_shared_with_a_guest_that_sees_caches_is_left_as_it_is() {
         let (ready, _) = prepare(&mut memory, arrival);
         memory.map_for_guest(&ready);
         let left = arrival == Arrival::Shared;
-        assert_eq!(memory.longest, if left { 0 } else { STRETCH });
+        assert_eq!(memory.longest, if left { 0 } else { stretch(arrival) });
         assert!(memory.cells.iter().all(|cell| left || cell.memory == cell.cached));
     }
 }
@@ -245,10 +265,10 @@ fn who_is_waited_for_stops_behind_a_stretch() {
         let mut memory = Memory { patience, ..Memory::hosts() };
         let (ready, owned) = prepare(&mut memory, arrival);
         memory.map_for_guest(&ready);
-        let done = (patience * STRETCH).min(PAGES);
+        let done = (patience * stretch(arrival)).min(PAGES);
         assert_eq!((ready.pages().count(), owned), (done, done), "{arrival:?} {patience}");
         assert_eq!(ready.pages().start(), BASE);
-        assert_eq!(memory.longest, STRETCH);
+        assert_eq!(memory.longest, stretch(arrival));
         for (n, cell) in memory.cells.iter().enumerate() {
             let guests = n < done;
             assert_eq!(cell.guest, guests);
@@ -312,7 +332,7 @@ fn life(mix: usize, patience: usize) {
             _ => continue,
         };
         owners.give_to_guest(page, VM, protected).unwrap();
-        let ready = prepare_for_guest(&mut memory, page, arrival, |_, _| ());
+        let ready = prepare_for_guest(&mut memory, page, arrival, |_, _| (), |_, _| ());
         memory.map_for_guest(&ready);
         if protected {
             memory.of(page)[0].cached = Content::Secret;
@@ -355,7 +375,7 @@ fn a_page_that_a_guest_gives_back_is_wiped() {
         let mut memory = Memory::hosts();
         let arrival =
             if let State::SharedWithGuest(_) = was { Arrival::Shared } else { Arrival::Kept };
-        let ready = prepare_for_guest(&mut memory, page, arrival, |_, _| ());
+        let ready = prepare_for_guest(&mut memory, page, arrival, |_, _| (), |_, _| ());
         memory.map_for_guest(&ready);
         if let State::SharedByGuest(_) = was {
             memory.cells[0].guest = false;

@@ -71,6 +71,20 @@ pub fn measure() {
         masked(config);
     }
     masked_mixed();
+    measured();
+}
+
+/// A page of a VM that is built, with an interrupt that waits: it is measured, and no other is.
+fn measured() {
+    let memory = ledger::take(2);
+    let handle = ledger::vm(VmConfig::protected());
+    let daif = host::pend_interrupt();
+    let map = repeat(1, |_| {
+        assert_eq!(Hvc.vm_map_range(handle, memory, 2, IPA), Ok(1), "VM_MAP");
+    });
+    emit!("@bench name=measured_vm_map vm=protected {map}");
+    host::release_interrupt(daif);
+    ledger::destroy_all();
 }
 
 /// With an interrupt that waits, and where no block helps: pages that lie across two of the host's.

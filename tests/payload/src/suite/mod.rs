@@ -23,6 +23,7 @@ mod its;
 mod levels;
 mod lifecycle;
 mod list_registers;
+mod measurement;
 mod memory;
 mod mmio_guard;
 mod on_demand;
@@ -77,6 +78,7 @@ pub const ALL: &[Area] = &[
     ("unshare", unshare::TESTS),
     ("alias", alias::TESTS),
     ("rsi", rsi::TESTS),
+    ("measurement", measurement::TESTS),
     ("registers", registers::TESTS),
     ("one_reg", one_reg::TESTS),
     ("on_demand", on_demand::TESTS),

@@ -9,6 +9,7 @@ use umbra_hyp::memory::pages::{Page, PageRange, Pages, VmId};
 use umbra_hyp::vm::hardware::{self, Boot, Machine, NewVcpu, There};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{MAX_VMS, Policy};
+use umbra_shared::measurement::Value;
 use umbra_shared::vl::{Vq, VqSet};
 
 pub const PAGE: u64 = PAGE_SIZE as u64;
@@ -33,6 +34,18 @@ pub enum Content {
     Hosts,
     /// What hyp or a guest wrote.
     Of(VmId),
+}
+
+/// What stands for a page's SHA-256.
+pub fn digest_of(pa: u64, content: Content) -> Value {
+    let mut value = [0; 32];
+    value[..8].copy_from_slice(&pa.to_le_bytes());
+    value[8] = match content {
+        Content::Zero => 0,
+        Content::Hosts => 1,
+        Content::Of(vm) => vm + 2,
+    };
+    value
 }
 
 /// Memory, as one lock guards it.
@@ -112,6 +125,12 @@ impl Hands for Memory {
             assert!(!device, "handed on while a device can write it");
             assert!(self.hyp.contains(&page.pa()));
         }
+    }
+
+    fn digest(&mut self, page: Page) -> Value {
+        assert!(self.hyp.contains(&page.pa()) && !self.host.contains(&page.pa()));
+        assert!(!self.underway.contains(&page.pa()), "measured while a device can write it");
+        digest_of(page.pa(), self.content[&page.pa()])
     }
 
     fn write(&mut self, page: Page, words: &[u64]) {

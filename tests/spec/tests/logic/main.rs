@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use machine::*;
 use proptest::prelude::*;
 use realm::rsi_call;
+use sha2::{Digest, Sha256};
 use umbra_hyp::arch::stats::Stats;
 use umbra_hyp::fp::{CpuFp, GuestTrap, HostImage, Live, Svcr, TrapClass};
 use umbra_hyp::memory::pages::{Pages, State, VmId};
@@ -29,6 +30,7 @@ use umbra_shared::error::Error;
 use umbra_shared::exit::Reason;
 use umbra_shared::flags::HostFlags;
 use umbra_shared::guest::GuestFunction;
+use umbra_shared::measurement::{Record, Value, input};
 use umbra_shared::record::PageState;
 use umbra_shared::register::Register;
 use umbra_shared::rsi::{FUNCTIONS, RsiFunction};
@@ -60,6 +62,8 @@ struct World {
     handles: Vec<VmHandle>,
     /// vCPUs that are to make their last call again.
     again: BTreeSet<(VmId, usize)>,
+    /// What each VM should be measured by, if it is protected.
+    measured: BTreeMap<VmId, Value>,
 }
 
 fn vq(n: u64) -> Vq {
@@ -140,6 +144,7 @@ impl World {
             spec,
             handles: vec![VmHandle(0)],
             again: BTreeSet::new(),
+            measured: BTreeMap::new(),
         }
     }
 
@@ -215,6 +220,7 @@ impl World {
 
     /// A call of the host's, by hyp and by the specification.
     fn call(&mut self, cpu: usize, call: Call) {
+        let before = self.target.memory.borrow().content.clone();
         let result = self.perform(cpu, call);
         let register = result
             .err()
@@ -225,6 +231,47 @@ impl World {
         self.compare(&format!("{call:?}"), result, &expected);
         if let (Call::VmCreate { .. }, Ok((handle, _))) = (call, result) {
             self.handles.push(VmHandle(handle));
+        }
+        if result.is_ok() {
+            self.measure(&call, x1, &before);
+        }
+    }
+
+    /// What a call adds to what its VM is made of, as documented.
+    fn measure(&mut self, call: &Call, x1: u64, before: &BTreeMap<u64, Content>) {
+        let (handle, records) = match *call {
+            Call::VmCreate { config, .. } => {
+                let slot = life::slot(VmHandle(x1)).unwrap();
+                self.measured.remove(&slot);
+                if config.protected {
+                    self.measured.insert(slot, [0; 32]);
+                }
+                (VmHandle(x1), vec![Record::Create { ipa_width: 40 }])
+            }
+            Call::VmMap { vm, pages, ipa } => {
+                let page = |n: u64| {
+                    let pa = pages.start.0 + n * PAGE;
+                    let content = digest_of(pa, before[&pa]);
+                    Record::Page { ipa: ipa.0 + n * PAGE, content }
+                };
+                let sealed = self.spec.vms[usize::from(life::slot(vm).unwrap())].sealed;
+                (vm, if sealed { Vec::new() } else { (0..x1).map(page).collect() })
+            }
+            Call::VcpuCreate(VcpuConfig { vm, index, affinity, features, start, .. }) => {
+                let start = match start {
+                    Start::At { entry, argument } => Some([entry, argument]),
+                    Start::Off => None,
+                };
+                let (index, affinity, features) = (index.0, affinity.0, features.0);
+                (vm, vec![Record::Vcpu { index, affinity, features, start }])
+            }
+            _ => return,
+        };
+        let slot = life::slot(handle).unwrap();
+        if let Some(value) = self.measured.get_mut(&slot) {
+            for record in records {
+                *value = Sha256::digest(input(value, &record)).into();
+            }
         }
     }
 
@@ -427,6 +474,10 @@ impl World {
         {
             let left = self.target.tables_left(slot as VmId) as u64;
             assert_eq!(left, vm.tables_left(), "tables of VM {slot}");
+            if vm.protected {
+                let measured = self.measured.get(&(slot as VmId)).copied();
+                assert_eq!(self.vms[slot].measurement(0), measured, "VM {slot}");
+            }
             let there = |ipa| self.vms[slot].lookup(&self.target, ipa);
             for (&ipa, &page) in &vm.maps {
                 assert_eq!(there(ipa), There::Memory(page * PAGE), "VM {slot} at {ipa:#x}");
@@ -649,7 +700,15 @@ impl World {
                 let base = ipa(c).0 | alias;
                 let count = [1, 2, 8, 20][usize::from(b / 512) % 4];
                 let ripas = u64::from(c / 16 % 2);
-                let args = [base, base.wrapping_add(count * PAGE), ripas];
+                let measurement = matches!(
+                    function,
+                    RsiFunction::MeasurementRead | RsiFunction::MeasurementExtend
+                );
+                let args = if measurement {
+                    [u64::from(c) % 7, u64::from(c) / 7 % 70, 0]
+                } else {
+                    [base, base.wrapping_add(count * PAGE), ripas]
+                };
                 self.guest_call(cpu, function as u32, args, a & 16 != 0);
                 if a & 32 != 0 {
                     self.guest_call(cpu, function as u32, args, false);

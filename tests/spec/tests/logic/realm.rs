@@ -33,6 +33,14 @@ pub fn rsi_call(
             return plain(i64::from(x1 != VERSION), [VERSION, VERSION, x3]);
         }
         RsiFunction::Features => return plain(0, [0, x2, x3]),
+        RsiFunction::MeasurementRead => {
+            return plain(i64::from(vm.measurement(x1).is_none()), args);
+        }
+        RsiFunction::MeasurementExtend => {
+            let bytes = [0; 128];
+            let extension = bytes.get(..x2 as usize).unwrap_or(&bytes);
+            return plain(i64::from(!vm.extend_measurement(x1, extension)), args);
+        }
         RsiFunction::IpaStateGet => {
             return match vm.ipa_state_get(target, caller, (x1, x2)) {
                 Ok(extent) => plain(0, [extent.top, extent.ripas as u64, x3]),
