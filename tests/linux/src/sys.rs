@@ -372,8 +372,9 @@ pub fn handle(signal: Signal, handler: Handler) -> Result<(), Errno> {
     plain!(134, signal, action.as_ptr(), 0, 8).map(|_| ())
 }
 
-/// Turns the machine off, or restarts it.
+/// Turns the machine off, or restarts it. What was said has left the console by then (TCSBRK, tcdrain): Linux doesn't wait for it.
 pub fn end_machine(restart: bool) -> ! {
+    let _ = plain!(29, 1, 0x5409, 1);
     let command = if restart { 0x0123_4567 } else { 0x4321_fedc_usize };
     let _ = plain!(142, 0xfee1_dead_usize, 0x2812_1969, command, 0);
     exit(1)
