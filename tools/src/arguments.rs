@@ -217,7 +217,7 @@ impl VmArgs {
         let guests = match self {
             Self { compare: true, .. } => linux::Guests::Scenarios,
             Self { interactive: true, .. } => linux::Guests::Shell,
-            Self { protected: true, .. } => linux::Guests::Protected,
+            Self { protected: true, .. } => linux::Guests::Protected { beside: true },
             _ => linux::Guests::Beside { guests, rounds, kills, debian: true },
         };
         let options = linux::Options {

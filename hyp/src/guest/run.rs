@@ -239,6 +239,8 @@ fn finish_only(vcpu: &mut Vcpu, frame: &mut HostFrame, flags: RunFlags) -> Resul
             }
             Open::Nothing
         }
+        // It is to be made again in a run, and only the first one counts.
+        Open::Call { .. } if !flags.contains(RunFlags::ABORT) => vcpu.open,
         _ => complete(vcpu, flags, &frame.x),
     };
     set_data(frame, [0; 6]);
@@ -405,9 +407,9 @@ fn complete(vcpu: &mut Vcpu, flags: RunFlags, x: &[u64; 18]) -> Open {
         Open::Read { .. } | Open::Write { .. } if flags.contains(RunFlags::RETRY) => {}
         Open::Read { .. } => traps::complete_read(vcpu, x[2]),
         Open::Write { esr, .. } => traps::complete_write(vcpu, esr),
-        // A call is open until the guest makes another one, or this one again.
-        Open::Call { .. } | Open::Again => return Open::Again,
-        Open::Nothing | Open::Hvc | Open::Fault { .. } | Open::Broken { .. } => {}
+        // In this run the guest makes it again, or never: its host has seen it leave without.
+        Open::Call { .. } => return Open::Again,
+        Open::Nothing | Open::Again | Open::Hvc | Open::Fault { .. } | Open::Broken { .. } => {}
     }
     Open::Nothing
 }

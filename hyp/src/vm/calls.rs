@@ -224,10 +224,7 @@ impl<T, V> Vm<T, V> {
         let pa = self.guests_page(m, ipa)?;
         let Life::Alive(tables) = &mut self.life else { return Err(Error::Dying) };
         if m.tables_left(caller.vm) < m.tables_to_unmap(tables, ipa.0, 1) {
-            if told {
-                // A sibling has used them up since. The host still knows.
-                self.tell(caller, ipa.0);
-            }
+            // If the host knew, it was a sibling who has used them up since: it is told again.
             return Err(Error::NoTables);
         }
         let parting = m.memory(|memory| {

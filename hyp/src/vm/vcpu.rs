@@ -72,8 +72,8 @@ pub enum Open {
         /// ESR_EL2 of the HVC or SMC, which is the next instruction
         esr: u64,
     },
-    /// The guest is to make that call again, and nothing else has left it since but interrupts of the host's and what
-    /// the guest does not wait for. Whatever the host is asked for in between may have it use what it was told of.
+    /// The guest is to make that call again, in this run. Once it has left, whatever for, its host may use anew what it was told
+    /// of: it can't know whether the call has been made, and asks.
     Again,
     /// The guest can't go on.
     Broken {

@@ -50,6 +50,9 @@ pub fn run(start: &Start) -> Result<(), Text> {
         scenarios::shell()?;
     } else if start.has("protected") {
         protected::run(start.number("rounds").unwrap_or(8))?;
+        if start.has("beside") {
+            beside::run(start)?;
+        }
     } else {
         if start.has("debian") {
             scenarios::debian()?;

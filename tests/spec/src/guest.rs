@@ -30,7 +30,7 @@ pub struct GuestCall {
     pub function: u32,
     /// As much of x1-x3 as the caller's registers hold.
     pub args: [u64; 3],
-    /// The guest was to make a call again, and this is it: nothing that the host has a part in came in between.
+    /// The guest was to make a call again, and this is it: it has not left in between.
     pub again: bool,
     /// What hyp has answered in x1, where there is a choice.
     pub x1: u64,
@@ -263,9 +263,6 @@ impl Spec {
             (GuestFunction::MemRelinquish, Some(_))
                 if !vm.has_tables_to_unmap(&self.platform, ipa, 1) =>
             {
-                if let Some(vcpu) = vm.vcpus.get_mut(&index).filter(|_| told == Some(ipa)) {
-                    vcpu.told = told;
-                }
                 Answer::again(Reason::Tables)
             }
             // The host is told of what it is about to lose before it does.

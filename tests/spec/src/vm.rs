@@ -66,9 +66,9 @@ pub struct Vcpu {
     pub told: Option<u64>,
     /// Its last call is to be made again, in a run whose end is still to be judged.
     pub put_off: bool,
-    /// And nothing has come in between.
+    /// And its guest has not left since.
     pub open: bool,
-    /// No run has begun since, not even one that only finishes: ABORT lets it fail.
+    /// No run has begun since but such as only finish: ABORT lets it fail.
     pub fails: bool,
     /// It has made another call instead, which only a host can have brought about that let the first one fail: in a
     /// run whose end is still to be judged.

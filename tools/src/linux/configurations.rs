@@ -75,10 +75,18 @@ pub const CONFIGURATIONS: &[Configuration] = &[
         Guests::Beside { guests: 1, rounds: 8, kills: 12, debian: false },
     ),
     vms("vm_as_on_linux_kvm", Guests::Scenarios),
-    vms("protected_debian", Guests::Protected),
+    vms("protected_debian", Guests::Protected { beside: false }),
     long("vm_long_patterns", TWO_GUESTS),
     Configuration { vls: &[32, 256, 64, 128], ..long("vm_long_patterns_asym", TWO_GUESTS) },
     Configuration { debian: Debian::Newest, ..long("vm_long_patterns_newest", TWO_GUESTS) },
+    Configuration {
+        vls: &[32, 256, 64, 128],
+        ..long("vm_long_protected", Guests::Protected { beside: true })
+    },
+    Configuration {
+        debian: Debian::Newest,
+        ..long("vm_long_protected_newest", Guests::Protected { beside: true })
+    },
     Configuration {
         debian: Debian::Newest,
         ..long("vm_long_as_on_linux_kvm_newest", Guests::Scenarios)

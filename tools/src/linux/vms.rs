@@ -126,8 +126,11 @@ pub enum Guests {
     },
     /// One of each kind, one after the other: what they see is compared.
     Scenarios,
-    /// Protected ones, of Debian's newest kernel whatever the host's is: the release's knows of no realm.
-    Protected,
+    /// A protected one, of Debian's newest kernel whatever the host's is: the release's knows of no realm.
+    Protected {
+        /// And then one that keeps patterns in its registers while a normal one and the host do.
+        beside: bool,
+    },
     /// One for a person, with a shell.
     Shell,
 }
@@ -138,7 +141,7 @@ impl Guests {
         match self {
             Self::Shell => "quiet loglevel=1",
             // There are protected VMs where no device reaches all memory.
-            Self::Protected => "umbra.dma=isolate",
+            Self::Protected { .. } => "umbra.dma=isolate",
             Self::Beside { .. } | Self::Scenarios => "",
         }
     }
@@ -149,7 +152,8 @@ impl Guests {
     ///
     /// It can't be had.
     pub fn kernel(self) -> Result<Option<Kernel>> {
-        (self == Self::Protected).then(|| Kernel::debian(Debian::Newest)).transpose()
+        let is_protected = matches!(self, Self::Protected { .. });
+        is_protected.then(|| Kernel::debian(Debian::Newest)).transpose()
     }
 
     /// The words for our program.
@@ -162,7 +166,10 @@ impl Guests {
                 )
             }
             Self::Scenarios => "vm scenarios".to_owned(),
-            Self::Protected => format!("withheld vm protected {patterns}"),
+            Self::Protected { beside } => {
+                let beside = if beside { "beside ciphers guests=1 " } else { "" };
+                format!("withheld vm protected {beside}{patterns}")
+            }
             Self::Shell => "vm shell".to_owned(),
         }
     }
@@ -176,7 +183,7 @@ impl Guests {
         };
         Ok(match self {
             Self::Beside { debian: false, .. } => Vec::new(),
-            Self::Beside { .. } | Self::Protected | Self::Shell => vec![root()?],
+            Self::Beside { .. } | Self::Protected { .. } | Self::Shell => vec![root()?],
             Self::Scenarios => {
                 let disk = devices::noise(DISK_BYTES, 3);
                 let words = format!("disk={DISK_BYTES} digest={}", digest::whole(&disk));
@@ -207,9 +214,11 @@ impl Guests {
             expected.push(named("ioctls", "endured"));
             expected.push(named("killed", &kills.to_string()));
         }
-        if self == Self::Protected {
+        if let Self::Protected { beside } = self {
             expected.push(named("protected-VMs", "exact"));
             expected.push(named("ioctls", "endured"));
+            let names = PROTECTED.iter().chain(&BESIDE[..1]).filter(|_| beside);
+            expected.extend(names.map(|name| named(name, "2-vCPUs")));
         }
         for (what, is) in &expected {
             let mut rows = report.rows(Table::Seen);

@@ -1,5 +1,9 @@
 //! Guests that keep patterns in their registers while this Linux does, on the same CPUs.
 
+use core::ffi::CStr;
+
+use arrayvec::ArrayVec;
+
 use super::monitor;
 use crate::fail;
 use crate::say::{self, Text};
@@ -13,11 +17,18 @@ const VCPUS: u32 = 2;
 /// Guests at most.
 const GUESTS: usize = 4;
 const NAMES: [&str; GUESTS] = ["guest", "guest-2", "guest-3", "guest-4"];
+/// A protected one, which is the last.
+const PROTECTED: &str = "protected";
+const PROTECTED_MACHINE: [&CStr; 5] = [c"--protected", c"--memory", c"256M", c"--cpus", c"2"];
 
 /// Runs a guest to its end. Its last word must be that all was well. `begun` is told when it begins with its patterns.
 fn guest(name: &str, begun: &File) -> Result<(), Text> {
-    let line = monitor::command_line(&[monitor::WORDS, c"ciphers cpus=2 times=8 processes=2"])?;
-    monitor::well_to_its_end(name, &monitor::MACHINE, &line, 0, |line| {
+    let (machine, words): (&[&CStr], _) = match name {
+        PROTECTED => (&PROTECTED_MACHINE, c"realm ciphers cpus=2 times=8 processes=2"),
+        _ => (&monitor::MACHINE, c"ciphers cpus=2 times=8 processes=2"),
+    };
+    let line = monitor::command_line(&[monitor::WORDS, words])?;
+    monitor::well_to_its_end(name, machine, &line, 0, |line| {
         if line.starts_with("@seen what=Linux") {
             // Who waits for it finds out by the guest's end, if not so.
             let _ = begun.write(b"!");
@@ -29,8 +40,12 @@ fn guest(name: &str, begun: &File) -> Result<(), Text> {
 pub fn run(start: &Start) -> Result<(), Text> {
     let guests = start.number("guests").unwrap_or(1).clamp(1, GUESTS as u64) as usize;
     let Ok((are_begun, begun)) = sys::pipe() else { fail!("no pipe") };
-    let mut children = [None::<Pid>; GUESTS];
-    for (name, child) in NAMES[..guests].iter().zip(&mut children) {
+    let mut names: ArrayVec<_, { GUESTS + 1 }> = NAMES[..guests].iter().copied().collect();
+    if start.has("protected") {
+        names.push(PROTECTED);
+    }
+    let mut children = [None::<Pid>; GUESTS + 1];
+    for (name, child) in names.iter().zip(&mut children) {
         match sys::fork() {
             Err(error) => fail!("fork: {error:?}"),
             Ok(None) => {
@@ -45,13 +60,13 @@ pub fn run(start: &Start) -> Result<(), Text> {
     }
     drop(begun);
     // At the same time: a guest that comes up needs no FP registers.
-    for _ in 0..guests {
+    for _ in &names {
         are_begun.read_byte();
     }
     let patterns = stress::run(start);
     let ended = children.map(|child| child.map(sys::wait));
     patterns?;
-    for (name, ended) in NAMES.iter().zip(ended.into_iter().flatten()) {
+    for (name, ended) in names.iter().zip(ended.into_iter().flatten()) {
         if ended != Ok(Ended::Exit(0)) {
             fail!("{name}: {ended:?}");
         }

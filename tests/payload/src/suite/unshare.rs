@@ -19,7 +19,9 @@ use umbra_host::{
     hypercall::{Hvc, Hypervisor},
     kernel::{
         exception::{probe_read, probe_write},
-        mmu, sysreg, timer,
+        mmu,
+        smp::cpu,
+        sysreg, timer,
     },
 };
 use umbra_shared::{
@@ -35,6 +37,7 @@ tests![
     a_host_can_let_unshare_fail,
     two_vcpus_unshare_one_page,
     what_the_host_was_told_is_forgotten_with_another_call,
+    what_the_host_was_told_is_forgotten_when_the_guest_leaves,
     a_vm_ends_while_it_unshares,
 ];
 
@@ -254,6 +257,38 @@ fn what_the_host_was_told_is_forgotten_with_another_call() -> Result<(), Skip> {
     assert_eq!(unshare(&puppet, ipa), SUCCESS);
     assert_hidden(puppet.physical(ipa));
     puppet.put();
+    Ok(())
+}
+
+/// An interrupt of the host's stops the guest before it has called again. For all that its host knows it has, and the page is anybody's
+/// to map once more: it is told anew.
+fn what_the_host_was_told_is_forgotten_when_the_guest_leaves() -> Result<(), Skip> {
+    for function in [GuestFunction::MemUnshare, GuestFunction::MemRelinquish] {
+        let puppet = Machine::new(PROTECTED).started(None);
+        let ipa = puppet.scratch();
+        assert_eq!(share(&puppet, ipa), SUCCESS);
+        for finishes_first in [false, true] {
+            first_step(&puppet, function, ipa);
+            let daif = sysreg::mask_interrupts();
+            if finishes_first {
+                // That is no run.
+                let exit = Hvc.vcpu_run(RunFlags::FINISH_ONLY, [0; 4]).expect("VCPU_RUN");
+                assert_eq!(exit.info.reason(), Some(Reason::Irq));
+            }
+            workers::interrupt(cpu(), workers::POKE);
+            let exit = Hvc.vcpu_run(RunFlags::empty(), [0; 4]).expect("VCPU_RUN");
+            sysreg::restore_interrupts(daif);
+            assert_eq!(exit.info.reason(), Some(Reason::Irq), "before it has called");
+            let exit = puppet.resume(RunFlags::empty(), [0; 4]).exit(Reason::Unshare);
+            assert_eq!(exit.data[..2], [ipa, puppet.physical(ipa)]);
+            assert!(probe_read(puppet.physical(ipa)).is_ok(), "{function:?}");
+            // Nor is it in any later run but the next.
+            assert!(matches!(puppet.resume(RunFlags::ABORT, [0; 4]), Event::Done(_)));
+        }
+        assert_eq!(unshare(&puppet, ipa), SUCCESS);
+        assert_hidden(puppet.physical(ipa));
+        puppet.put();
+    }
     Ok(())
 }
 
