@@ -160,6 +160,11 @@ impl VcpuFp {
         Ok(Self { page, pa })
     }
 
+    /// The page.
+    pub const fn page(&self) -> &'static FlagShadowPage {
+        self.page
+    }
+
     /// The physical address of the page.
     pub fn address(&self) -> u64 {
         self.pa

@@ -32,6 +32,7 @@ use umbra_shared::{
     call::{Start, VcpuIndex, VmHandle},
     error::Error,
     exit::{ExitInfo, MmioAccess, NO_DEADLINE, Reason, RunFlags, SystemEvent},
+    flags::CALL_REGISTERS,
     interrupt::{Entry, MAX_ENTRIES, Signalled, States},
     vcpu::VcpuFeatures,
 };
@@ -79,7 +80,8 @@ impl MmioAnswer {
     }
 }
 
-/// What becomes of an access to nothing, of a call that takes more tables, or of one that takes a page back.
+/// What becomes of an access to nothing, of a call that takes more tables, of one that takes a page back, or of one for the
+/// host itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Supplied {
     /// It is there now, or nothing stands in the way: try again.
@@ -143,6 +145,14 @@ pub trait ExitHandler {
     /// nothing to do.
     fn unshare(&mut self, _address: u64, _page: u64) -> ControlFlow<Self::Stop, Supplied> {
         ControlFlow::Continue(Supplied::Retry)
+    }
+    /// A protected guest calls by RSI, with an immediate and these registers, which take the answer.
+    fn host_call(
+        &mut self,
+        _immediate: u16,
+        _registers: &mut [u64; CALL_REGISTERS],
+    ) -> ControlFlow<Self::Stop, Supplied> {
+        ControlFlow::Continue(Supplied::Abort)
     }
     /// The guest has given its memory at `address` back: `page` is the host's again. Whoever keeps the
     /// VM tells it so ([`Vm::returned`](crate::vm::Vm::returned)).
@@ -368,7 +378,9 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
             vcpu.open = match exit.info.reason() {
                 Some(Reason::Hvc) => Open::Hvc,
                 Some(Reason::Mmio) => Open::Mmio { write: exit.info.mmio_access().write },
-                Some(Reason::Fault | Reason::Tables | Reason::Unshare) => Open::Supply,
+                Some(Reason::Fault | Reason::Tables | Reason::Unshare | Reason::HostCall) => {
+                    Open::Supply
+                }
                 _ => Open::Nothing,
             };
         }
@@ -435,6 +447,13 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
             Some(Reason::Fault) => self.answer_supply(handler.fault(a)?),
             Some(Reason::Tables) => self.answer_supply(handler.tables()?),
             Some(Reason::Unshare) => self.answer_supply(handler.unshare(a, b)?),
+            Some(Reason::HostCall) => {
+                let page = self.vcpu.fp.page();
+                let mut registers = page.registers();
+                let answer = handler.host_call(a as u16, &mut registers)?;
+                page.set_registers(&registers);
+                self.answer_supply(answer);
+            }
             Some(Reason::CpuOn) => handler.cpu_on(VcpuIndex(a))?,
             Some(Reason::CpuOff) => {
                 // When it is on again its timer is not.

@@ -24,6 +24,7 @@
 //! | `CpuOff` | - | PSCI CPU_OFF: this vCPU is off; put it |
 //! | `System` | [`SystemEvent`] | x3: SYSTEM_RESET2's type, x4: its cookie. The vCPU has stopped in its call, which fails if a normal VM's host runs it again without VCPU_RESET; of a protected VM nothing runs any more |
 //! | `Tables` | - | a call of a protected guest's takes tables: VM_TOPUP, and run again |
+//! | `HostCall` | the guest's immediate, 16 bits | of a protected guest ([`crate::rsi`]): its 31 registers are in the flag-shadow page, and what is there when this vCPU runs next becomes theirs |
 //! | `Unshare` | guest-physical address | x3: the page. A protected guest is about to take it back, or to give it up: the host has access until this vCPU runs again, and takes away first what it has made of the page (mappings, pins). Whatever it has not taken away then, its accesses are aborts |
 //!
 //! An AArch32 guest's x0-x5 are its r0-r5, zero-extended; of what the host answers they take the lower
@@ -41,7 +42,7 @@ flag_set! {
         const UNDERFLOW = 1 << 0;
         /// Instead of finishing the open MMIO access, or of trying a [`Reason::Fault`] again, give the
         /// guest a synchronous external abort; a call of its own that exited with [`Reason::Fault`],
-        /// [`Reason::Tables`] or [`Reason::Unshare`] fails. That is for the first run after the exit.
+        /// [`Reason::Tables`], [`Reason::Unshare`] or [`Reason::HostCall`] fails. That is for the first run after the exit.
         const ABORT = 1 << 1;
         /// Don't finish the open MMIO access: execute the instruction again (the host has mapped
         /// memory there).
@@ -118,6 +119,8 @@ reasons! {
     Tables = 11;
     /// The guest is about to take a page back that it shares.
     Unshare = 12;
+    /// The guest calls its host by RSI.
+    HostCall = 13;
 }
 
 /// x3 of [`Reason::Wfi`]: the guest's virtual timer is off, or masked.

@@ -1,5 +1,9 @@
 //! The flag-shadow page: all the memory that a vCPU shares between host and hyp.
 //!
+//! Beside its two words there is room for the registers of a guest's host call ([`crate::rsi`]), which an exit's registers
+//! can't hold. From the exit to the next run they are the host's to read and write; hyp writes them before
+//! it and reads them behind it, each once, and they are nothing but the guest's own arguments and answers.
+//!
 //! Linux tracks whether a task's FP registers are still in the CPU with TIF_FOREIGN_FPSTATE in
 //! `thread_info`. A hypervisor at EL2 that wants to know would have to map host kernel structures.
 //! The page shadows the one bit that matters, so that nothing else of the host need be mapped.
@@ -86,13 +90,18 @@ struct Line {
 pub struct FlagShadowPage {
     host: Line,
     hyp: Line,
-    reserved: [AtomicU64; (PAGE_SIZE - 2 * LINE_BYTES) / 8],
+    registers: [AtomicU64; CALL_REGISTERS],
+    reserved: [AtomicU64; (PAGE_SIZE - 2 * LINE_BYTES) / 8 - CALL_REGISTERS],
 }
+
+/// Registers of a host call.
+pub const CALL_REGISTERS: usize = 31;
 
 const_assert!(size_of::<FlagShadowPage>() == PAGE_SIZE);
 const_assert!(align_of::<FlagShadowPage>() == PAGE_SIZE);
 const_assert!(offset_of!(FlagShadowPage, host) == 0);
 const_assert!(offset_of!(FlagShadowPage, hyp) == LINE_BYTES);
+const_assert!(offset_of!(FlagShadowPage, registers) == 2 * LINE_BYTES);
 
 impl FlagShadowPage {
     /// An all-zero page.
@@ -107,7 +116,9 @@ impl FlagShadowPage {
                 word: AtomicU64::new(0),
                 reserved: [const { AtomicU64::new(0) }; LINE_BYTES / 8 - 1],
             },
-            reserved: [const { AtomicU64::new(0) }; (PAGE_SIZE - 2 * LINE_BYTES) / 8],
+            registers: [const { AtomicU64::new(0) }; CALL_REGISTERS],
+            reserved: [const { AtomicU64::new(0) };
+                (PAGE_SIZE - 2 * LINE_BYTES) / 8 - CALL_REGISTERS],
         }
     }
 
@@ -124,6 +135,18 @@ impl FlagShadowPage {
     /// Hyp only: whose state is where.
     pub fn publish(&self, flags: HypFlags) {
         self.hyp.word.store(flags.bits(), Ordering::Relaxed);
+    }
+
+    /// The registers of a guest's host call, for whoever's they are now.
+    pub fn registers(&self) -> [u64; CALL_REGISTERS] {
+        core::array::from_fn(|n| self.registers[n].load(Ordering::Relaxed))
+    }
+
+    /// Hands them over.
+    pub fn set_registers(&self, registers: &[u64; CALL_REGISTERS]) {
+        for (place, &register) in self.registers.iter().zip(registers) {
+            place.store(register, Ordering::Relaxed);
+        }
     }
 
     /// Host only: what hyp said last. Unknown bits are dropped.
@@ -172,6 +195,14 @@ mod tests {
         page.publish(HypFlags::all());
         assert_eq!(page.snapshot_hint().decode(), HostFlags::all());
         assert_eq!(page.sync(), HypFlags::all());
+    }
+
+    #[test]
+    fn registers_are_apart_from_the_words() {
+        let page = FlagShadowPage::new();
+        page.set_registers(&core::array::from_fn(|n| !(n as u64)));
+        assert_eq!((page.sync(), page.snapshot_hint().decode().bits()), (HypFlags::empty(), 0));
+        assert_eq!(page.registers(), core::array::from_fn(|n| !(n as u64)));
     }
 
     proptest! {

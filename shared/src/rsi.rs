@@ -40,6 +40,16 @@
 //!
 //! **IPA_STATE_GET**, x1 base, x2 top: the RIPAS at base in x2, and in x1 how far it goes, in so far as hyp has looked.
 //!
+//! **HOST_CALL**, x1 the address of an RsiHostCall ([`HOST_CALL_BYTES`]), aligned to its size, in private memory: its immediate and its 31 registers are for the
+//! host ([`HostCall`](crate::exit::Reason::HostCall), [`crate::flags`]), what that answers becomes the 31 registers. An exit's own
+//! registers hold six: the rest would take fourteen exits more, or zeroes in place of what the guest has said, so they are in the page that
+//! a vCPU's host and hyp share, as a realm's are in its run object. If the guest makes the page EMPTY meanwhile nothing is written. ERROR_UNKNOWN: the
+//! host won't have it.
+//!
+//! **ATTESTATION_TOKEN_INIT** is ERROR_UNKNOWN and **ATTESTATION_TOKEN_CONTINUE** ERROR_STATE, as of a platform whose token can't be made and where none
+//! is under way: there is no RME, no key that anybody could check, and no silicon that vouches for hyp. Whoever has to know what
+//! runs has the measurement's word for it, which is hyp's.
+//!
 //! **REALM_CONFIG**, x1 a page of RAM's address: all of it is written ([`RealmConfig`]).
 
 /// Calls' results in x0.
@@ -117,6 +127,9 @@ impl RealmConfig {
     }
 }
 
+/// Bytes of RsiHostCall: the immediate in bits 15:0 of the first word, 31 registers.
+pub const HOST_CALL_BYTES: u64 = 256;
+
 macro_rules! functions {
     ($($(#[$doc:meta])* $name:ident = $id:literal;)*) => {
         /// RSI's functions.
@@ -152,12 +165,18 @@ functions! {
     /// x1 a number from 1 to 4, x2 how many bytes of x3-x10: SHA-256 of what it is and these is what it is from then on.
     /// ERROR_INPUT for another number, or more than 64 bytes.
     MeasurementExtend = 0xc400_0193;
+    /// See the module. x1-x8 the challenge.
+    AttestationTokenInit = 0xc400_0194;
+    /// See the module. x1 a page's address, x2 offset in it, x3 bytes: ERROR_INPUT for what is none.
+    AttestationTokenContinue = 0xc400_0195;
     /// See the module.
     RealmConfig = 0xc400_0196;
     /// See the module.
     IpaStateSet = 0xc400_0197;
     /// See the module.
     IpaStateGet = 0xc400_0198;
+    /// See the module.
+    HostCall = 0xc400_0199;
 }
 
 impl RsiFunction {

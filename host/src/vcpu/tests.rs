@@ -181,6 +181,15 @@ impl ExitHandler for Vmm {
             _ => ControlFlow::Break(address),
         }
     }
+    fn host_call(
+        &mut self,
+        immediate: u16,
+        registers: &mut [u64; 31],
+    ) -> ControlFlow<u64, Supplied> {
+        self.log.push("host call");
+        registers.iter_mut().for_each(|register| *register += u64::from(immediate));
+        ControlFlow::Continue(if immediate == 0 { Supplied::Abort } else { Supplied::Retry })
+    }
     fn cpu_on(&mut self, index: VcpuIndex) -> ControlFlow<u64> {
         assert_eq!(index, VcpuIndex(3));
         self.log.push("on");
@@ -503,6 +512,21 @@ fn the_host_says_whether_a_page_is_taken_from_it() {
     let left = self::run(&[], OURS, &[of(7)]);
     assert_eq!((left.result, left.log), (Ok(7), vec!["unshare"]));
     assert_eq!(left.vcpu.open, Open::Supply);
+}
+
+/// A guest's call by RSI: its registers are where hyp has put them, and the answer is.
+#[test]
+fn a_host_call_is_answered_in_its_registers() {
+    let of = |immediate| exit(Reason::HostCall, 0, [immediate, 0]);
+    let run = run(&[], OURS, &[of(7), of(0), of(2), done()]);
+    let flags: Vec<_> = run.entries.iter().map(|e| e.flags).collect();
+    let none = RunFlags::empty();
+    assert_eq!(flags, [none, none, RunFlags::ABORT, none]);
+    assert_eq!(run.log, ["host call", "host call", "host call", "hvc"]);
+    assert_eq!(run.vcpu.fp.page().registers(), [9; 31]);
+    // Who knows none won't have it.
+    let nothing = os::Once.host_call(7, &mut [0; 31]);
+    assert_eq!(nothing, ControlFlow::Continue(Supplied::Abort));
 }
 
 #[test]

@@ -4,16 +4,20 @@
 
 use super::calls::{Outcome, answer};
 use crate::guest::exit::Exit;
+use crate::machine::machine;
 use crate::vm::calls::Caller;
-use crate::vm::rsi::{Interface, Step};
+use crate::vm::rsi::{HostCall, Interface, Step};
 use crate::vm::slots;
-use crate::vm::vcpu::Vcpu;
+use crate::vm::vcpu::{Open, Vcpu};
+use umbra_shared::PAGE_SIZE;
 use umbra_shared::exit::Reason;
 use umbra_shared::guest::NOT_SUPPORTED;
 use umbra_shared::rsi::{
-    ACCEPT, ERROR_INPUT, ERROR_UNKNOWN, EXTENSION_BYTES, MEASUREMENT_WORDS, REJECT, Ripas,
-    RsiFunction, SUCCESS, VERSION,
+    ACCEPT, ERROR_INPUT, ERROR_STATE, ERROR_UNKNOWN, EXTENSION_BYTES, MEASUREMENT_WORDS, REJECT,
+    Ripas, RsiFunction, SUCCESS, VERSION,
 };
+
+const PAGE: u64 = PAGE_SIZE as u64;
 
 /// A call of this range.
 pub fn call(vcpu: &mut Vcpu, caller: Caller, function: u32, args: [u64; 3]) -> Outcome {
@@ -66,6 +70,24 @@ pub fn call(vcpu: &mut Vcpu, caller: Caller, function: u32, args: [u64; 3]) -> O
             None => return results(vcpu, ERROR_INPUT, &[]),
         },
         RsiFunction::RealmConfig => slots::realm_config(caller, x1),
+        RsiFunction::HostCall => {
+            let mut call = HostCall::default();
+            let step = slots::host_call(caller, x1, &mut call);
+            if let Ok(Step::Done(_)) = step {
+                vcpu.flags.set_registers(&call.registers);
+                vcpu.open = Open::HostCall { ipa: x1 };
+                let exit = Exit::new(Reason::HostCall, [call.immediate, 0, 0, 0, 0, 0]);
+                return Outcome::Answered(Some(exit));
+            }
+            step
+        }
+        // There is nothing to make one of, and so none is under way.
+        RsiFunction::AttestationTokenInit => return results(vcpu, ERROR_UNKNOWN, &[]),
+        RsiFunction::AttestationTokenContinue => {
+            let fits = x2 < PAGE && x3 <= PAGE - x2;
+            let good = x1.is_multiple_of(PAGE) && x1 < machine().stage2.alias_bit() && fits;
+            return results(vcpu, if good { ERROR_STATE } else { ERROR_INPUT }, &[]);
+        }
     };
     let again =
         |reason, data: [u64; 2]| Outcome::Again(Exit::new(reason, [data[0], data[1], 0, 0, 0, 0]));
@@ -89,6 +111,14 @@ pub fn fail(vcpu: &mut Vcpu, function: RsiFunction) {
         RsiFunction::IpaStateSet => [vcpu.regs.x[0], vcpu.regs.x[2]] = [SUCCESS, REJECT],
         _ => vcpu.regs.x[0] = ERROR_UNKNOWN,
     }
+}
+
+/// The host lets a guest go on that has called it by HOST_CALL, with an answer or without.
+pub fn host_called(vcpu: &mut Vcpu, ipa: u64, answered: bool) {
+    if answered {
+        slots::answer_host_call(vcpu.vm(), ipa, &vcpu.flags.registers());
+    }
+    vcpu.regs.x[0] = if answered { SUCCESS } else { ERROR_UNKNOWN };
 }
 
 /// x0, and x1 on.

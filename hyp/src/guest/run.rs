@@ -9,6 +9,7 @@ use crate::fp::{GuestTrap, TrapClass};
 use crate::guest::access;
 use crate::guest::calls::{self, Outcome};
 use crate::guest::exit::Exit;
+use crate::guest::rsi;
 use crate::guest::syndrome::{self, SysReg, ec, pstate};
 use crate::guest::traps;
 use crate::guest::traps32;
@@ -404,6 +405,7 @@ fn complete(vcpu: &mut Vcpu, flags: RunFlags, x: &[u64; 18]) -> Open {
             traps::external_abort(vcpu, esr, far);
         }
         Open::Call { esr } if flags.contains(RunFlags::ABORT) => calls::fail(vcpu, esr),
+        Open::HostCall { ipa } => rsi::host_called(vcpu, ipa, !flags.contains(RunFlags::ABORT)),
         Open::Read { .. } | Open::Write { .. } if flags.contains(RunFlags::RETRY) => {}
         Open::Read { .. } => traps::complete_read(vcpu, x[2]),
         Open::Write { esr, .. } => traps::complete_write(vcpu, esr),

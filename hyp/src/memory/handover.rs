@@ -55,9 +55,11 @@ pub trait Hands {
     /// SHA-256 of what is in a page. Only while it is mapped for hyp, and nobody else can write it.
     fn digest(&mut self, page: Page) -> Value;
 
-    /// Stores words from the beginning of a page on, and zeroes behind them. Only while it is mapped for hyp; a guest may
-    /// have it.
-    fn write(&mut self, page: Page, words: &[u64]);
+    /// Stores words from a byte of a page on, a multiple of 8. Only while it is mapped for hyp; a guest may have it.
+    fn write(&mut self, page: Page, at: usize, words: impl Iterator<Item = u64>);
+
+    /// Loads words likewise.
+    fn read(&mut self, page: Page, at: usize, words: &mut [u64]);
 
     /// Drops what instruction caches hold.
     fn forget_instructions(&mut self);
@@ -189,11 +191,22 @@ fn pass(hands: &mut impl Hands, page: Page, passing: Passing) {
     hands.unmap_for_hyp(page.alone());
 }
 
-/// A guest's page, which it has meanwhile, holds these words and zeroes.
-pub fn write_whole(hands: &mut impl Hands, page: Page, words: &[u64]) {
+/// A guest's page, which it has meanwhile, holds these words from a byte on.
+pub fn write(hands: &mut impl Hands, page: Page, at: usize, words: impl Iterator<Item = u64>) {
     hands.map_for_hyp(page.alone());
-    hands.write(page, words);
+    // What the guest has written with its caches off is what the rest of a line is.
     hands.clean(page.alone());
+    hands.write(page, at, words);
+    hands.clean(page.alone());
+    hands.unmap_for_hyp(page.alone());
+}
+
+/// What there is in a guest's page from a byte on, which it has meanwhile.
+pub fn read(hands: &mut impl Hands, page: Page, at: usize, words: &mut [u64]) {
+    hands.map_for_hyp(page.alone());
+    // It may have written it with its caches off.
+    hands.clean(page.alone());
+    hands.read(page, at, words);
     hands.unmap_for_hyp(page.alone());
 }
 

@@ -191,6 +191,13 @@ pub fn flag_page(page: Page) -> &'static FlagShadowPage {
     unsafe { &*(linear(page.pa()) as *const FlagShadowPage) }
 }
 
+/// The words of a page from a byte on, to its end.
+fn words_of(page: Page, at: usize) -> impl Iterator<Item = *mut u64> {
+    const WORD: usize = size_of::<u64>();
+    let base = linear(page.pa());
+    (at.next_multiple_of(WORD)..PAGE_SIZE).step_by(WORD).map(move |at| (base + at) as *mut u64)
+}
+
 /// Pages that are wiped and cleaned before hyp looks whether an interrupt waits: with all around them about
 /// [`umbra_shared::call::MASKED_INSTRUCTIONS`].
 const STRETCH: usize = 64;
@@ -248,14 +255,17 @@ impl Hands for Memory {
         Sha256::digest(unsafe { core::slice::from_raw_parts(at, PAGE_SIZE) }).into()
     }
 
-    fn write(&mut self, page: Page, words: &[u64]) {
-        let zeroes = core::iter::repeat(0);
-        let words = words.iter().copied().chain(zeroes).take(PAGE_SIZE / size_of::<u64>());
-        for (n, word) in words.enumerate() {
-            let at = (linear(page.pa()) as *mut u64).wrapping_add(n);
-            // SAFETY: inside a page that is mapped for hyp. Its guest may use it meanwhile: nothing is read, and what
-            // is stored is a word.
-            unsafe { at.write_volatile(word) };
+    fn write(&mut self, page: Page, at: usize, words: impl Iterator<Item = u64>) {
+        for (word, place) in words.zip(words_of(page, at)) {
+            // SAFETY: inside a page that is mapped for hyp. Its guest may use it meanwhile: what is stored is a word.
+            unsafe { place.write_volatile(word) };
+        }
+    }
+
+    fn read(&mut self, page: Page, at: usize, words: &mut [u64]) {
+        for (word, place) in words.iter_mut().zip(words_of(page, at)) {
+            // SAFETY: inside a page that is mapped for hyp. Its guest may write it meanwhile: any word is one.
+            *word = unsafe { place.read_volatile() };
         }
     }
 

@@ -19,8 +19,9 @@ use core::ops::Range;
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::UntrustedIpa;
 use umbra_shared::error::Error;
+use umbra_shared::flags::CALL_REGISTERS;
 use umbra_shared::measurement::Value;
-use umbra_shared::rsi::{PAGES_AT_A_TIME, PAGES_LOOKED_AT, RealmConfig, Ripas};
+use umbra_shared::rsi::{HOST_CALL_BYTES, PAGES_AT_A_TIME, PAGES_LOOKED_AT, RealmConfig, Ripas};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -51,6 +52,15 @@ pub enum Step {
         /// where it is
         pa: u64,
     },
+}
+
+/// What a guest says to its host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostCall {
+    /// 16 bits.
+    pub immediate: u64,
+    /// Its registers.
+    pub registers: [u64; CALL_REGISTERS],
 }
 
 /// RIPAS from an address on.
@@ -268,12 +278,63 @@ impl<T, V> Vm<T, V> {
             There::Memory(pa) => m.memory(|memory| {
                 let page = memory.pages().lookup(pa)?;
                 let config = RealmConfig { ipa_width: ipa_width(m) };
-                handover::write_whole(memory, page, &config.words());
+                let zeroes = core::iter::repeat(0);
+                let words = config.words().into_iter().chain(zeroes).take(PAGE_SIZE / 8);
+                handover::write(memory, page, 0, words);
                 Ok(Step::Done(ipa))
             }),
             // It may not have come yet.
             There::Nothing => Ok(Step::Missing(ipa)),
             There::Empty | There::Aliased | There::Device => Err(Error::BadIpa),
+        }
+    }
+
+    /// HOST_CALL: what the guest says, immediate and registers.
+    ///
+    /// # Errors
+    ///
+    /// UNALIGNED, BAD_IPA for what is not private memory or to become some.
+    pub fn host_call<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        caller: Caller,
+        ipa: u64,
+        call: &mut HostCall,
+    ) -> Result<Step, Error> {
+        let _ = self.take_told(caller, ipa);
+        if !ipa.is_multiple_of(HOST_CALL_BYTES) {
+            return Err(Error::Unaligned);
+        }
+        let page = ipa & !(PAGE - 1);
+        region(m, page, page.wrapping_add(PAGE))?;
+        match self.lookup(m, page) {
+            There::Memory(pa) => m.memory(|memory| {
+                let at = memory.pages().lookup(pa)?;
+                let mut words = [0; CALL_REGISTERS + 1];
+                handover::read(memory, at, (ipa - page) as usize, &mut words);
+                let [immediate, registers @ ..] = words;
+                *call = HostCall { immediate: immediate & 0xffff, registers };
+                Ok(Step::Done(ipa))
+            }),
+            There::Nothing => Ok(Step::Missing(page)),
+            There::Empty | There::Aliased | There::Device => Err(Error::BadIpa),
+        }
+    }
+
+    /// What the host has answered to that. Where the guest has no private memory any more it gets nothing.
+    pub fn answer_host_call<M: Machine<Tables = T, Vcpu = V>>(
+        &mut self,
+        m: &M,
+        ipa: u64,
+        registers: &[u64; CALL_REGISTERS],
+    ) {
+        let page = ipa & !(PAGE - 1);
+        if let There::Memory(pa) = self.lookup(m, page) {
+            m.memory(|memory| {
+                let Ok(at) = memory.pages().lookup(pa) else { return };
+                let behind = (ipa - page) as usize + size_of::<u64>();
+                handover::write(memory, at, behind, registers.iter().copied());
+            });
         }
     }
 }

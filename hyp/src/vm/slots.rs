@@ -17,12 +17,10 @@ use crate::memory::hw;
 use crate::memory::pages::{PageRange, Pages, VmId};
 use crate::memory::stage2::{Entry, Mark, Stage2};
 use crate::memory::tables::{Stage2Tables, Tlbs};
-use crate::vm::calls::{Caller, Parting};
 use crate::vm::features::check_features;
 use crate::vm::hardware::{self, Boot, Machine, NewVcpu, There};
 use crate::vm::life;
 use crate::vm::power::Affinity;
-use crate::vm::rsi::{Extent, Interface, Step};
 use crate::vm::vcpu::{self, Open, Vcpu};
 use crate::world::features::Name;
 use arm_psci::ErrorCode;
@@ -35,11 +33,12 @@ use umbra_shared::call::{
     VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
-use umbra_shared::measurement::Value;
 use umbra_shared::register::{Register, UntrustedRegister};
-use umbra_shared::rsi::Ripas;
 use umbra_shared::vcpu::VcpuFeatures;
 use umbra_shared::vl::VqSet;
+
+mod asked;
+pub use asked::*;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -427,90 +426,6 @@ pub fn put(mut loaded: Loaded, fp: &mut CpuFp<Image>, hw: &mut FpCpu, stats: &St
         vcpu.aarch32.put();
     }
     lock(loaded.vm).put(loaded.index);
-}
-
-/// MEM_SHARE by a guest.
-///
-/// # Errors
-///
-/// Those of [`life::Vm::guest_share`].
-pub fn guest_share(caller: Caller, ipa: UntrustedIpa) -> Result<(), Error> {
-    lock(caller.vm).guest_share(&Target, caller, ipa)
-}
-
-/// MEM_UNSHARE by a guest.
-///
-/// # Errors
-///
-/// Those of [`life::Vm::guest_unshare`].
-pub fn guest_unshare(caller: Caller, ipa: UntrustedIpa) -> Result<Parting, Error> {
-    lock(caller.vm).guest_unshare(&Target, caller, ipa)
-}
-
-/// MEM_RELINQUISH by a guest.
-///
-/// # Errors
-///
-/// Those of [`life::Vm::guest_relinquish`].
-pub fn guest_relinquish(caller: Caller, ipa: UntrustedIpa) -> Result<Parting, Error> {
-    lock(caller.vm).guest_relinquish(&Target, caller, ipa)
-}
-
-/// MMIO_GUARD by a guest.
-///
-/// # Errors
-///
-/// Those of [`life::Vm::guest_enrol`].
-pub fn guest_enrol(caller: Caller, ipa: UntrustedIpa) -> Result<(), Error> {
-    lock(caller.vm).guest_enrol(&Target, caller, ipa)
-}
-
-/// Whether a guest may use this interface: it has used no other, and will use no other.
-pub fn guest_uses(vm: VmId, interface: Interface) -> bool {
-    lock(vm).uses(interface)
-}
-
-/// The interface that a guest uses, if it has decided.
-pub fn guest_interface(vm: VmId) -> Option<Interface> {
-    lock(vm).interface()
-}
-
-/// IPA_STATE_SET by a guest.
-///
-/// # Errors
-///
-/// Those of [`life::Vm::ipa_state_set`].
-pub fn ipa_state_set(caller: Caller, range: (u64, u64), ripas: Ripas) -> Result<Step, Error> {
-    lock(caller.vm).ipa_state_set(&Target, caller, range, ripas)
-}
-
-/// IPA_STATE_GET by a guest.
-///
-/// # Errors
-///
-/// Those of [`life::Vm::ipa_state_get`].
-pub fn ipa_state_get(caller: Caller, range: (u64, u64)) -> Result<Extent, Error> {
-    lock(caller.vm).ipa_state_get(&Target, caller, range)
-}
-
-/// REALM_CONFIG by a guest.
-///
-/// # Errors
-///
-/// Those of [`life::Vm::realm_config`].
-pub fn realm_config(caller: Caller, ipa: u64) -> Result<Step, Error> {
-    lock(caller.vm).realm_config(&Target, caller, ipa)
-}
-
-/// MEASUREMENT_READ by a guest.
-pub fn measurement(vm: VmId, index: u64) -> Option<Value> {
-    lock(vm).measurement(index)
-}
-
-/// MEASUREMENT_EXTEND by a guest.
-#[must_use]
-pub fn extend_measurement(vm: VmId, index: u64, extension: &[u8]) -> bool {
-    lock(vm).extend_measurement(index, extension)
 }
 
 /// What is at an address of a guest of this VM.

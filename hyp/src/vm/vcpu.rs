@@ -72,6 +72,11 @@ pub enum Open {
         /// ESR_EL2 of the HVC or SMC, which is the next instruction
         esr: u64,
     },
+    /// A call by RSI for the host, which answers it in the flag-shadow page: where the guest has its registers.
+    HostCall {
+        /// guest-physical address
+        ipa: u64,
+    },
     /// The guest is to make that call again, in this run. Once it has left, whatever for, its host may use anew what it was told
     /// of: it can't know whether the call has been made, and asks.
     Again,
@@ -207,8 +212,12 @@ impl Vcpu {
 
     /// It runs no more. Of which VM it is its VMID says.
     pub fn stop(&self) {
-        let vm = Vttbr::from_bits(self.vttbr).vmid() - 1;
-        stopped(vm, self.index % MAX_VCPUS).store(true, Ordering::Relaxed);
+        stopped(self.vm(), self.index % MAX_VCPUS).store(true, Ordering::Relaxed);
+    }
+
+    /// Its VM's number.
+    pub const fn vm(&self) -> VmId {
+        Vttbr::from_bits(self.vttbr).vmid() - 1
     }
 
     /// As much of a value as its registers hold.

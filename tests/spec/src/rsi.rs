@@ -14,6 +14,9 @@ const PAGE: u64 = PAGE_SIZE as u64;
 
 const SUCCESS: i64 = 0;
 const ERROR_INPUT: i64 = 1;
+const ERROR_STATE: i64 = 2;
+const ERROR_UNKNOWN: i64 = 4;
+const HOST_CALL_BYTES: u64 = 256;
 const VERSION: u64 = 0x1_0000;
 const EMPTY: u64 = 0;
 const RAM: u64 = 1;
@@ -118,6 +121,27 @@ impl Spec {
                 words(SUCCESS, call.args)
             }
             RsiFunction::MeasurementRead | RsiFunction::MeasurementExtend => refused,
+            RsiFunction::AttestationTokenInit => words(ERROR_UNKNOWN, call.args),
+            RsiFunction::AttestationTokenContinue => {
+                let inside = x2 < PAGE && x3 <= PAGE - x2;
+                let good = x1.is_multiple_of(PAGE) && x1 < top && inside;
+                words(if good { ERROR_STATE } else { ERROR_INPUT }, call.args)
+            }
+            RsiFunction::HostCall => {
+                let vm = &self.vms[usize::from(slot)];
+                let page = x1 / PAGE * PAGE;
+                match vm.maps.contains_key(&page) {
+                    _ if x1 % HOST_CALL_BYTES != 0 || x1 >= top => refused,
+                    // Its x0 comes with the host's answer.
+                    true => Answer {
+                        exit: Some(Reason::HostCall),
+                        words: Some(call.args),
+                        ..Answer::default()
+                    },
+                    false if vm.is_ram(page) => Answer::again(Reason::Fault),
+                    false => refused,
+                }
+            }
             _ if !is_range => refused,
             RsiFunction::IpaStateGet => {
                 let vm = &self.vms[usize::from(slot)];

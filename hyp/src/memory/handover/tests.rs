@@ -171,10 +171,18 @@ impl Hands for Memory {
         [cell.cached as u8; 32]
     }
 
-    fn write(&mut self, page: Page, _: &[u64]) {
+    fn write(&mut self, page: Page, _: usize, _: impl Iterator<Item = u64>) {
         for cell in self.of(page.alone()) {
             assert!(cell.hyp && cell.guest && !cell.host);
-            cell.cached = Content::Secret;
+            assert_eq!(cell.memory, cell.cached, "written beside what the guest has in memory");
+            cell.cached = Content::Zero;
+        }
+    }
+
+    fn read(&mut self, page: Page, _: usize, _: &mut [u64]) {
+        for cell in self.of(page.alone()) {
+            assert!(cell.hyp && cell.guest && !cell.host);
+            assert_eq!(cell.memory, cell.cached, "what is read is not what the guest has written");
         }
     }
 
@@ -279,6 +287,19 @@ fn who_is_waited_for_stops_behind_a_stretch() {
             }
         }
     }
+}
+
+/// A guest finds what hyp writes for it, with its caches off; and hyp what it wrote so.
+#[test]
+fn what_is_written_for_a_guest_reaches_memory() {
+    let mut memory = Memory::hosts();
+    let (ready, _) = prepare(&mut memory, Arrival::Kept);
+    memory.map_for_guest(&ready);
+    let page = all().first();
+    write(&mut memory, page, 8, [7].into_iter());
+    read(&mut memory, page, 8, &mut [0; 3]);
+    let cell = memory.cells[0];
+    assert_eq!((cell.memory, cell.cached, cell.hyp), (Content::Zero, Content::Zero, false));
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod fp_traps;
 mod gic;
 mod guest_power;
 mod hidden;
+mod host_call;
 mod host_vl;
 mod interrupts;
 mod its;
@@ -79,6 +80,7 @@ pub const ALL: &[Area] = &[
     ("alias", alias::TESTS),
     ("rsi", rsi::TESTS),
     ("measurement", measurement::TESTS),
+    ("host_call", host_call::TESTS),
     ("registers", registers::TESTS),
     ("one_reg", one_reg::TESTS),
     ("on_demand", on_demand::TESTS),

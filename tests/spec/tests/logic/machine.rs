@@ -67,6 +67,14 @@ pub struct Memory {
     pub patience: Cell<usize>,
 }
 
+impl Memory {
+    /// It is a guest's alone, and hyp can use it.
+    fn is_guests(&self, page: Page) {
+        assert!(self.hyp.contains(&page.pa()) && !self.host.contains(&page.pa()));
+        assert!(matches!(self.content[&page.pa()], Content::Of(_)), "not a guest's");
+    }
+}
+
 impl hardware::Memory for Memory {
     fn pages(&mut self) -> &mut Pages<'static> {
         &mut self.pages
@@ -133,10 +141,14 @@ impl Hands for Memory {
         digest_of(page.pa(), self.content[&page.pa()])
     }
 
-    fn write(&mut self, page: Page, words: &[u64]) {
-        assert!(self.hyp.contains(&page.pa()) && !self.host.contains(&page.pa()));
-        assert!(matches!(self.content[&page.pa()], Content::Of(_)), "not a guest's");
-        self.written = Some((page.pa(), words.to_vec()));
+    fn write(&mut self, page: Page, at: usize, words: impl Iterator<Item = u64>) {
+        self.is_guests(page);
+        self.written = Some((page.pa() + at as u64, words.collect()));
+    }
+
+    fn read(&mut self, page: Page, at: usize, words: &mut [u64]) {
+        self.is_guests(page);
+        words.fill(page.pa() + at as u64);
     }
 
     fn forget_instructions(&mut self) {}

@@ -2,7 +2,7 @@
 
 use super::sharing::with_three_vcpus;
 use super::*;
-use umbra_hyp::vm::rsi::Step;
+use umbra_hyp::vm::rsi::{HostCall, Step};
 use umbra_shared::rsi::{RAM_RANGES, RealmConfig, Ripas, VERSION};
 
 /// What a call comes to: x0, what the host is told, whether it is made again; and x1-x3.
@@ -33,6 +33,28 @@ pub fn rsi_call(
             return plain(i64::from(x1 != VERSION), [VERSION, VERSION, x3]);
         }
         RsiFunction::Features => return plain(0, [0, x2, x3]),
+        RsiFunction::AttestationTokenInit => return plain(4, args),
+        RsiFunction::AttestationTokenContinue => {
+            let good = x1 % PAGE == 0 && x1 < ALIAS_BIT && x2 < PAGE && x2 + x3 <= PAGE;
+            return plain(if good { 2 } else { 1 }, args);
+        }
+        RsiFunction::HostCall => {
+            let mut call = HostCall::default();
+            let step = vm.host_call(target, caller, x1, &mut call);
+            if let Ok(Step::Done(_)) = step {
+                let There::Memory(pa) = vm.lookup(target, x1 & !(PAGE - 1)) else {
+                    panic!("read from nowhere");
+                };
+                let at = pa + x1 % PAGE;
+                assert_eq!(call, HostCall { immediate: at & 0xffff, registers: [at; 31] });
+                // Its answer is behind the immediate, wherever the page is by then.
+                vm.answer_host_call(target, x1, &[7; 31]);
+                let written = target.memory.borrow_mut().written.take();
+                assert_eq!(written, Some((at + 8, vec![7; 31])));
+                return ((None, Some(Reason::HostCall), false), args);
+            }
+            step
+        }
         RsiFunction::MeasurementRead => {
             return plain(i64::from(vm.measurement(x1).is_none()), args);
         }
@@ -55,7 +77,8 @@ pub fn rsi_call(
             let step = vm.realm_config(target, caller, x1);
             if let Ok(Step::Done(_)) = step {
                 let There::Memory(pa) = vm.lookup(target, x1) else { panic!("written nowhere") };
-                let words = RealmConfig { ipa_width: 40 }.words().to_vec();
+                let mut words = RealmConfig { ipa_width: 40 }.words().to_vec();
+                words.resize(512, 0);
                 assert_eq!(target.memory.borrow_mut().written.take(), Some((pa, words)));
             }
             step

@@ -221,7 +221,11 @@ impl Hands for Memory {
         [0; 32]
     }
 
-    fn write(&mut self, page: Page, _: &[u64]) {
+    fn write(&mut self, page: Page, _: usize, _: impl Iterator<Item = u64>) {
+        assert!(self.hyp.contains(&page.pa()));
+    }
+
+    fn read(&mut self, page: Page, _: usize, _: &mut [u64]) {
         assert!(self.hyp.contains(&page.pa()));
     }
 
