@@ -146,10 +146,11 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// Whether it is a synchronous external abort that is not on a walk: what hyp gives for memory
-    /// that is not the host's.
-    pub fn is_external(self) -> bool {
-        self.esr >> 26 & 0x3f == EC_DATA_ABORT && self.esr & 0x3f == 0x10
+    /// Whether it is what hyp gives for memory that is not the host's: of an access to the kernel's half of addresses a permission
+    /// fault at level 3, and otherwise a synchronous external abort that is not on a walk.
+    pub fn is_refusal(self) -> bool {
+        let code = if self.far & 1 << 55 != 0 { 0x0f } else { 0x10 };
+        self.esr >> 26 & 0x3f == EC_DATA_ABORT && self.esr & 0x3f == code
     }
 }
 

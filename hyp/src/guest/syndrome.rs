@@ -236,6 +236,19 @@ pub const fn esr_external_abort(esr: u64, from_el0: bool) -> u64 {
     class << 26 | esr & 1 << 25 | write | 0x10
 }
 
+/// ESR_EL1 for the host's access to memory that is not its own, which trapped with `esr` and has this address. A
+/// synchronous external abort; but of an access to its kernel's half of addresses a permission fault at level 3: Linux reads over the
+/// end of a page where it may (`load_unaligned_zeropad`) and mends a fault there by its table of exceptions, which it asks for no
+/// external abort (`do_sea`). For an address that user space has mapped it would ask for the page again, for ever.
+pub const fn esr_host_abort(esr: u64, far: u64, from_el0: bool) -> u64 {
+    /// VA\[55\]: the half of TTBR1_EL1.
+    const UPPER: u64 = 1 << 55;
+    let abort = esr_external_abort(esr, from_el0);
+    let is_kernels = !from_el0 && far & UPPER != 0 && class(esr) == ec::DATA_ABORT;
+    // DFSC 0b001111.
+    if is_kernels { abort & !0x3f | 0x0f } else { abort }
+}
+
 /// PSTATE fields in SPSR format.
 pub mod pstate {
     /// Exception level and stack pointer: M\[3:0\], and M\[4] for AArch32.

@@ -177,13 +177,21 @@ fn abort(cpu: &mut Cpu, frame: &mut HostFrame, esr: u64) {
     });
     match fault {
         HostFault::Retry => cpu.shared.stats.add(Counter::Stage2Retries, 1),
-        HostFault::Abort => external_abort(cpu, esr),
+        HostFault::Abort => {
+            let from_el0 = refused(cpu);
+            inject(syndrome::esr_host_abort(esr, far, from_el0), Some(far));
+        }
     }
 }
 
-fn external_abort(cpu: &Cpu, esr: u64) {
+/// An access of the host's ends in an abort; whether it is EL0's.
+fn refused(cpu: &Cpu) -> bool {
     cpu.shared.stats.add(Counter::HostAborts, 1);
-    let from_el0 = pstate::is_el0(sys::read_spsr_el2().bits());
+    pstate::is_el0(sys::read_spsr_el2().bits())
+}
+
+fn external_abort(cpu: &Cpu, esr: u64) {
+    let from_el0 = refused(cpu);
     inject(syndrome::esr_external_abort(esr, from_el0), Some(sys::read_far_el2().bits()));
 }
 

@@ -2,7 +2,7 @@
 
 use crate::Numbers;
 use umbra_hyp::guest::syndrome::{
-    Abort, SysReg, class, ec, esr_external_abort, extend, fault_ipa, pstate, vector,
+    Abort, SysReg, class, ec, esr_external_abort, esr_host_abort, extend, fault_ipa, pstate, vector,
 };
 
 /// Takes a syndrome apart, and whatever else its exception came with.
@@ -81,6 +81,12 @@ fn exception(esr: u64, old: u64, sctlr: u64, vbar: u64) {
         assert_eq!(injected & 0x3f, 0x10, "a synchronous external abort");
         assert_eq!(injected & 1 << 25, esr & 1 << 25, "IL");
         assert_eq!(injected & 1 << 6 != 0, !instruction && esr & 1 << 6 != 0, "WnR");
+        for far in [old & !(1 << 55), old | 1 << 55] {
+            let host = esr_host_abort(esr, far, from_el0);
+            let kernels = far & 1 << 55 != 0 && !from_el0 && class(esr) == ec::DATA_ABORT;
+            let code = if kernels { 0x0f } else { 0x10 };
+            assert_eq!(host, injected & !0x3f | code, "{esr:#x} at {far:#x}");
+        }
         // And nothing else of what trapped: a guest must not learn of EL2's ISS.
         assert_eq!(injected & !(0x3f << 26 | 1 << 25 | 1 << 6 | 0x3f), 0);
     }

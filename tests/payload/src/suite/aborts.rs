@@ -1,4 +1,4 @@
-//! What the host may not reach is an external abort, wherever it comes from: from a task at EL0, from EL1
+//! What the host may not reach is an abort, wherever it comes from: from a task at EL0, from EL1
 //! on either stack pointer, with each bit of PSTATE and of SCTLR_EL1 that an exception looks at; by a load,
 //! a store, a fetch; because nothing is mapped there for it, or because it is a device, which stage 2 lets
 //! nobody execute.
@@ -49,7 +49,7 @@ fn go(pc: u64, spsr: u64, address: u64, sctlr: u64, has: &Has) -> Taken {
     taken
 }
 
-/// ESR_EL1 of an external abort.
+/// ESR_EL1 of an abort: an external one, or a permission fault of the kernel's half of addresses.
 const fn syndrome(fetch: bool, el0: bool, write: bool) -> u64 {
     let class = match (fetch, el0) {
         (true, true) => 0x20,
@@ -57,7 +57,8 @@ const fn syndrome(fetch: bool, el0: bool, write: bool) -> u64 {
         (false, true) => 0x24,
         (false, false) => 0x25,
     };
-    class << 26 | 1 << 25 | 0x10 | (write as u64) << 6
+    let code = if fetch || el0 { 0x10 } else { 0x0f };
+    class << 26 | 1 << 25 | code | (write as u64) << 6
 }
 
 fn a_hosts_abort_has_its_level_and_its_pstate() -> Result<(), Skip> {

@@ -26,7 +26,7 @@ const SECRET: u64 = 0x5ec2_e739_5ec2_e739;
 #[track_caller]
 fn assert_aborts<T: core::fmt::Debug>(what: &str, access: Result<T, Fault>) {
     let fault = access.expect_err(what);
-    assert!(fault.is_external(), "{what}: {fault:x?}");
+    assert!(fault.is_refusal(), "{what}: {fault:x?}");
 }
 
 /// Neither loads nor stores reach what is mapped at `va`.

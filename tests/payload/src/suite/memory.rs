@@ -43,11 +43,11 @@ tests![
 pub fn assert_hidden(page: u64) {
     for pa in [page, page + 8, page + PAGE - 8] {
         let read = probe_read(pa).expect_err("a read of a page that is not the host's");
-        assert!(read.is_external(), "{pa:#x}: {read:x?}");
+        assert!(read.is_refusal(), "{pa:#x}: {read:x?}");
         // SAFETY: it faults, or the test fails.
         let write = unsafe { probe_write(pa, 1) };
         let write = write.expect_err("a write to a page that is not the host's");
-        assert!(write.is_external() && write.esr >> 6 & 1 == 1, "{pa:#x}: {write:x?}");
+        assert!(write.is_refusal() && write.esr >> 6 & 1 == 1, "{pa:#x}: {write:x?}");
         assert_eq!(write.far, mmu::linear::<u8>(pa) as u64);
     }
 }
@@ -86,10 +86,10 @@ fn hyp_is_out_of_reach() -> Result<(), Skip> {
             }
             seen += 1;
             let read = window.read(pa).expect_err("a read of hyp's memory");
-            assert!(read.is_external(), "{pa:#x}: {read:x?}");
+            assert!(read.is_refusal(), "{pa:#x}: {read:x?}");
             // SAFETY: it faults, or the test fails.
             let write = unsafe { window.write(pa + 8, 1) }.expect_err("a write to hyp's memory");
-            assert!(write.is_external(), "{pa:#x}: {write:x?}");
+            assert!(write.is_refusal(), "{pa:#x}: {write:x?}");
         }
         assert!(seen > 4, "only {seen} pages of hyp found");
         window.read(inside)
