@@ -2,6 +2,7 @@
 /* Pages: the kernel's own, and user space's, which are pinned while a VM has them. */
 #include <linux/gfp.h>
 #include <linux/mm.h>
+#include <linux/page-flags.h>
 #include <linux/pfn.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
@@ -28,8 +29,11 @@ void shim_page_free(u64 pa)
 /* A VM gets them, until each is freed: nobody else reads them meanwhile (/proc/kcore, a dump of a crashed kernel). */
 void shim_pages_give(u64 first, u64 count)
 {
+	/* Not while somebody reads who has looked before. */
+	page_offline_begin();
 	while (count--)
 		__SetPageOffline(pfn_to_page(PHYS_PFN(first) + count));
+	page_offline_end();
 }
 
 /* Whether it is one of those. A page of user space's is mapped there, which none of those is. */

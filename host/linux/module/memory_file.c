@@ -8,6 +8,7 @@
 #include <linux/pagemap.h>
 #include <linux/pfn.h>
 #include <linux/slab.h>
+#include <linux/userfaultfd_k.h>
 #include <linux/version.h>
 
 #include "umbra.h"
@@ -52,8 +53,13 @@ unsigned int shim_fault_finish(void *fault, u64 pa)
 
 static vm_fault_t memory_fault(struct vm_fault *vmf)
 {
-	unsigned int done = umbra_fault(vmf->vma->vm_file->private_data, vmf->pgoff, vmf);
+	unsigned int done;
 
+	/* What marks an address without a page would be found again and again. */
+	if (userfaultfd_wp(vmf->vma))
+		return VM_FAULT_SIGBUS;
+	BUILD_BUG_ON((__force unsigned int)VM_FAULT_OOM != 1);
+	done = umbra_fault(vmf->vma->vm_file->private_data, vmf->pgoff, vmf);
 	return done ? (__force vm_fault_t)done : VM_FAULT_SIGBUS;
 }
 

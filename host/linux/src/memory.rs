@@ -79,6 +79,19 @@ impl PageSupplier for Supplier<'_> {
     }
 }
 
+/// How far a protected VM is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Its slots can be changed.
+    Built,
+    /// It has begun to get its payload, and may have been interrupted.
+    Sealing,
+    /// It runs.
+    Sealed,
+    /// It has not got all of its payload, and never runs.
+    Broken,
+}
+
 /// A VM in hyp, and the pages that it has.
 #[derive(Debug)]
 pub struct Memory {
@@ -87,8 +100,8 @@ pub struct Memory {
     lines: usize,
     mm: Shared<Mm>,
     slots: Slots<Shared<MemoryFile>>,
-    /// A protected one that has begun to run.
-    sealed: bool,
+    /// How far a protected one is.
+    stage: Stage,
     /// Where guest-physical addresses end.
     ipa_end: u64,
 }
@@ -107,7 +120,7 @@ impl Memory {
     pub fn new(mm: Shared<Mm>, config: VmConfig, ipa_end: u64) -> Result<Self, Errno> {
         let vm = Vm::create(lines(2 * LINES_LEFT)?, &Hvc, &mut Supplier(&mm), config);
         let (vm, slots) = (vm.map_err(errno)?, Slots::default());
-        Ok(Self { vm, lines: 2 * LINES_LEFT, mm, slots, sealed: false, ipa_end })
+        Ok(Self { vm, lines: 2 * LINES_LEFT, mm, slots, stage: Stage::Built, ipa_end })
     }
 
     fn parts(&mut self) -> (&mut Vm<Lines>, Supplier<'_>) {
@@ -175,7 +188,7 @@ impl Memory {
         region: MemoryRegion,
         file: Option<(Shared<MemoryFile>, u64)>,
     ) -> Result<(), Errno> {
-        if self.sealed {
+        if self.stage != Stage::Built {
             return Err(Errno::EPERM);
         }
         let MemoryRegion { guest_phys_addr: ipa, memory_size: bytes, .. } = region;
@@ -205,9 +218,16 @@ impl Memory {
     }
 
     /// A protected VM is about to run: what is in its files is given to hyp, and then nothing of it changes but by its guest.
+    ///
+    /// # Errors
+    ///
+    /// EINTR: the caller has a signal, and this goes on the next time. Whatever else is wrong leaves a VM that never runs, as
+    /// EIO says from then on.
     pub fn seal(&mut self) -> Result<(), Errno> {
-        if self.sealed {
-            return Ok(());
+        match self.stage {
+            Stage::Sealed => return Ok(()),
+            Stage::Broken => return Err(Errno::EIO),
+            Stage::Built | Stage::Sealing => {}
         }
         let slots = self.slots.in_order()?;
         let mut pieces = with_room(slots.len())?;
@@ -215,18 +235,33 @@ impl Memory {
             let Some((file, first)) = slot.file() else { continue };
             pieces.push((file.clone(), *first, slot.pages(), slot.first()));
         }
+        self.stage = Stage::Sealing;
         pieces.iter().for_each(|(file, ..)| file.close());
-        for (file, first, pages, ipa) in &pieces {
-            let mut next = *first;
-            while let Some((number, page, count)) = file.take(next, first + pages) {
-                next = number + count;
-                self.make_room(1)?;
-                self.put_pages(page, count, ipa + (number - first) * PAGE)?;
-                linux::cond_resched();
+        let mut give_all = || {
+            for (file, first, pages, ipa) in &pieces {
+                let mut next = *first;
+                loop {
+                    // Before the pages are in nobody's books.
+                    self.make_room(1)?;
+                    let taken = file.take(next, first + pages);
+                    let Some((number, page, count)) = taken else { break };
+                    next = number + count;
+                    self.put_pages(page, count, ipa + (number - first) * PAGE)?;
+                    linux::cond_resched();
+                    if linux::signal_pending() {
+                        return Err(Errno::EINTR);
+                    }
+                }
             }
-        }
-        self.vm.seal(&Hvc).map_err(errno)?;
-        self.sealed = true;
+            self.vm.seal(&Hvc).map_err(errno)
+        };
+        let given = give_all();
+        self.stage = match given {
+            Ok(()) => Stage::Sealed,
+            Err(Errno::EINTR) => Stage::Sealing,
+            Err(_) => Stage::Broken,
+        };
+        given?;
         pieces.iter().for_each(|(file, ..)| file.run());
         Ok(())
     }
@@ -243,9 +278,10 @@ impl Memory {
     /// The guest has given a page back: it is nobody's.
     pub fn returned(&mut self, ipa: u64, page: u64) {
         self.slots.set_present(ipa, 1, false);
+        // Its neighbours may be two runs without it. If there is no room for that it comes back with the VM.
+        let room = self.make_room(1);
         let (vm, mut supplier) = self.parts();
-        // Otherwise it comes back with the VM.
-        let _ = vm.returned(&mut supplier, page);
+        let _ = room.is_ok() && vm.returned(&mut supplier, page).is_ok();
     }
 
     /// What is at a guest-physical address, if it is in a slot.
@@ -260,12 +296,14 @@ impl Memory {
 
     /// More pages for tables.
     pub fn topup(&mut self) -> Result<(), Errno> {
+        self.make_room(1)?;
         let (vm, mut supplier) = self.parts();
         vm.topup(&Hvc, &mut supplier).map_err(errno)
     }
 
     /// Creates a vCPU.
     pub fn create_vcpu(&mut self, settings: VcpuSettings) -> Result<Vcpu, Errno> {
+        self.make_room(1)?;
         let (vm, mut supplier) = self.parts();
         vm.create_vcpu(&Hvc, &mut supplier, settings).map_err(errno)
     }

@@ -46,15 +46,18 @@ struct Content {
 
 #[derive(Debug)]
 enum Phase {
-    /// The VM is being built: by their numbers, the pages that there are.
-    Built(Vec<Option<Page>>),
+    /// The VM is being built: the pages that there are.
+    Built(Blocks),
     /// It is about to run: nobody finds those any more.
-    Closed(Vec<Option<Page>>),
+    Closed(Blocks),
     /// It runs: what there is hyp knows.
     Guests,
     /// It runs no more, and nobody finds anything.
     Ended,
 }
+
+/// Pages by their numbers, in blocks of [`BLOCK_PAGES`], of which one is empty where nothing is.
+type Blocks = Vec<Vec<Option<Page>>>;
 
 /// Where a VM has pages of the file.
 #[derive(Clone, Copy, Debug)]
@@ -71,8 +74,8 @@ impl MemoryFile {
     /// # Errors
     ///
     /// EINVAL as KVM: no size, or not in pages, unknown flags. A file that can be mapped is shared with the host at first, until
-    /// its VM runs, and has to say so.
-    pub fn new(create: &CreateGuestMemfd) -> Result<Self, Errno> {
+    /// its VM runs, and has to say so. ENOMEM for more than a guest has addresses for, which end at `ipa_end`.
+    pub fn new(create: &CreateGuestMemfd, ipa_end: u64) -> Result<Self, Errno> {
         const BOTH: u64 = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED;
         let CreateGuestMemfd { size, flags, .. } = *create;
         // What can be addressed with a file's offset.
@@ -80,9 +83,13 @@ impl MemoryFile {
         if !size_is_good || flags != 0 && flags != BOTH {
             return Err(Errno::EINVAL);
         }
+        if size > ipa_end {
+            return Err(Errno::ENOMEM);
+        }
         let pages = size / PAGE;
-        let mut none = with_room(usize::try_from(pages).map_err(|_| Errno::ENOMEM)?)?;
-        none.extend((0..pages).map(|_| None));
+        let blocks = pages.div_ceil(BLOCK_PAGES) as usize;
+        let mut none = with_room(blocks)?;
+        none.extend((0..blocks).map(|_| Vec::new()));
         let content =
             Content { phase: Phase::Built(none), slots: Vec::new(), leaving: [NONE; MAX_VCPUS] };
         Ok(Self {
@@ -134,21 +141,35 @@ impl MemoryFile {
         self.mappings.unmap(0, self.pages);
     }
 
-    /// Takes pages out that there are, from number `from` on and below `end`, which lie one behind the other in memory: the number
-    /// of the first, where it is, and how many. They are the VM's to have from here on. The file has been closed.
+    /// Takes pages out that there are, from number `from` on and below `end`, which lie one behind the other in memory and in one
+    /// block: the number of the first, where it is, and how many. They are the VM's to have from here on. The file has been closed.
     pub fn take(&self, from: u64, end: u64) -> Option<(u64, u64, u64)> {
         let mut content = self.content.lock();
-        let Phase::Closed(pages) = &mut content.phase else { return None };
-        let some = pages.get_mut(from as usize..end as usize)?;
-        let skipped = some.iter().position(Option::is_some)?;
-        let some = &mut some[skipped..];
-        let first = some[0].as_ref()?.pa();
-        let is_next = |(n, page): (usize, &Option<Page>)| {
-            page.as_ref().is_some_and(|page| page.pa() == first + n as u64 * PAGE)
-        };
-        let count = some.iter().enumerate().take_while(|&(n, page)| is_next((n, page))).count();
-        Page::give(some[..count].iter_mut().filter_map(Option::take));
-        Some((from + skipped as u64, first, count as u64))
+        let Phase::Closed(blocks) = &mut content.phase else { return None };
+        let mut at = from;
+        while at < end {
+            let (block, inside) = ((at / BLOCK_PAGES) as usize, (at % BLOCK_PAGES) as usize);
+            let next = (at / BLOCK_PAGES + 1) * BLOCK_PAGES;
+            let left = (end.min(next) - at) as usize;
+            let some = blocks.get_mut(block)?.get_mut(inside..).unwrap_or_default();
+            let left = left.min(some.len());
+            let some = &mut some[..left];
+            if let Some(skipped) = some.iter().position(Option::is_some) {
+                let some = &mut some[skipped..];
+                let first = some[0].take()?;
+                let pa = first.pa();
+                let is_next = |&(n, ref page): &(usize, &mut Option<Page>)| {
+                    page.as_ref().is_some_and(|page| page.pa() == pa + n as u64 * PAGE)
+                };
+                let mut count = 1;
+                let others = (1..).zip(some[1..].iter_mut()).take_while(is_next);
+                let others = others.filter_map(|(_, page)| page.take()).inspect(|_| count += 1);
+                Page::give(first, others);
+                return Some((at + skipped as u64, pa, count));
+            }
+            at = next;
+        }
+        None
     }
 
     /// What is not taken now is nobody's: its VM runs.
@@ -158,8 +179,10 @@ impl MemoryFile {
 
     /// The VM ends, whoever has mapped it.
     pub fn end(&self) {
-        self.content.lock().phase = Phase::Ended;
+        let phase = core::mem::replace(&mut self.content.lock().phase, Phase::Ended);
         self.mappings.unmap(0, self.pages);
+        // Pages that nobody has been given are freed when nobody has them mapped.
+        drop(phase);
     }
 
     /// Its guest is about to take a page back: when this returns no process has it mapped, and until [`Self::has_left`] none maps
@@ -182,11 +205,19 @@ impl MemoryFile {
     /// A process has accessed a page of the file that it has mapped. What the fault handler returns; 0: it is not there for
     /// it.
     pub fn fault(&self, page: u64, fault: Fault<'_>) -> u32 {
+        /// VM_FAULT_OOM
+        const NO_MEMORY: u32 = 1;
+        if page >= self.pages {
+            return 0;
+        }
         // Held until it is mapped: who takes the page away unmaps it after that.
         let mut content = self.content.lock();
         let Content { phase, slots, leaving } = &mut *content;
         let pa = match phase {
-            Phase::Built(pages) => populate(pages, page),
+            Phase::Built(blocks) => match populate(blocks, self.pages, page) {
+                None => return NO_MEMORY,
+                pa => pa,
+            },
             Phase::Guests if leaving.contains(&page) => None,
             Phase::Guests => shared(slots, page),
             Phase::Closed(_) | Phase::Ended => None,
@@ -196,30 +227,25 @@ impl MemoryFile {
     }
 }
 
-/// A page that there has to be. All of the 2 MiB around it come with it, so that what the payload is doesn't depend on how much
-/// memory lies one behind the other: they are blocks of the guest's where they do.
-fn populate(pages: &mut [Option<Page>], page: u64) -> Option<u64> {
-    let page = usize::try_from(page).ok().filter(|&page| page < pages.len())?;
-    if pages[page].is_none() {
-        let block = BLOCK_PAGES as usize;
-        let first = page / block * block;
-        let end = (first + block).min(pages.len());
-        let around = &mut pages[first..end];
-        let whole = if around.len() == block { Pages::alloc(BLOCK_PAGES) } else { None };
-        match whole {
-            Some(whole) => around.iter_mut().zip(whole).for_each(|(page, new)| *page = Some(new)),
+/// A page that there has to be; `None` if there is no memory for it. All of the 2 MiB around it come with it, so that what the
+/// payload is doesn't depend on how much memory lies one behind the other: they are blocks of the guest's where they do.
+fn populate(blocks: &mut Blocks, pages: u64, page: u64) -> Option<u64> {
+    let (block, inside) = ((page / BLOCK_PAGES) as usize, (page % BLOCK_PAGES) as usize);
+    let count = BLOCK_PAGES.min(pages - page / BLOCK_PAGES * BLOCK_PAGES);
+    let around = blocks.get_mut(block)?;
+    if around.is_empty() {
+        let mut new = with_room(count as usize).ok()?;
+        match Pages::alloc(count) {
+            Some(whole) => new.extend(whole.map(Some)),
             None => {
-                for n in 0..around.len() {
-                    let Some(new) = Pages::alloc(1).and_then(|mut one| one.next()) else {
-                        around.iter_mut().for_each(|page| *page = None);
-                        return None;
-                    };
-                    around[n] = Some(new);
+                for _ in 0..count {
+                    new.push(Some(Pages::alloc(1)?.next()?));
                 }
             }
         }
+        *around = new;
     }
-    pages[page].as_ref().map(Page::pa)
+    around.get(inside)?.as_ref().map(Page::pa)
 }
 
 /// A page that its guest has and shares.

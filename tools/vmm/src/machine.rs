@@ -49,10 +49,8 @@ const AFFINITY: u64 = 0xff_00ff_ffff;
 pub fn run(arguments: &Run) -> Result<End> {
     let kvm = Kvm::new().context("/dev/kvm")?;
     ensure!(kvm.get_api_version() == 12, "/dev/kvm speaks API {}", kvm.get_api_version());
-    let (vm, address_bits) = ram::virtual_machine(&kvm, arguments)?;
+    let (vm, alias) = ram::virtual_machine(&kvm, arguments)?;
     let memory = ram::memory(&vm, arguments)?;
-    // The upper half of its addresses is what a protected guest shares.
-    let alias = if arguments.protected { 1 << (address_bits - 1) } else { 0 };
     let vcpus = vcpus(&vm, arguments)?;
     let count = vcpus.len();
     // As long as the machine.

@@ -23,15 +23,16 @@ const PROTECTED: u64 = 1 << 31;
 /// GUEST_MEMFD_FLAG_MMAP and GUEST_MEMFD_FLAG_INIT_SHARED: this process fills it first.
 const MAPPED_AT_FIRST: u64 = 1 << 0 | 1 << 1;
 
-/// One whose addresses have as many bits as its memory needs, and how many those are. A protected one's has one more.
+/// One whose addresses have as many bits as its memory needs; and of a protected one the bit by which its guest tells what it
+/// shares, which is the highest that KVM_CAP_ARM_VM_IPA_SIZE says it has. A normal one's is 0.
 ///
 /// # Errors
 ///
 /// So many can't be had, or no protected one.
-pub fn virtual_machine(kvm: &Kvm, arguments: &Run) -> Result<(VmFd, u32)> {
+pub fn virtual_machine(kvm: &Kvm, arguments: &Run) -> Result<(VmFd, u64)> {
     let end = layout::RAM.checked_add(arguments.memory);
     let end = end.context("so much memory has no addresses")?;
-    let needed = u64::BITS - (end - 1).leading_zeros() + u32::from(arguments.protected);
+    let needed = u64::BITS - (end - 1).leading_zeros();
     // KVM doesn't say if they can't be chosen.
     let limit = u32::try_from(kvm.get_host_ipa_limit()).ok().filter(|&limit| limit != 0);
     ensure!(
@@ -45,7 +46,16 @@ pub fn virtual_machine(kvm: &Kvm, arguments: &Run) -> Result<(VmFd, u32)> {
         Some(_) => kvm.create_vm_with_type(kind | u64::from(bits)),
     };
     let what = if arguments.protected { "a protected VM" } else { "a VM" };
-    Ok((vm.with_context(|| format!("KVM_CREATE_VM of {what}"))?, bits))
+    let vm = vm.with_context(|| format!("KVM_CREATE_VM of {what}"))?;
+    if !arguments.protected {
+        return Ok((vm, 0));
+    }
+    let bits = u32::try_from(vm.check_extension_int(Cap::ArmVmIPASize)).ok();
+    let bits =
+        bits.filter(|bits| (2..u64::BITS).contains(bits)).context("a VM without addresses")?;
+    let alias = 1 << (bits - 1);
+    ensure!(end <= alias, "so much memory has no addresses of a protected guest's own");
+    Ok((vm, alias))
 }
 
 /// Its memory, from [`layout::RAM`] on.

@@ -72,13 +72,12 @@ impl Page {
         self.0.get()
     }
 
-    /// The same as [`Pages::give`] for some that lie one behind the other.
-    pub fn give(pages: impl Iterator<Item = Self>) {
-        for page in pages {
-            // SAFETY: it is this one's.
-            unsafe { shim_pages_give(page.pa(), 1) };
-            core::mem::forget(page);
-        }
+    /// The same as [`Pages::give`] for some that lie one behind the other, of which this is the first.
+    pub fn give(first: Self, others: impl Iterator<Item = Self>) {
+        let count = 1 + others.map(core::mem::forget).count();
+        // SAFETY: they were these ones'.
+        unsafe { shim_pages_give(first.pa(), count as u64) };
+        core::mem::forget(first);
     }
 }
 

@@ -72,7 +72,7 @@ impl MemoryFileFile {
         if create.reserved != [0; 6] {
             return Err(Errno::EINVAL);
         }
-        let memory = Shared::new(MemoryFile::new(create)?)?;
+        let memory = Shared::new(MemoryFile::new(create, machine.ipa_end())?)?;
         let file = Shared::new(Self { machine: machine.clone(), memory: memory.clone() })?;
         let file = NewFile::new(file)?;
         memory.mappings().are_of(&file);

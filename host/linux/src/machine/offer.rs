@@ -76,6 +76,10 @@ pub fn extension(capability: u64, protected: Option<bool>) -> i64 {
         KVM_CAP_NR_MEMSLOTS => i64::from(MAX_SLOTS),
         KVM_CAP_NR_VCPUS => offer.map_or(0, |offer| offer.cpus as i64),
         KVM_CAP_MAX_VCPUS | KVM_CAP_MAX_VCPU_ID => MAX_VCPUS as i64,
+        // Of a protected VM those that its guest finds, the highest of which tells what it shares.
+        KVM_CAP_ARM_VM_IPA_SIZE if protected == Some(true) => {
+            offer.map_or(0, |offer| i64::from(offer.alias_bit.trailing_zeros()) + 1)
+        }
         KVM_CAP_ARM_VM_IPA_SIZE => offer.map_or(0, |offer| offer.ipa_bits.into()),
         KVM_CAP_ARM_SVE => has(|offer| offer.lengths.max().is_some()),
         KVM_CAP_ARM_PTRAUTH_ADDRESS | KVM_CAP_ARM_PTRAUTH_GENERIC => has(|offer| offer.pauth),

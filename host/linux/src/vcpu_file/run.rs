@@ -199,7 +199,10 @@ impl Vcpu {
             }
             self.settle(machine, state)?;
             if machine.is_protected() {
-                self.begin(machine, state)?;
+                match self.begin(machine, state) {
+                    Err(Errno::EINTR) => return self.interrupted(machine, state),
+                    begun => begun?,
+                }
             }
             let awake = || self.on.load(SeqCst) || machine.is_closed();
             if !awake() && self.sleeper.sleep(None, awake).is_err() {
