@@ -372,17 +372,11 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
         vcpu.fp.vcpu_ctxflush_fp(host);
         let result = run(self.hyp, vcpu.flags, vcpu.answer);
         vcpu.fp.vcpu_ctxsync_fp(&result, host);
-        if let Ok(exit) = &result {
+        if result.is_ok() {
             vcpu.flags = RunFlags::empty();
             vcpu.answer = [0; 4];
-            vcpu.open = match exit.info.reason() {
-                Some(Reason::Hvc) => Open::Hvc,
-                Some(Reason::Mmio) => Open::Mmio { write: exit.info.mmio_access().write },
-                Some(Reason::Fault | Reason::Tables | Reason::Unshare | Reason::HostCall) => {
-                    Open::Supply
-                }
-                _ => Open::Nothing,
-            };
+            // Or what `dispatch` says.
+            vcpu.open = Open::Nothing;
         }
         result
     }
@@ -415,9 +409,13 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
     ) -> ControlFlow<X::Stop> {
         let [a, b, c, ..] = exit.data;
         match exit.info.reason() {
-            Some(Reason::Hvc) => self.vcpu.answer = handler.hvc(&exit.data)?,
+            Some(Reason::Hvc) => {
+                self.vcpu.open = Open::Hvc;
+                self.vcpu.answer = handler.hvc(&exit.data)?;
+            }
             Some(Reason::Irq) => handler.interrupt()?,
             Some(Reason::Mmio) => {
+                self.vcpu.open = Open::Mmio { write: exit.info.mmio_access().write };
                 let answer = handler.mmio(a, exit.info.mmio_access(), b)?;
                 self.finish_mmio(exit.info, answer);
             }
@@ -436,6 +434,9 @@ impl<H: Hypervisor> LoadedVcpu<'_, H> {
         gic: &mut Interface<'_, E>,
         handler: &mut X,
     ) -> ControlFlow<X::Stop> {
+        if let Some(Reason::Fault | Reason::Tables | Reason::Unshare | Reason::HostCall) = reason {
+            self.vcpu.open = Open::Supply;
+        }
         match reason {
             Some(Reason::Wfi) => {
                 let signalled = Signalled::of(a);

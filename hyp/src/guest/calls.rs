@@ -19,7 +19,7 @@ use crate::vm::calls::{Caller, Parting};
 use crate::vm::hardware::Boot;
 use crate::vm::rsi::Interface;
 use crate::vm::slots;
-use crate::vm::vcpu::{Open, Vcpu};
+use crate::vm::vcpu::{Open, Vcpu, Waits};
 use crate::world::switch::SCTLR_EE;
 use arm_psci::ErrorCode;
 use umbra_shared::PAGE_SIZE;
@@ -91,7 +91,7 @@ pub fn call(vcpu: &mut Vcpu, vm: VmId, index: usize, esr: u64) -> Outcome {
             if !smc {
                 vcpu.regs.pc = vcpu.regs.pc.wrapping_sub(4);
             }
-            vcpu.open = Open::Call { esr };
+            vcpu.open = Open::Call(Waits::Again { esr });
         }
         Answered(_) | NotHyps => {}
     }

@@ -8,7 +8,7 @@ use crate::machine::machine;
 use crate::vm::calls::Caller;
 use crate::vm::rsi::{HostCall, Interface, Step};
 use crate::vm::slots;
-use crate::vm::vcpu::{Open, Vcpu};
+use crate::vm::vcpu::{Open, Vcpu, Waits};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::exit::Reason;
 use umbra_shared::guest::NOT_SUPPORTED;
@@ -20,6 +20,8 @@ use umbra_shared::rsi::{
 const PAGE: u64 = PAGE_SIZE as u64;
 
 /// A call of this range.
+#[cold]
+#[inline(never)]
 pub fn call(vcpu: &mut Vcpu, caller: Caller, function: u32, args: [u64; 3]) -> Outcome {
     let there = vcpu.protected && !vcpu.is_aarch32();
     let Some(function) = RsiFunction::from_id(function).filter(|_| there) else {
@@ -75,7 +77,7 @@ pub fn call(vcpu: &mut Vcpu, caller: Caller, function: u32, args: [u64; 3]) -> O
             let step = slots::host_call(caller, x1, &mut call);
             if let Ok(Step::Done(_)) = step {
                 vcpu.flags.set_registers(&call.registers);
-                vcpu.open = Open::HostCall { ipa: x1 };
+                vcpu.open = Open::Call(Waits::HostCall { ipa: x1 });
                 let exit = Exit::new(Reason::HostCall, [call.immediate, 0, 0, 0, 0, 0]);
                 return Outcome::Answered(Some(exit));
             }
@@ -105,6 +107,8 @@ pub fn call(vcpu: &mut Vcpu, caller: Caller, function: u32, args: [u64; 3]) -> O
 }
 
 /// The host did not do what a call takes.
+#[cold]
+#[inline(never)]
 pub fn fail(vcpu: &mut Vcpu, function: RsiFunction) {
     match function {
         // x1 is the base, as far as which it is done.
@@ -114,6 +118,8 @@ pub fn fail(vcpu: &mut Vcpu, function: RsiFunction) {
 }
 
 /// The host lets a guest go on that has called it by HOST_CALL, with an answer or without.
+#[cold]
+#[inline(never)]
 pub fn host_called(vcpu: &mut Vcpu, ipa: u64, answered: bool) {
     if answered {
         slots::answer_host_call(vcpu.vm(), ipa, &vcpu.flags.registers());

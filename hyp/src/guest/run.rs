@@ -13,7 +13,7 @@ use crate::guest::rsi;
 use crate::guest::syndrome::{self, SysReg, ec, pstate};
 use crate::guest::traps;
 use crate::guest::traps32;
-use crate::vm::vcpu::{Open, Vcpu};
+use crate::vm::vcpu::{Open, Vcpu, Waits};
 use crate::world::interrupts;
 use crate::world::switch::{self, El1Context, GuestRegs, World};
 use umbra_shared::call::Counter;
@@ -241,7 +241,7 @@ fn finish_only(vcpu: &mut Vcpu, frame: &mut HostFrame, flags: RunFlags) -> Resul
             Open::Nothing
         }
         // It is to be made again in a run, and only the first one counts.
-        Open::Call { .. } if !flags.contains(RunFlags::ABORT) => vcpu.open,
+        Open::Call(Waits::Again { .. }) if !flags.contains(RunFlags::ABORT) => vcpu.open,
         _ => complete(vcpu, flags, &frame.x),
     };
     set_data(frame, [0; 6]);
@@ -404,13 +404,17 @@ fn complete(vcpu: &mut Vcpu, flags: RunFlags, x: &[u64; 18]) -> Open {
         {
             traps::external_abort(vcpu, esr, far);
         }
-        Open::Call { esr } if flags.contains(RunFlags::ABORT) => calls::fail(vcpu, esr),
-        Open::HostCall { ipa } => rsi::host_called(vcpu, ipa, !flags.contains(RunFlags::ABORT)),
+        Open::Call(Waits::HostCall { ipa }) => {
+            rsi::host_called(vcpu, ipa, !flags.contains(RunFlags::ABORT));
+        }
+        Open::Call(Waits::Again { esr }) if flags.contains(RunFlags::ABORT) => {
+            calls::fail(vcpu, esr);
+        }
         Open::Read { .. } | Open::Write { .. } if flags.contains(RunFlags::RETRY) => {}
         Open::Read { .. } => traps::complete_read(vcpu, x[2]),
         Open::Write { esr, .. } => traps::complete_write(vcpu, esr),
         // In this run the guest makes it again, or never: its host has seen it leave without.
-        Open::Call { .. } => return Open::Again,
+        Open::Call(_) => return Open::Again,
         Open::Nothing | Open::Again | Open::Hvc | Open::Fault { .. } | Open::Broken { .. } => {}
     }
     Open::Nothing

@@ -67,16 +67,8 @@ pub enum Open {
         far: u64,
     },
     /// A call of the guest's that the host must bring memory or tables for, or know of: the guest makes it again,
-    /// unless the host says that it fails.
-    Call {
-        /// ESR_EL2 of the HVC or SMC, which is the next instruction
-        esr: u64,
-    },
-    /// A call by RSI for the host, which answers it in the flag-shadow page: where the guest has its registers.
-    HostCall {
-        /// guest-physical address
-        ipa: u64,
-    },
+    /// unless the host says that it fails. Or one for the host itself.
+    Call(Waits),
     /// The guest is to make that call again, in this run. Once it has left, whatever for, its host may use anew what it was told
     /// of: it can't know whether the call has been made, and asks.
     Again,
@@ -84,6 +76,21 @@ pub enum Open {
     Broken {
         /// ESR_EL2
         esr: u64,
+    },
+}
+
+/// What a guest's call waits for. (Apart from [`Open`], which most exits look at.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waits {
+    /// What the host is to bring, or to know of.
+    Again {
+        /// ESR_EL2 of the HVC or SMC, which is the next instruction
+        esr: u64,
+    },
+    /// The host's answer to a call by RSI, in the flag-shadow page: where the guest has its registers.
+    HostCall {
+        /// guest-physical address
+        ipa: u64,
     },
 }
 

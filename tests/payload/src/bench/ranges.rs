@@ -9,6 +9,7 @@ use crate::{
     context::context,
     host,
     ledger::{self, PAGE},
+    puppet::{Event, Machine, PROTECTED, Routine},
 };
 use core::cell::Cell;
 use umbra_host::{
@@ -22,6 +23,7 @@ use umbra_shared::{
     error::Error,
     exit::RunFlags,
     interrupt::{Entry, States},
+    rsi::{ACCEPT, PAGES_AT_A_TIME, Ripas, RsiFunction, SUCCESS},
 };
 
 /// Where guests have the block.
@@ -72,6 +74,41 @@ pub fn measure() {
     }
     masked_mixed();
     measured();
+    masked_ripas();
+}
+
+/// A guest that says EMPTY of pages in the middle of a block, as many as a call does, and RAM of what is before and behind them.
+/// With what it takes the puppet to call and to come back.
+fn masked_ripas() {
+    let guest = Machine::new(PROTECTED).started(None);
+    let vm = guest.machine.vm;
+    Hvc.vm_topup(vm, ledger::take(8), 8).expect("VM_TOPUP");
+    let memory = ledger::aligned(BLOCK_PAGES, BLOCK_PAGES as usize);
+    let at = IPA + 2 * BLOCK_PAGES * PAGE;
+    let end = at + BLOCK_PAGES * PAGE;
+    let set = |from: u64, to: u64, ripas: Ripas| {
+        let args = [from, to, ripas as u64];
+        match guest.smccc(Routine::Smc, RsiFunction::IpaStateSet.id(), args) {
+            Event::Done([SUCCESS, done, ACCEPT, ..]) => done,
+            event => panic!("IPA_STATE_SET: {event:x?}"),
+        }
+    };
+    set(at, end, Ripas::Ram);
+    all(|offset, count| Hvc.vm_map_range(vm, memory + offset, count, at + offset));
+    let middle = at + BLOCK_PAGES / 2 * PAGE;
+    let empty = repeat(1, |_| {
+        assert_eq!(set(middle, end, Ripas::Empty), middle + PAGES_AT_A_TIME * PAGE);
+    });
+    emit!("@bench name=masked_ipa_state_set vm=protected {empty}");
+    let ram = repeat(1, |_| assert_eq!(set(at, middle, Ripas::Ram), middle));
+    emit!("@bench name=masked_ipa_state_set_ram vm=protected {ram}");
+    // Looked at to its end, and nothing is found.
+    let from = middle + PAGES_AT_A_TIME * PAGE;
+    let kept = repeat(1, |_| assert_eq!(set(from, end, Ripas::Ram), end));
+    emit!("@bench name=masked_ipa_state_set_kept vm=protected {kept}");
+    guest.put();
+    ledger::destroy_all();
+    ledger::give_back(memory);
 }
 
 /// A page of a VM that is built, with an interrupt that waits: it is measured, and no other is.

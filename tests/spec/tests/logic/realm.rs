@@ -202,6 +202,52 @@ fn the_host_brings_memory_for_what_becomes_empty() {
     story.set(0, (1 << 33, 1 << 34), RAM, false);
 }
 
+/// What is no range of the lower half, no page of RAM, and no place for a host call.
+#[test]
+fn calls_are_for_private_memory() {
+    use RsiFunction::{HostCall, IpaStateGet, IpaStateSet, RealmConfig};
+    let mut story = Story::new();
+    story.set(0, (X + PAGE, X + 2 * PAGE), EMPTY, false);
+    let ranges = [
+        (X + 8, X + PAGE),
+        (X, X + 8),
+        (X, X),
+        (X + PAGE, X),
+        (X, ALIAS_BIT + PAGE),
+        (ALIAS_BIT, ALIAS_BIT + PAGE),
+        (X | ALIAS_BIT, (X | ALIAS_BIT) + PAGE),
+        (X, !0xfff),
+        (!0xfff, X),
+        (ALIAS_BIT - PAGE, ALIAS_BIT),
+    ];
+    for (base, top) in ranges {
+        for (function, ripas) in [(IpaStateGet, 0), (IpaStateSet, EMPTY), (IpaStateSet, RAM)] {
+            story.world.guest_call(0, function as u32, [base, top, ripas], true);
+            story.world.check();
+        }
+    }
+    story.set(0, (X, X + PAGE), 2, false);
+    let places = [
+        X,
+        X + 0x300,
+        X + 0xf00,
+        X + 8,
+        X + PAGE,
+        (X + PAGE) | ALIAS_BIT,
+        X | ALIAS_BIT,
+        X + 9 * PAGE,
+        ALIAS_BIT - PAGE,
+        1 << 47,
+        !0xfff,
+    ];
+    for ipa in places {
+        for function in [RealmConfig, HostCall] {
+            story.world.guest_call(0, function as u32, [ipa, 0, 0], true);
+            story.world.check();
+        }
+    }
+}
+
 /// Whichever interface comes first, the other is not there.
 #[test]
 fn one_interface_and_not_both() {

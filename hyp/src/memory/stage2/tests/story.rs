@@ -6,11 +6,13 @@ use super::sim::{Sim, VMS, ipa, pa};
 use crate::memory::pages::VmId;
 use crate::vm::calls::{Caller, Parting};
 use crate::vm::life::Vm;
+use crate::vm::rsi::Step;
 use proptest::prelude::*;
 use umbra_shared::call::{
     Policy, UntrustedIpa, UntrustedPa, UntrustedPages, VM_PAGES, VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
+use umbra_shared::rsi::Ripas;
 
 /// The host, its VMs, and what they may ask for.
 pub(super) struct Story {
@@ -49,6 +51,12 @@ pub(super) enum Ask {
         at: u64,
         alias: bool,
     },
+    /// By RSI: RAM, or EMPTY.
+    Say {
+        at: u64,
+        count: u64,
+        ripas: Ripas,
+    },
     Destroy,
     Reclaim {
         page: u64,
@@ -74,7 +82,10 @@ pub(super) fn asks() -> impl Strategy<Value = (usize, Ask)> {
         6 => (at.clone(), count.clone()).prop_map(|(at, count)| Ask::Unmap { at, count }),
         6 => (at.clone(), any::<bool>()).prop_map(|(at, alias)| Ask::Share { at, alias }),
         6 => (at.clone(), any::<bool>()).prop_map(|(at, alias)| Ask::Unshare { at, alias }),
-        4 => (at, any::<bool>()).prop_map(|(at, alias)| Ask::Relinquish { at, alias }),
+        4 => (at.clone(), any::<bool>()).prop_map(|(at, alias)| Ask::Relinquish { at, alias }),
+        8 => (at, count.clone(), any::<bool>()).prop_map(|(at, count, ram)| {
+            Ask::Say { at, count, ripas: if ram { Ripas::Ram } else { Ripas::Empty } }
+        }),
         1 => Just(Ask::Destroy),
         8 => (page, count).prop_map(|(page, count)| Ask::Reclaim { page, count }),
         1 => (0usize..4).prop_map(Ask::Patience),
@@ -134,6 +145,24 @@ impl Story {
                     sim.call(guest, || vm.guest_relinquish(sim, caller, place(at, alias)))
                 };
                 Self::in_two_steps(call)
+            }
+            Ask::Say { at, count, ripas } => {
+                let range = (ipa(at), ipa(at + count));
+                let mut call = |again| {
+                    let caller = Caller { vm: n as VmId, index: 0, again };
+                    sim.call(guest, || vm.ipa_state_set(sim, caller, range, ripas))
+                };
+                let step = match call(false)? {
+                    Step::Tell { .. } => call(true)?,
+                    step => step,
+                };
+                match step {
+                    Step::Done(top) => Ok((top - range.0) / PAGE_BYTES),
+                    Step::Missing(_) => Err(Error::NotMapped),
+                    Step::Tables => Err(Error::NoTables),
+                    Step::Rejected => Err(Error::Limit),
+                    Step::Tell { .. } => panic!("told twice"),
+                }
             }
             Ask::Destroy => sim.call(host, || vm.destroy(sim, handle)).map(|()| 0),
             Ask::Reclaim { page, count } => {
