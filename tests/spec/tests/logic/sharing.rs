@@ -130,6 +130,10 @@ fn a_page_is_private_or_at_its_alias() {
     let guest = |world: &mut World, function: GuestFunction, ipa: u64, again: bool| {
         world.guest_call(0, function as u32, [ipa, 0, 0], !again);
         world.check();
+        // What its host is told of it, by either address.
+        for ipa in [ipa & !ALIAS_BIT, ipa | ALIAS_BIT] {
+            world.call(0, Call::VmLookup { vm, ipa: UntrustedIpa(ipa) });
+        }
     };
     // No memory of the host's choosing in the upper half, and no enrolling.
     world.call(0, map(40, X | ALIAS_BIT));
