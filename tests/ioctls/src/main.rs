@@ -26,7 +26,7 @@ fn main() {
     exact::all();
     // Where devices reach all memory there are none.
     if kvm::has_protected() {
-        protected::all();
+        protected::all(rounds);
         println!("@seen what=protected-VMs is=exact");
     }
     let mut done = round::Done::default();
