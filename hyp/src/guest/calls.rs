@@ -17,7 +17,7 @@ use crate::power::psci::{
 };
 use crate::vm::calls::{Caller, Parting};
 use crate::vm::hardware::Boot;
-use crate::vm::rsi::Interface;
+use crate::vm::life::Interface;
 use crate::vm::slots;
 use crate::vm::vcpu::{Open, Vcpu, Waits};
 use crate::world::switch::SCTLR_EE;

@@ -30,7 +30,6 @@ use super::features::{check_features, check_start};
 use super::hardware::{Boot, Machine, Memory as _, NewVcpu};
 use super::measurement::Measurements;
 use super::ripas::Ram;
-use super::rsi::Interface;
 use crate::arch::MAX_CPUS;
 use crate::memory::handover;
 use crate::memory::pages::{Page, VmId};
@@ -83,6 +82,15 @@ pub(super) enum Life<T> {
     Free,
     Alive(T),
     Dying,
+}
+
+/// By which interface a protected guest deals with its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interface {
+    /// KVM's vendor-specific calls.
+    Kvm,
+    /// RSI.
+    Rsi,
 }
 
 /// A VM's slot.

@@ -24,6 +24,13 @@ fn in_block<M: Machine>(m: &M, address: u64, count: u64) -> Result<u64, Error> {
     }
 }
 
+/// Whether memory can be at a guest-physical address for its own sake: in a protected guest's upper half it is at an alias.
+fn check_own_ipa<M: Machine>(m: &M, ipa: UntrustedIpa, protected: bool) -> Result<(), Error> {
+    check_ipa(m, ipa)?;
+    let upper = protected && private_address(m.alias_bit(), ipa.0).is_some();
+    if upper { Err(Error::BadIpa) } else { Ok(()) }
+}
+
 impl<T, V> Vm<T, V> {
     /// VM_MAP. Returns how many pages are in place.
     ///
@@ -47,11 +54,8 @@ impl<T, V> Vm<T, V> {
             (true, true) => Arrival::Zeroed,
         };
         let tables = self.tables()?;
-        check_ipa(m, ipa)?;
         // A block lies on one side of the alias bit.
-        if protected && private_address(m.alias_bit(), ipa.0).is_some() {
-            return Err(Error::BadIpa);
-        }
+        check_own_ipa(m, ipa, protected)?;
         let count = in_block(m, ipa.0, pages.count)?;
         let free = m.is_free(tables, ipa.0, count);
         if !free || self.is_empty(m, ipa.0) {
@@ -138,10 +142,7 @@ impl<T, V> Vm<T, V> {
         self.check(handle)?;
         let protected = self.config.protected;
         let tables = self.tables()?;
-        check_ipa(m, ipa)?;
-        if protected && private_address(m.alias_bit(), ipa.0).is_some() {
-            return Err(Error::BadIpa);
-        }
+        check_own_ipa(m, ipa, protected)?;
         let there = match m.lookup(tables, ipa.0) {
             There::Aliased => m.lookup(tables, ipa.0 | m.alias_bit()),
             there => there,

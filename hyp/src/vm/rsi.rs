@@ -13,7 +13,7 @@
 
 use super::calls::{Caller, Parting, private_address};
 use super::hardware::{Machine, Memory as _, There};
-use super::life::{Life, Vm, ipa_width};
+use super::life::{Interface, Life, Vm, ipa_width};
 use crate::memory::handover::{self, Passing};
 use core::ops::Range;
 use umbra_shared::PAGE_SIZE;
@@ -24,15 +24,6 @@ use umbra_shared::measurement::Value;
 use umbra_shared::rsi::{HOST_CALL_BYTES, PAGES_AT_A_TIME, PAGES_LOOKED_AT, RealmConfig, Ripas};
 
 const PAGE: u64 = PAGE_SIZE as u64;
-
-/// By which interface a protected guest deals with its memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interface {
-    /// KVM's vendor-specific calls.
-    Kvm,
-    /// RSI.
-    Rsi,
-}
 
 /// What comes of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,6 +252,20 @@ impl<T, V> Vm<T, V> {
         })
     }
 
+    /// Where a page of the guest's private memory is that a call names; `None`: it may not have come yet.
+    fn private_memory<M: Machine<Tables = T, Vcpu = V>>(
+        &self,
+        m: &M,
+        page: u64,
+    ) -> Result<Option<u64>, Error> {
+        region(m, page, page.wrapping_add(PAGE))?;
+        match self.lookup(m, page) {
+            There::Memory(pa) => Ok(Some(pa)),
+            There::Nothing => Ok(None),
+            There::Empty | There::Aliased | There::Device => Err(Error::BadIpa),
+        }
+    }
+
     /// REALM_CONFIG: writes it into a page of the guest's.
     ///
     /// # Errors
@@ -273,20 +278,15 @@ impl<T, V> Vm<T, V> {
         ipa: u64,
     ) -> Result<Step, Error> {
         let _ = self.take_told(caller, ipa);
-        region(m, ipa, ipa.wrapping_add(PAGE))?;
-        match self.lookup(m, ipa) {
-            There::Memory(pa) => m.memory(|memory| {
-                let page = memory.pages().lookup(pa)?;
-                let config = RealmConfig { ipa_width: ipa_width(m) };
-                let zeroes = core::iter::repeat(0);
-                let words = config.words().into_iter().chain(zeroes).take(PAGE_SIZE / 8);
-                handover::write(memory, page, 0, words);
-                Ok(Step::Done(ipa))
-            }),
-            // It may not have come yet.
-            There::Nothing => Ok(Step::Missing(ipa)),
-            There::Empty | There::Aliased | There::Device => Err(Error::BadIpa),
-        }
+        let Some(pa) = self.private_memory(m, ipa)? else { return Ok(Step::Missing(ipa)) };
+        m.memory(|memory| {
+            let page = memory.pages().lookup(pa)?;
+            let config = RealmConfig { ipa_width: ipa_width(m) };
+            let zeroes = core::iter::repeat(0);
+            let words = config.words().into_iter().chain(zeroes).take(PAGE_SIZE / 8);
+            handover::write(memory, page, 0, words);
+            Ok(Step::Done(ipa))
+        })
     }
 
     /// HOST_CALL: what the guest says, immediate and registers.
@@ -306,19 +306,15 @@ impl<T, V> Vm<T, V> {
             return Err(Error::Unaligned);
         }
         let page = ipa & !(PAGE - 1);
-        region(m, page, page.wrapping_add(PAGE))?;
-        match self.lookup(m, page) {
-            There::Memory(pa) => m.memory(|memory| {
-                let at = memory.pages().lookup(pa)?;
-                let mut words = [0; CALL_REGISTERS + 1];
-                handover::read(memory, at, (ipa - page) as usize, &mut words);
-                let [immediate, registers @ ..] = words;
-                *call = HostCall { immediate: immediate & 0xffff, registers };
-                Ok(Step::Done(ipa))
-            }),
-            There::Nothing => Ok(Step::Missing(page)),
-            There::Empty | There::Aliased | There::Device => Err(Error::BadIpa),
-        }
+        let Some(pa) = self.private_memory(m, page)? else { return Ok(Step::Missing(page)) };
+        m.memory(|memory| {
+            let at = memory.pages().lookup(pa)?;
+            let mut words = [0; CALL_REGISTERS + 1];
+            handover::read(memory, at, (ipa - page) as usize, &mut words);
+            let [immediate, registers @ ..] = words;
+            *call = HostCall { immediate: immediate & 0xffff, registers };
+            Ok(Step::Done(ipa))
+        })
     }
 
     /// What the host has answered to that. Where the guest has no private memory any more it gets nothing.

@@ -5,7 +5,8 @@
 use super::{Target, lock};
 use crate::memory::pages::VmId;
 use crate::vm::calls::{Caller, Parting};
-use crate::vm::rsi::{Extent, HostCall, Interface, Step};
+use crate::vm::life::Interface;
+use crate::vm::rsi::{Extent, HostCall, Step};
 use umbra_shared::call::UntrustedIpa;
 use umbra_shared::error::Error;
 use umbra_shared::flags::CALL_REGISTERS;
@@ -16,7 +17,7 @@ use umbra_shared::rsi::Ripas;
 ///
 /// # Errors
 ///
-/// Those of [`life::Vm::guest_share`].
+/// Those of [`crate::vm::life::Vm::guest_share`].
 pub fn guest_share(caller: Caller, ipa: UntrustedIpa) -> Result<(), Error> {
     lock(caller.vm).guest_share(&Target, caller, ipa)
 }
@@ -25,7 +26,7 @@ pub fn guest_share(caller: Caller, ipa: UntrustedIpa) -> Result<(), Error> {
 ///
 /// # Errors
 ///
-/// Those of [`life::Vm::guest_unshare`].
+/// Those of [`crate::vm::life::Vm::guest_unshare`].
 pub fn guest_unshare(caller: Caller, ipa: UntrustedIpa) -> Result<Parting, Error> {
     lock(caller.vm).guest_unshare(&Target, caller, ipa)
 }
@@ -34,7 +35,7 @@ pub fn guest_unshare(caller: Caller, ipa: UntrustedIpa) -> Result<Parting, Error
 ///
 /// # Errors
 ///
-/// Those of [`life::Vm::guest_relinquish`].
+/// Those of [`crate::vm::life::Vm::guest_relinquish`].
 pub fn guest_relinquish(caller: Caller, ipa: UntrustedIpa) -> Result<Parting, Error> {
     lock(caller.vm).guest_relinquish(&Target, caller, ipa)
 }
@@ -43,7 +44,7 @@ pub fn guest_relinquish(caller: Caller, ipa: UntrustedIpa) -> Result<Parting, Er
 ///
 /// # Errors
 ///
-/// Those of [`life::Vm::guest_enrol`].
+/// Those of [`crate::vm::life::Vm::guest_enrol`].
 pub fn guest_enrol(caller: Caller, ipa: UntrustedIpa) -> Result<(), Error> {
     lock(caller.vm).guest_enrol(&Target, caller, ipa)
 }
@@ -62,7 +63,7 @@ pub fn guest_interface(vm: VmId) -> Option<Interface> {
 ///
 /// # Errors
 ///
-/// Those of [`life::Vm::ipa_state_set`].
+/// Those of [`crate::vm::life::Vm::ipa_state_set`].
 pub fn ipa_state_set(caller: Caller, range: (u64, u64), ripas: Ripas) -> Result<Step, Error> {
     lock(caller.vm).ipa_state_set(&Target, caller, range, ripas)
 }
@@ -71,7 +72,7 @@ pub fn ipa_state_set(caller: Caller, range: (u64, u64), ripas: Ripas) -> Result<
 ///
 /// # Errors
 ///
-/// Those of [`life::Vm::ipa_state_get`].
+/// Those of [`crate::vm::life::Vm::ipa_state_get`].
 pub fn ipa_state_get(caller: Caller, range: (u64, u64)) -> Result<Extent, Error> {
     lock(caller.vm).ipa_state_get(&Target, caller, range)
 }
@@ -80,7 +81,7 @@ pub fn ipa_state_get(caller: Caller, range: (u64, u64)) -> Result<Extent, Error>
 ///
 /// # Errors
 ///
-/// Those of [`life::Vm::realm_config`].
+/// Those of [`crate::vm::life::Vm::realm_config`].
 pub fn realm_config(caller: Caller, ipa: u64) -> Result<Step, Error> {
     lock(caller.vm).realm_config(&Target, caller, ipa)
 }
@@ -89,7 +90,7 @@ pub fn realm_config(caller: Caller, ipa: u64) -> Result<Step, Error> {
 ///
 /// # Errors
 ///
-/// Those of [`life::Vm::host_call`].
+/// Those of [`crate::vm::life::Vm::host_call`].
 pub fn host_call(caller: Caller, ipa: u64, call: &mut HostCall) -> Result<Step, Error> {
     lock(caller.vm).host_call(&Target, caller, ipa, call)
 }

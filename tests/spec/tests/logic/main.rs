@@ -20,8 +20,7 @@ use umbra_hyp::power::guest::{Action, decide};
 use umbra_hyp::power::psci::error;
 use umbra_hyp::vm::calls::{Caller, Parting};
 use umbra_hyp::vm::hardware::{Boot, Machine, There};
-use umbra_hyp::vm::life::{self, Vm};
-use umbra_hyp::vm::rsi::Interface;
+use umbra_hyp::vm::life::{self, Interface, Vm};
 use umbra_shared::call::{
     Call, MAX_VMS, Policy, Start, UntrustedAffinity, UntrustedIpa, UntrustedPa, UntrustedPages,
     VcpuConfig, VcpuIndex, VmConfig, VmHandle,
