@@ -31,6 +31,7 @@ pub use config::*;
 
 use crate::error::Error;
 use crate::flag_set;
+use crate::numbered::numbered;
 use crate::register::UntrustedRegister;
 use crate::vcpu::UntrustedFeatures;
 use config::PLACE_RESERVED;
@@ -74,37 +75,10 @@ flag_set! {
     }
 }
 
-macro_rules! functions {
-    ($($(#[$doc:meta])* $name:ident = $number:literal;)*) => {
-        /// Function numbers (the low 16 bits of a function ID).
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[repr(u16)]
-        pub enum Function {
-            $($(#[$doc])* $name = $number,)*
-        }
+numbered! {
+    /// Function numbers (the low 16 bits of a function ID).
+    Function: u16, fn from_number;
 
-        impl Function {
-            /// Every function, for tests and tables.
-            pub const ALL: &'static [Self] = &[$(Self::$name),*];
-
-            /// Its name.
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$name => stringify!($name),)*
-                }
-            }
-
-            const fn from_number(number: u16) -> Option<Self> {
-                match number {
-                    $($number => Some(Self::$name),)*
-                    _ => None,
-                }
-            }
-        }
-    };
-}
-
-functions! {
     /// → x1 interface version, x2 [`Features`], x3 the bits that guest-physical addresses have at the most, x4 the number of
     /// protected guests' alias bit ([`crate::guest`]).
     Version = 0x00;

@@ -31,6 +31,7 @@
 //! halves. Its MMIO accesses have 4 bytes at most.
 
 use crate::flag_set;
+use crate::numbered::numbered;
 
 flag_set! {
     /// x1 of VCPU_RUN.
@@ -72,27 +73,10 @@ impl RunFlags {
     }
 }
 
-macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident = $number:literal;)*) => {
-        /// Why the guest stopped.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[repr(u8)]
-        pub enum Reason {
-            $($(#[$doc])* $name = $number,)*
-        }
+numbered! {
+    /// Why the guest stopped.
+    Reason: u8, fn from_number;
 
-        impl Reason {
-            const fn from_number(number: u8) -> Option<Self> {
-                match number {
-                    $($number => Some(Self::$name),)*
-                    _ => None,
-                }
-            }
-        }
-    };
-}
-
-reasons! {
     /// A physical interrupt.
     Irq = 0;
     /// The guest executed HVC.

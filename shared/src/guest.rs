@@ -47,6 +47,7 @@
 //! is for the lower half. A normal guest has no upper half: its addresses are all alike.
 
 use crate::call::SVE_HINT;
+use crate::numbered::numbered;
 
 /// What tells SMC64's function IDs from SMC32's.
 pub const SMC64: u64 = 1 << 30;
@@ -75,31 +76,10 @@ pub const fn is_hosts(x0: u64) -> bool {
     x0 & FAST == 0 || x0 & ODD_OWNER != 0
 }
 
-macro_rules! functions {
-    ($($(#[$doc:meta])* $name:ident = $id:literal;)*) => {
-        /// Vendor-specific hypervisor functions of a protected guest.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[repr(u32)]
-        pub enum GuestFunction {
-            $($(#[$doc])* $name = $id,)*
-        }
+numbered! {
+    /// Vendor-specific hypervisor functions of a protected guest, found by their IDs ([`function_id`]).
+    GuestFunction: u32, pub fn from_id;
 
-        impl GuestFunction {
-            /// Every function.
-            pub const ALL: &'static [Self] = &[$(Self::$name),*];
-
-            /// The function with this ID ([`function_id`]).
-            pub const fn from_id(id: u32) -> Option<Self> {
-                match id {
-                    $($id => Some(Self::$name),)*
-                    _ => None,
-                }
-            }
-        }
-    };
-}
-
-functions! {
     /// → w0-w3: [`UID`].
     Uid = 0x8600_ff01;
     /// → w0-w3: a bit for each function, by the lower 16 bits of its ID.

@@ -21,6 +21,7 @@ pub mod flags;
 pub mod guest;
 pub mod interrupt;
 pub mod measurement;
+mod numbered;
 pub mod package;
 pub mod record;
 pub mod register;

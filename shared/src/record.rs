@@ -6,6 +6,7 @@
 //! number is taken while the lock is held that makes the transition one step.
 
 use crate::call::Args;
+use crate::numbered::numbered;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Changes of page states that fit into a record.
@@ -41,89 +42,68 @@ pub struct Record {
 
 static_assertions::const_assert!(size_of::<Record>() == 256);
 
-macro_rules! numbered {
-    ($(#[$outer:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $number:literal,)* }) => {
-        $(#[$outer])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[repr(u8)]
-        pub enum $name {
-            $($(#[$doc])* $variant = $number,)*
-        }
-
-        impl $name {
-            /// The one with this number.
-            pub const fn from_number(number: u8) -> Option<Self> {
-                match number {
-                    $($number => Some(Self::$variant),)*
-                    _ => None,
-                }
-            }
-        }
-    };
-}
-
 numbered! {
     /// What happened.
-    Kind {
-        /// A hypercall of the host's other than VCPU_RUN.
-        Call = 1,
-        /// VCPU_RUN, at its end. args\[0\] is x1, args\[1\] the hint of the host's word as it was read,
-        /// args\[2\] how often a trap of the guest's made its state live, args\[3\] hyp's word after it, args\[4\] x8
-        /// if it had interrupts.
-        Run = 2,
-        /// A call of the guest that is loaded. function is its ID, SMC64's for an AArch32 guest too, args\[0\]
-        /// its x1, args\[1\] and args\[2\] its x2 and x3, result its x0, or r0 sign-extended. args\[3\] is
-        /// [`ExitInfo`](crate::exit::ExitInfo) plus 1 if the host is told, args\[4\] 1 if the guest makes it again then,
-        /// args\[5\] 1 if it had to, and this is that.
-        GuestCall = 3,
-        /// The host trapped on FP or SVE (args\[0\] is 0) or SME (1).
-        HostFp = 4,
-        /// The host's stage-2 fault at args\[0\]; result is 1 if it was told to try again.
-        HostFault = 5,
-        /// A vCPU was put because its CPU goes off or to sleep.
-        ImplicitPut = 6,
-        /// A CPU came out of reset. args\[0\] is the set of its vector lengths, args\[1\] the VQ that
-        /// its host is held to (0: no SVE), args\[2\] and args\[3\] the same of its SVLs.
-        Reset = 7,
-        /// At boot: args\[0\] pages from address args\[1\] on are in the state of [`Change`] args\[2\].
-        Pages = 8,
-        /// At boot: args\[0\] CPUs, args\[1\] the set of guests' vector lengths, args\[2\] bits of guest
-        /// addresses, args\[3\] the level of their root table, args\[4\] the set of
-        /// guests' streaming vector lengths, args\[5\] 1 if EL1 can be AArch32,
-        /// args\[6\] the FP policy of protected VMs, 1 in bit 8 if there can be any, and the number of their alias bit
-        /// in bits 21:16.
-        Machine = 9,
-        /// An access of the host's to a register of the GIC at args\[0\], ESR_EL2 being args\[1\]; result is 1 if
-        /// it was no abort. Pages that the GIC reads from now on are nobody's to give away.
-        Gic = 10,
-        /// What the VCPU_RUN that comes next on this CPU is offered: args are x6-x12, function is x13, result what the
-        /// CPU's list registers are ([`Interface`](crate::interrupt::Interface)).
-        Offer = 11,
-    }
+    Kind: u8, pub fn from_number;
+
+    /// A hypercall of the host's other than VCPU_RUN.
+    Call = 1;
+    /// VCPU_RUN, at its end. args\[0\] is x1, args\[1\] the hint of the host's word as it was read,
+    /// args\[2\] how often a trap of the guest's made its state live, args\[3\] hyp's word after it, args\[4\] x8
+    /// if it had interrupts.
+    Run = 2;
+    /// A call of the guest that is loaded. function is its ID, SMC64's for an AArch32 guest too, args\[0\]
+    /// its x1, args\[1\] and args\[2\] its x2 and x3, result its x0, or r0 sign-extended. args\[3\] is
+    /// [`ExitInfo`](crate::exit::ExitInfo) plus 1 if the host is told, args\[4\] 1 if the guest makes it again then,
+    /// args\[5\] 1 if it had to, and this is that.
+    GuestCall = 3;
+    /// The host trapped on FP or SVE (args\[0\] is 0) or SME (1).
+    HostFp = 4;
+    /// The host's stage-2 fault at args\[0\]; result is 1 if it was told to try again.
+    HostFault = 5;
+    /// A vCPU was put because its CPU goes off or to sleep.
+    ImplicitPut = 6;
+    /// A CPU came out of reset. args\[0\] is the set of its vector lengths, args\[1\] the VQ that
+    /// its host is held to (0: no SVE), args\[2\] and args\[3\] the same of its SVLs.
+    Reset = 7;
+    /// At boot: args\[0\] pages from address args\[1\] on are in the state of [`Change`] args\[2\].
+    Pages = 8;
+    /// At boot: args\[0\] CPUs, args\[1\] the set of guests' vector lengths, args\[2\] bits of guest
+    /// addresses, args\[3\] the level of their root table, args\[4\] the set of
+    /// guests' streaming vector lengths, args\[5\] 1 if EL1 can be AArch32,
+    /// args\[6\] the FP policy of protected VMs, 1 in bit 8 if there can be any, and the number of their alias bit
+    /// in bits 21:16.
+    Machine = 9;
+    /// An access of the host's to a register of the GIC at args\[0\], ESR_EL2 being args\[1\]; result is 1 if
+    /// it was no abort. Pages that the GIC reads from now on are nobody's to give away.
+    Gic = 10;
+    /// What the VCPU_RUN that comes next on this CPU is offered: args are x6-x12, function is x13, result what the
+    /// CPU's list registers are ([`Interface`](crate::interrupt::Interface)).
+    Offer = 11;
 }
 
 numbered! {
     /// State of a page, with a VM's number where it has one.
-    PageState {
-        /// The host's alone.
-        Host = 0,
-        /// A flag-shadow page that no vCPU uses.
-        FlagPage = 1,
-        /// One that a vCPU uses.
-        FlagPageUsed = 2,
-        /// Not to be given away.
-        Reserved = 3,
-        /// Hyp's.
-        Hyp = 4,
-        /// A VM's tables or vCPUs.
-        Vm = 5,
-        /// A protected guest's.
-        Guest = 6,
-        /// Shared with a normal guest.
-        SharedWithGuest = 7,
-        /// Shared by a protected guest.
-        SharedByGuest = 8,
-    }
+    PageState: u8, pub fn from_number;
+
+    /// The host's alone.
+    Host = 0;
+    /// A flag-shadow page that no vCPU uses.
+    FlagPage = 1;
+    /// One that a vCPU uses.
+    FlagPageUsed = 2;
+    /// Not to be given away.
+    Reserved = 3;
+    /// Hyp's.
+    Hyp = 4;
+    /// A VM's tables or vCPUs.
+    Vm = 5;
+    /// A protected guest's.
+    Guest = 6;
+    /// Shared with a normal guest.
+    SharedWithGuest = 7;
+    /// Shared by a protected guest.
+    SharedByGuest = 8;
 }
 
 /// Pages that are in another state than before.

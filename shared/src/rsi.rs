@@ -52,6 +52,8 @@
 //!
 //! **REALM_CONFIG**, x1 a page of RAM's address: all of it is written ([`RealmConfig`]).
 
+use crate::numbered::numbered;
+
 /// Calls' results in x0.
 pub const SUCCESS: u64 = 0;
 /// An argument is wrong.
@@ -130,31 +132,10 @@ impl RealmConfig {
 /// Bytes of RsiHostCall: the immediate in bits 15:0 of the first word, 31 registers.
 pub const HOST_CALL_BYTES: u64 = 256;
 
-macro_rules! functions {
-    ($($(#[$doc:meta])* $name:ident = $id:literal;)*) => {
-        /// RSI's functions.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[repr(u32)]
-        pub enum RsiFunction {
-            $($(#[$doc])* $name = $id,)*
-        }
+numbered! {
+    /// RSI's functions, found by their IDs ([`function_id`](crate::guest::function_id)).
+    RsiFunction: u32, pub fn from_id;
 
-        impl RsiFunction {
-            /// Every function.
-            pub const ALL: &'static [Self] = &[$(Self::$name),*];
-
-            /// The function with this ID ([`function_id`](crate::guest::function_id)).
-            pub const fn from_id(id: u32) -> Option<Self> {
-                match id {
-                    $($id => Some(Self::$name),)*
-                    _ => None,
-                }
-            }
-        }
-    };
-}
-
-functions! {
     /// x1 the revision asked for → x1 and x2: the lowest and the highest there is, [`VERSION`]. ERROR_INPUT for another.
     Version = 0xc400_0190;
     /// x1 a feature register's number → x1: zero.
