@@ -2,9 +2,10 @@
 //! rest of that half of its addresses is a device.
 
 use super::{
+    blocks::map_all,
     memory::assert_hidden,
     pages::assert_ours,
-    sharing::{load, store},
+    sharing::{call, host_writes, is_bare, load, share, store, with_tables},
 };
 use crate::{
     context::need_cpus,
@@ -16,16 +17,13 @@ use crate::{
 };
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use umbra_host::{
-    hypercall::{Exit, Hvc, Hypervisor},
-    kernel::{
-        exception::{probe_read, probe_write},
-        mmu, sysreg, timer,
-    },
+    hypercall::{Hvc, Hypervisor},
+    kernel::{exception::probe_read, timer},
 };
 use umbra_shared::{
     call::BLOCK_PAGES,
     error::{Error, SUCCESS},
-    exit::{ExitInfo, Reason, RunFlags},
+    exit::{Reason, RunFlags},
     guest::{GuestFunction, INVALID_PARAMETER},
 };
 
@@ -68,28 +66,16 @@ fn alias_the_host_knows_the_bit() -> Result<(), Skip> {
     Ok(())
 }
 
-/// With tables for the upper half.
-fn guest() -> (Puppet, u64) {
-    let guest = Machine::new(PROTECTED).started(None);
-    Hvc.vm_topup(guest.machine.vm, ledger::take(8), 8).expect("VM_TOPUP");
+/// With tables for the upper half; and its alias bit.
+pub fn guest() -> (Puppet, u64) {
+    let guest = with_tables(PROTECTED);
     let bit = alias_bit(&guest);
     (guest, bit)
 }
 
-#[track_caller]
-fn call(guest: &Puppet, function: GuestFunction, ipa: u64) -> i64 {
-    guest.answered(Routine::Hvc, function.id(), [ipa, 0, 0])[0] as i64
-}
-
-/// MEM_SHARE.
-#[track_caller]
-fn share(guest: &Puppet, ipa: u64) -> i64 {
-    call(guest, GuestFunction::MemShare, ipa)
-}
-
 /// An access at an address is the guest's own external abort, of which nobody hears.
 #[track_caller]
-fn assert_aborts(guest: &Puppet, address: u64, instruction: u32, class: u64) {
+pub fn assert_aborts(guest: &Puppet, address: u64, instruction: u32, class: u64) {
     let event = guest.at(address).attempt(instruction, SECRET);
     let Event::Exception(e) = event else { panic!("at {address:#x}: {event:x?}") };
     assert_eq!((e.class(), e.esr & 0x3f, e.far), (class, EXTERNAL, address));
@@ -109,13 +95,6 @@ fn assert_device(guest: &Puppet, address: u64) {
     assert!(matches!(guest.resume(RunFlags::empty(), [7; 4]), Event::Done([7, ..])));
 }
 
-/// A page's address, and nothing else.
-#[track_caller]
-fn is_bare(exit: Exit, page: u64) {
-    assert_eq!(exit.info.register() & !ExitInfo::VTIMER, Reason::Fault as u64, "{exit:x?}");
-    assert_eq!(exit.data, [page, 0, 0, 0, 0, 0]);
-}
-
 fn alias_a_page_is_private_or_shared() -> Result<(), Skip> {
     let (guest, bit) = guest();
     let ipa = guest.scratch();
@@ -131,9 +110,7 @@ fn alias_a_page_is_private_or_shared() -> Result<(), Skip> {
         assert_eq!(Hvc.vm_lookup(guest.machine.vm, ipa | bit), Err(Error::BadIpa));
         assert_eq!(load(&guest, ipa | bit), SECRET + round, "its content has moved with it");
         assert_eq!(probe_read(page), Ok(SECRET + round), "and is the host's to read");
-        // SAFETY: a page that both may write.
-        assert_eq!(unsafe { probe_write(page + 8, round) }, Ok(()));
-        sysreg::clean_to_poc(mmu::linear::<u8>(page) as usize, 64);
+        host_writes(page + 8, round);
         assert_eq!(load(&guest, (ipa + 8) | bit), round, "what the host wrote");
         store(&guest, (ipa + 16) | bit, round + 1);
         assert_hidden(page + PAGE);
@@ -260,12 +237,7 @@ fn alias_one_page_of_a_block() -> Result<(), Skip> {
     const IPA: u64 = 0x9000_0000;
     let (guest, bit) = guest();
     let memory = ledger::aligned(BLOCK_PAGES, BLOCK_PAGES as usize);
-    let mut done = 0;
-    while done < BLOCK_PAGES {
-        let at = done * PAGE;
-        let more = Hvc.vm_map_range(guest.machine.vm, memory + at, BLOCK_PAGES - done, IPA + at);
-        done += more.expect("VM_MAP");
-    }
+    map_all(guest.machine.vm, memory, BLOCK_PAGES, IPA);
     let mark = |n: u64| SECRET + n;
     for n in 0..BLOCK_PAGES {
         store(&guest, IPA + n * PAGE, mark(n));

@@ -4,6 +4,7 @@
 use super::{
     memory::{assert_content, assert_hidden, fill},
     pages::{assert_ours, hyp_page},
+    sharing::{host_writes, load},
 };
 use crate::{
     context::need_cpus,
@@ -16,10 +17,7 @@ use crate::{
 use core::sync::atomic::{AtomicBool, Ordering};
 use umbra_host::{
     hypercall::{Hvc, Hypervisor},
-    kernel::{
-        exception::{probe_read, probe_write},
-        mmu, sysreg, timer,
-    },
+    kernel::{exception::probe_read, mmu, sysreg, timer},
 };
 use umbra_shared::{
     call::{BLOCK_PAGES, VM_PAGES, VmConfig, VmHandle},
@@ -62,13 +60,9 @@ const fn mark(page: u64) -> u64 {
     0xb10c_0000_0000_0000 | page
 }
 
-fn load(puppet: &Puppet, ipa: u64) -> u64 {
-    puppet.at(ipa).exec(insn::LDR64, 0)
-}
-
 /// Puts all of a range in place, in as many calls as it takes.
 #[track_caller]
-fn map_all(vm: VmHandle, first: u64, count: u64, ipa: u64) {
+pub fn map_all(vm: VmHandle, first: u64, count: u64, ipa: u64) {
     let mut done = 0;
     while done < count {
         let at = done * PAGE;
@@ -293,9 +287,7 @@ fn blocks_are_shared_and_relinquished_page_by_page() -> Result<(), Skip> {
     for n in [0, 100, 511] {
         assert_eq!(call(GuestFunction::MemShare, n), SUCCESS);
         assert_eq!(probe_read(memory + n * PAGE), Ok(mark(memory + n * PAGE)), "it is shared");
-        // SAFETY: a page that both may write.
-        assert_eq!(unsafe { probe_write(memory + n * PAGE + 8, n) }, Ok(()));
-        sysreg::clean_to_poc(mmu::linear::<u8>(memory + n * PAGE) as usize, 16);
+        host_writes(memory + n * PAGE + 8, n);
         assert_eq!(load(&puppet, IPA + n * PAGE + 8), n);
     }
     for n in [1, 99, 101, 510] {

@@ -7,6 +7,7 @@ use super::{
     fp_smp::is_off,
     memory::{assert_content, assert_hidden, fill},
     pages::assert_ours,
+    sharing::call,
 };
 use crate::{
     context::{context, need_cpus, need_suspend},
@@ -87,10 +88,6 @@ fn assert_the_guests(device: &Edu, puppet: &Puppet, ipa: u64, page: u64) {
     device.write(page, MARK);
     let kept = puppet.at(ipa).exec(insn::LDR64, 0);
     assert_eq!(kept, SECRET, "{:#x} has written to {page:#x}", device.registers);
-}
-
-fn call(puppet: &Puppet, function: GuestFunction, ipa: u64) -> i64 {
-    puppet.answered(Routine::Hvc, function.id(), [ipa, 0, 0])[0] as i64
 }
 
 fn r39_a_device_reaches_what_is_the_hosts() -> Result<(), Skip> {

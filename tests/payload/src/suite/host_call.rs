@@ -1,6 +1,6 @@
 //! A protected guest's calls for its host by RSI, with all of its registers; and those for a token, which nobody can make.
 
-use super::sharing::{load, store};
+use super::sharing::{load, store, with_tables};
 use crate::{
     ledger::{self, PAGE},
     puppet::{Event, Machine, NOWHERE, PROTECTED, Puppet, Routine},
@@ -27,12 +27,6 @@ tests![
     host_call_writes_private_memory_alone,
     attestation_is_not_there,
 ];
-
-fn guest() -> Puppet {
-    let guest = Machine::new(PROTECTED).started(None);
-    Hvc.vm_topup(guest.machine.vm, ledger::take(8), 8).expect("VM_TOPUP");
-    guest
-}
 
 fn register(round: u64, n: usize) -> u64 {
     0xca11_0000_0000_0000 + (round << 16) + n as u64
@@ -64,7 +58,7 @@ fn call(guest: &Puppet, how: Routine, ipa: u64, immediate: u64, round: u64) {
 }
 
 fn host_call_carries_every_register_and_back() -> Result<(), Skip> {
-    let guest = guest();
+    let guest = with_tables(PROTECTED);
     for (round, (how, offset)) in
         [(Routine::Smc, 0), (Routine::Hvc, HOST_CALL_BYTES), (Routine::Smc, PAGE - HOST_CALL_BYTES)]
             .into_iter()
@@ -90,7 +84,7 @@ fn host_call_carries_every_register_and_back() -> Result<(), Skip> {
 }
 
 fn host_call_that_is_not_answered_changes_nothing() -> Result<(), Skip> {
-    let guest = guest();
+    let guest = with_tables(PROTECTED);
     let ipa = guest.scratch();
     write(&guest, ipa, 5, 0);
     call(&guest, Routine::Smc, ipa, 5, 0);
@@ -103,7 +97,7 @@ fn host_call_that_is_not_answered_changes_nothing() -> Result<(), Skip> {
 }
 
 fn host_call_is_checked() -> Result<(), Skip> {
-    let guest = guest();
+    let guest = with_tables(PROTECTED);
     let ipa = guest.scratch();
     let top = 1 << 39;
     for at in [ipa + 8, ipa + 0x80, ipa | top, top, 1 << 47, NOWHERE, !0xff] {
@@ -155,7 +149,7 @@ fn host_call_writes_private_memory_alone() -> Result<(), Skip> {
 }
 
 fn attestation_is_not_there() -> Result<(), Skip> {
-    let guest = guest();
+    let guest = with_tables(PROTECTED);
     let ipa = guest.scratch();
     let init = guest.answered(Routine::Smc, RsiFunction::AttestationTokenInit.id(), [5, 6, 7]);
     assert_eq!(init, [ERROR_UNKNOWN, 5, 6, 7]);

@@ -1,6 +1,9 @@
 //! What of a protected guest's accesses leaves with data: those to pages that it has enrolled, and no others.
 
-use super::pages::assert_ours;
+use super::{
+    pages::assert_ours,
+    sharing::{is_bare, with_tables},
+};
 use crate::{
     context::need_cpus,
     instruction as insn,
@@ -9,11 +12,11 @@ use crate::{
     runner::Skip,
     tests, workers,
 };
-use umbra_host::hypercall::{Exit, Hvc, Hypervisor};
+use umbra_host::hypercall::{Hvc, Hypervisor};
 use umbra_shared::{
     call::VmConfig,
     error::Error,
-    exit::{ExitInfo, MmioAccess, Reason, RunFlags},
+    exit::{MmioAccess, Reason, RunFlags},
     guest::GuestFunction,
 };
 
@@ -30,30 +33,15 @@ tests![
 
 const SECRET: u64 = 0x5ec2_e7ab_5ec2_e7ab;
 
-/// With tables for a device.
-fn guest() -> Puppet {
-    let guest = Machine::new(VmConfig::protected()).started(None);
-    Hvc.vm_topup(guest.machine.vm, ledger::take(8), 8).expect("VM_TOPUP");
-    guest
-}
-
 #[track_caller]
 fn enrol(guest: &Puppet, ipa: u64) {
     let x = guest.answered(Routine::Hvc, GuestFunction::MmioGuard.id(), [ipa, 0, 0]);
     assert_eq!(x, [0, ipa, 0, 0], "MMIO_GUARD of {ipa:#x}");
 }
 
-/// The whole of what the host is told: a page, and nothing of what the guest was about to do in it.
-#[track_caller]
-fn is_bare(exit: Exit, page: u64) {
-    let flags = ExitInfo::VTIMER;
-    assert_eq!(exit.info.register() & !flags, Reason::Fault as u64, "{exit:x?}");
-    assert_eq!(exit.data, [page, 0, 0, 0, 0, 0]);
-}
-
 /// What once worked: the guest stores to memory that its host has not mapped, and the host reads the data.
 fn r37_attack_a_store_to_withheld_memory() -> Result<(), Skip> {
-    let guest = guest();
+    let guest = with_tables(VmConfig::protected());
     for (instruction, offset) in [
         (insn::STRB, 1),
         (insn::STRH, 2),
@@ -79,7 +67,7 @@ fn r37_attack_a_store_to_withheld_memory() -> Result<(), Skip> {
 
 /// What once worked: the host answers a load of the guest's.
 fn r37_attack_a_load_from_withheld_memory() -> Result<(), Skip> {
-    let guest = guest();
+    let guest = with_tables(VmConfig::protected());
     for instruction in [insn::LDRB, insn::LDRSH64, insn::LDR32, insn::LDR64, insn::LDP] {
         guest.at(NOWHERE + 16);
         is_bare(guest.attempt(instruction, 1).exit(Reason::Fault), NOWHERE);
@@ -118,7 +106,7 @@ fn mmio(guest: &Puppet, address: u64, instruction: u32, value: u64) -> (MmioAcce
 }
 
 fn enrolled_pages_are_devices() -> Result<(), Skip> {
-    let guest = guest();
+    let guest = with_tables(VmConfig::protected());
     enrol(&guest, NOWHERE);
     // Once is enough, and no harm twice.
     enrol(&guest, NOWHERE);
@@ -145,7 +133,7 @@ fn enrolled_pages_are_devices() -> Result<(), Skip> {
 }
 
 fn an_enrolled_page_gets_no_memory() -> Result<(), Skip> {
-    let guest = guest();
+    let guest = with_tables(VmConfig::protected());
     let vm = guest.machine.vm;
     enrol(&guest, NOWHERE);
     let page = ledger::take(1);
@@ -172,7 +160,7 @@ fn an_enrolled_page_gets_no_memory() -> Result<(), Skip> {
 }
 
 fn enrolling_is_checked() -> Result<(), Skip> {
-    let guest = guest();
+    let guest = with_tables(VmConfig::protected());
     for ipa in [NOWHERE + 8, 1 << 47, !0 << 12, BASE, BASE + (MEMORY_PAGES - 1) * PAGE] {
         let x = guest.answered(Routine::Hvc, GuestFunction::MmioGuard.id(), [ipa, 0, 0]);
         assert_eq!(x[0] as i64, -3, "{ipa:#x}");
@@ -184,7 +172,7 @@ fn enrolling_is_checked() -> Result<(), Skip> {
 
 /// A guest that enrols all over its address space takes tables; it never hears that there are none.
 fn tables_for_enrolling_come_from_the_host() -> Result<(), Skip> {
-    let guest = guest();
+    let guest = with_tables(VmConfig::protected());
     let vm = guest.machine.vm;
     let (mut asked, mut given) = (0, 0);
     for n in 0..24u64 {

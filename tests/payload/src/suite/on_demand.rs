@@ -1,5 +1,6 @@
 //! Memory on demand: a guest's access to nothing is answered with memory, by whichever CPU, and tried again.
 
+use super::blocks::map_all;
 use crate::{
     context::{context, need_cpus},
     instruction as insn,
@@ -178,12 +179,7 @@ fn demand_is_met_by_a_block() -> Result<(), Skip> {
         for n in (0..BLOCK_PAGES).step_by(37) {
             load(&guest, insn::LDP, EMPTY + n * PAGE, |_| {
                 asked += 1;
-                let mut done = 0;
-                while done < BLOCK_PAGES {
-                    let (first, ipa) = (memory + done * PAGE, EMPTY + done * PAGE);
-                    let left = BLOCK_PAGES - done;
-                    done += Hvc.vm_map_range(machine.vm, first, left, ipa).expect("VM_MAP");
-                }
+                map_all(machine.vm, memory, BLOCK_PAGES, EMPTY);
             });
         }
         assert_eq!(asked, 1);

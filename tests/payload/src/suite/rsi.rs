@@ -1,27 +1,26 @@
 //! A protected guest that uses RSI (Arm DEN0137): what it finds, and what becomes of its memory when it says RAM or EMPTY.
 
 use super::{
+    alias::{self, guest},
+    blocks::map_all,
     memory::assert_hidden,
-    sharing::{load, store},
+    sharing::{host_writes, is_bare, load, store},
 };
 use crate::{
-    instruction::{self as insn, SysReg, reg},
+    instruction as insn,
     ledger::{self, PAGE},
     puppet::{BASE, Event, Machine, NOWHERE, PROTECTED, Puppet, Routine},
     runner::Skip,
     tests, workers,
 };
 use umbra_host::{
-    hypercall::{Exit, Hvc, Hypervisor},
-    kernel::{
-        exception::{probe_read, probe_write},
-        mmu, sysreg,
-    },
+    hypercall::{Hvc, Hypervisor},
+    kernel::exception::probe_read,
 };
 use umbra_shared::{
     call::BLOCK_PAGES,
     error::Error,
-    exit::{ExitInfo, Reason, RunFlags},
+    exit::{Reason, RunFlags},
     guest::{GuestFunction, NOT_SUPPORTED},
     rsi::{
         ACCEPT, ERROR_INPUT, ERROR_UNKNOWN, PAGES_AT_A_TIME, RAM_RANGES, REJECT, Ripas,
@@ -44,22 +43,6 @@ tests![
 ];
 
 const SECRET: u64 = 0x5ec2_e751_5ec2_e751;
-/// ID_AA64MMFR0_EL1
-const MMFR0: SysReg = reg(3, 0, 0, 7, 0);
-/// FSC of a synchronous external abort that is on no walk.
-const EXTERNAL: u64 = 0x10;
-
-/// With tables; and its alias bit.
-fn guest() -> (Puppet, u64) {
-    let guest = Machine::new(PROTECTED).started(None);
-    Hvc.vm_topup(guest.machine.vm, ledger::take(8), 8).expect("VM_TOPUP");
-    let bit = match guest.read(MMFR0) & 0xf {
-        0 => 1 << 31,
-        1 => 1 << 35,
-        _ => 1 << 39,
-    };
-    (guest, bit)
-}
 
 #[track_caller]
 fn call(guest: &Puppet, function: RsiFunction, args: [u64; 3]) -> [u64; 4] {
@@ -96,26 +79,8 @@ const RAM: u64 = Ripas::Ram as u64;
 #[track_caller]
 fn assert_aborts(guest: &Puppet, address: u64) {
     for instruction in [insn::STR64, insn::LDR64] {
-        let event = guest.at(address).attempt(instruction, SECRET);
-        let Event::Exception(e) = event else { panic!("at {address:#x}: {event:x?}") };
-        assert_eq!((e.class(), e.esr & 0x3f, e.far), (0x25, EXTERNAL, address));
-        guest.start();
+        alias::assert_aborts(guest, address, instruction, 0x25);
     }
-}
-
-/// A page's address, and nothing else.
-#[track_caller]
-fn is_bare(exit: Exit, page: u64) {
-    assert_eq!(exit.info.register() & !ExitInfo::VTIMER, Reason::Fault as u64, "{exit:x?}");
-    assert_eq!(exit.data, [page, 0, 0, 0, 0, 0]);
-}
-
-/// The host's to read and write.
-#[track_caller]
-fn host_writes(page: u64, value: u64) {
-    // SAFETY: a page that the guest shares.
-    assert_eq!(unsafe { probe_write(page, value) }, Ok(()));
-    sysreg::clean_to_poc(mmu::linear::<u8>(page) as usize, 64);
 }
 
 fn rsi_a_guest_finds_a_realm() -> Result<(), Skip> {
@@ -323,12 +288,7 @@ fn rsi_pages_of_a_block() -> Result<(), Skip> {
     let end = IPA + BLOCK_PAGES * PAGE;
     assert_eq!(set(&guest, IPA, end, Ripas::Ram), end);
     let memory = ledger::aligned(BLOCK_PAGES, BLOCK_PAGES as usize);
-    let mut done = 0;
-    while done < BLOCK_PAGES {
-        let at = done * PAGE;
-        let more = Hvc.vm_map_range(vm, memory + at, BLOCK_PAGES - done, IPA + at);
-        done += more.expect("VM_MAP");
-    }
+    map_all(vm, memory, BLOCK_PAGES, IPA);
     for n in 0..BLOCK_PAGES {
         store(&guest, IPA + n * PAGE, SECRET + n);
     }

@@ -15,15 +15,16 @@ use crate::{
 };
 use core::sync::atomic::{AtomicBool, Ordering};
 use umbra_host::{
-    hypercall::{Hvc, Hypervisor},
+    hypercall::{Exit, Hvc, Hypervisor},
     kernel::{
         exception::{probe_read, probe_write},
         mmu, sysreg, timer,
     },
 };
 use umbra_shared::{
+    call::VmConfig,
     error::{Error, SUCCESS},
-    exit::{Reason, RunFlags},
+    exit::{ExitInfo, Reason, RunFlags},
     guest::{GuestFunction, INVALID_PARAMETER, NOT_SUPPORTED, UID},
 };
 
@@ -45,7 +46,7 @@ const SECRET: u64 = 0x5ec2_e700_5ec2_e700;
 
 /// A call of the guest's; its x0 afterwards.
 #[track_caller]
-fn call(puppet: &Puppet, function: GuestFunction, ipa: u64) -> i64 {
+pub fn call(puppet: &Puppet, function: GuestFunction, ipa: u64) -> i64 {
     puppet.answered(Routine::Hvc, function.id(), [ipa, 0, 0])[0] as i64
 }
 
@@ -81,6 +82,28 @@ fn relinquish(puppet: &Puppet, ipa: u64, shared: bool) {
     }
 }
 
+/// A guest with tables to spare.
+pub fn with_tables(config: VmConfig) -> Puppet {
+    let puppet = Machine::new(config).started(None);
+    Hvc.vm_topup(puppet.machine.vm, ledger::take(8), 8).expect("VM_TOPUP");
+    puppet
+}
+
+/// The whole of what the host is told: a page, and nothing of what the guest was about to do in it.
+#[track_caller]
+pub fn is_bare(exit: Exit, page: u64) {
+    assert_eq!(exit.info.register() & !ExitInfo::VTIMER, Reason::Fault as u64, "{exit:x?}");
+    assert_eq!(exit.data, [page, 0, 0, 0, 0, 0]);
+}
+
+/// The host writes to a page that it may write, and a guest with its caches off finds it.
+#[track_caller]
+pub fn host_writes(pa: u64, value: u64) {
+    // SAFETY: a page of the test's, or one that the guest shares.
+    assert_eq!(unsafe { probe_write(pa, value) }, Ok(()));
+    sysreg::clean_to_poc(mmu::linear::<u64>(pa) as usize, size_of::<u64>());
+}
+
 pub fn store(puppet: &Puppet, ipa: u64, value: u64) {
     puppet.at(ipa).exec(insn::STR64, value);
 }
@@ -98,9 +121,7 @@ fn a_protected_guest_shares_and_unshares() -> Result<(), Skip> {
         assert_hidden(page);
         assert_eq!(share(&puppet, ipa), SUCCESS);
         assert_eq!(probe_read(page), Ok(SECRET + round), "what the guest wrote");
-        // SAFETY: a page that both may write.
-        assert_eq!(unsafe { probe_write(page + 8, round) }, Ok(()));
-        sysreg::clean_to_poc(mmu::linear::<u8>(page) as usize, 64);
+        host_writes(page + 8, round);
         assert_eq!(load(&puppet, ipa + 8), round, "what the host wrote");
         // Its neighbours are as secret as before.
         assert_hidden(page + PAGE);

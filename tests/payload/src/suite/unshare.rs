@@ -4,7 +4,7 @@
 use super::{
     memory::assert_hidden,
     pages::assert_ours,
-    sharing::{load, share, store, unshare},
+    sharing::{host_writes, load, share, store, unshare},
 };
 use crate::{
     context::{context, need_cpus},
@@ -17,12 +17,7 @@ use crate::{
 use core::sync::atomic::{AtomicBool, Ordering};
 use umbra_host::{
     hypercall::{Hvc, Hypervisor},
-    kernel::{
-        exception::{probe_read, probe_write},
-        mmu,
-        smp::cpu,
-        sysreg, timer,
-    },
+    kernel::{exception::probe_read, smp::cpu, sysreg, timer},
 };
 use umbra_shared::{
     error::{Error, SUCCESS},
@@ -62,9 +57,7 @@ fn the_host_has_a_page_until_it_goes_on() -> Result<(), Skip> {
         // Everything is as it was: for this CPU, for others, and whatever the host does with the vCPU but run it.
         workers::on_all(|_| assert_eq!(probe_read(page), Ok(SECRET)));
         puppet.put();
-        // SAFETY: a page that both may write.
-        assert_eq!(unsafe { probe_write(page + 8, 5) }, Ok(()));
-        sysreg::clean_to_poc(mmu::linear::<u8>(page) as usize, 64);
+        host_writes(page + 8, 5);
         puppet.load();
         assert_eq!(probe_read(page), Ok(SECRET));
         match function {
