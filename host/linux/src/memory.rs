@@ -246,7 +246,7 @@ impl Memory {
                     let taken = file.take(next, first + pages);
                     let Some((number, page, count)) = taken else { break };
                     next = number + count;
-                    self.put_pages(page, count, ipa + (number - first) * PAGE)?;
+                    self.put_pages(page, count, ipa + (number - first) * PAGE).map_err(errno)?;
                     linux::cond_resched();
                     if linux::signal_pending() {
                         return Err(Errno::EINTR);
@@ -266,22 +266,23 @@ impl Memory {
         Ok(())
     }
 
-    /// Puts pages of the kernel's in place, which lie one behind the other and are given.
-    fn put_pages(&mut self, first: u64, count: u64, ipa: u64) -> Result<(), Errno> {
+    /// Puts pages in place, which lie one behind the other, and have been given or lent.
+    fn put_pages(&mut self, first: u64, count: u64, ipa: u64) -> Result<(), BuildError> {
         let (vm, mut supplier) = self.parts();
         let mapped = vm.map(&Hvc, &mut supplier, first, count, ipa);
         let done = mapped.map_or_else(|interrupted| interrupted.done, |()| count);
         self.slots.set_present(ipa, done, true);
-        mapped.map_err(|interrupted| errno(interrupted.error))
+        mapped.map_err(BuildError::from)
     }
 
     /// The guest has given a page back: it is nobody's.
     pub fn returned(&mut self, ipa: u64, page: u64) {
         self.slots.set_present(ipa, 1, false);
         // Its neighbours may be two runs without it. If there is no room for that it comes back with the VM.
-        let room = self.make_room(1);
-        let (vm, mut supplier) = self.parts();
-        let _ = room.is_ok() && vm.returned(&mut supplier, page).is_ok();
+        if self.make_room(1).is_ok() {
+            let (vm, mut supplier) = self.parts();
+            let _ = vm.returned(&mut supplier, page);
+        }
     }
 
     /// What is at a guest-physical address, if it is in a slot.
@@ -338,11 +339,7 @@ impl Memory {
         self.make_room(1)?;
         self.mm.lock_pages(count)?;
         pages.lend();
-        let (vm, mut supplier) = self.parts();
-        let mapped = vm.map(&Hvc, &mut supplier, first, count, ipa);
-        let done = mapped.map_or_else(|interrupted| interrupted.done, |()| count);
-        self.slots.set_present(ipa, done, true);
-        match mapped.map_err(BuildError::from) {
+        match self.put_pages(first, count, ipa) {
             Ok(()) => Ok(()),
             // The user has this page at two places of the guest's memory: then it is the VM's already, and stays.
             Err(BuildError::AlreadyOut) => {
@@ -397,16 +394,6 @@ pub trait Faults {
         if place.file.is_some() {
             return self.supply_private(&place).map(|()| Backing::Memory);
         }
-        // A block, if all of it is in the slot and the user's memory lies as it does.
-        let inside = place.ipa % BLOCK;
-        let left = (BLOCK - inside) / PAGE;
-        let is_block = (place.ipa - place.user).is_multiple_of(BLOCK)
-            && place.before >= inside / PAGE
-            && place.from >= left;
-        let (first, user, count) = match is_block {
-            true => (place.ipa - inside, place.user - inside, BLOCK_PAGES as usize),
-            false => (place.ipa, place.user, 1),
-        };
         let put = |ipa, pages: Pinned<'_>| {
             self.memory(|memory| {
                 // If the slots have changed meanwhile the guest tries again.
@@ -414,12 +401,14 @@ pub trait Faults {
                 if is_same { memory.put_in_place(ipa, pages) } else { Ok(()) }
             })?
         };
-        if count > 1
-            && let Some(scratch) = scratch.get_mut(..count)
+        // A block, if the user's memory lies as it does.
+        if let Some(inside) = place.in_block(BLOCK)
+            && place.ipa % BLOCK == place.user % BLOCK
+            && let Some(scratch) = scratch.get_mut(..BLOCK_PAGES as usize)
         {
-            match self.mm().pin(user, scratch) {
+            match self.mm().pin(place.user - inside, scratch) {
                 Ok(pages) if pages.addresses().len() as u64 > inside / PAGE => {
-                    match put(first, pages) {
+                    match put(place.ipa - inside, pages) {
                         // A block is more than may be locked, perhaps.
                         Err(Errno::ENOMEM) => {}
                         put => return put.map(|()| Backing::Memory),
@@ -438,19 +427,17 @@ pub trait Faults {
     /// A protected guest's: nobody's pages, a block of them if all of it is in the slot, none of it is there, the guest takes all of
     /// it for memory (RSI), and so many lie one behind the other.
     fn supply_private(&self, place: &Place<Shared<MemoryFile>>) -> Result<(), Errno> {
-        let inside = place.ipa % BLOCK;
-        let fits = place.before >= inside / PAGE && place.from >= (BLOCK - inside) / PAGE;
-        let first = place.ipa - inside;
         let put = |ipa, count: u64, pages: Pages| {
             self.memory(|memory| {
                 memory.make_room(1)?;
                 if memory.slots.has_none(ipa, count) {
-                    memory.put_pages(pages.give(), count, ipa)?;
+                    memory.put_pages(pages.give(), count, ipa).map_err(errno)?;
                 }
                 Ok(())
             })?
         };
-        if fits
+        let first = place.in_block(BLOCK).map(|inside| place.ipa - inside);
+        if let Some(first) = first
             && self.memory(|memory| memory.slots.has_none(first, BLOCK_PAGES))?
             && let Some(pages) = Pages::alloc(BLOCK_PAGES)
             && put(first, BLOCK_PAGES, pages).is_ok()

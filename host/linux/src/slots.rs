@@ -43,6 +43,15 @@ pub struct Place<F> {
     pub present: bool,
 }
 
+impl<F> Place<F> {
+    /// Where the page is in its block of so many bytes, in bytes. `None`: not all of that is in the slot.
+    pub const fn in_block(&self, bytes: u64) -> Option<u64> {
+        let inside = self.ipa % bytes;
+        let fits = self.before >= inside / PAGE && self.from >= (bytes - inside) / PAGE;
+        if fits { Some(inside) } else { None }
+    }
+}
+
 /// What becomes of a slot.
 #[derive(Debug)]
 pub enum Change<F> {
@@ -418,6 +427,9 @@ mod tests {
                         let same = |n: u64| model.get(&n).is_some_and(|page| page.0 == id);
                         prop_assert!((n - place.before..n + place.from).all(same));
                         prop_assert!(!same(n + place.from));
+                        let block = n - n % 8..n - n % 8 + 8;
+                        let inside = block.clone().all(same).then(|| (n - block.start) * PAGE);
+                        prop_assert_eq!(place.in_block(8 * PAGE), inside);
                     }
                 }
             }
