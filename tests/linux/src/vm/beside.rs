@@ -28,7 +28,7 @@ fn guest(name: &str, begun: &File) -> Result<(), Text> {
         _ => (&monitor::MACHINE, c"ciphers cpus=2 times=8 processes=2"),
     };
     let line = monitor::command_line(&[monitor::WORDS, words])?;
-    monitor::well_to_its_end(name, machine, &line, 0, |line| {
+    monitor::well_to_its_end(name, machine, &line, 0, |_, line| {
         if line.starts_with("@seen what=Linux") {
             // Who waits for it finds out by the guest's end, if not so.
             let _ = begun.write(b"!");

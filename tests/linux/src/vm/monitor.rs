@@ -30,6 +30,13 @@ pub fn command_line(parts: &[&CStr]) -> Result<CText, Text> {
     CText::new(format_args!("{line}"))
 }
 
+/// The command line of a guest with a serial console, and words for its program.
+pub fn console_line(words: &[&CStr]) -> Result<CText, Text> {
+    let parts: ArrayVec<_, 4> =
+        [c"console=ttyS0", WORDS].into_iter().chain(words.iter().copied()).collect();
+    command_line(&parts)
+}
+
 /// Runs a program with these arguments, of which the first is its path; its output goes to `output`, if there is one.
 pub fn begin(arguments: &[&CStr], output: Option<&File>) -> Result<Pid, Text> {
     let mut list: ArrayVec<_, ARGUMENTS> = arguments.iter().map(|text| text.as_ptr()).collect();
@@ -62,16 +69,16 @@ pub fn guest(machine: &[&CStr], command_line: &CStr, output: Option<&File>) -> R
     begin(&arguments(machine, command_line), output)
 }
 
-/// Runs a program, listens to it as [`listen`] does, and waits for its end.
+/// Runs a program, listens to it as [`listen`] does, and waits for its end. `f` is told which process it is, too.
 fn run(
     name: &str,
     arguments: &[&CStr],
-    f: impl FnMut(&str) -> Result<(), Text>,
+    mut f: impl FnMut(Pid, &str) -> Result<(), Text>,
 ) -> Result<Ended, Text> {
     let Ok((reader, writer)) = sys::pipe() else { fail!("no pipe") };
     let pid = begin(arguments, Some(&writer))?;
     drop(writer);
-    listen(name, &reader, f)?;
+    listen(name, &reader, |line| f(pid, line))?;
     sys::wait(pid).map_err(|error| say::text(format_args!("wait: {error:?}")))
 }
 
@@ -79,13 +86,13 @@ fn run(
 pub fn control(
     socket: &CStr,
     request: &CStr,
-    f: impl FnMut(&str) -> Result<(), Text>,
+    mut f: impl FnMut(&str) -> Result<(), Text>,
 ) -> Result<Ended, Text> {
-    run("control", &[PROGRAM, c"control", socket, request], f)
+    run("control", &[PROGRAM, c"control", socket, request], |_, line| f(line))
 }
 
 /// Passes on what a guest and its monitor say, with `name` before it, to its end, and shows each line to `f`.
-pub fn listen(
+fn listen(
     name: &str,
     from: &File,
     mut f: impl FnMut(&str) -> Result<(), Text>,
@@ -105,12 +112,12 @@ pub fn listen(
     Ok(())
 }
 
-/// Boots a guest, listens to it and waits for its end.
+/// Boots a guest, listens to it and waits for its end. `f` gets each line, and whose guest says it.
 pub fn to_its_end(
     name: &str,
     machine: &[&CStr],
     command_line: &CStr,
-    f: impl FnMut(&str) -> Result<(), Text>,
+    f: impl FnMut(Pid, &str) -> Result<(), Text>,
 ) -> Result<Ended, Text> {
     run(name, &arguments(machine, command_line), f)
 }
@@ -121,12 +128,12 @@ pub fn well_to_its_end(
     machine: &[&CStr],
     command_line: &CStr,
     status: u8,
-    mut f: impl FnMut(&str),
+    mut f: impl FnMut(Pid, &str),
 ) -> Result<(), Text> {
     let mut well = false;
-    let ended = to_its_end(name, machine, command_line, |line| {
+    let ended = to_its_end(name, machine, command_line, |monitor, line| {
         well |= line == "@verdict ok";
-        f(line);
+        f(monitor, line);
         Ok(())
     })?;
     if ended != Ended::Exit(status) || !well {

@@ -2,7 +2,7 @@
 
 use crate::fail;
 use crate::say::Text;
-use crate::sys::{self, io::Socket};
+use crate::sys::{self, Ended, Pid, io::Socket};
 
 /// The two ends.
 const HOST: [u8; 4] = [192, 168, 77, 1];
@@ -17,8 +17,26 @@ const PATIENCE: u32 = 200;
 const TIMES: u32 = 30;
 const NAP_MICROS: u64 = 5_000;
 
+/// A process that answers, until [`end`].
+pub fn begin() -> Result<Pid, Text> {
+    match sys::fork() {
+        Ok(Some(pid)) => Ok(pid),
+        Ok(None) => answer(),
+        Err(error) => fail!("fork: {error:?}"),
+    }
+}
+
+/// Its end, which has to be this one.
+pub fn end(echo: Pid) -> Result<(), Text> {
+    sys::kill(echo, sys::SIGKILL);
+    match sys::wait(echo) {
+        Ok(Ended::Signal(sys::SIGKILL)) => Ok(()),
+        ended => fail!("who answers datagrams: {ended:?}"),
+    }
+}
+
 /// Sends back whatever comes, for as long as this process lives. The interface is there when the monitor has made it.
-pub fn answer() -> ! {
+fn answer() -> ! {
     let Ok(socket) = Socket::new() else { sys::exit(1) };
     while socket.set_up(c"tap0", HOST, MASK).is_err() {
         sys::sleep_micros(NAP_MICROS);

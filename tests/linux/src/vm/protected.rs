@@ -30,37 +30,19 @@ const REFUSED: Errno = Errno(14);
 /// It comes up, with SVE, disk and network, keeps its patterns while its host looks for its memory, and goes. Another one's monitor
 /// crashes.
 pub fn run(rounds: u64) -> Result<(), Text> {
-    let echo = match sys::fork() {
-        Ok(Some(pid)) => pid,
-        Ok(None) => network::answer(),
-        Err(error) => fail!("fork: {error:?}"),
-    };
-    let (mut well, mut looked) = (false, Ok(()));
-    let ended = guest(WORDS, |monitor, line| {
-        well |= line == "@verdict ok";
+    let echo = network::begin()?;
+    let line = monitor::console_line(&[WORDS])?;
+    let mut looked = Ok(());
+    let well = monitor::well_to_its_end(NAME, &MACHINE, &line, 0, |monitor, line| {
         if line.starts_with("@seen what=Linux") {
             looked = look(monitor);
         }
-        Ok(())
-    })?;
+    });
     looked?;
-    if ended != Ended::Exit(0) || !well {
-        fail!("{NAME}: the monitor's end is {ended:?}; the guest was well: {well}");
-    }
-    sys::kill(echo, sys::SIGKILL);
-    let _ = sys::wait(echo);
+    well?;
+    network::end(echo)?;
     crash()?;
     ends::ioctls(rounds)
-}
-
-/// Boots a guest to its end, and shows each line of its to `f`, and its monitor.
-fn guest(words: &CStr, mut f: impl FnMut(Pid, &str) -> Result<(), Text>) -> Result<Ended, Text> {
-    let line = monitor::command_line(&[c"console=ttyS0", monitor::WORDS, words])?;
-    let Ok((reader, writer)) = sys::pipe() else { fail!("no pipe") };
-    let monitor = monitor::guest(&MACHINE, &line, Some(&writer))?;
-    drop(writer);
-    monitor::listen(NAME, &reader, |line| f(monitor, line))?;
-    sys::wait(monitor).map_err(|error| say::text(format_args!("wait: {error:?}")))
 }
 
 /// Where a monitor has its guest's memory.
@@ -145,7 +127,8 @@ fn crash() -> Result<(), Text> {
     if pattern.and_then(|file| file.write(b"/core")).is_err() {
         fail!("no pattern for cores");
     }
-    let ended = guest(c"realm wait", |monitor, line| {
+    let line = monitor::console_line(&[c"realm wait"])?;
+    let ended = monitor::to_its_end(NAME, &MACHINE, &line, |monitor, line| {
         if line.starts_with("@seen what=waits") {
             let limited = others::unlimited_core_of(monitor);
             if let Err(error) = limited {

@@ -3,8 +3,6 @@
 
 use core::ffi::CStr;
 
-use arrayvec::ArrayVec;
-
 use super::{monitor, network};
 use crate::fail;
 use crate::say::{self, CText, Text};
@@ -23,18 +21,11 @@ struct Scenario {
 impl Scenario {
     /// Boots the guest and waits for its end.
     fn run(&self, more: &CStr) -> Result<(), Text> {
-        let line = command_line(&[self.words, more])?;
-        monitor::well_to_its_end(self.name, self.machine, &line, self.status, |_| {})?;
+        let line = monitor::console_line(&[self.words, more])?;
+        monitor::well_to_its_end(self.name, self.machine, &line, self.status, |_, _| {})?;
         say::line(format_args!("{}: @ended {}", self.name, self.status));
         Ok(())
     }
-}
-
-/// The command line of a guest with a console, and words for its program.
-fn command_line(words: &[&CStr]) -> Result<CText, Text> {
-    let parts: ArrayVec<_, 4> =
-        [c"console=ttyS0", monitor::WORDS].into_iter().chain(words.iter().copied()).collect();
-    monitor::command_line(&parts)
 }
 
 const DEBIAN: Scenario = Scenario {
@@ -88,11 +79,7 @@ pub fn debian() -> Result<(), Text> {
 
 /// All of them.
 pub fn run() -> Result<(), Text> {
-    let echo = match sys::fork() {
-        Ok(Some(pid)) => pid,
-        Ok(None) => network::answer(),
-        Err(error) => fail!("fork: {error:?}"),
-    };
+    let echo = network::begin()?;
     // What the disk holds is known to who made it.
     let mut buffer = [0; 128];
     let disk = File::read_only(c"/guest-disk-words").map(|file| file.read(&mut buffer));
@@ -103,11 +90,7 @@ pub fn run() -> Result<(), Text> {
         scenario.run(if has_disk { &disk } else { c"" })?;
     }
     controlled()?;
-    sys::kill(echo, sys::SIGKILL);
-    match sys::wait(echo) {
-        Ok(Ended::Signal(sys::SIGKILL)) => Ok(()),
-        ended => fail!("who answers datagrams: {ended:?}"),
-    }
+    network::end(echo)
 }
 
 /// A guest that is asked for its state, paused and stopped.
@@ -115,9 +98,9 @@ fn controlled() -> Result<(), Text> {
     const SOCKET: &CStr = c"/control";
     const STOPPED: u8 = 4;
     let machine = [c"--memory", c"192M", c"--cpus", c"2", c"--control", SOCKET];
-    let line = command_line(&[c"wait"])?;
+    let line = monitor::console_line(&[c"wait"])?;
     let mut asked = Ok(());
-    let ended = monitor::to_its_end("controlled", &machine, &line, |line| {
+    let ended = monitor::to_its_end("controlled", &machine, &line, |_, line| {
         if line.starts_with("@seen what=waits") {
             asked = ask(SOCKET);
         }
@@ -175,7 +158,7 @@ fn ask(socket: &CStr) -> Result<(), Text> {
 pub fn shell() -> Result<(), Text> {
     let machine =
         [c"--memory", c"512M", c"--cpus", c"2", c"--disk", c"/guest-root", c"--console", c"serial"];
-    let line = command_line(&[c"shell"])?;
+    let line = monitor::console_line(&[c"shell"])?;
     let monitor = monitor::guest(&machine, &line, None)?;
     match sys::wait(monitor) {
         Ok(Ended::Exit(_)) => Ok(()),
