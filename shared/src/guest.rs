@@ -88,8 +88,8 @@ numbered! {
     HypMeminfo = 0xc600_0002;
     /// x1 guest-physical address of a page: share it with the host. If there is no memory yet the host is
     /// asked for it ([`Reason::Fault`](crate::exit::Reason::Fault)). Of an alias: share the page that is private at the
-    /// address without the alias bit, which must be there, and move it; if that takes tables the host is asked for them
-    /// ([`Reason::Tables`](crate::exit::Reason::Tables)).
+    /// address without the alias bit, where the host is asked for it likewise, and move it; if that takes tables the host is asked
+    /// for them ([`Reason::Tables`](crate::exit::Reason::Tables)).
     MemShare = 0xc600_0003;
     /// x1 guest-physical address of a page: the host has no access to it any more. Its content stays. The host is
     /// told before ([`Reason::Unshare`](crate::exit::Reason::Unshare)), of a page that is shared, and loses it when it

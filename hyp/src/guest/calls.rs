@@ -8,6 +8,7 @@ use crate::guest::rsi;
 use crate::guest::syndrome::{self, ec};
 use crate::guest::traps;
 use crate::guest::trng;
+use crate::machine::machine;
 use crate::memory::pages::VmId;
 use crate::power::guest::{Action, decide};
 use crate::power::hw::firmware;
@@ -15,7 +16,7 @@ use crate::power::psci::{
     SMCCC_1_2, SMCCC_ARCH_FEATURES, SMCCC_VERSION, WORKAROUND_1, WORKAROUND_2, WORKAROUND_3, error,
     is_psci,
 };
-use crate::vm::calls::{Caller, Parting};
+use crate::vm::calls::{Caller, Parting, private_address};
 use crate::vm::hardware::Boot;
 use crate::vm::life::Interface;
 use crate::vm::slots;
@@ -205,9 +206,11 @@ fn vendor(vcpu: &mut Vcpu, caller: Caller, function: u32, args: [u64; 3]) -> Out
     };
     let told = |reason, pa| Exit::new(reason, [ipa.0, pa, 0, 0, 0, 0]);
     match result {
-        // Memory that the host hasn't given yet is memory all the same.
+        // Memory that the host hasn't given yet is memory all the same: it comes to where it is private.
         Err(Error::NotMapped) if known == GuestFunction::MemShare => {
-            Again(Exit::new(Reason::Fault, [ipa.0, 0, 0, 0, 0, 0]))
+            let alias_bit = machine().stage2.alias_bit();
+            let at = private_address(alias_bit, ipa.0).unwrap_or(ipa.0);
+            Again(Exit::new(Reason::Fault, [at, 0, 0, 0, 0, 0]))
         }
         Err(Error::NoTables) => Again(Exit::new(Reason::Tables, [0; 6])),
         Err(_) => answer(vcpu, INVALID_PARAMETER),

@@ -87,8 +87,8 @@ impl<T, V> Vm<T, V> {
     ///
     /// # Errors
     ///
-    /// UNALIGNED, BAD_IPA, IPA_IN_USE for a device's page, SHARED, wherever; NOT_MAPPED, or NOT_OWNED if there is
-    /// nothing to share at an alias; NO_TABLES for an alias: then the host is to bring some, which the guest never hears of.
+    /// UNALIGNED, BAD_IPA, IPA_IN_USE for a device's page, SHARED, wherever; NOT_MAPPED, for an alias of the private address, and
+    /// NO_TABLES for an alias: then the host is to bring what there is not, which the guest never hears of.
     pub fn guest_share<M: Machine<Tables = T, Vcpu = V>>(
         &mut self,
         m: &M,
@@ -129,11 +129,7 @@ impl<T, V> Vm<T, V> {
         upper: u64,
         passing: Passing,
     ) -> Result<(), Error> {
-        let pa = match self.guests_page(m, UntrustedIpa(lower)) {
-            // Memory that is not there yet is private when it comes: the guest asks for it there.
-            Err(Error::NotMapped) => return Err(Error::NotOwned),
-            found => found?,
-        };
+        let pa = self.guests_page(m, UntrustedIpa(lower))?;
         let Life::Alive(tables) = &mut self.life else { return Err(Error::Dying) };
         // What can be refused comes before what the host is asked for.
         m.memory(|memory| {

@@ -15,6 +15,7 @@ pub fn all(rounds: u64) {
     one_vcpu_begins();
     memory_is_the_guests_unless_it_shares_it();
     a_page_that_is_given_back_comes_back_empty();
+    memory_that_nobody_has_touched_is_shared_empty();
     pages_are_copied_while_the_guest_takes_them_back(8 * rounds);
     files_are_closed_in_any_order();
 }
@@ -316,6 +317,19 @@ fn a_page_that_is_given_back_comes_back_empty() {
     assert_eq!(vcpu.run_to_mmio(), (8, true, 0), "another page");
     assert_eq!(vcpu.run_to_mmio(), (8, true, 0));
     vm.assert_shared(data, 0);
+}
+
+fn memory_that_nobody_has_touched_is_shared_empty() {
+    let (mut code, data) = (Code::default(), PAGE + 0x7000);
+    code.load(1, DEVICE | ALIAS).load(2, data | ALIAS).call(MEM_SHARE, data | ALIAS).store(0, 1);
+    code.fetch(5, 2).store(5, 1).call(MEM_SHARE, (MEMORY + BYTES as u64) | ALIAS).store(0, 1);
+    code.stay();
+    let (vm, vcpu) = Private::with_code(&code);
+    assert_eq!(vcpu.run_to_mmio(), (8, true, 0));
+    vm.assert_shared(data, 0);
+    vm.assert_private(data + 0x1000);
+    assert_eq!(vcpu.run_to_mmio(), (8, true, 0));
+    assert_eq!(vcpu.run_to_mmio(), (8, true, -3_i64 as u64), "what is in no slot");
 }
 
 /// Set when it goes.

@@ -243,6 +243,7 @@ impl Spec {
             (GuestFunction::MemShare, None) if private.is_some() => {
                 let lower = ipa - self.platform.alias_bit;
                 match vm.maps.get(&lower).copied() {
+                    None if !vm.enrolled.contains(&lower) => Answer::again(Reason::Fault),
                     Some(page) if self.memory.get(page) == Some(own) => {
                         if !vm.has_tables_for_an_alias(&self.platform, lower) {
                             return Answer::again(Reason::Tables);

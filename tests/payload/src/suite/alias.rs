@@ -35,6 +35,7 @@ tests![
     alias_no_memory_of_the_hosts_choice,
     alias_one_page_of_a_block,
     alias_tables_come_from_the_host,
+    alias_memory_comes_from_the_host,
     alias_what_is_given_up_is_the_hosts,
     alias_a_vm_ends_with_pages_there,
     alias_two_vcpus_at_once,
@@ -186,8 +187,10 @@ fn alias_calls_are_checked() -> Result<(), Skip> {
         assert_eq!(call(&guest, function, ipa), INVALID_PARAMETER, "{function:?} {ipa:#x}");
     };
     // Nothing is there, and of the host nothing is asked.
-    for function in [MemShare, MemUnshare, MemRelinquish, MmioGuard] {
+    for function in [MemUnshare, MemRelinquish, MmioGuard] {
         refuse(function, NOWHERE | bit);
+    }
+    for function in [MemShare, MemUnshare, MemRelinquish, MmioGuard] {
         refuse(function, (ipa + 8) | bit);
     }
     for function in [MemUnshare, MemRelinquish, MmioGuard] {
@@ -307,6 +310,34 @@ fn alias_tables_come_from_the_host() -> Result<(), Skip> {
     assert!(given != 0, "asked {asked} times");
     guest.put();
     assert_eq!(ledger::destroy(vm), 0, "they come back");
+    Ok(())
+}
+
+/// Nor that there is no memory yet: it comes to its private address, and is shared, empty.
+fn alias_memory_comes_from_the_host() -> Result<(), Skip> {
+    let (guest, bit) = guest();
+    let vm = guest.machine.vm;
+    for (n, how) in [Routine::Hvc, Routine::Smc].into_iter().enumerate() {
+        let ipa = NOWHERE + n as u64 * PAGE;
+        let ask = || guest.smccc(how, GuestFunction::MemShare.id(), [ipa | bit, 0, 0]);
+        for _ in 0..2 {
+            is_bare(ask().exit(Reason::Fault), ipa);
+            is_bare(guest.resume(RunFlags::empty(), [7; 4]).exit(Reason::Fault), ipa);
+            let Event::Done([x0, x1, ..]) = guest.resume(RunFlags::ABORT, [7; 4]) else {
+                panic!("the call has failed, and the guest goes on");
+            };
+            assert_eq!((x0 as i64, x1), (INVALID_PARAMETER, ipa | bit));
+        }
+        is_bare(ask().exit(Reason::Fault), ipa);
+        let page = ledger::take(1);
+        assert_eq!(Hvc.vm_map(vm, page, ipa | bit), Err(Error::BadIpa), "nor anywhere else");
+        Hvc.vm_map(vm, page, ipa).expect("VM_MAP");
+        assert_hidden(page);
+        assert!(matches!(guest.resume(RunFlags::empty(), [7; 4]), Event::Done([0, ..])));
+        assert_eq!((load(&guest, ipa | bit), probe_read(page)), (0, Ok(0)));
+        assert_aborts(&guest, ipa, insn::LDR64, 0x25);
+    }
+    guest.put();
     Ok(())
 }
 
