@@ -71,7 +71,7 @@
 //! | `host/traps.rs` | 5 | 3 | this CPU's data at an exception; the host's return state |
 //! | `irq/hw.rs` | 6 | 0 | the GIC's registers; its tables in hyp's pool; a command in a page of the host's |
 //! | `memory/frames.rs` | 3 | 2 | lists of free pages, threaded through the pages |
-//! | `memory/hw.rs` | 9 | 2 | pages that hyp has mapped: wiped, cleaned, measured, read and written for their guest, and flag-shadow pages as atomics |
+//! | `memory/hw.rs` | 10 | 2 | pages that hyp has mapped: wiped, cleaned, measured, read and written for their guest, and flag-shadow pages as atomics |
 //! | `memory/tables.rs` | 6 | 4 | TLB maintenance; functions that aarch64-paging wants and nobody calls |
 //! | `vm/slots.rs` | 8 | 2 | a vCPU in its donated pages, which its slot or its CPU has to itself |
 //! | `world/interrupts.rs` | 2 | 0 | list registers, by number |

@@ -233,6 +233,8 @@ counters! {
     GuestZaLoads;
     /// Accesses of the host's to registers of the GIC that hyp carries out.
     GicTraps;
+    /// Accesses of the host's kernel to what is a guest's alone that were given junk ([`VmConfig::junk`]).
+    HostJunk;
 }
 
 /// A hypercall other than VCPU_RUN, with its arguments.

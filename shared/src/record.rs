@@ -59,7 +59,8 @@ numbered! {
     GuestCall = 3;
     /// The host trapped on FP or SVE (args\[0\] is 0) or SME (1).
     HostFp = 4;
-    /// The host's stage-2 fault at args\[0\]; result is 1 if it was told to try again.
+    /// The host's stage-2 fault at args\[0\], args\[1\] 1 if its EL1 accessed data; result is 1 if it was told to try again, 2 if it finds
+    /// junk then.
     HostFault = 5;
     /// A vCPU was put because its CPU goes off or to sleep.
     ImplicitPut = 6;

@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /* Pages: the kernel's own, and user space's, which are pinned while a VM has them. */
 #include <linux/gfp.h>
+#include <linux/hugetlb.h>
 #include <linux/mm.h>
 #include <linux/page-flags.h>
 #include <linux/pfn.h>
 #include <linux/sched.h>
+#include <linux/pagemap.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/version.h>
+#include <linux/xarray.h>
 
 #include "umbra.h"
 
@@ -87,6 +92,77 @@ long shim_pin(unsigned long address, u64 count, u64 *pages)
 
 	BUILD_BUG_ON(sizeof(*found) != sizeof(*pages));
 	pinned = pin_user_pages_fast(address, count, FOLL_WRITE | FOLL_LONGTERM, found);
+	for (n = 0; n < pinned; n++)
+		pages[n] = page_to_phys(found[n]);
+	return pinned;
+}
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 5, 0)
+#define pin_pages(address, count, flags, pages) pin_user_pages(address, count, flags, pages)
+#else
+#define pin_pages(address, count, flags, pages) pin_user_pages(address, count, flags, pages, NULL)
+#endif
+
+/* How many pages of @count from @address on a shared file has, and from where on; none up to the end of @vma: 0. */
+static u64 present_of_file(struct vm_area_struct *vma, unsigned long *address, u64 count)
+{
+	struct xarray *pages = &vma->vm_file->f_mapping->i_pages;
+	unsigned long index = linear_page_index(vma, *address);
+	unsigned long last = linear_page_index(vma, vma->vm_end - PAGE_SIZE);
+	u64 n = 1;
+
+	if (!xa_find(pages, &index, last, XA_PRESENT))
+		return 0;
+	*address = vma->vm_start + ((index - vma->vm_pgoff) << PAGE_SHIFT);
+	while (n < count && index + n <= last && xa_load(pages, index + n))
+		n++;
+	return n;
+}
+
+/*
+ * The same of pages that there are, and no others are made: the first ones from *@address on and below @end, which is where
+ * they are then. 0: there are none. Those of a shared file are in it, whether the caller has accessed them or not; of memory
+ * that is mapped from nothing the caller has accessed them, and they may have been swapped out.
+ */
+long shim_pin_present(unsigned long *address, unsigned long end, u64 count, u64 *pages)
+{
+	struct page **found = (struct page **)pages;
+	struct mm_struct *mm = current->mm;
+	long n, pinned = 0;
+
+	mmap_read_lock(mm);
+	while (!pinned && *address < end) {
+		unsigned int flags = FOLL_WRITE | FOLL_LONGTERM;
+		struct vm_area_struct *vma = find_vma(mm, *address);
+		u64 here;
+
+		if (!vma || vma->vm_start >= end)
+			break;
+		*address = max(*address, vma->vm_start);
+		here = min(count, (min(end, vma->vm_end) - *address) >> PAGE_SHIFT);
+		if (vma->vm_file && vma->vm_flags & VM_SHARED && !is_vm_hugetlb_page(vma)) {
+			here = present_of_file(vma, address, here);
+			if (!here) {
+				*address = vma->vm_end;
+				continue;
+			}
+			if (*address >= end)
+				break;
+			here = min(here, (u64)(end - *address) >> PAGE_SHIFT);
+		} else {
+			/* An error where there is nothing (mm/gup.c, no_page_table). */
+			flags |= FOLL_DUMP;
+		}
+		pinned = pin_pages(*address, here, flags, found);
+		if (pinned == -EFAULT && flags & FOLL_DUMP) {
+			pinned = 0;
+			*address += PAGE_SIZE;
+			if (signal_pending(current))
+				pinned = -EINTR;
+		}
+		cond_resched();
+	}
+	mmap_read_unlock(mm);
 	for (n = 0; n < pinned; n++)
 		pages[n] = page_to_phys(found[n]);
 	return pinned;

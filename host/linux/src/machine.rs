@@ -158,7 +158,7 @@ impl Machine {
             end: Some((end, work)),
         })?;
         all::enter(&machine, || {
-            let config = VmConfig { protected, ..VmConfig::normal() };
+            let config = VmConfig { protected, junk: protected, ..VmConfig::normal() };
             let memory = Memory::new(machine.mm.clone(), config, machine.ipa_end())?;
             *machine.memory.lock() = Some(memory);
             Ok(())
@@ -242,8 +242,8 @@ impl Machine {
     }
 
     /// A protected one begins to run.
-    pub fn seal(&self) -> Result<(), Errno> {
-        self.memory(Memory::seal)??;
+    pub fn seal(&self, scratch: &mut [u64]) -> Result<(), Errno> {
+        self.memory(|memory| memory.seal(scratch))??;
         self.sealed.store(true, SeqCst);
         Ok(())
     }

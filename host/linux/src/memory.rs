@@ -4,9 +4,11 @@
 //! user has so much there. The pages stay the guest's until their slot is deleted or moved, or the VM ends, whatever becomes of the
 //! user's mapping meanwhile: who unmaps memory of a slot and maps something else there gives the guest nothing of it.
 //!
-//! A protected guest's are the kernel's own, as its slots are of memory files ([`crate::memory_file`]). What is there when its
-//! first vCPU runs is its payload, and given to hyp in the order of the guest's addresses. After that its slots stay as they are,
-//! and pages arrive where they are accessed first, as nobody's.
+//! A protected guest's are the kernel's own where its slots are of memory files ([`crate::memory_file`]), and user space's as above where
+//! they are not. What is there when its first vCPU runs is its payload, and given to hyp in the order of the guest's addresses. After that
+//! its slots stay as they are, and pages arrive where they are accessed first, empty. User space's stay mapped: it finds those that the
+//! guest shares, of others its own accesses end in SIGBUS, and those of this kernel for it find junk
+//! ([`VmConfig::junk`]).
 
 use crate::{
     abi::{Errno, MemoryRegion},
@@ -145,8 +147,8 @@ impl Memory {
         Ok(())
     }
 
-    /// KVM_SET_USER_MEMORY_REGION, and of KVM_SET_USER_MEMORY_REGION2 the file and the number of the slot's first page there. A
-    /// protected VM has slots of files alone, which stay as they are once it runs.
+    /// KVM_SET_USER_MEMORY_REGION, and of KVM_SET_USER_MEMORY_REGION2 the file and the number of the slot's first page there, which
+    /// protected VMs alone have. Their slots stay as they are once they run.
     pub fn set_slot(
         &mut self,
         region: MemoryRegion,
@@ -192,9 +194,6 @@ impl Memory {
             return Err(Errno::EPERM);
         }
         let MemoryRegion { guest_phys_addr: ipa, memory_size: bytes, .. } = region;
-        if file.is_none() && bytes != 0 {
-            return Err(Errno::EINVAL);
-        }
         match self.slots.set(region, file.clone(), self.ipa_end)? {
             Change::Made => {
                 let bound = file.map_or(Ok(()), |(file, first)| {
@@ -217,13 +216,14 @@ impl Memory {
         }
     }
 
-    /// A protected VM is about to run: what is in its files is given to hyp, and then nothing of it changes but by its guest.
+    /// A protected VM is about to run: what is in its files and its user's memory is given to hyp, and then nothing of it changes but by
+    /// its guest. `scratch` has room for some pages.
     ///
     /// # Errors
     ///
     /// EINTR: the caller has a signal, and this goes on the next time. Whatever else is wrong leaves a VM that never runs, as
     /// EIO says from then on.
-    pub fn seal(&mut self) -> Result<(), Errno> {
+    pub fn seal(&mut self, scratch: &mut [u64]) -> Result<(), Errno> {
         match self.stage {
             Stage::Sealed => return Ok(()),
             Stage::Broken => return Err(Errno::EIO),
@@ -232,25 +232,16 @@ impl Memory {
         let slots = self.slots.in_order()?;
         let mut pieces = with_room(slots.len())?;
         for slot in slots {
-            let Some((file, first)) = slot.file() else { continue };
-            pieces.push((file.clone(), *first, slot.pages(), slot.first()));
+            pieces.push((slot.file().cloned(), slot.user(), slot.pages(), slot.first()));
         }
+        let files = || pieces.iter().filter_map(|(file, ..)| file.as_ref());
         self.stage = Stage::Sealing;
-        pieces.iter().for_each(|(file, ..)| file.close());
+        files().for_each(|(file, _)| file.close());
         let mut give_all = || {
-            for (file, first, pages, ipa) in &pieces {
-                let mut next = *first;
-                loop {
-                    // Before the pages are in nobody's books.
-                    self.make_room(1)?;
-                    let taken = file.take(next, first + pages);
-                    let Some((number, page, count)) = taken else { break };
-                    next = number + count;
-                    self.put_pages(page, count, ipa + (number - first) * PAGE).map_err(errno)?;
-                    linux::cond_resched();
-                    if linux::signal_pending() {
-                        return Err(Errno::EINTR);
-                    }
+            for (file, user, pages, ipa) in &pieces {
+                match file {
+                    Some((file, first)) => self.give_of_file(file, *first, *pages, *ipa)?,
+                    None => self.give_of_user(*user, *pages, *ipa, scratch)?,
                 }
             }
             self.vm.seal(&Hvc).map_err(errno)
@@ -262,7 +253,46 @@ impl Memory {
             Err(_) => Stage::Broken,
         };
         given?;
-        pieces.iter().for_each(|(file, ..)| file.run());
+        files().for_each(|(file, _)| file.run());
+        Ok(())
+    }
+
+    /// Gives what a file has from its page `first` on, which is at `ipa`.
+    fn give_of_file(
+        &mut self,
+        file: &MemoryFile,
+        first: u64,
+        pages: u64,
+        ipa: u64,
+    ) -> Result<(), Errno> {
+        let mut next = first;
+        loop {
+            // Before the pages are in nobody's books.
+            self.make_room(1)?;
+            let taken = file.take(next, first + pages);
+            let Some((number, page, count)) = taken else { return Ok(()) };
+            next = number + count;
+            self.put_pages(page, count, ipa + (number - first) * PAGE).map_err(errno)?;
+            pause()?;
+        }
+    }
+
+    /// Gives what the caller has at `user`, which is at `ipa`, behind what it has given of that.
+    fn give_of_user(
+        &mut self,
+        user: u64,
+        pages: u64,
+        ipa: u64,
+        scratch: &mut [u64],
+    ) -> Result<(), Errno> {
+        let given = self.slots.present_up_to(ipa);
+        let (mut at, end) = (user + given * PAGE, user + pages * PAGE);
+        let mm = self.mm.clone();
+        while let Some((address, pages)) = mm.pin_present(at..end, scratch)? {
+            at = address + pages.addresses().len() as u64 * PAGE;
+            self.put_in_place(ipa + (address - user), pages)?;
+            pause()?;
+        }
         Ok(())
     }
 
@@ -365,6 +395,12 @@ impl Memory {
     }
 }
 
+/// Whoever waits for the CPU gets it, and a signal its way.
+fn pause() -> Result<(), Errno> {
+    linux::cond_resched();
+    if linux::signal_pending() { Err(Errno::EINTR) } else { Ok(()) }
+}
+
 fn lines(count: usize) -> Result<Lines, Errno> {
     let mut lines = with_room(count)?;
     lines.resize(count, Line::FREE);
@@ -385,9 +421,11 @@ pub trait Faults {
 
     /// The guest has accessed an address: its memory is put in place. `scratch` has room for a block's pages.
     fn supply(&self, address: u64, scratch: &mut [u64]) -> Result<Backing, Errno> {
-        let looked =
-            self.memory(|memory| (memory.slots.find(address), memory.slots.generation()))?;
-        let (Some(place), generation) = looked else { return Ok(Backing::Nothing) };
+        let (place, generation, protected) = self.memory(|memory| {
+            let Memory { slots, vm, .. } = memory;
+            (slots.find(address), slots.generation(), vm.config().protected)
+        })?;
+        let Some(place) = place else { return Ok(Backing::Nothing) };
         if place.present {
             return Ok(Backing::Memory);
         }
@@ -409,8 +447,8 @@ pub trait Faults {
             match self.mm().pin(place.user - inside, scratch) {
                 Ok(pages) if pages.addresses().len() as u64 > inside / PAGE => {
                     match put(place.ipa - inside, pages) {
-                        // A block is more than may be locked, perhaps.
-                        Err(Errno::ENOMEM) => {}
+                        // A block is more than may be locked, perhaps, or than a protected guest takes for memory (RSI).
+                        Err(error) if error == Errno::ENOMEM || protected => {}
                         put => return put.map(|()| Backing::Memory),
                     }
                 }

@@ -30,6 +30,7 @@ use crate::irq;
 use crate::machine::SHARED;
 use crate::memory::frames::{FrameList, Tables, linear};
 use crate::memory::hw::{self, Memory, clean_invalidate_range};
+use crate::memory::junk::{self, Junk};
 use crate::memory::pages::{Pages, State, count};
 use crate::memory::tables::{HypTables, Stage2Shape, Stage2Tables, Use};
 use crate::power::psci::HostEntry;
@@ -179,7 +180,7 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, fdt: &Fdt<'_>, platform: &Platform) -> 
         + Storage::new(Some(Vq::MAX), Some(Vq::MAX)).pages() * PAGE_SIZE;
     let bytes = (hyp_tables + host_tables + ram_tables) * PAGE_SIZE
         + (pages * size_of::<State>()).next_multiple_of(PAGE_SIZE)
-        + cpus * per_cpu
+        + cpus * (per_cpu + junk::PER_CPU * PAGE_SIZE)
         + devices::pool_bytes(&platform.banks, &owned)
         + gic_bytes as usize;
     let bytes = (bytes as u64).next_multiple_of(BLOCK);
@@ -297,7 +298,15 @@ fn boot(dtb: &'static [u8], dtb_pa: u64, fdt: &Fdt<'_>, platform: &Platform) -> 
     // Nobody walks it before all CPUs are known.
     let shape = Stage2Shape::new(id.pa_bits());
     let host = Stage2Tables::new(Tables(&HOST_TABLES), shape).with_vmid(0);
-    hw::init(Memory { pages: owners, hyp: tables, host, devices: None, guests_see_caches: false });
+    let junk = Junk::new((0..cpus * junk::PER_CPU).map(|_| pool.take(PAGE_SIZE)));
+    hw::init(Memory {
+        pages: owners,
+        hyp: tables,
+        host,
+        junk,
+        devices: None,
+        guests_see_caches: false,
+    });
     arrival::finish_with(Finish {
         cpus,
         options,

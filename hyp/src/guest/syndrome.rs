@@ -249,6 +249,12 @@ pub const fn esr_host_abort(esr: u64, far: u64, from_el0: bool) -> u64 {
     if is_kernels { abort & !0x3f | 0x0f } else { abort }
 }
 
+/// Whether an abort from this PSTATE is one of an access to data by EL1: no fetch, and not of a walk of its stage 1 (S1PTW).
+pub const fn is_kernels_data(esr: u64, spsr: u64) -> bool {
+    const S1PTW: u64 = 1 << 7;
+    class(esr) == ec::DATA_ABORT && esr & S1PTW == 0 && !pstate::is_el0(spsr)
+}
+
 /// PSTATE fields in SPSR format.
 pub mod pstate {
     /// Exception level and stack pointer: M\[3:0\], and M\[4] for AArch32.
@@ -383,6 +389,20 @@ mod tests {
         assert_eq!(Abort::new(load | 1 << 8).access(), None);
         assert_eq!(Abort::new(load | 1 << 7).access(), None);
         assert!(!Abort::new(0x24 << 26 | 0x10).is_stage2());
+    }
+
+    #[test]
+    fn of_a_kernels_aborts_those_of_its_data_are_told() {
+        // A store, a load, cache maintenance, an access that ISS says nothing of.
+        let data = 0x24 << 26 | 1 << 25 | 7;
+        for iss in [1 << 6, 0, 1 << 8 | 1 << 6, 1 << 24] {
+            for el1 in [0x3c5, 0x3c4, 5] {
+                assert!(is_kernels_data(data | iss, el1));
+                assert!(!is_kernels_data(data | iss | 1 << 7, el1), "a walk");
+            }
+            assert!(!is_kernels_data(data | iss, 0x3c0) && !is_kernels_data(data | iss, 0x10));
+        }
+        assert!(!is_kernels_data(0x20 << 26 | 1 << 25 | 7, 0x3c5), "a fetch");
     }
 
     #[test]

@@ -44,7 +44,7 @@ fn row(n: usize, shared: &Shared) {
     emergency(format_args!(
         "\n@cpu cpu={n} mpidr={:#x} vls={} image={} runs={} host_traps={} saves_full={} \
          saves_fpsimd={} loads={} bytes={} host_aborts={} stage2_retries={} \
-         gic_traps={}\n",
+         gic_traps={} host_junk={}\n",
         shared.mpidr.load(Ordering::Relaxed),
         Vls(shared.vqs()),
         shared.image_bytes.load(Ordering::Relaxed),
@@ -57,5 +57,6 @@ fn row(n: usize, shared: &Shared) {
         get(Counter::HostAborts),
         get(Counter::Stage2Retries),
         get(Counter::GicTraps),
+        get(Counter::HostJunk),
     ));
 }

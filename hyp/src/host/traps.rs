@@ -15,7 +15,7 @@ use crate::guest::syndrome::{self, Abort, SysReg, ec, pstate};
 use crate::irq::{self, hw::Answer, registers::Width};
 use crate::machine::machine;
 use crate::memory::hw;
-use crate::memory::stage2::HostFault;
+use crate::memory::stage2::{Fault, HostFault};
 use crate::power::{self, psci};
 use umbra_shared::call::{Counter, Function};
 use umbra_shared::record::Kind;
@@ -167,16 +167,26 @@ fn abort(cpu: &mut Cpu, frame: &mut HostFrame, esr: u64) {
         return gic(cpu, frame, esr, registers, ipa);
     }
     log::forget();
-    let fault =
-        if is_translation { hw::with(|memory| memory.host_fault(ipa)) } else { HostFault::Abort };
+    let is_kernels = syndrome::is_kernels_data(esr, sys::read_spsr_el2().bits());
+    let fault = if is_translation {
+        let kernel_on = is_kernels.then(|| cpu.index());
+        hw::with(|memory| memory.host_fault(Fault { pa: ipa, kernel_on }))
+    } else {
+        HostFault::Abort
+    };
     // It may have been mapped again since.
     end::stop_if_asked();
     cpu.log(|| Transition {
-        result: u64::from(fault == HostFault::Retry),
-        ..Transition::new(Kind::HostFault, [ipa, 0, 0, 0, 0, 0, 0])
+        result: match fault {
+            HostFault::Abort => 0,
+            HostFault::Retry => 1,
+            HostFault::Junk => 2,
+        },
+        ..Transition::new(Kind::HostFault, [ipa, is_kernels.into(), 0, 0, 0, 0, 0])
     });
     match fault {
         HostFault::Retry => cpu.shared.stats.add(Counter::Stage2Retries, 1),
+        HostFault::Junk => cpu.shared.stats.add(Counter::HostJunk, 1),
         HostFault::Abort => {
             let from_el0 = refused(cpu);
             inject(syndrome::esr_host_abort(esr, far, from_el0), Some(far));

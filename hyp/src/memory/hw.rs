@@ -15,8 +15,9 @@ use crate::dma::smmu::Trouble;
 use crate::memory::devices::{Devices, Smmus};
 use crate::memory::frames::linear;
 use crate::memory::handover::Hands;
+use crate::memory::junk::Junk;
 use crate::memory::pages::{Page, PageRange, Pages, State};
-use crate::memory::stage2::{self, HostFault, Stage2};
+use crate::memory::stage2::{self, Fault, HostFault, Stage2};
 use crate::memory::tables::{HypTables, Stage2Tables, Tlbs, Use};
 use core::arch::asm;
 use sha2::{Digest, Sha256};
@@ -40,6 +41,8 @@ pub struct Memory {
     pub hyp: HypTables,
     /// The host's stage 2.
     pub host: Stage2<Stage2Tables>,
+    /// What is in there in the place of guests' pages.
+    pub junk: Junk,
     /// That of devices, if there is an SMMU to walk it.
     pub devices: Option<Devices<Stage2Tables, All<Frame>>>,
     /// Guests find what is in caches, whatever attributes they use (FEAT_S2FWB, on every CPU that runs any).
@@ -178,9 +181,15 @@ impl Memory {
         self.pages.count(|state| state.is_a_vms() || matches!(state, State::SharedWithGuest(_)))
     }
 
-    /// The host took a stage-2 translation fault at `pa`.
-    pub fn host_fault(&mut self, pa: u64) -> HostFault {
-        stage2::host_fault(&self.pages, &mut self.host, &Tlbs, pa)
+    /// The host took a stage-2 translation fault.
+    pub fn host_fault(&mut self, fault: Fault) -> HostFault {
+        let Self { pages, host, junk, .. } = self;
+        stage2::host_fault(pages, host, junk, &Tlbs, fault, |pa| {
+            // SAFETY: a page of hyp's pool, which all of is mapped; `Junk` alone has it, and the host has lost it.
+            unsafe { zero(linear(pa), PAGE_SIZE) };
+            // Whatever attributes the host's access has.
+            clean_invalidate_range(linear(pa), PAGE_SIZE);
+        })
     }
 }
 
@@ -219,7 +228,7 @@ impl Hands for Memory {
     }
 
     fn give_to_host(&mut self, pages: PageRange) {
-        stage2::give_to_host(&self.pages, &mut self.host, &Tlbs, pages);
+        stage2::give_to_host(&self.pages, &mut self.host, &mut self.junk, &Tlbs, pages);
         if let Some(devices) = &mut self.devices {
             devices.give(pages.start(), pages.bytes());
         }

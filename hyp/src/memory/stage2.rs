@@ -31,7 +31,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::pages::{PageRange, Pages};
+use super::junk::Junk;
+use super::pages::{PageRange, Pages, State};
 use arrayvec::ArrayVec;
 use umbra_shared::PAGE_SIZE;
 
@@ -422,9 +423,11 @@ impl<T: Table> Stage2<T> {
 pub fn give_to_host<T: Table>(
     pages: &Pages<'_>,
     host: &mut Stage2<T>,
+    junk: &mut Junk,
     tlb: &impl Tlb,
     range: PageRange,
 ) {
+    junk.leave(host, tlb, range);
     for piece in range.cut_at(T::BLOCK) {
         if !complete(pages, host, tlb, piece) {
             host.map(tlb, piece.start(), piece.start(), piece.bytes());
@@ -465,20 +468,33 @@ fn complete<T: Table>(
 pub enum HostFault {
     /// The host may access the page: let it try again.
     Retry,
+    /// It may not, but its kernel finds junk there: let it try again.
+    Junk,
     /// It may not: an abort.
     Abort,
 }
 
-/// The host took a stage-2 translation fault at `pa`. The caller holds the lock that every change of
+/// A stage-2 translation fault of the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Where.
+    pub pa: u64,
+    /// The CPU, if it was the host's EL1 that accessed data.
+    pub kernel_on: Option<usize>,
+}
+
+/// What becomes of a fault of the host's. The caller holds the lock that every change of
 /// the host's stage 2 is made under, so nobody is half-way through one: looking again tells a fault on
-/// a broken block from one on somebody else's page.
+/// a broken block from one on somebody else's page. `wipe` is as for [`Junk::put`].
 pub fn host_fault<T: Table>(
     pages: &Pages<'_>,
     host: &mut Stage2<T>,
+    junk: &mut Junk,
     tlb: &impl Tlb,
-    pa: u64,
+    fault: Fault,
+    wipe: impl FnOnce(u64),
 ) -> HostFault {
-    let pa = pa & !(PAGE_BYTES - 1);
+    let pa = fault.pa & !(PAGE_BYTES - 1);
     match pages.lookup(pa) {
         Ok(page) if pages.state(page).host_has_access() => {
             if host.lookup(pa).is_none() {
@@ -486,7 +502,14 @@ pub fn host_fault<T: Table>(
             }
             HostFault::Retry
         }
-        Ok(_) => HostFault::Abort,
+        Ok(page) => match (pages.state(page), fault.kernel_on) {
+            (State::Guest(vm), Some(cpu))
+                if junk.is_for(vm) && junk.put(host, tlb, (cpu, page), wipe) =>
+            {
+                HostFault::Junk
+            }
+            _ => HostFault::Abort,
+        },
         Err(_) if host.lookup(pa).is_some() => HostFault::Retry,
         Err(_) => HostFault::Abort,
     }

@@ -13,6 +13,9 @@ use umbra_shared::vl::VqSet;
 pub trait Memory: Hands {
     /// The owners.
     fn pages(&mut self) -> &mut Pages<'static>;
+
+    /// Whether a host's kernel is to find junk where a VM has memory of its own ([`crate::memory::junk`]).
+    fn set_junk(&mut self, vm: VmId, junk: bool);
 }
 
 /// What is at a guest's address.

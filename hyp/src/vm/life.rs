@@ -35,7 +35,7 @@ use crate::memory::handover;
 use crate::memory::pages::{Page, VmId};
 use umbra_shared::PAGE_SIZE;
 use umbra_shared::call::{
-    MAX_PAGES_PER_CALL, MAX_VCPUS, MAX_VMS, Policy, Start, UntrustedIpa, UntrustedPages, VM_PAGES,
+    MAX_PAGES_PER_CALL, MAX_VCPUS, MAX_VMS, Start, UntrustedIpa, UntrustedPages, VM_PAGES,
     VcpuConfig, VcpuIndex, VmConfig, VmHandle,
 };
 use umbra_shared::error::Error;
@@ -139,8 +139,13 @@ pub fn slot(handle: VmHandle) -> Result<VmId, Error> {
     if number < MAX_VMS as u64 { Ok(number as VmId) } else { Err(Error::BadVm) }
 }
 
-/// Takes pages over for a VM's tables.
-fn donate_tables<M: Machine>(m: &M, vm: VmId, pages: UntrustedPages) -> Result<(), Error> {
+/// Takes pages over for a VM's tables, and does what else is to be done with memory then, under the same lock.
+fn donate_tables<M: Machine>(
+    m: &M,
+    vm: VmId,
+    pages: UntrustedPages,
+    then: impl FnOnce(&mut M::Memory),
+) -> Result<(), Error> {
     if pages.count > MAX_PAGES_PER_CALL {
         return Err(Error::InvalidArgument);
     }
@@ -148,6 +153,7 @@ fn donate_tables<M: Machine>(m: &M, vm: VmId, pages: UntrustedPages) -> Result<(
         let range = memory.pages().lookup_range(pages.start.0, pages.count)?;
         memory.pages().donate_to_vm(range, vm)?;
         handover::donate(memory, range);
+        then(memory);
         Ok(range)
     })?;
     m.add_tables(vm, range);
@@ -167,7 +173,7 @@ impl<T, V> Vm<T, V> {
             life: Life::Free,
             closing: false,
             generation: 0,
-            config: VmConfig { policy: Policy::Lazy, protected: false },
+            config: VmConfig::normal(),
             sealed: false,
             ended: false,
             vcpus: [const { None }; MAX_VCPUS],
@@ -230,7 +236,7 @@ impl<T, V> Vm<T, V> {
         if pages.count < VM_PAGES {
             return Err(Error::TooFewPages);
         }
-        donate_tables(m, vm, pages)?;
+        donate_tables(m, vm, pages, |memory| memory.set_junk(vm, config.junk))?;
         self.life = Life::Alive(m.new_tables(vm));
         self.closing = false;
         self.generation += 1;
@@ -269,7 +275,7 @@ impl<T, V> Vm<T, V> {
     ) -> Result<(), Error> {
         self.check(handle)?;
         self.tables()?;
-        donate_tables(m, slot(handle)?, pages)?;
+        donate_tables(m, slot(handle)?, pages, |_| {})?;
         self.pages_out += pages.count;
         Ok(())
     }
@@ -353,7 +359,7 @@ impl<T, V> Vm<T, V> {
         if place.is_some() || self.vcpus.iter().flatten().any(|vcpu| vcpu.affinity == affinity) {
             return Err(Error::VcpuInUse);
         }
-        let VmConfig { policy, protected } = self.config;
+        let VmConfig { policy, protected, .. } = self.config;
         let clock = self.clock;
         let features = check_features(m, config.features)?;
         let needed = features.pages();

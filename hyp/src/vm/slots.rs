@@ -110,6 +110,10 @@ impl hardware::Memory for hw::Memory {
     fn pages(&mut self) -> &mut Pages<'static> {
         &mut self.pages
     }
+
+    fn set_junk(&mut self, vm: VmId, junk: bool) {
+        self.junk.set(vm, junk);
+    }
 }
 
 /// How often something was taken from a VM's stage 2: the rest of a block is missing meanwhile, too.

@@ -25,14 +25,18 @@ pub struct VmConfig {
     pub policy: Policy,
     /// Guest memory is donated, not shared: the host loses access to it.
     pub protected: bool,
+    /// The host's kernel (its EL1, by accesses to data) finds junk where memory is a protected guest's alone, which it reads as anything and
+    /// writes to no effect, in place of an abort. Its users and its devices find an abort.
+    pub junk: bool,
 }
 
 impl VmConfig {
     const PROTECTED: u64 = 1 << 4;
+    const JUNK: u64 = 1 << 5;
 
     /// A normal VM: its host can read its memory anyway, so its registers move as late as possible.
     pub const fn normal() -> Self {
-        Self { policy: Policy::Lazy, protected: false }
+        Self { policy: Policy::Lazy, protected: false, junk: false }
     }
 
     /// A protected VM, with the policy that hyp gives it, whatever is asked for: [`Policy::Scrub`]. Under
@@ -41,15 +45,16 @@ impl VmConfig {
     /// zeroing for each exit of a guest that used FP. The machine's loader can have it otherwise
     /// (`umbra.protected-fp=lazy`).
     pub const fn protected() -> Self {
-        Self { policy: Policy::Scrub, protected: true }
+        Self { policy: Policy::Scrub, protected: true, junk: false }
     }
 
     /// The register form.
     pub const fn encode(self) -> u64 {
-        self.policy as u64 | if self.protected { Self::PROTECTED } else { 0 }
+        let protected = if self.protected { Self::PROTECTED } else { 0 };
+        self.policy as u64 | protected | if self.junk { Self::JUNK } else { 0 }
     }
 
-    /// Reads the register form; reserved bits must be zero.
+    /// Reads the register form; reserved bits must be zero, and no junk be asked for but of a protected VM.
     pub const fn decode(raw: u64) -> Result<Self, Error> {
         let policy = match raw & 0xf {
             0 => Policy::Lazy,
@@ -57,10 +62,11 @@ impl VmConfig {
             2 => Policy::Scrub,
             _ => return Err(Error::InvalidArgument),
         };
-        if raw & !(0xf | Self::PROTECTED) != 0 {
+        let (protected, junk) = (raw & Self::PROTECTED != 0, raw & Self::JUNK != 0);
+        if raw & !(0xf | Self::PROTECTED | Self::JUNK) != 0 || junk && !protected {
             return Err(Error::InvalidArgument);
         }
-        Ok(Self { policy, protected: raw & Self::PROTECTED != 0 })
+        Ok(Self { policy, protected, junk })
     }
 }
 

@@ -156,7 +156,8 @@ impl Generator {
             1 => Policy::Scrub,
             _ => Policy::Lazy,
         };
-        let event = Event::Vm(slot, VmConfig { policy, protected: self.rng.bool() });
+        let event =
+            Event::Vm(slot, VmConfig { policy, protected: self.rng.bool(), ..VmConfig::normal() });
         Step { cpu: self.cpu, event }
     }
 

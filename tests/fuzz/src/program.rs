@@ -350,7 +350,7 @@ fn event(words: Words<'_, '_>) -> Result<Event, ParseError> {
                 Some("protected") => true,
                 _ => return Err(ParseError::Word),
             };
-            Event::Vm(slot, VmConfig { policy, protected })
+            Event::Vm(slot, VmConfig { policy, protected, ..VmConfig::normal() })
         }
         Some("vcpu") => {
             let (name, vl) = (vcpu(words.next())?, words.next());

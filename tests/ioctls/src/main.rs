@@ -13,6 +13,8 @@ mod exact;
 #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
 mod kvm;
 #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
+mod plain;
+#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
 mod protected;
 #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
 mod round;
@@ -27,6 +29,7 @@ fn main() {
     // Where devices reach all memory there are none.
     if kvm::has_protected() {
         protected::all(rounds);
+        plain::all(rounds);
         println!("@seen what=protected-VMs is=exact");
     }
     let mut done = round::Done::default();

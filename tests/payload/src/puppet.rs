@@ -167,7 +167,8 @@ pub const OTHER_IMAGE: u64 = 5 * PAGE;
 const MOST_INTERRUPTS: usize = 100_000;
 
 /// A protected VM. When its FP registers move is hyp's to say.
-pub const PROTECTED: VmConfig = VmConfig { policy: Policy::Lazy, protected: true };
+pub const PROTECTED: VmConfig =
+    VmConfig { policy: Policy::Lazy, protected: true, ..VmConfig::normal() };
 
 /// A VM with the puppet in its memory.
 #[derive(Clone, Copy)]
@@ -291,7 +292,7 @@ impl Machine {
 
     /// One with this policy.
     pub fn with_policy(policy: Policy) -> Self {
-        Self::new(VmConfig { policy, protected: false })
+        Self::new(VmConfig { policy, protected: false, ..VmConfig::normal() })
     }
 
     /// One in whose first vCPU's image there is the register file of `tag` from the beginning, for

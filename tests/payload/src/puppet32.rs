@@ -169,7 +169,7 @@ pub fn vcpu(machine: &Machine) -> Puppet32 {
 
 /// One in a VM of its own with this policy, loaded on this CPU and in its loop.
 pub fn started(policy: Policy) -> Puppet32 {
-    started_in(VmConfig { policy, protected: false })
+    started_in(VmConfig { policy, protected: false, ..VmConfig::normal() })
 }
 
 /// The same in a VM like this.

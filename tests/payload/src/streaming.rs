@@ -141,7 +141,7 @@ pub struct Guest {
 
 /// A VM with room for ZA.
 pub fn machine(policy: Policy) -> Machine {
-    Machine::with_za(VmConfig { policy, protected: false })
+    Machine::with_za(VmConfig { policy, protected: false, ..VmConfig::normal() })
 }
 
 impl Guest {

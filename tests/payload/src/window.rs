@@ -81,7 +81,11 @@ pub fn open_as<R>(pane: Pane, f: impl FnOnce(&Window) -> R) -> R {
     for (n, entry) in TABLE.0.iter().take(BLOCKS).enumerate() {
         entry.store((n as u64) << 30 | pane.block(), Ordering::Relaxed);
     }
-    let root = mmu::image_pa(TABLE.0.as_ptr() as usize);
+    open_by(mmu::image_pa(TABLE.0.as_ptr() as usize), f)
+}
+
+/// The lower half of addresses as the table at this physical address has it.
+pub fn open_by<R>(root: u64, f: impl FnOnce(&Window) -> R) -> R {
     let tcr: u64;
     // SAFETY: reads TCR_EL1.
     unsafe { asm!("mrs {}, tcr_el1", out(reg) tcr, options(nostack)) };

@@ -149,6 +149,7 @@ impl Spec {
                     life: Life::Alive,
                     generation: vm.generation + 1,
                     protected: config.protected,
+                    junk: config.junk,
                     policy,
                     table_pages: pages.count,
                     pages_out: pages.count,

@@ -474,10 +474,13 @@ impl Spec {
 
     fn judged_fault(&self, record: &Record) -> Result<(), String> {
         let Some(owner) = self.memory.get(record.args[0] / 4096) else { return Ok(()) };
-        match (owner.host_has_access(), record.result != 0) {
-            (true, false) => Err(format!("an abort for a page that the host has: {owner:?}")),
-            (false, true) => Err(format!("no abort for a page that it has not: {owner:?}")),
-            _ => Ok(()),
+        let vm = &self.vms[usize::from(owner.vm)];
+        let junk = owner.state == PageState::Guest && vm.junk && record.args[1] != 0;
+        match (owner.host_has_access(), junk, record.result) {
+            (true, _, 1) | (false, true, 2) | (false, false, 0) => Ok(()),
+            (true, ..) => Err(format!("an abort for a page that the host has: {owner:?}")),
+            (false, true, _) => Err(format!("no junk in place of a page: {owner:?}")),
+            (false, false, _) => Err(format!("no abort for a page that it has not: {owner:?}")),
         }
     }
 }

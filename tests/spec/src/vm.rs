@@ -93,6 +93,8 @@ pub struct Vm {
     pub generation: u64,
     /// Its memory is its own.
     pub protected: bool,
+    /// Its host's kernel finds junk there.
+    pub junk: bool,
     /// It is built no more.
     pub sealed: bool,
     /// It is protected and has turned itself off.

@@ -261,7 +261,8 @@ impl Guide {
                 let protected = self.rng.bool();
                 let policies = [Policy::Lazy, Policy::Eager, Policy::Scrub];
                 let policy = policies[self.rng.usize(..3)];
-                let config = VmConfig { policy, protected };
+                let junk = self.rng.bool();
+                let config = VmConfig { policy, protected, junk: junk && protected };
                 set(&[Page(self.run(count)?, 0), Number(count), Number(config.encode())]);
                 Function::VmCreate
             }

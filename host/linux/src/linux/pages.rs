@@ -5,6 +5,7 @@ use crate::abi::Errno;
 use core::{
     ffi::c_void,
     num::NonZeroU64,
+    ops::Range,
     ptr::NonNull,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
@@ -192,9 +193,24 @@ impl Mm {
         }
         // SAFETY: it writes as many words as there are; user addresses are checked there.
         let pinned = unsafe { shim_pin(address, pages.len() as u64, pages.as_mut_ptr()) };
-        let pinned = Errno::check(pinned)? as usize;
-        OUT.fetch_add(pinned as u64, Ordering::Relaxed);
-        if pinned == 0 { Err(Errno::EFAULT) } else { Ok(Pinned(&pages[..pinned])) }
+        Pinned::new(pinned, pages)?.ok_or(Errno::EFAULT)
+    }
+
+    /// The same for the first ones of a range that there are, and makes none: where the first is, too. `None`: there are none.
+    pub fn pin_present<'p>(
+        &self,
+        range: Range<u64>,
+        pages: &'p mut [u64],
+    ) -> Result<Option<(u64, Pinned<'p>)>, Errno> {
+        if !self.is_mine() {
+            return Err(Errno::EIO);
+        }
+        let mut address = range.start;
+        let count = pages.len() as u64;
+        // SAFETY: as above.
+        let pinned =
+            unsafe { shim_pin_present(&raw mut address, range.end, count, pages.as_mut_ptr()) };
+        Ok(Pinned::new(pinned, pages)?.map(|pinned| (address, pinned)))
     }
 }
 
@@ -208,6 +224,15 @@ impl Drop for Mm {
 /// Pages of user space's that are pinned, by their physical addresses. They are unpinned with this.
 #[derive(Debug)]
 pub struct Pinned<'p>(&'p [u64]);
+
+impl<'p> Pinned<'p> {
+    /// What Linux has pinned of so many, if any.
+    fn new(pinned: i64, pages: &'p [u64]) -> Result<Option<Self>, Errno> {
+        let pinned = Errno::check(pinned)? as usize;
+        OUT.fetch_add(pinned as u64, Ordering::Relaxed);
+        Ok((pinned != 0).then(|| Self(&pages[..pinned])))
+    }
+}
 
 impl Pinned<'_> {
     /// Where they are.

@@ -47,6 +47,8 @@ unsafe extern "C" {
     pub(super) fn shim_mm_put(mm: *mut c_void);
     pub(super) fn shim_mm_account(mm: *mut c_void, pages: u64, more: i32) -> i32;
     pub(super) fn shim_pin(address: u64, count: u64, pages: *mut u64) -> i64;
+    pub(super) fn shim_pin_present(address: *mut u64, end: u64, count: u64, pages: *mut u64)
+    -> i64;
     pub(super) fn shim_unpin(first: u64, count: u64);
     pub(super) fn shim_irq_disable();
     pub(super) fn shim_irq_enable();

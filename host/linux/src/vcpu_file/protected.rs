@@ -37,7 +37,7 @@ impl Vcpu {
             self.make(machine, state, features, Start::At { entry, argument })?;
             state.primary = None;
         }
-        machine.seal()
+        machine.seal(&mut state.scratch)
     }
 
     /// What KVM_GET_ONE_REG says of a register: what it is at reset, and of the first what it is to be.

@@ -3,6 +3,7 @@
 
 mod alias;
 mod blocks;
+mod junk;
 mod sim;
 mod story;
 

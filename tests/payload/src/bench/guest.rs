@@ -330,7 +330,7 @@ pub fn kinds() -> impl Iterator<Item = Kind> {
         POLICIES.into_iter().filter(there).map(move |(policy, value)| Kind {
             policy,
             vm,
-            config: VmConfig { policy: value, protected },
+            config: VmConfig { policy: value, protected, ..VmConfig::normal() },
         })
     })
 }

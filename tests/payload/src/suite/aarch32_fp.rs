@@ -141,7 +141,7 @@ fn r29_fpexc_is_the_guests_own_at_all_times() -> Result<(), Skip> {
 fn r29_each_guest_has_its_own_fpexc() -> Result<(), Skip> {
     need_aarch32()?;
     for policy in POLICIES {
-        let config = VmConfig { policy, protected: false };
+        let config = VmConfig { policy, protected: false, ..VmConfig::normal() };
         let machine = puppet32::machine(config);
         let guests = [
             (puppet32::vcpu(&machine), 0),
@@ -326,8 +326,9 @@ fn r29_registers_survive_every_kind_of_exit() -> Result<(), Skip> {
 fn r29_registers_survive_other_guests() -> Result<(), Skip> {
     need_aarch32()?;
     for policy in POLICIES {
-        let machine = puppet32::machine(VmConfig { policy, protected: false });
-        let other = puppet32::machine(VmConfig { policy, protected: false });
+        let machine =
+            puppet32::machine(VmConfig { policy, protected: false, ..VmConfig::normal() });
+        let other = puppet32::machine(VmConfig { policy, protected: false, ..VmConfig::normal() });
         let guests = [&machine, &machine, &other].map(puppet32::vcpu);
         let aarch64 = puppet::Machine::with_policy(policy).vcpu(context().largest());
         for (n, guest) in (1..).zip(&guests) {

@@ -41,7 +41,7 @@ const READABLE: u64 = 0xf << 28 | TCO | DIT | UAO | PAN | SSBS | DAIF | 0xf;
 
 /// Goes there, and aborts.
 #[track_caller]
-fn go(pc: u64, spsr: u64, address: u64, sctlr: u64, has: &Has) -> Taken {
+pub fn go(pc: u64, spsr: u64, address: u64, sctlr: u64, has: &Has) -> Taken {
     let aborts = Counters::now();
     let start = Start { pc, spsr, x0: 0x5ec2_e700, x1: address, sctlr, fields: fields(has) };
     let taken = excursion::go(&start);
@@ -50,7 +50,7 @@ fn go(pc: u64, spsr: u64, address: u64, sctlr: u64, has: &Has) -> Taken {
 }
 
 /// ESR_EL1 of an abort: an external one, or a permission fault of the kernel's half of addresses.
-const fn syndrome(fetch: bool, el0: bool, write: bool) -> u64 {
+pub const fn syndrome(fetch: bool, el0: bool, write: bool) -> u64 {
     let class = match (fetch, el0) {
         (true, true) => 0x20,
         (true, false) => 0x21,

@@ -354,7 +354,7 @@ fn two_guests_and_a_sibling_in_turn() -> Result<(), Skip> {
 fn a_protected_guests_registers_survive() -> Result<(), Skip> {
     for policy in POLICIES {
         let tag = Tag { owner: host::GUEST_OWNER + 15, generation: 9 };
-        let config = VmConfig { policy, protected: true };
+        let config = VmConfig { policy, protected: true, ..VmConfig::normal() };
         let vq = context().largest();
         let machine = Machine::with_images(config, tag, vq);
         let guest = machine.started(vq);

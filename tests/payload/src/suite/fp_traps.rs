@@ -138,7 +138,7 @@ fn r12_attack_a_policy_for_somebody_elses_registers() -> Result<(), Skip> {
         _ => ([1, 0, 1, 1, 0], [2, 0, 2, 2, 0]),
     };
     for policy in POLICIES {
-        let machine = Machine::new(VmConfig { policy, protected: true });
+        let machine = Machine::new(VmConfig { policy, protected: true, ..VmConfig::normal() });
         let guest = machine.started(context().largest());
         guest.hint(HostFlags::empty());
         host::make_live();

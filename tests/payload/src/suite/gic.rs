@@ -206,8 +206,9 @@ fn r38_attack_a_configuration_table_over_a_protected_page() -> Result<(), Skip> 
 fn r38_attack_a_configuration_table_that_is_given_away() -> Result<(), Skip> {
     let driver = driver()?;
     driver.enable_lpis();
-    let vms =
-        [false, true].map(|protected| ledger::vm(VmConfig { policy: Policy::Lazy, protected }));
+    let vms = [false, true].map(|protected| {
+        ledger::vm(VmConfig { policy: Policy::Lazy, protected, ..VmConfig::normal() })
+    });
     for page in each(driver.configuration, 14) {
         for vm in vms {
             assert_eq!(Hvc.vm_map(vm, page, BASE), Err(Error::NotMemory), "{page:#x}");

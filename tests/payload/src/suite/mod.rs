@@ -21,6 +21,7 @@ mod host_call;
 mod host_vl;
 mod interrupts;
 mod its;
+mod junk;
 mod levels;
 mod lifecycle;
 mod list_registers;
@@ -78,6 +79,7 @@ pub const ALL: &[Area] = &[
     ("sharing", sharing::TESTS),
     ("unshare", unshare::TESTS),
     ("alias", alias::TESTS),
+    ("junk", junk::TESTS),
     ("rsi", rsi::TESTS),
     ("measurement", measurement::TESTS),
     ("host_call", host_call::TESTS),

@@ -157,7 +157,7 @@ fn vm_create_refuses_reserved_configuration() -> Result<(), Skip> {
     assert_ours(first);
     for policy in [Policy::Lazy, Policy::Eager, Policy::Scrub] {
         for protected in [false, true] {
-            let vm = ledger::vm(VmConfig { policy, protected });
+            let vm = ledger::vm(VmConfig { policy, protected, ..VmConfig::normal() });
             assert_eq!(ledger::destroy(vm), 0);
         }
     }

@@ -49,8 +49,9 @@ fn pages((start, end): (u64, u64)) -> impl Iterator<Item = u64> {
 
 fn reserved_memory_is_nobodys_to_give() -> Result<(), Skip> {
     need_odd_tree()?;
-    let vms =
-        [false, true].map(|protected| ledger::vm(VmConfig { policy: Policy::Lazy, protected }));
+    let vms = [false, true].map(|protected| {
+        ledger::vm(VmConfig { policy: Policy::Lazy, protected, ..VmConfig::normal() })
+    });
     for page in ODD_RESERVED.into_iter().flat_map(pages) {
         assert_eq!(Hvc.share_flag_page(page), Err(Error::NotMemory), "share {page:#x}");
         assert_eq!(Hvc.unshare_flag_page(page), Err(Error::NotOwned), "unshare {page:#x}");

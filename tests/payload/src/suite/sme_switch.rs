@@ -259,7 +259,7 @@ fn a_protected_guests_za_survives() -> Result<(), Skip> {
     let svq = need_sme()?;
     for policy in POLICIES {
         let tag = Tag { owner: GUEST_OWNER + 15, generation: 9 };
-        let config = VmConfig { policy, protected: true };
+        let config = VmConfig { policy, protected: true, ..VmConfig::normal() };
         let machine = Machine::with_za_images(config, tag, context().largest(), svq);
         let guest = machine.vcpu_with(context().everything());
         guest.load();

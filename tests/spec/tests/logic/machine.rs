@@ -63,6 +63,8 @@ pub struct Memory {
     pub arrived: BTreeMap<u64, Content>,
     /// What was written last, and where.
     pub written: Option<(u64, Vec<u64>)>,
+    /// VMs in place of whose pages the host's kernel finds junk.
+    pub junk: BTreeSet<VmId>,
     /// How often it is asked before an interrupt waits.
     pub patience: Cell<usize>,
 }
@@ -78,6 +80,14 @@ impl Memory {
 impl hardware::Memory for Memory {
     fn pages(&mut self) -> &mut Pages<'static> {
         &mut self.pages
+    }
+
+    fn set_junk(&mut self, vm: VmId, junk: bool) {
+        if junk {
+            self.junk.insert(vm);
+        } else {
+            self.junk.remove(&vm);
+        }
     }
 }
 

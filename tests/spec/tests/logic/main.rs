@@ -87,6 +87,7 @@ impl World {
             shown: BTreeMap::new(),
             arrived: BTreeMap::new(),
             written: None,
+            junk: BTreeSet::new(),
             patience: Cell::new(usize::MAX),
         };
         let vqs = [1, 2, 4].map(vq).into_iter().fold(VqSet::EMPTY, VqSet::with);
@@ -628,7 +629,8 @@ impl World {
             3 => self.call(cpu, Call::UnshareFlagPage { page: self.page(b) }),
             4 | 5 => {
                 let policy = [Policy::Lazy, Policy::Eager, Policy::Scrub][usize::from(b) % 3];
-                let config = VmConfig { policy, protected: c % 2 == 0 };
+                let (protected, junk) = (c % 2 == 0, c % 4 == 0);
+                let config = VmConfig { policy, protected, junk };
                 let count = 3 + u64::from(c) % 5;
                 let pages = UntrustedPages { start: self.run_of(b, count), count };
                 self.call(cpu, Call::VmCreate { pages, config });
@@ -784,7 +786,7 @@ proptest! {
 fn a_protected_vms_life() {
     let mut world = World::new(Policy::Scrub, true);
     let page = |n: u64| UntrustedPa(BASE + n * PAGE);
-    let config = VmConfig { policy: Policy::Lazy, protected: true };
+    let config = VmConfig { policy: Policy::Lazy, protected: true, ..VmConfig::normal() };
     let pages = |first: u64, count: u64| UntrustedPages { start: page(first), count };
     world.call(0, Call::VmCreate { pages: pages(0, 6), config });
     let vm = world.handles[1];

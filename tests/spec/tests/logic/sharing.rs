@@ -11,7 +11,7 @@ pub fn with_three_vcpus() -> World {
     let mut world = World::new(Policy::Scrub, true);
     let page = |n: u64| UntrustedPa(BASE + n * PAGE);
     let pages = |first: u64, count: u64| UntrustedPages { start: page(first), count };
-    let config = VmConfig { policy: Policy::Lazy, protected: true };
+    let config = VmConfig { policy: Policy::Lazy, protected: true, ..VmConfig::normal() };
     world.call(0, Call::VmCreate { pages: pages(0, 6), config });
     let vm = world.handles[1];
     world.call(0, Call::VmMap { vm, pages: pages(10, 2), ipa: UntrustedIpa(0x8000_0000) });

@@ -4,6 +4,7 @@ use super::super::machine::{ALIAS_BIT, BLOCK_BYTES, CPUS, HOST, Held, SimTable, 
 use super::super::*;
 use crate::memory::devices::{Devices, Smmus};
 use crate::memory::handover::{Hands, Ready};
+use crate::memory::junk::{Junk, PER_CPU};
 use crate::memory::pages::{Page, PageRange, State, VmId, count};
 use crate::vm::hardware::{self, Boot, Machine, NewVcpu, There};
 use std::cell::{Cell, RefCell};
@@ -13,6 +14,8 @@ use umbra_shared::call::Policy;
 use umbra_shared::vl::VqSet;
 
 pub(super) const RAM: (u64, u64) = (0x4000_0000, 0x4000_0000 + 5 * BLOCK_BYTES);
+/// Behind it, hyp's.
+pub(super) const JUNK: u64 = RAM.1;
 const GUEST_BASE: u64 = 0x8000_0000;
 /// Guests' addresses: two blocks, and what is behind them.
 pub(super) const GUEST: (u64, u64) = (GUEST_BASE, GUEST_BASE + 3 * BLOCK_BYTES);
@@ -31,6 +34,7 @@ pub(super) struct Memory {
     pub(super) world: Rc<RefCell<World>>,
     pub(super) pages: Pages<'static>,
     pub(super) host: Stage2<SimTable>,
+    pub(super) junk: Junk,
     pub(super) devices: Devices<DeviceTable, SimSmmu>,
     pub(super) hyp: BTreeSet<u64>,
     pub(super) guests_see_caches: bool,
@@ -168,7 +172,7 @@ impl Hands for Memory {
         assert!(pages.pages().all(|page| !self.hyp.contains(&page.pa())));
         self.nothing_is_left_in_tlbs();
         let tlb = self.tlb();
-        give_to_host(&self.pages, &mut self.host, &tlb, pages);
+        give_to_host(&self.pages, &mut self.host, &mut self.junk, &tlb, pages);
         self.given.extend(pages.pages().map(Page::pa));
         self.devices.give(pages.start(), pages.bytes());
         self.devices.smmus().kept.extend(pages.pages().map(Page::pa));
@@ -246,6 +250,10 @@ impl hardware::Memory for Memory {
     fn pages(&mut self) -> &mut Pages<'static> {
         &mut self.pages
     }
+
+    fn set_junk(&mut self, vm: VmId, junk: bool) {
+        self.junk.set(vm, junk);
+    }
 }
 
 pub(super) struct Sim {
@@ -270,6 +278,7 @@ impl Sim {
             devices: Devices::new(DeviceTable(table), smmu),
             pages: Pages::new(banks, entries),
             host: SimTable::host(&world),
+            junk: Junk::new((0..(CPUS * PER_CPU) as u64).map(|n| JUNK + n * PAGE_BYTES)),
             hyp: BTreeSet::new(),
             guests_see_caches: false,
             given: BTreeSet::new(),
@@ -347,18 +356,31 @@ impl Sim {
 
     /// CPUs that faulted there while somebody held the lock now get it.
     pub(super) fn faults(&self, missed: &BTreeSet<u64>) {
-        let memory = &mut *self.memory.borrow_mut();
-        let tlb = memory.tlb();
         for &pa in missed {
-            let page = memory.pages.lookup(pa).unwrap();
-            let answer = host_fault(&memory.pages, &mut memory.host, &tlb, pa + 8);
-            if memory.pages.state(page).host_has_access() {
-                assert_eq!(answer, HostFault::Retry, "{pa:#x}");
-                assert_eq!(memory.host.lookup(pa), Some(pa), "it would fault again");
-            } else {
-                assert_eq!(answer, HostFault::Abort, "{pa:#x}");
-            }
+            self.fault(Fault { pa: pa + 8, kernel_on: None });
         }
+    }
+
+    /// One of them, which is judged.
+    pub(super) fn fault(&self, fault: Fault) -> HostFault {
+        let memory = &mut *self.memory.borrow_mut();
+        let (world, tlb) = (Rc::clone(&memory.world), memory.tlb());
+        let Memory { pages, host, junk, .. } = memory;
+        let answer = host_fault(pages, host, junk, &tlb, fault, |pa| {
+            let reach = world.borrow().reach(pa);
+            assert!(reach.is_empty(), "junk at {pa:#x} is wiped while {reach:?} can write it");
+        });
+        let pa = fault.pa & !(PAGE_BYTES - 1);
+        let state = pages.state(pages.lookup(pa).unwrap());
+        let is_junk =
+            fault.kernel_on.is_some() && matches!(state, State::Guest(vm) if junk.is_for(vm));
+        let (should, there) = match (state.host_has_access(), is_junk) {
+            (true, _) => (HostFault::Retry, host.lookup(pa) == Some(pa)),
+            (false, true) => (HostFault::Junk, host.lookup(pa).is_some_and(|pa| pa >= JUNK)),
+            (false, false) => (HostFault::Abort, true),
+        };
+        assert_eq!((answer, there), (should, true), "{fault:x?}, of {state:?}");
+        answer
     }
 
     pub(super) fn nobody_reaches_what_is_not_theirs(&self) {
@@ -379,8 +401,15 @@ impl Sim {
                 matches!(state, State::Vm(_)),
                 "{pa:#x} {state:?}"
             );
-            if state.host_has_access() {
-                assert_eq!(memory.host.lookup(pa), Some(pa), "the host has lost {pa:#x}");
+            let there = memory.host.lookup(pa);
+            match state {
+                _ if state.host_has_access() => {
+                    assert_eq!(there, Some(pa), "the host has lost {pa:#x}");
+                }
+                State::Guest(vm) if memory.junk.is_for(vm) => {
+                    assert!(there.is_none_or(|pa| pa >= JUNK), "{pa:#x} is in its own place");
+                }
+                _ => assert_eq!(there, None, "something is in the place of {pa:#x}, {state:?}"),
             }
             let whole = memory.pages.whole_host_block(page, BLOCK_BYTES).is_some();
             let block = memory.host.table.leaf(pa).is_some_and(|leaf| leaf.bytes == BLOCK_BYTES);

@@ -1,6 +1,6 @@
 //! A host, its VMs, and what is asked of them.
 
-use super::super::machine::{ALIAS_BIT, BLOCK_BYTES, HOST, SimTable};
+use super::super::machine::{ALIAS_BIT, BLOCK_BYTES, CPUS, HOST, SimTable};
 use super::super::*;
 use super::sim::{Sim, VMS, ipa, pa};
 use crate::memory::pages::VmId;
@@ -8,9 +8,7 @@ use crate::vm::calls::{Caller, Parting};
 use crate::vm::life::Vm;
 use crate::vm::rsi::Step;
 use proptest::prelude::*;
-use umbra_shared::call::{
-    Policy, UntrustedIpa, UntrustedPa, UntrustedPages, VM_PAGES, VmConfig, VmHandle,
-};
+use umbra_shared::call::{UntrustedIpa, UntrustedPa, UntrustedPages, VM_PAGES, VmConfig, VmHandle};
 use umbra_shared::error::Error;
 use umbra_shared::rsi::Ripas;
 
@@ -26,6 +24,15 @@ pub(super) enum Ask {
     Create {
         page: u64,
         protected: bool,
+    },
+    /// Of a protected VM, in place of whose pages the host's kernel finds junk.
+    CreateJunk {
+        page: u64,
+    },
+    /// The host's kernel, on a CPU, or one of its users.
+    Touch {
+        page: u64,
+        kernel_on: Option<usize>,
     },
     Topup {
         page: u64,
@@ -76,7 +83,10 @@ pub(super) fn asks() -> impl Strategy<Value = (usize, Ask)> {
     let count = prop_oneof![1 => Just(1), 1 => 1..BLOCK, 2 => BLOCK..2 * BLOCK].boxed();
     let ask = prop_oneof![
         4 => (page.clone(), any::<bool>()).prop_map(|(page, protected)| Ask::Create { page, protected }),
+        2 => page.clone().prop_map(|page| Ask::CreateJunk { page }),
         2 => page.clone().prop_map(|page| Ask::Topup { page }),
+        8 => (page.clone(), prop::option::weighted(0.9, 0..CPUS))
+            .prop_map(|(page, kernel_on)| Ask::Touch { page, kernel_on }),
         12 => (page.clone(), at.clone(), count.clone())
             .prop_map(|(page, at, count)| Ask::Map { page, at, count }),
         6 => (at.clone(), count.clone()).prop_map(|(at, count)| Ask::Unmap { at, count }),
@@ -108,14 +118,25 @@ impl Story {
         let place = |at, alias| UntrustedIpa(ipa(at) | if alias { ALIAS_BIT } else { 0 });
         let run = |page: u64, count| UntrustedPages { start: UntrustedPa(pa(page)), count };
         match ask {
-            Ask::Create { page, protected } => {
+            Ask::Create { page, .. } | Ask::CreateJunk { page } => {
                 if !vm.is_free() {
                     return Err(Error::Limit);
                 }
-                let config = VmConfig { policy: Policy::Lazy, protected };
+                let config = match ask {
+                    Ask::Create { protected: false, .. } => VmConfig::normal(),
+                    Ask::CreateJunk { .. } => VmConfig { junk: true, ..VmConfig::protected() },
+                    _ => VmConfig::protected(),
+                };
                 let pages = run(page, VM_PAGES);
                 self.handles[n] = sim.call(host, || vm.create(sim, n as VmId, pages, config))?;
                 Ok(pages.count)
+            }
+            Ask::Touch { page, kernel_on } => {
+                let fault = Fault { pa: pa(page) + 16, kernel_on };
+                match sim.call(host, || sim.fault(fault)) {
+                    HostFault::Abort => Err(Error::NotOwned),
+                    HostFault::Retry | HostFault::Junk => Ok(1),
+                }
             }
             Ask::Topup { page } => {
                 sim.call(host, || vm.topup(sim, handle, run(page, 1))).map(|()| 1)
