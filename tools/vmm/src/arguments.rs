@@ -23,6 +23,11 @@ pub enum Verb {
     /// is one Ctrl-A for the guest). The exit status says why it ended: 0, the guest has turned itself off; 1, it couldn't be
     /// set up or go on; 2, the guest has reset itself; 3, a vCPU can't go on; 4, it was stopped.
     Run(Box<Run>),
+    /// Say what a protected machine is measured by, from its files alone: what its guest reads as RSI's initial measurement.
+    ///
+    /// Takes the arguments of `run`, and what the machine that runs it decides otherwise: --sve and --address-bits, which a
+    /// machine tells in its report (`protected`). Disks and networks need not be there.
+    Measure(Box<Measure>),
     /// Ask a machine that runs for something; its answer is a line of JSON.
     Control {
         /// Its control socket.
@@ -71,6 +76,17 @@ pub struct Run {
     /// A Unix socket for `umbra-vmm control`, made at this path.
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
+}
+
+/// A machine to measure.
+#[derive(Debug, Args)]
+pub struct Measure {
+    /// As it is run.
+    #[command(flatten)]
+    pub run: Run,
+    /// Bits of an address that its guest finds, of which the highest tells what it shares (KVM_CAP_ARM_VM_IPA_SIZE of the VM).
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(32..=52))]
+    pub address_bits: u32,
 }
 
 /// A console.
@@ -180,7 +196,7 @@ mod tests {
             ["umbra-vmm", "run", "--kernel", "Image"].into_iter().chain(words.split_whitespace());
         match Arguments::try_parse_from(words).map_err(|error| error.to_string())?.verb {
             Verb::Run(run) => Ok(*run),
-            Verb::Control { .. } => Err("not run".to_owned()),
+            _ => Err("not run".to_owned()),
         }
     }
 
@@ -252,7 +268,7 @@ mod tests {
             Verb::Control { path, request } => {
                 assert_eq!((path, request), (PathBuf::from("/tmp/s"), Request::Pause));
             }
-            Verb::Run(_) => panic!("it's a request"),
+            _ => panic!("it's a request"),
         }
     }
 }

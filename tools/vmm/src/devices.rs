@@ -20,6 +20,12 @@ use std::sync::Arc;
 /// A device, and its counters.
 pub type Counted = (Box<dyn Device>, Arc<DeviceCounters>);
 
+/// How many there are.
+pub fn count(arguments: &Run) -> usize {
+    let console = usize::from(arguments.console == Some(Console::Virtio));
+    arguments.disk.len() + arguments.net.len() + console + 1
+}
+
 /// Makes them. `output` is for the console, and so is the end of a pair of sockets that input comes through.
 ///
 /// # Errors
@@ -47,6 +53,8 @@ pub fn make(arguments: &Run, input: Option<UnixStream>, output: Output) -> Resul
     let rng = counters("rng", 0);
     all.push((Box::new(Rng::new(rng.clone())), rng));
     ensure!(all.len() <= layout::VIRTIO_DEVICES, "{} devices are too many", all.len());
+    // The guest is told of so many.
+    ensure!(all.len() == count(arguments), "not all devices could be made");
     Ok(all)
 }
 

@@ -20,12 +20,14 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod arguments;
+pub mod boot;
 pub mod bus;
 pub mod control;
 pub mod devices;
 pub mod events;
 pub mod gate;
 pub mod layout;
+pub mod measure;
 pub mod report;
 pub mod serial;
 pub mod signals;
@@ -36,8 +38,6 @@ pub mod terminal;
 pub mod tree;
 pub mod virtio;
 
-#[cfg(target_arch = "aarch64")]
-mod boot;
 #[cfg(target_arch = "aarch64")]
 mod gic;
 #[cfg(target_arch = "aarch64")]

@@ -5,7 +5,7 @@
 //! [`layout`].
 
 use crate::arguments::{Console, Run};
-use crate::boot;
+use crate::boot::{self, Start};
 use crate::bus::Bus;
 use crate::control::{Server, Signals};
 use crate::devices;
@@ -14,7 +14,7 @@ use crate::gate::Gate;
 use crate::gic;
 use crate::layout;
 use crate::ram;
-use crate::report::{self, Counters, DeviceCounters, End, Report};
+use crate::report::{self, Counters, Decided, DeviceCounters, End, Report};
 use crate::serial::Uart;
 use crate::signals;
 use crate::stats::Stats;
@@ -74,7 +74,7 @@ pub fn run(arguments: &Run) -> Result<End> {
         .collect::<Result<Vec<_>>>()?;
 
     let affinities = vcpus.iter().map(affinity).collect::<Result<Vec<_>>>()?;
-    let (entry, tree) = boot::load(arguments, &memory, &affinities, shared.len())?;
+    let Start { entry, tree } = boot::load(arguments, &memory, &affinities)?;
     let first = vcpus.first().context("no vCPU")?;
     first.set_one_reg(PC, &entry.to_le_bytes()).context("PC")?;
     first.set_one_reg(X0, &tree.to_le_bytes()).context("x0")?;
@@ -82,7 +82,9 @@ pub fn run(arguments: &Run) -> Result<End> {
     let Machine { bus, devices, loops, .. } = machine;
     // Not every hypervisor tells.
     let stats = vcpus.iter().filter_map(|vcpu| Stats::of(vcpu).ok()).collect();
-    let report = Report { vcpus: count, counters: counters.clone(), stats, devices };
+    let decided = arguments.protected.then(|| decided(first, alias));
+    let report =
+        Report { vcpus: count, protected: decided, counters: counters.clone(), stats, devices };
     let (sender, notices) = mpsc::channel();
     signals::on_kick(vcpu::kicked)?;
     let mut controls: Vec<Subscriber> =
@@ -204,11 +206,16 @@ fn vcpus(vm: &VmFd, arguments: &Run) -> Result<Vec<VcpuFd>> {
     each.collect()
 }
 
-/// Leaves a vCPU the vector lengths up to this one, which must be one of them.
-fn limit_vector_lengths(vcpu: &VcpuFd, bytes: u64) -> Result<()> {
+/// A vCPU's vector lengths, the bit of 16 bytes first.
+fn lengths(vcpu: &VcpuFd) -> Result<u16> {
     let mut all = [0; 64];
     vcpu.get_one_reg(VECTOR_LENGTHS, &mut all).context("KVM_REG_ARM64_SVE_VLS")?;
-    let set = u16::from_le_bytes([all[0], all[1]]);
+    Ok(u16::from_le_bytes([all[0], all[1]]))
+}
+
+/// Leaves a vCPU the vector lengths up to this one, which must be one of them.
+fn limit_vector_lengths(vcpu: &VcpuFd, bytes: u64) -> Result<()> {
+    let set = lengths(vcpu)?;
     let bit = (bytes / 16).checked_sub(1).filter(|&bit| bytes.is_multiple_of(16) && bit < 16);
     let bit = bit.with_context(|| format!("{bytes} bytes are no vector length"))?;
     ensure!(set >> bit & 1 != 0, "vectors of {bytes} bytes can't be had here");
@@ -216,6 +223,14 @@ fn limit_vector_lengths(vcpu: &VcpuFd, bytes: u64) -> Result<()> {
     some[..2].copy_from_slice(&(set & (u16::MAX >> (15 - bit))).to_le_bytes());
     vcpu.set_one_reg(VECTOR_LENGTHS, &some).context("KVM_REG_ARM64_SVE_VLS")?;
     Ok(())
+}
+
+/// What a protected machine is measured by beside its arguments.
+fn decided(vcpu: &VcpuFd, alias: u64) -> Decided {
+    let address_bits = alias.trailing_zeros() + 1;
+    // Without SVE there is no such register.
+    let sve = lengths(vcpu).map_or(0, |set| 16 * u64::from(u16::BITS - set.leading_zeros()));
+    Decided { address_bits, sve }
 }
 
 /// The affinity by which a vCPU is told from others.

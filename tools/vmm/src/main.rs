@@ -1,5 +1,5 @@
 //! `umbra-vmm run --kernel Image --initrd initrd.img --cpus 2 --memory 512M` boots an arm64 Linux and is over when the guest
-//! turns itself off; `umbra-vmm control PATH status` asks one that runs. The exit status of `run` says why it ended:
+//! turns itself off; `umbra-vmm control PATH status` asks one that runs, `umbra-vmm measure` says what a protected one is measured by. The exit status of `run` says why it ended:
 //!
 //! | status | why |
 //! |---|---|
@@ -10,7 +10,7 @@
 //! | 4 | the operator has stopped it: by the control socket, the terminal or a signal |
 //!
 //! A line of JSON on standard error says the same with counters (`report.rs`). `control` ends with 0 if the machine did
-//! what it was asked for, otherwise with 1.
+//! what it was asked for, `measure` if it could be computed, otherwise with 1.
 
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
@@ -30,6 +30,10 @@ fn main() -> std::process::ExitCode {
     };
     let result = match arguments.verb {
         Verb::Run(run) => self::run(&run),
+        Verb::Measure(measure) => umbra_vmm::measure::measure(&measure).map(|value| {
+            let said = writeln!(std::io::stdout(), "{}", umbra_vmm::measure::hex(&value)).is_ok();
+            ExitCode::from(u8::from(!said))
+        }),
         Verb::Control { path, request } => {
             umbra_vmm::control::ask(&path, request).map(|(answer, well)| {
                 // An answer that nobody reads is none.

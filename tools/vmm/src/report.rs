@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `end` | why: `off`, `reset`, `stopped`, `broken: …`, `failed: …` |
 //! | `vcpus` | how many there were |
+//! | `protected` | of a protected one: what it is measured by beside its arguments, as `umbra-vmm measure` takes it: `address_bits`, `sve` |
 //! | `mmio_reads`, `mmio_writes` | exits for loads and stores that no eventfd took |
 //! | `system_events` | exits because the guest turned itself off or reset itself |
 //! | `interrupted` | exits because a signal came |
@@ -181,11 +182,22 @@ impl DeviceCounters {
     }
 }
 
+/// What is decided for a protected machine, and it is measured by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// Bits of an address.
+    pub address_bits: u32,
+    /// The largest vector length in bytes; 0: no SVE.
+    pub sve: u64,
+}
+
 /// All that is counted.
 #[derive(Debug)]
 pub struct Report {
     /// vCPUs.
     pub vcpus: usize,
+    /// Of a protected one.
+    pub protected: Option<Decided>,
     /// Of all of them.
     pub counters: Arc<Counters>,
     /// What the hypervisor counts of each vCPU.
@@ -203,8 +215,10 @@ impl Report {
         for (name, value) in self.stats.iter().filter_map(|stats| stats.exits().ok()).flatten() {
             *exits.entry(name).or_insert(0) += value;
         }
+        let decided = |it: Decided| json!({ "address_bits": it.address_bits, "sve": it.sve });
         json!({
             "vcpus": self.vcpus,
+            "protected": self.protected.map(decided),
             "mmio_reads": counters.reads.load(Relaxed),
             "mmio_writes": counters.writes.load(Relaxed),
             "system_events": counters.system_events.load(Relaxed),
@@ -233,11 +247,17 @@ mod tests {
         let device = Arc::new(DeviceCounters::new("block0".to_owned()));
         device.count_request();
         device.count_bytes(512);
-        let report =
-            Report { vcpus: 2, counters: Arc::default(), stats: Vec::new(), devices: vec![device] };
+        let report = Report {
+            vcpus: 2,
+            protected: Some(Decided { address_bits: 40, sve: 256 }),
+            counters: Arc::default(),
+            stats: Vec::new(),
+            devices: vec![device],
+        };
         let line: Value = serde_json::from_str(&report.line(&End::Stopped)).unwrap();
         assert_eq!(line["end"], "stopped");
         assert_eq!(line["vcpus"], 2);
+        assert_eq!(line["protected"], json!({ "address_bits": 40, "sve": 256 }));
         assert_eq!(line["devices"][0]["name"], "block0");
         assert_eq!(line["devices"][0]["bytes"], 512);
         for key in ["mmio_reads", "mmio_writes", "interrupted", "console_bytes"] {

@@ -110,7 +110,7 @@ mod tests {
     fn a_machine_is_paused_resumed_and_stopped() {
         let (gate, steps) = (Arc::new(Gate::new(2)), AtomicU64::new(0));
         let (counters, stats, devices) = (Arc::default(), Vec::new(), Vec::new());
-        let report = Report { vcpus: 2, counters, stats, devices };
+        let report = Report { vcpus: 2, protected: None, counters, stats, devices };
         let (sender, notices) = mpsc::channel();
         thread::scope(|scope| {
             for _ in 0..2 {
