@@ -302,8 +302,14 @@ impl Round {
         }
         for _ in 0..8 {
             let value = self.word(rng);
-            // SAFETY: inside it; a file that is none of a vCPU's can be mapped, too, and may be shorter: not these.
-            unsafe { page.cast::<u64>().add(rng.usize(..16)).write_volatile(value) };
+            // By the kernel: the file may be a protected VM's memory, which is gone when that runs, and a store would be SIGBUS.
+            let from = libc::iovec { iov_base: (&raw const value).cast_mut().cast(), iov_len: 8 };
+            let place = page.cast::<u64>().wrapping_add(rng.usize(..16));
+            let to = libc::iovec { iov_base: place.cast(), iov_len: 8 };
+            // SAFETY: inside the mapping; what isn't there is an error.
+            unsafe {
+                libc::process_vm_writev(libc::getpid(), &raw const from, 1, &raw const to, 1, 0)
+            };
         }
         // SAFETY: as above.
         unsafe { libc::munmap(page, bytes) };
