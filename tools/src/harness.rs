@@ -441,6 +441,7 @@ fn run_linux(
             hyp: settings.tests.hyp.clone(),
             init: settings.linux.clone(),
             virtual_machines,
+            realm: configuration.realm(),
         },
         Err(why) => return Outcome::Skipped(why),
     };

@@ -7,6 +7,7 @@
 mod compare;
 mod configurations;
 mod devices;
+mod measured;
 mod root;
 mod scenarios;
 mod vms;
@@ -136,11 +137,14 @@ pub struct Programs {
     pub init: PathBuf,
     /// Those for virtual machines, if they are built.
     pub virtual_machines: Option<VirtualMachines>,
+    /// The module by which protected guests read what they are measured by, or why there is none; `None`: there are no such
+    /// guests.
+    pub realm: Option<Result<PathBuf, String>>,
 }
 
 impl Programs {
-    /// The initrd, with what the task needs: the kernel's drivers, or virtual machines.
-    fn initrd(&self, kernel: &Kernel, task: &Task) -> Result<Vec<u8>> {
+    /// The initrd of the image `name`, with what the task needs: the kernel's drivers, or virtual machines.
+    fn initrd(&self, kernel: &Kernel, task: &Task, name: &str) -> Result<Vec<u8>> {
         let init = std::fs::read(&self.init)?;
         let mut files = vec![("init".to_owned(), init)];
         match task {
@@ -151,7 +155,14 @@ impl Programs {
                 let (mut guest, other) = (files.clone(), guests.kernel()?);
                 let guest_kernel = other.as_ref().unwrap_or(kernel);
                 guest.extend(drivers(guest_kernel, &[kernel::GUEST, kernel::CIPHERS].concat())?);
-                files.push(("guest-initrd".to_owned(), archive(&guest)));
+                if let Some(Ok(module)) = &self.realm {
+                    guest.push(("umbra_realm.ko".to_owned(), std::fs::read(module)?));
+                }
+                let guest = archive(&guest);
+                if self.realm.is_some() {
+                    image::write_whole(&guest_initrd(name), &guest)?;
+                }
+                files.push(("guest-initrd".to_owned(), guest));
                 files.extend(guests.disks()?);
                 files.extend(drivers(kernel, &[kernel::HOST, kernel::CIPHERS].concat())?);
                 for (name, path) in
@@ -198,7 +209,7 @@ impl Programs {
         let package = image::pack(&Parts {
             hyp: &elf::flatten_file(&self.hyp)?,
             host: &image::read_host(&kernel.image)?,
-            initrd: &self.initrd(kernel, task)?,
+            initrd: &self.initrd(kernel, task, name)?,
             command_line,
         })?;
         let path = workspace::image_dir().join(format!("{name}.img"));
@@ -216,9 +227,14 @@ impl Programs {
         name: &str,
     ) -> Result<Direct> {
         let initrd = workspace::image_dir().join(format!("{name}.initrd"));
-        image::write_whole(&initrd, &self.initrd(kernel, task)?)?;
+        image::write_whole(&initrd, &self.initrd(kernel, task, name)?)?;
         Ok(Direct { el2, initrd, command_line })
     }
+}
+
+/// Where the initrd is kept of protected guests in the image `name`, to compute from what they are measured by.
+fn guest_initrd(name: &str) -> PathBuf {
+    workspace::image_dir().join(format!("{name}-guest.initrd"))
 }
 
 fn archive(files: &[(String, Vec<u8>)]) -> Vec<u8> {
@@ -271,6 +287,10 @@ pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
             Task::VirtualMachines(_) => Some(VirtualMachines::build(&toolchain, options.debian)?),
             _ => None,
         },
+        realm: match &options.task {
+            Task::VirtualMachines(guests) => guests.realm(),
+            _ => None,
+        },
     };
     if request.machine.icount {
         return compare::compare(qemu, request, &programs, &kernel, options);
@@ -296,6 +316,13 @@ pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
     let mut failure = failure.or_else(|| options.verify(&report, &console, cpus).err());
     if let Some(exits) = vms::exits(&console) {
         println!("{exits}");
+    }
+    if let Task::VirtualMachines(guests) = options.task
+        && failure.is_none()
+        && let Some(measured) = measured::compare(&programs, guests, "linux", &console)?
+    {
+        println!("{}", measured.left_out.unwrap_or(measured.table));
+        failure = measured.wrong;
     }
     if failure.is_none() && matches!(options.task, Task::VirtualMachines(Guests::Scenarios)) {
         eprintln!("the same guests on {}'s own KVM", kernel.name);

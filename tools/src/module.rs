@@ -1,5 +1,5 @@
 //! The kernel module: Rust into one object, and that with its C half into a module, by Debian's headers for the kernel that
-//! the tests boot or by somebody else's.
+//! the tests boot or by somebody else's. And a small one for a protected guest, to read its measurement by.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
@@ -19,6 +19,8 @@ use crate::workspace::{self, TARGET};
 pub const PACKAGE: &str = "umbra-module";
 /// Its C half.
 const SOURCES: &str = "host/linux/module";
+/// The protected guest's.
+const REALM_SOURCES: &str = "tests/linux/realm";
 /// What C calls: all that is needed of the Rust half follows from these.
 const ENTRIES: &[&str] = &[
     "umbra_init",
@@ -165,25 +167,51 @@ pub fn build_in(
     target: &Path,
 ) -> Result<PathBuf> {
     compiler()?;
-    // One at a time: what is built for one kernel is not taken away by who builds for another.
+    let _lock = lock(target)?;
+    let object = rust_half(toolchain, root, target)?;
+    let folder = copy_sources(headers, &root.join(SOURCES), target)?;
+    fs::rename(&object, folder.join("umbra_rust.o"))?;
+    // modpost looks for the command that made each object.
+    fs::write(folder.join(".umbra_rust.o.cmd"), "")?;
+    make(headers, &folder).context("the module's C half")?;
+    Ok(folder.join("umbra.ko"))
+}
+
+/// Builds the protected guest's module for its kernel's headers.
+pub fn build_realm(headers: &Headers) -> Result<PathBuf> {
+    compiler()?;
+    let target = workspace::target_dir().join("realm");
+    let _lock = lock(&target)?;
+    let folder = copy_sources(headers, &workspace::root().join(REALM_SOURCES), &target)?;
+    make(headers, &folder).context("the protected guest's module")?;
+    Ok(folder.join("umbra_realm.ko"))
+}
+
+/// One at a time: what is built for one kernel is not taken away by who builds for another.
+fn lock(target: &Path) -> Result<File> {
     fs::create_dir_all(target)?;
     let lock = File::create(target.join("lock"))?;
     lock.lock()?;
-    let object = rust_half(toolchain, root, target)?;
-    // One for each kernel.
+    Ok(lock)
+}
+
+/// A module's C into a fresh folder, one for each kernel.
+fn copy_sources(headers: &Headers, sources: &Path, target: &Path) -> Result<PathBuf> {
     let name = headers.folder.file_name().context("the headers' name")?;
     let folder = target.join(name);
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
     }
     fs::create_dir_all(&folder)?;
-    for entry in fs::read_dir(root.join(SOURCES))? {
+    for entry in fs::read_dir(sources)? {
         let path = entry?.path();
         fs::copy(&path, folder.join(path.file_name().context("a file's name")?))?;
     }
-    fs::rename(&object, folder.join("umbra_rust.o"))?;
-    // modpost looks for the command that made each object.
-    fs::write(folder.join(".umbra_rust.o.cmd"), "")?;
+    Ok(folder)
+}
+
+/// Has the kernel's Makefile build the module in `folder`.
+fn make(headers: &Headers, folder: &Path) -> Result<()> {
     let mut make = Command::new("make");
     make.arg("-C")
         .arg(&headers.folder)
@@ -198,8 +226,7 @@ pub fn build_in(
         .args(["CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT=", "modules"])
         .stdout(std::io::stderr());
     eprintln!("building: {}", process::line(&make));
-    process::run(&mut make).context("the module's C half")?;
-    Ok(folder.join("umbra.ko"))
+    process::run(&mut make)
 }
 
 /// The Rust half as one object with a section of each kind.

@@ -1,6 +1,7 @@
 //! Programs for arm64 Linux that have a standard library: the tree's virtual machine monitor, and random ioctls. Static, with
 //! musl.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -51,6 +52,22 @@ pub fn build_in(package: &str, root: &Path, target: &Path) -> Result<PathBuf> {
         .env("RUSTFLAGS", "-Clink-self-contained=yes -Clinker=rust-lld -Cstrip=debuginfo");
     process::run(&mut command).with_context(|| package.to_owned())?;
     Ok(target.join(TARGET).join(PROFILE).join(package))
+}
+
+/// What the monitor says that a protected machine with these arguments is measured by: the monitor of this checkout, on this
+/// machine, whichever booted it.
+///
+/// # Errors
+///
+/// It can't be built, or can't say that.
+pub fn measure(arguments: impl IntoIterator<Item = OsString>) -> Result<String> {
+    let mut command = cargo();
+    command
+        .args(["run", "--quiet", "--profile", PROFILE, "--package", MONITOR, "--target-dir"])
+        .arg(workspace::target_dir().join("vmm"))
+        .args(["--", "measure"])
+        .args(arguments);
+    Ok(process::stdout(&mut command)?.trim().to_owned())
 }
 
 /// Of Cargo.toml.

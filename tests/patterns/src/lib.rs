@@ -10,6 +10,7 @@
 //! - [`digest`]: of what a disk holds;
 //! - [`model`]: what must be there after any sequence of uses, and what else may be;
 //! - `regs`: the registers themselves (bare-metal soft-float targets only);
+//! - [`realm`]: a Linux's protected guests, which are measured;
 //! - [`protocol`]: what the test guest and its host say to each other.
 //!
 //! All but `regs` run on any machine, so that tests of tools and simulated machines
@@ -21,6 +22,7 @@ pub mod digest;
 pub mod model;
 pub mod pattern;
 pub mod protocol;
+pub mod realm;
 #[cfg(all(target_arch = "aarch64", target_os = "none"))]
 pub mod regs;
 pub mod tag;

@@ -1,10 +1,10 @@
 //! The machines on which the tests boot Linux.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::{Content, Guests, Options, Programs, Task, scenarios, vms};
+use super::{Content, Guests, Options, Programs, Task, measured, scenarios, vms};
 use crate::bounds::Bounds;
 use crate::console::{Space, parse};
 use crate::firmware::{self, Setup, SuspendFormat};
@@ -137,8 +137,8 @@ impl Configuration {
         let mut console = Vec::new();
         let ended = self.run(qemu, programs, firmware_elf, kernel, &mut console);
         let why = match ended {
-            Ok(None) => return Outcome::Ok,
-            Ok(Some(why)) => why,
+            Ok(Outcome::Failed(why)) => why,
+            Ok(well) => return well,
             Err(error) => format!("{error:#}"),
         };
         let tail = console.len().saturating_sub(TAIL_LINES);
@@ -152,7 +152,7 @@ impl Configuration {
         firmware_elf: &Path,
         kernel: &Kernel,
         console: &mut Vec<String>,
-    ) -> Result<Option<String>> {
+    ) -> Result<Outcome> {
         let (task, cpus) = match self.purpose {
             Purpose::Patterns => (Task::Patterns, TEST_CPUS),
             Purpose::Withheld => (Task::Withheld, TEST_CPUS),
@@ -188,8 +188,20 @@ impl Configuration {
         })?;
         let verified = || options.verify(&report, console, cpus);
         let failure = report.failure(&end).or_else(|| verified().err());
-        if failure.is_some() || self.purpose != Purpose::VirtualMachines(Guests::Scenarios) {
-            return Ok(failure);
+        if let Some(why) = failure {
+            return Ok(Outcome::Failed(why));
+        }
+        let Purpose::VirtualMachines(guests) = self.purpose else { return Ok(Outcome::Ok) };
+        if let Some(measured) = measured::compare(programs, guests, &name, console)? {
+            console.extend(measured.table.lines().map(str::to_owned));
+            return Ok(match (measured.wrong, measured.left_out) {
+                (Some(why), _) => Outcome::Failed(why),
+                (None, Some(why)) => Outcome::Skipped(format!("all is well but for this: {why}")),
+                (None, None) => Outcome::Ok,
+            });
+        }
+        if guests != Guests::Scenarios {
+            return Ok(Outcome::Ok);
         }
         // And on Linux's own KVM.
         let above = scenarios::said(console);
@@ -202,11 +214,11 @@ impl Configuration {
             console.push(line.to_owned());
         })?;
         if let Some(why) = report.failure(&end) {
-            return Ok(Some(format!("on Linux's KVM: {why}")));
+            return Ok(Outcome::Failed(format!("on Linux's KVM: {why}")));
         }
         let (table, wrong) = scenarios::compare(&above, &scenarios::said(console));
         console.extend(table.lines().map(str::to_owned));
-        Ok(wrong)
+        Ok(wrong.map_or(Outcome::Ok, Outcome::Failed))
     }
 
     /// Hyp's words: what no SMMU stands in front of is withheld, whatever else there is.
@@ -225,6 +237,14 @@ impl Configuration {
     /// Whether it runs virtual machines.
     pub fn has_virtual_machines(&self) -> bool {
         matches!(self.purpose, Purpose::VirtualMachines(_))
+    }
+
+    /// The module by which its guests read what they are measured by, if they are, or why there is none.
+    pub fn realm(&self) -> Option<Result<PathBuf, String>> {
+        match self.purpose {
+            Purpose::VirtualMachines(guests) => guests.realm(),
+            _ => None,
+        }
     }
 
     /// Whether it has EL3 firmware.

@@ -66,7 +66,7 @@ pub const PATIENCE: u32 = 3;
 const BESIDE: [&str; 4] = ["guest", "guest-2", "guest-3", "guest-4"];
 
 /// What protected guests are called.
-const PROTECTED: [&str; 1] = ["protected"];
+pub(super) const PROTECTED: [&str; 1] = ["protected"];
 
 /// What guests are called, whose lines on the console begin so.
 pub fn guest_names() -> Vec<&'static str> {
@@ -154,6 +154,13 @@ impl Guests {
     pub fn kernel(self) -> Result<Option<Kernel>> {
         let is_protected = matches!(self, Self::Protected { .. });
         is_protected.then(|| Kernel::debian(Debian::Newest)).transpose()
+    }
+
+    /// The module by which they read what they are measured by, if they are, or why there is none.
+    pub fn realm(self) -> Option<Result<PathBuf, String>> {
+        let build = || module::build_realm(&Headers::debian(Debian::Newest)?);
+        let is_protected = matches!(self, Self::Protected { .. });
+        is_protected.then(|| build().map_err(|error| format!("{error:#}")))
     }
 
     /// The words for our program.

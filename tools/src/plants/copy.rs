@@ -188,6 +188,7 @@ impl Copy {
                 )?),
                 false => None,
             },
+            realm: configuration.realm(),
         };
         let qemu = match self.qemu.for_release(configuration.needs()) {
             Ok(qemu) => qemu,

@@ -3,6 +3,7 @@
 use core::ffi::CStr;
 
 use arrayvec::ArrayVec;
+use umbra_patterns::realm;
 
 use super::monitor;
 use crate::fail;
@@ -19,15 +20,16 @@ const GUESTS: usize = 4;
 const NAMES: [&str; GUESTS] = ["guest", "guest-2", "guest-3", "guest-4"];
 /// A protected one, which is the last.
 const PROTECTED: &str = "protected";
-const PROTECTED_MACHINE: [&CStr; 5] = [c"--protected", c"--memory", c"256M", c"--cpus", c"2"];
 
 /// Runs a guest to its end. Its last word must be that all was well. `begun` is told when it begins with its patterns.
 fn guest(name: &str, begun: &File) -> Result<(), Text> {
-    let (machine, words): (&[&CStr], _) = match name {
-        PROTECTED => (&PROTECTED_MACHINE, c"realm ciphers cpus=2 times=8 processes=2"),
-        _ => (&monitor::MACHINE, c"ciphers cpus=2 times=8 processes=2"),
+    let (machine, line): (&[&CStr], _) = match name {
+        PROTECTED => (realm::BESIDE.machine, realm::BESIDE.command_line),
+        _ => {
+            (&monitor::MACHINE, [monitor::WORDS, c"ciphers cpus=2 times=8 processes=2"].as_slice())
+        }
     };
-    let line = monitor::command_line(&[monitor::WORDS, words])?;
+    let line = monitor::command_line(line)?;
     monitor::well_to_its_end(name, machine, &line, 0, |_, line| {
         if line.starts_with("@seen what=Linux") {
             // Who waits for it finds out by the guest's end, if not so.

@@ -17,6 +17,7 @@ pub fn inside(start: &Start) -> Result<(), Text> {
     modules::load()?;
     if start.has("realm") {
         seen::expect_in_log("realm", "RSI-1.0", "Using RSI version 1.0")?;
+        measurement()?;
     }
     if start.has("probe") {
         probe::run(start)?;
@@ -53,6 +54,18 @@ pub fn inside(start: &Start) -> Result<(), Text> {
         return in_root(c"/umbra/check", || {});
     }
     Ok(())
+}
+
+/// What this guest is measured by, if it has the module to read it by (`tests/linux/realm`).
+fn measurement() -> Result<(), Text> {
+    let Ok(module) = File::read_only(c"/umbra_realm.ko") else {
+        seen::row("rim", "not-read");
+        return Ok(());
+    };
+    if let Err(error) = module.load_module() {
+        fail!("umbra_realm: {error:?}");
+    }
+    seen::file_row("rim", c"/sys/module/umbra_realm/parameters/rim")
 }
 
 /// Every byte of the disk is right, and what is written there is read again.

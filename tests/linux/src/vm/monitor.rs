@@ -3,6 +3,8 @@
 use core::ffi::CStr;
 
 use arrayvec::ArrayVec;
+use umbra_patterns::realm::CONSOLE;
+pub use umbra_patterns::realm::WORDS;
 
 use crate::fail;
 use crate::say::{self, CText, Text};
@@ -17,8 +19,6 @@ const ARGUMENTS: usize = 32;
 
 /// A small machine.
 pub const MACHINE: [&CStr; 4] = [c"--memory", c"192M", c"--cpus", c"2"];
-/// What a guest's kernel is told, and behind it come the words for its program.
-pub const WORDS: &CStr = c"quiet panic=-1 rcupdate.rcu_cpu_stall_suppress=1 nowatchdog -- guest";
 
 /// A command line of several parts.
 pub fn command_line(parts: &[&CStr]) -> Result<CText, Text> {
@@ -32,8 +32,7 @@ pub fn command_line(parts: &[&CStr]) -> Result<CText, Text> {
 
 /// The command line of a guest with a serial console, and words for its program.
 pub fn console_line(words: &[&CStr]) -> Result<CText, Text> {
-    let parts: ArrayVec<_, 4> =
-        [c"console=ttyS0", WORDS].into_iter().chain(words.iter().copied()).collect();
+    let parts: ArrayVec<_, 4> = [CONSOLE, WORDS].into_iter().chain(words.iter().copied()).collect();
     command_line(&parts)
 }
 

@@ -2,6 +2,8 @@
 
 use core::ffi::CStr;
 
+use umbra_patterns::realm::DEBIAN;
+
 use super::{ends, monitor, network, wait_until};
 use crate::fail;
 use crate::say::{self, CText, Text};
@@ -9,19 +11,6 @@ use crate::seen;
 use crate::sys::{self, Ended, Errno, File, Pid, others};
 
 const NAME: &str = "protected";
-const MACHINE: [&CStr; 9] = [
-    c"--protected",
-    c"--memory",
-    c"512M",
-    c"--cpus",
-    c"2",
-    c"--disk",
-    c"/guest-root",
-    c"--net",
-    c"tap=tap0",
-];
-/// What its program does: the registers' patterns, and with the disk's user space the disk's checksums.
-const WORDS: &CStr = c"realm echo ciphers cpus=2 times=1 processes=2 root";
 /// From one try to read its memory to the next, in bytes.
 const STEP: usize = 1 << 20;
 /// What no mapping of page frames lets anybody do: EFAULT.
@@ -31,9 +20,9 @@ const REFUSED: Errno = Errno(14);
 /// crashes.
 pub fn run(rounds: u64) -> Result<(), Text> {
     let echo = network::begin()?;
-    let line = monitor::console_line(&[WORDS])?;
+    let line = monitor::command_line(DEBIAN.command_line)?;
     let mut looked = Ok(());
-    let well = monitor::well_to_its_end(NAME, &MACHINE, &line, 0, |monitor, line| {
+    let well = monitor::well_to_its_end(NAME, DEBIAN.machine, &line, 0, |monitor, line| {
         if line.starts_with("@seen what=Linux") {
             looked = look(monitor);
         }
@@ -128,7 +117,7 @@ fn crash() -> Result<(), Text> {
         fail!("no pattern for cores");
     }
     let line = monitor::console_line(&[c"realm wait"])?;
-    let ended = monitor::to_its_end(NAME, &MACHINE, &line, |monitor, line| {
+    let ended = monitor::to_its_end(NAME, DEBIAN.machine, &line, |monitor, line| {
         if line.starts_with("@seen what=waits") {
             let limited = others::unlimited_core_of(monitor);
             if let Err(error) = limited {
