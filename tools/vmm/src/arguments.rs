@@ -63,6 +63,9 @@ pub struct Run {
     /// Confidential Compute Architecture (RSI).
     #[arg(long)]
     pub protected: bool,
+    /// A protected VM's memory is this process's own, as of monitors that know no guest_memfd.
+    #[arg(long, requires = "protected")]
+    pub own_memory: bool,
     /// A disk: a raw file or a block device. May be given several times.
     #[arg(long, value_name = "FILE[,ro]", value_parser = disk)]
     pub disk: Vec<Disk>,

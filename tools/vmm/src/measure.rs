@@ -34,6 +34,7 @@ use vm_memory::{
 /// A file can't be read, or is too large; there is no such machine.
 pub fn measure(Measure { run, address_bits }: &Measure) -> Result<Value> {
     ensure!(run.protected, "what is measured is a protected VM (--protected)");
+    ensure!(!run.own_memory, "how much of --own-memory there is Linux decides, by huge pages");
     let bytes = run.sve.context("--sve, which the machine decides otherwise")?;
     let vq = Vq::from_vl(bytes);
     ensure!(bytes == 0 || vq.is_some(), "{bytes} bytes are no vector length");
@@ -147,6 +148,7 @@ mod tests {
             memory: 32 << 20,
             sve: Some(64),
             protected: true,
+            own_memory: false,
             disk: Vec::new(),
             net: Vec::new(),
             console: None,
@@ -237,6 +239,7 @@ mod tests {
             assert!(measure(&wanted).is_err());
         };
         refused(&|it| it.run.protected = false);
+        refused(&|it| it.run.own_memory = true);
         refused(&|it| it.run.sve = None);
         refused(&|it| it.run.sve = Some(17));
         refused(&|it| it.address_bits = 32);

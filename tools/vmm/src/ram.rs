@@ -1,6 +1,7 @@
 //! A VM and its memory.
 //!
-//! A normal VM's is this process's own. A protected one's is a file (guest_memfd), which this process fills before the VM runs;
+//! A normal VM's is this process's own. A protected one's is a file (guest_memfd), which this process fills before the VM runs, or
+//! its own as well (`--own-memory`);
 //! afterwards it finds there what the guest shares, and where it shares nothing an access is SIGBUS: who has a guest's
 //! rings and buffers in private memory ends with it.
 
@@ -64,7 +65,8 @@ pub fn virtual_machine(kvm: &Kvm, arguments: &Run) -> Result<(VmFd, u64)> {
 ///
 /// There is none, or none of a protected VM's kind.
 pub fn memory(vm: &VmFd, arguments: &Run) -> Result<GuestMemoryMmap> {
-    if arguments.protected { private(vm, arguments.memory) } else { own(vm, arguments.memory) }
+    let of_file = arguments.protected && !arguments.own_memory;
+    if of_file { private(vm, arguments.memory) } else { own(vm, arguments.memory) }
 }
 
 fn own(vm: &VmFd, bytes: u64) -> Result<GuestMemoryMmap> {
