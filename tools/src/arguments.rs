@@ -207,7 +207,7 @@ pub struct VmArgs {
     #[arg(long, conflicts_with_all = ["guests", "kills", "rounds", "compare"])]
     interactive: bool,
     /// A protected guest, of Debian's newest kernel.
-    #[arg(long, conflicts_with_all = ["guests", "kills", "rounds", "compare", "interactive"])]
+    #[arg(long, conflicts_with_all = ["guests", "rounds", "compare", "interactive"])]
     protected: bool,
 }
 
@@ -217,7 +217,7 @@ impl VmArgs {
         let guests = match self {
             Self { compare: true, .. } => linux::Guests::Scenarios,
             Self { interactive: true, .. } => linux::Guests::Shell,
-            Self { protected: true, .. } => linux::Guests::Protected { beside: true },
+            Self { protected: true, .. } => linux::Guests::Protected { beside: true, kills },
             _ => linux::Guests::Beside { guests, rounds, kills, debian: true },
         };
         let options = linux::Options {

@@ -30,6 +30,7 @@ const ENTRIES: &[&str] = &[
     "umbra_ioctl",
     "umbra_release",
     "umbra_read",
+    "umbra_pages",
     "umbra_run_page",
     "umbra_irqfd",
     "umbra_may_map",

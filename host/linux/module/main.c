@@ -5,6 +5,7 @@
 #include <linux/kvm_host.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
+#include <linux/moduleparam.h>
 #include <linux/mutex.h>
 #include <linux/preempt.h>
 #include <linux/rcupdate.h>
@@ -13,6 +14,7 @@
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/suspend.h>
+#include <linux/sysfs.h>
 #include <linux/uaccess.h>
 
 #if defined(CONFIG_VIRT_XFER_TO_GUEST_WORK)
@@ -181,6 +183,16 @@ void shim_vendor_uid(u32 function, u32 *uid)
 	uid[2] = res.a2;
 	uid[3] = res.a3;
 }
+
+/* Pages that VMs have now, for who looks whether they come back. */
+static int pages_get(char *buffer, const struct kernel_param *param)
+{
+	return sysfs_emit(buffer, "%llu\n", umbra_pages());
+}
+
+static const struct kernel_param_ops pages_ops = { .get = pages_get };
+module_param_cb(pages, &pages_ops, NULL, 0444);
+MODULE_PARM_DESC(pages, "pages that VMs have now");
 
 /* Whatever runs next, another kernel perhaps, finds no page that is a VM's. */
 static int reboots(struct notifier_block *block, unsigned long action, void *data)

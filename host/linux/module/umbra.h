@@ -30,6 +30,8 @@ long umbra_ioctl(u32 kind, void *object, u32 command, unsigned long argument);
 void umbra_release(u32 kind, void *object);
 /* Copies what is counted to user space: as many bytes as there are from @offset on, up to @bytes. Returns how many. */
 long umbra_read(u32 kind, void *object, u64 offset, unsigned long to, size_t bytes);
+/* Pages that VMs have now: the module's own, and pinned ones. In any context. */
+u64 umbra_pages(void);
 /* The page of a vCPU's kvm_run; 0: the object has none. */
 u64 umbra_run_page(u32 kind, void *object);
 

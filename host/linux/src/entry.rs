@@ -43,6 +43,12 @@ extern "C" fn umbra_exit() {
     }
 }
 
+/// Pages that VMs have now.
+#[unsafe(no_mangle)]
+extern "C" fn umbra_pages() -> u64 {
+    linux::pages_out()
+}
+
 /// The kernel ends, or another one takes its place.
 #[unsafe(no_mangle)]
 extern "C" fn umbra_shutdown() {

@@ -20,7 +20,7 @@
 //!
 //! | module | blocks | other | for |
 //! |---|---|---|---|
-//! | `entry.rs` | 10 | 20 | what C calls, and the objects that its files keep |
+//! | `entry.rs` | 10 | 21 | what C calls, and the objects that its files keep |
 //! | `gic.rs` | 4 | 2 | a GIC and the cells that it refers to, in one object |
 //! | `linux/events.rs` | 21 | 9 | C's files, sleepers, eventfds and work |
 //! | `linux/heap.rs` | 4 | 5 | the allocator, and single values in memory of their own |

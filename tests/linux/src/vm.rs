@@ -53,23 +53,30 @@ pub fn run(start: &Start) -> Result<(), Text> {
         if start.has("beside") {
             beside::run(start)?;
         }
+        kill(start, true)?;
     } else {
         if start.has("debian") {
             scenarios::debian()?;
         }
         beside::run(start)?;
         ends::ioctls(start.number("rounds").unwrap_or(8))?;
-        let kills = start.number("kills").unwrap_or(0);
-        ends::kill(kills)?;
-        seen::row("killed", &say::text(format_args!("{kills}")));
+        kill(start, false)?;
     }
     if is_umbra {
         unload()?;
     }
     if is_umbra && !start.has("shell") {
         load()?;
-        ends::leave_running()?;
+        ends::leave_running(start.has("protected"))?;
     }
+    Ok(())
+}
+
+/// As many monitors as are asked for, of which every other one may be a protected guest's.
+fn kill(start: &Start, protected: bool) -> Result<(), Text> {
+    let kills = start.number("kills").unwrap_or(0);
+    ends::kill(kills, protected)?;
+    seen::row("killed", &say::text(format_args!("{kills}")));
     Ok(())
 }
 
@@ -83,6 +90,14 @@ fn load() -> Result<(), Text> {
         Ok(()) => Ok(()),
         Err(error) => fail!("the module can't be loaded: {error:?}"),
     }
+}
+
+/// Pages that VMs have, as the module counts them: those that are pinned, and its own.
+fn held() -> Result<u64, Text> {
+    seen::with_file(c"/sys/module/umbra/parameters/pages", |text| match text.trim().parse() {
+        Ok(pages) => Ok(pages),
+        Err(_) => fail!("the module counts no pages: {text}"),
+    })
 }
 
 /// Every page is back, and the module can go.

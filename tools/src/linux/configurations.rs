@@ -75,17 +75,21 @@ pub const CONFIGURATIONS: &[Configuration] = &[
         Guests::Beside { guests: 1, rounds: 8, kills: 12, debian: false },
     ),
     vms("vm_as_on_linux_kvm", Guests::Scenarios),
-    vms("protected_debian", Guests::Protected { beside: false }),
+    vms("protected_debian", Guests::Protected { beside: false, kills: 6 }),
     long("vm_long_patterns", TWO_GUESTS),
     Configuration { vls: &[32, 256, 64, 128], ..long("vm_long_patterns_asym", TWO_GUESTS) },
     Configuration { debian: Debian::Newest, ..long("vm_long_patterns_newest", TWO_GUESTS) },
     Configuration {
         vls: &[32, 256, 64, 128],
-        ..long("vm_long_protected", Guests::Protected { beside: true })
+        ..long("vm_long_protected", Guests::Protected { beside: true, kills: 6 })
     },
     Configuration {
         debian: Debian::Newest,
-        ..long("vm_long_protected_newest", Guests::Protected { beside: true })
+        ..long("vm_long_protected_newest", Guests::Protected { beside: true, kills: 6 })
+    },
+    Configuration {
+        times: 1,
+        ..long("vm_long_protected_kills", Guests::Protected { beside: false, kills: 100 })
     },
     Configuration {
         debian: Debian::Newest,

@@ -130,6 +130,8 @@ pub enum Guests {
     Protected {
         /// And then one that keeps patterns in its registers while a normal one and the host do.
         beside: bool,
+        /// Monitors that are killed, every other one of a protected guest.
+        kills: u64,
     },
     /// One for a person, with a shell.
     Shell,
@@ -173,9 +175,9 @@ impl Guests {
                 )
             }
             Self::Scenarios => "vm scenarios".to_owned(),
-            Self::Protected { beside } => {
+            Self::Protected { beside, kills } => {
                 let beside = if beside { "beside ciphers guests=1 " } else { "" };
-                format!("withheld vm protected {beside}{patterns}")
+                format!("withheld vm protected {beside}kills={kills} {patterns}")
             }
             Self::Shell => "vm shell".to_owned(),
         }
@@ -221,7 +223,8 @@ impl Guests {
             expected.push(named("ioctls", "endured"));
             expected.push(named("killed", &kills.to_string()));
         }
-        if let Self::Protected { beside } = self {
+        if let Self::Protected { beside, kills } = self {
+            expected.push(named("killed", &kills.to_string()));
             expected.push(named("protected-VMs", "exact"));
             expected.push(named("ioctls", "endured"));
             let names = PROTECTED.iter().chain(&BESIDE[..1]).filter(|_| beside);
