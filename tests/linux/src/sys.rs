@@ -113,6 +113,12 @@ impl File {
         plain!(64, self.0, bytes.as_ptr(), bytes.len())
     }
 
+    /// What this process, and what it executes, hears comes from there.
+    pub fn becomes_input(&self) {
+        // Nobody could be told.
+        let _ = plain!(24, self.0, 0, 0);
+    }
+
     /// What this process, and what it executes, says goes there.
     pub fn becomes_output(&self) {
         for fd in [1, 2] {
@@ -372,9 +378,14 @@ pub fn handle(signal: Signal, handler: Handler) -> Result<(), Errno> {
     plain!(134, signal, action.as_ptr(), 0, 8).map(|_| ())
 }
 
-/// Turns the machine off, or restarts it. What was said has left the console by then (TCSBRK, tcdrain): Linux doesn't wait for it.
-pub fn end_machine(restart: bool) -> ! {
+/// Waits until what was said has left the console (TCSBRK, tcdrain).
+pub fn drain_console() {
     let _ = plain!(29, 1, 0x5409, 1);
+}
+
+/// Turns the machine off, or restarts it. What was said has left the console by then: Linux doesn't wait for it.
+pub fn end_machine(restart: bool) -> ! {
+    drain_console();
     let command = if restart { 0x0123_4567 } else { 0x4321_fedc_usize };
     let _ = plain!(142, 0xfee1_dead_usize, 0x2812_1969, command, 0);
     exit(1)

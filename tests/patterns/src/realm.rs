@@ -29,6 +29,8 @@ pub const DEBIAN: Guest = Guest {
         c"/guest-root",
         c"--net",
         c"tap=tap0",
+        c"--console",
+        c"virtio",
     ],
     command_line: &[CONSOLE, WORDS, c"realm echo ciphers cpus=2 times=1 processes=2 root"],
 };

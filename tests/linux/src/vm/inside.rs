@@ -12,6 +12,11 @@ use crate::start::Start;
 use crate::stress;
 use crate::sys::{self, Ended, File};
 
+/// What is said at the virtio console by who is about to listen there.
+pub const LISTENS: &str = "@seen what=hvc0 is=heard";
+/// And what that hears: a line.
+pub const SPOKEN: &str = "heard-as-well\n";
+
 /// What it is asked for.
 pub fn inside(start: &Start) -> Result<(), Text> {
     modules::load()?;
@@ -23,11 +28,7 @@ pub fn inside(start: &Start) -> Result<(), Text> {
         probe::run(start)?;
     }
     if start.has("hvc") {
-        let said = File::write_only(c"/dev/hvc0")
-            .and_then(|file| file.write(b"@seen what=hvc0 is=heard\n"));
-        if let Err(error) = said {
-            fail!("/dev/hvc0: {error:?}");
-        }
+        talk()?;
     }
     if let Some(bytes) = start.number("disk") {
         check_disk(&disk::Content { bytes, digest: start.number("digest").unwrap_or(0) })?;
@@ -66,6 +67,29 @@ fn measurement() -> Result<(), Text> {
         fail!("umbra_realm: {error:?}");
     }
     seen::file_row("rim", c"/sys/module/umbra_realm/parameters/rim")
+}
+
+/// Talks at the virtio console: a line out, a line in, and what that was out again, behind its echo.
+fn talk() -> Result<(), Text> {
+    let open = |file: Result<File, _>| {
+        file.map_err(|error| say::text(format_args!("/dev/hvc0: {error:?}")))
+    };
+    let (to, from) = (open(File::write_only(c"/dev/hvc0"))?, open(File::read_only(c"/dev/hvc0"))?);
+    let say = |line: &str| match to.write(line.as_bytes()) {
+        Ok(count) if count == line.len() => Ok(()),
+        other => fail!("/dev/hvc0: {other:?}"),
+    };
+    // What has been said elsewhere comes out of the same monitor, byte by byte.
+    sys::drain_console();
+    say(LISTENS)?;
+    say("\n")?;
+    let mut heard = [0; SPOKEN.len()];
+    let heard = from.read(&mut heard);
+    if heard != SPOKEN.as_bytes() {
+        fail!("/dev/hvc0 gives {heard:?}");
+    }
+    say("@seen what=hvc0-input is=")?;
+    say(SPOKEN)
 }
 
 /// Every byte of the disk is right, and what is written there is read again.

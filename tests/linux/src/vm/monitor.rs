@@ -6,11 +6,12 @@ use arrayvec::ArrayVec;
 use umbra_patterns::realm::CONSOLE;
 pub use umbra_patterns::realm::WORDS;
 
+use super::inside;
 use crate::fail;
 use crate::say::{self, CText, Text};
 use crate::sys::{self, Ended, File, Pid};
 
-/// The program, and a guest's kernel and initrd.
+/// The program.
 const PROGRAM: &CStr = c"/umbra-vmm";
 const BEGIN: [&CStr; 6] =
     [PROGRAM, c"run", c"--kernel", c"/guest-kernel", c"--initrd", c"/guest-initrd"];
@@ -34,6 +35,21 @@ pub fn command_line(parts: &[&CStr]) -> Result<CText, Text> {
 pub fn console_line(words: &[&CStr]) -> Result<CText, Text> {
     let parts: ArrayVec<_, 4> = [CONSOLE, WORDS].into_iter().chain(words.iter().copied()).collect();
     command_line(&parts)
+}
+
+/// A program that runs, and listens.
+pub struct Running {
+    /// Its process.
+    pub pid: Pid,
+    input: File,
+}
+
+impl Running {
+    /// Says something to it: to a monitor, what its guest hears at its console.
+    pub fn tell(&self, text: &str) {
+        // Who has ended hears nothing, and that shows.
+        let _ = self.input.write(text.as_bytes());
+    }
 }
 
 /// Runs a program with these arguments, of which the first is its path; its output goes to `output`, if there is one.
@@ -68,11 +84,11 @@ pub fn guest(machine: &[&CStr], command_line: &CStr, output: Option<&File>) -> R
     begin(&arguments(machine, command_line), output)
 }
 
-/// Runs a program, listens to it as [`listen`] does, and waits for its end. `f` is told which process it is, too.
+/// Runs a program, listens to it as [`listen`] does, and waits for its end. `f` is told which one it is, too.
 fn run(
     name: &str,
     arguments: &[&CStr],
-    mut f: impl FnMut(Pid, &str) -> Result<(), Text>,
+    mut f: impl FnMut(&Running, &str) -> Result<(), Text>,
 ) -> Result<Ended, Text> {
     let Ok((reader, writer)) = sys::pipe() else { fail!("no pipe") };
     let pid = begin(arguments, Some(&writer))?;
@@ -111,27 +127,31 @@ fn listen(
     Ok(())
 }
 
-/// Boots a guest, listens to it and waits for its end. `f` gets each line, and whose guest says it.
+/// Boots a guest, listens to it and waits for its end. `f` gets each line, and which monitor's guest says it.
 pub fn to_its_end(
     name: &str,
     machine: &[&CStr],
     command_line: &CStr,
-    f: impl FnMut(Pid, &str) -> Result<(), Text>,
+    f: impl FnMut(&Running, &str) -> Result<(), Text>,
 ) -> Result<Ended, Text> {
     run(name, &arguments(machine, command_line), f)
 }
 
-/// The same for a guest that has to say that all was well, and whose monitor ends with `status`.
+/// The same for a guest that has to say that all was well, and whose monitor ends with `status`. If it listens at its virtio
+/// console it hears what it expects there.
 pub fn well_to_its_end(
     name: &str,
     machine: &[&CStr],
     command_line: &CStr,
     status: u8,
-    mut f: impl FnMut(Pid, &str),
+    mut f: impl FnMut(&Running, &str),
 ) -> Result<(), Text> {
     let mut well = false;
     let ended = to_its_end(name, machine, command_line, |monitor, line| {
         well |= line == "@verdict ok";
+        if line == inside::LISTENS {
+            monitor.tell(inside::SPOKEN);
+        }
         f(monitor, line);
         Ok(())
     })?;

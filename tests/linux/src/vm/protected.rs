@@ -24,7 +24,7 @@ pub fn run(rounds: u64) -> Result<(), Text> {
     let mut looked = Ok(());
     let well = monitor::well_to_its_end(NAME, DEBIAN.machine, &line, 0, |monitor, line| {
         if line.starts_with("@seen what=Linux") {
-            looked = look(monitor);
+            looked = look(monitor.pid);
         }
     });
     looked?;
@@ -119,11 +119,11 @@ fn crash() -> Result<(), Text> {
     let line = monitor::console_line(&[c"realm wait"])?;
     let ended = monitor::to_its_end(NAME, DEBIAN.machine, &line, |monitor, line| {
         if line.starts_with("@seen what=waits") {
-            let limited = others::unlimited_core_of(monitor);
+            let limited = others::unlimited_core_of(monitor.pid);
             if let Err(error) = limited {
                 fail!("RLIMIT_CORE: {error:?}");
             }
-            sys::kill(monitor, sys::SIGABRT);
+            sys::kill(monitor.pid, sys::SIGABRT);
         }
         Ok(())
     })?;
