@@ -145,14 +145,20 @@ pub struct Programs {
 impl Programs {
     /// The initrd of the image `name`, with what the task needs: the kernel's drivers, or virtual machines.
     fn initrd(&self, kernel: &Kernel, task: &Task, name: &str) -> Result<Vec<u8>> {
-        let init = std::fs::read(&self.init)?;
-        let mut files = vec![("init".to_owned(), init)];
+        let init = ("init".to_owned(), std::fs::read(&self.init)?);
+        let mut files = vec![init.clone()];
         match task {
             Task::Patterns | Task::Withheld => {}
             Task::VirtualMachines(guests) => {
                 let vms = self.virtual_machines.as_ref().context("nothing for guests is built")?;
                 // The guest has the same program, and mostly the same kernel.
-                let (mut guest, other) = (files.clone(), guests.kernel()?);
+                if let Some(unaware) = guests.unaware_kernel()? {
+                    // It has no devices, and needs no drivers.
+                    let none = [init.clone(), ("modules".to_owned(), Vec::new())];
+                    files.push(("unaware-initrd".to_owned(), archive(&none)));
+                    files.push(("unaware-kernel".to_owned(), std::fs::read(&unaware.image)?));
+                }
+                let (mut guest, other) = (vec![init], guests.kernel()?);
                 let guest_kernel = other.as_ref().unwrap_or(kernel);
                 guest.extend(drivers(guest_kernel, &[kernel::GUEST, kernel::CIPHERS].concat())?);
                 if let Some(Ok(module)) = &self.realm {

@@ -17,7 +17,8 @@ pub const WORDS: &CStr = c"quiet panic=-1 rcupdate.rcu_cpu_stall_suppress=1 nowa
 /// Where it says something.
 pub const CONSOLE: &CStr = c"console=ttyS0";
 
-/// One with a disk of Debian's user space, whose checksums it finds right, and a network. It keeps patterns in its registers.
+/// One with a disk of Debian's user space, whose checksums it finds right, a network, and a virtio console, at which it talks. It keeps
+/// patterns in its registers.
 pub const DEBIAN: Guest = Guest {
     machine: &[
         c"--protected",
@@ -32,7 +33,7 @@ pub const DEBIAN: Guest = Guest {
         c"--console",
         c"virtio",
     ],
-    command_line: &[CONSOLE, WORDS, c"realm echo ciphers cpus=2 times=1 processes=2 root"],
+    command_line: &[CONSOLE, WORDS, c"realm hvc echo ciphers cpus=2 times=1 processes=2 root"],
 };
 
 /// One that keeps patterns in its registers while others do.

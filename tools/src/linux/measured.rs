@@ -39,7 +39,7 @@ pub fn compare(
     name: &str,
     console: &[String],
 ) -> Result<Option<Comparison>> {
-    let (Guests::Protected { beside }, Some(module)) = (guests, &programs.realm) else {
+    let (Guests::Protected { beside, .. }, Some(module)) = (guests, &programs.realm) else {
         return Ok(None);
     };
     if let Err(why) = module {

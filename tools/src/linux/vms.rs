@@ -68,9 +68,12 @@ const BESIDE: [&str; 4] = ["guest", "guest-2", "guest-3", "guest-4"];
 /// What protected guests are called.
 pub(super) const PROTECTED: [&str; 1] = ["protected"];
 
+/// One of a kernel that doesn't know that it is one.
+const UNAWARE: &str = "unaware";
+
 /// What guests are called, whose lines on the console begin so.
 pub fn guest_names() -> Vec<&'static str> {
-    BESIDE.into_iter().chain(PROTECTED).chain(scenarios::GUESTS).collect()
+    BESIDE.into_iter().chain(PROTECTED).chain([UNAWARE]).chain(scenarios::GUESTS).collect()
 }
 
 /// Gives a person the machine's console, to its end; whether QEMU ended by itself.
@@ -165,6 +168,16 @@ impl Guests {
         is_protected.then(|| build().map_err(|error| format!("{error:#}")))
     }
 
+    /// The kernel of a protected guest that doesn't know that it is one.
+    ///
+    /// # Errors
+    ///
+    /// It can't be had.
+    pub fn unaware_kernel(self) -> Result<Option<Kernel>> {
+        let is_protected = matches!(self, Self::Protected { .. });
+        is_protected.then(|| Kernel::debian(Debian::Release)).transpose()
+    }
+
     /// The words for our program.
     pub(super) fn words(self, patterns: &str) -> String {
         match self {
@@ -225,6 +238,7 @@ impl Guests {
         }
         if let Self::Protected { beside, kills } = self {
             expected.push(named("killed", &kills.to_string()));
+            expected.push(named(UNAWARE, "console-only"));
             expected.push(named("protected-VMs", "exact"));
             expected.push(named("ioctls", "endured"));
             let names = PROTECTED.iter().chain(&BESIDE[..1]).filter(|_| beside);

@@ -60,12 +60,16 @@ pub struct Run {
     #[arg(long, value_name = "BYTES")]
     pub sve: Option<u64>,
     /// A protected VM, whose memory and registers are out of the host's reach. Its kernel must know that, as a guest of Arm's
-    /// Confidential Compute Architecture (RSI).
+    /// Confidential Compute Architecture (RSI), or see `--unaware`.
     #[arg(long)]
     pub protected: bool,
     /// A protected VM's memory is this process's own, as of monitors that know no guest_memfd.
     #[arg(long, requires = "protected")]
     pub own_memory: bool,
+    /// The kernel of a protected VM doesn't know that: it finds the GIC and the serial port where it shares what it accesses, and
+    /// nothing else, as it shares no memory.
+    #[arg(long, requires = "protected", conflicts_with_all = ["disk", "net"])]
+    pub unaware: bool,
     /// A disk: a raw file or a block device. May be given several times.
     #[arg(long, value_name = "FILE[,ro]", value_parser = disk)]
     pub disk: Vec<Disk>,
@@ -129,7 +133,8 @@ impl Run {
         // All that devices read and write goes through buffers that a protected guest shares. As many as Linux sets aside by itself
         // are too few for a network's (7.3), and its own default, 32768 of 2 KiB, it takes for no wish.
         let says_so = self.cmdline.split_whitespace().any(|word| word.starts_with("swiotlb="));
-        let buffers = if self.protected && !says_so { "swiotlb=16384 " } else { "" };
+        let buffers =
+            if self.protected && !self.unaware && !says_so { "swiotlb=16384 " } else { "" };
         format!("{console} {buffers}{}", self.cmdline).trim_end().to_owned()
     }
 }
@@ -217,6 +222,8 @@ mod tests {
         let line = |words| run(words).unwrap().command_line();
         assert_eq!(line("--protected --cmdline quiet"), "console=ttyS0 swiotlb=16384 quiet");
         assert_eq!(line("--protected --cmdline swiotlb=9"), "console=ttyS0 swiotlb=9");
+        assert_eq!(line("--protected --unaware --cmdline quiet"), "console=ttyS0 quiet");
+        assert!(run("--unaware").is_err() && run("--protected --unaware --disk a").is_err());
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub struct Start {
     pub tree: u64,
 }
 
-/// Puts everything into memory, and touches no page of it beside.
+/// Puts everything into memory, and touches no page of it beside. `alias` is the bit by which a protected guest tells what it shares.
 ///
 /// # Errors
 ///
@@ -34,6 +34,7 @@ pub fn load<M: GuestMemoryBackend>(
     arguments: &Run,
     memory: &M,
     affinities: &[u64],
+    alias: u64,
 ) -> Result<Start> {
     let complain = |path: &Path| path.display().to_string();
     let kernel = load_kernel(&arguments.kernel, memory);
@@ -61,6 +62,7 @@ pub fn load<M: GuestMemoryBackend>(
         initrd,
         virtio: devices::count(arguments),
         protected: arguments.protected,
+        alias: if arguments.unaware { alias } else { 0 },
     };
     let blob = tree.write()?;
     ensure!(blob.len() as u64 <= layout::GRANULE, "the device tree has {} bytes", blob.len());

@@ -50,6 +50,11 @@ pub fn make(arguments: &Run, input: Option<UnixStream>, output: Output) -> Resul
         let device = VirtioConsole::new(input, output, counters.clone()).context("the console")?;
         all.push((Box::new(device), counters));
     }
+    if arguments.unaware {
+        // What reads and writes its memory would find nothing there.
+        ensure!(all.is_empty(), "a guest that shares no memory can have no virtio devices");
+        return Ok(all);
+    }
     let rng = counters("rng", 0);
     all.push((Box::new(Rng::new(rng.clone())), rng));
     ensure!(all.len() <= layout::VIRTIO_DEVICES, "{} devices are too many", all.len());

@@ -74,7 +74,7 @@ pub fn run(arguments: &Run) -> Result<End> {
         .collect::<Result<Vec<_>>>()?;
 
     let affinities = vcpus.iter().map(affinity).collect::<Result<Vec<_>>>()?;
-    let Start { entry, tree } = boot::load(arguments, &memory, &affinities)?;
+    let Start { entry, tree } = boot::load(arguments, &memory, &affinities, alias)?;
     let first = vcpus.first().context("no vCPU")?;
     first.set_one_reg(PC, &entry.to_le_bytes()).context("PC")?;
     first.set_one_reg(X0, &tree.to_le_bytes()).context("x0")?;

@@ -45,7 +45,7 @@ pub fn measure(Measure { run, address_bits }: &Measure) -> Result<Value> {
     let affinities: Vec<_> = (0..run.cpus.into()).map(boot::affinity).collect();
     let ranges = [(GuestAddress(layout::RAM), usize::try_from(run.memory)?)];
     let memory = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&ranges).context("memory")?;
-    let start = boot::load(run, &memory, &affinities)?;
+    let start = boot::load(run, &memory, &affinities, 1 << (address_bits - 1))?;
 
     let mut rim = Rim([0; 32]);
     rim.enter(&Record::Create { ipa_width: (*address_bits).into() });
@@ -149,6 +149,7 @@ mod tests {
             sve: Some(64),
             protected: true,
             own_memory: false,
+            unaware: false,
             disk: Vec::new(),
             net: Vec::new(),
             console: None,

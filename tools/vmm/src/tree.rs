@@ -20,6 +20,8 @@ pub struct Tree<'a> {
     pub virtio: usize,
     /// Whether the guest is a protected one, which has firmware where others have a hypervisor.
     pub protected: bool,
+    /// What devices' addresses have on top: for one that doesn't know that it is protected, the bit of what it shares.
+    pub alias: u64,
 }
 
 const GIC: u32 = 1;
@@ -40,6 +42,11 @@ impl Tree<'_> {
         self.nodes().map_err(|error| anyhow::anyhow!("{error}")).context("the device tree")
     }
 
+    /// The name of a device's node.
+    fn node(&self, name: &str, address: u64) -> String {
+        format!("{name}@{:x}", self.alias | address)
+    }
+
     fn nodes(&self) -> Result<Vec<u8>, Error> {
         let mut fdt = FdtWriter::new()?;
         let root = fdt.begin_node("")?;
@@ -51,7 +58,7 @@ impl Tree<'_> {
 
         let chosen = fdt.begin_node("chosen")?;
         fdt.property_string("bootargs", self.command_line)?;
-        fdt.property_string("stdout-path", &format!("/serial@{:x}", layout::SERIAL))?;
+        fdt.property_string("stdout-path", &format!("/{}", self.node("serial", layout::SERIAL)))?;
         if let Some((start, bytes)) = self.initrd {
             fdt.property_u64("linux,initrd-start", start)?;
             fdt.property_u64("linux,initrd-end", start + bytes)?;
@@ -93,12 +100,13 @@ impl Tree<'_> {
         fdt.property_null("always-on")?;
         fdt.end_node(timer)?;
 
-        let gic = fdt.begin_node(&format!("interrupt-controller@{:x}", layout::GICD))?;
+        let gic = fdt.begin_node(&self.node("interrupt-controller", layout::GICD))?;
         fdt.property_string("compatible", "arm,gic-v3")?;
         fdt.property_null("interrupt-controller")?;
         fdt.property_u32("#interrupt-cells", 3)?;
         let redistributors = layout::GICR_BYTES * self.cpus.len() as u64;
-        let frames = [layout::GICD, layout::GICD_BYTES, layout::GICR, redistributors];
+        let [distributor, first] = [layout::GICD, layout::GICR].map(|frame| self.alias | frame);
+        let frames = [distributor, layout::GICD_BYTES, first, redistributors];
         fdt.property_array_u64("reg", &frames)?;
         fdt.property_phandle(GIC)?;
         fdt.end_node(gic)?;
@@ -110,18 +118,19 @@ impl Tree<'_> {
         fdt.property_phandle(CLOCK)?;
         fdt.end_node(clock)?;
 
-        let serial = fdt.begin_node(&format!("serial@{:x}", layout::SERIAL))?;
+        let serial = fdt.begin_node(&self.node("serial", layout::SERIAL))?;
         fdt.property_string("compatible", "ns16550a")?;
-        fdt.property_array_u64("reg", &[layout::SERIAL, layout::SERIAL_BYTES])?;
+        let serial_at = self.alias | layout::SERIAL;
+        fdt.property_array_u64("reg", &[serial_at, layout::SERIAL_BYTES])?;
         fdt.property_array_u32("interrupts", &[SPI, layout::SERIAL_SPI, EDGE])?;
         fdt.property_u32("clocks", CLOCK)?;
         fdt.end_node(serial)?;
 
         for index in 0..self.virtio {
             let (address, spi) = layout::virtio(index);
-            let device = fdt.begin_node(&format!("virtio_mmio@{address:x}"))?;
+            let device = fdt.begin_node(&self.node("virtio_mmio", address))?;
             fdt.property_string("compatible", "virtio,mmio")?;
-            fdt.property_array_u64("reg", &[address, layout::VIRTIO_BYTES])?;
+            fdt.property_array_u64("reg", &[self.alias | address, layout::VIRTIO_BYTES])?;
             fdt.property_array_u32("interrupts", &[SPI, spi, EDGE])?;
             fdt.property_null("dma-coherent")?;
             fdt.end_node(device)?;
@@ -151,6 +160,7 @@ mod tests {
             initrd: Some((0x9000_0000, 0x1234)),
             virtio: 3,
             protected: false,
+            alias: 0,
         };
         let blob = tree.write().unwrap();
         let fdt = Fdt::new(&blob).unwrap();
@@ -176,6 +186,33 @@ mod tests {
     }
 
     #[test]
+    fn devices_are_where_a_guest_shares_what_it_accesses() {
+        let tree = Tree {
+            command_line: "",
+            cpus: &[0],
+            memory: 1 << 30,
+            initrd: None,
+            virtio: 0,
+            protected: true,
+            alias: 1 << 40,
+        };
+        let blob = tree.write().unwrap();
+        let fdt = Fdt::new(&blob).unwrap();
+        let value = |path: &str, name: &str| {
+            let node = fdt.find_node(path).unwrap_or_else(|| panic!("{path}"));
+            node.property(name).unwrap_or_else(|| panic!("{path}: {name}")).value().to_vec()
+        };
+        assert_eq!(cells(&value("/serial@10009000000", "reg"))[..2], [0x100, 0x0900_0000]);
+        let frames = cells(&value("/interrupt-controller@10008000000", "reg"));
+        assert_eq!(
+            (&frames[..2], &frames[4..6]),
+            (&[0x100, 0x0800_0000][..], &[0x100, 0x080a_0000][..])
+        );
+        assert_eq!(value("/chosen", "stdout-path"), b"/serial@10009000000\0");
+        assert_eq!(cells(&value("/memory@80000000", "reg"))[..2], [0, 0x8000_0000]);
+    }
+
+    #[test]
     fn a_command_line_has_no_zero_in_it() {
         let tree = Tree {
             command_line: "a\0b",
@@ -184,6 +221,7 @@ mod tests {
             initrd: None,
             virtio: 0,
             protected: false,
+            alias: 0,
         };
         assert!(tree.write().is_err());
     }

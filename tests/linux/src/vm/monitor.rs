@@ -13,8 +13,10 @@ use crate::sys::{self, Ended, File, Pid};
 
 /// The program.
 const PROGRAM: &CStr = c"/umbra-vmm";
-const BEGIN: [&CStr; 6] =
-    [PROGRAM, c"run", c"--kernel", c"/guest-kernel", c"--initrd", c"/guest-initrd"];
+/// What guests boot: kernel and initrd.
+const BOOTED: [&CStr; 2] = [c"/guest-kernel", c"/guest-initrd"];
+/// And a protected one that doesn't know that it is.
+const UNAWARE: [&CStr; 2] = [c"/unaware-kernel", c"/unaware-initrd"];
 /// Arguments at most.
 const ARGUMENTS: usize = 32;
 
@@ -54,11 +56,23 @@ impl Running {
 
 /// Runs a program with these arguments, of which the first is its path; its output goes to `output`, if there is one.
 pub fn begin(arguments: &[&CStr], output: Option<&File>) -> Result<Pid, Text> {
+    begin_with(arguments, None, output)
+}
+
+/// The same, and it hears what comes from `input`.
+fn begin_with(
+    arguments: &[&CStr],
+    input: Option<&File>,
+    output: Option<&File>,
+) -> Result<Pid, Text> {
     let mut list: ArrayVec<_, ARGUMENTS> = arguments.iter().map(|text| text.as_ptr()).collect();
     list.push(core::ptr::null());
     match sys::fork() {
         Ok(Some(pid)) => Ok(pid),
         Ok(None) => {
+            if let Some(input) = input {
+                input.becomes_input();
+            }
             if let Some(output) = output {
                 output.becomes_output();
             }
@@ -75,8 +89,10 @@ fn arguments<'a>(
     machine: &[&'a CStr],
     command_line: &'a CStr,
 ) -> ArrayVec<&'a CStr, { ARGUMENTS - 1 }> {
+    let [kernel, initrd] = if machine.contains(&c"--unaware") { UNAWARE } else { BOOTED };
+    let begin = [PROGRAM, c"run", c"--kernel", kernel, c"--initrd", initrd];
     let machine = machine.iter().copied();
-    BEGIN.into_iter().chain(machine).chain([c"--cmdline", command_line]).collect()
+    begin.into_iter().chain(machine).chain([c"--cmdline", command_line]).collect()
 }
 
 /// Begins with a guest, by its machine's arguments and its command line.
@@ -91,9 +107,11 @@ fn run(
     mut f: impl FnMut(&Running, &str) -> Result<(), Text>,
 ) -> Result<Ended, Text> {
     let Ok((reader, writer)) = sys::pipe() else { fail!("no pipe") };
-    let pid = begin(arguments, Some(&writer))?;
-    drop(writer);
-    listen(name, &reader, |line| f(pid, line))?;
+    let Ok((heard, input)) = sys::pipe() else { fail!("no pipe") };
+    let pid = begin_with(arguments, Some(&heard), Some(&writer))?;
+    drop((writer, heard));
+    let running = Running { pid, input };
+    listen(name, &reader, |line| f(&running, line))?;
     sys::wait(pid).map_err(|error| say::text(format_args!("wait: {error:?}")))
 }
 

@@ -11,13 +11,17 @@ use crate::seen;
 use crate::sys::{self, Ended, Errno, File, Pid, others};
 
 const NAME: &str = "protected";
+/// One whose kernel knows nothing of realms, and has a console alone.
+const UNAWARE: &str = "unaware";
+const UNAWARE_MACHINE: [&CStr; 6] =
+    [c"--protected", c"--unaware", c"--memory", c"192M", c"--cpus", c"2"];
 /// From one try to read its memory to the next, in bytes.
 const STEP: usize = 1 << 20;
 /// What no mapping of page frames lets anybody do: EFAULT.
 const REFUSED: Errno = Errno(14);
 
 /// It comes up, with SVE, disk and network, keeps its patterns while its host looks for its memory, and goes. Another one's monitor
-/// crashes.
+/// crashes, and a third is not aware of what it is.
 pub fn run(rounds: u64) -> Result<(), Text> {
     let echo = network::begin()?;
     let line = monitor::command_line(DEBIAN.command_line)?;
@@ -31,6 +35,9 @@ pub fn run(rounds: u64) -> Result<(), Text> {
     well?;
     network::end(echo)?;
     crash()?;
+    let line = monitor::console_line(&[c"cpus=2 times=1 processes=1"])?;
+    monitor::well_to_its_end(UNAWARE, &UNAWARE_MACHINE, &line, 0, |_, _| {})?;
+    seen::row(UNAWARE, "console-only");
     ends::ioctls(rounds)
 }
 
