@@ -175,15 +175,20 @@ impl Round {
     fn begin(&self, rng: &mut Rng) {
         // SAFETY: a path.
         let kvm = unsafe { libc::open(c"/dev/kvm".as_ptr(), libc::O_RDWR) };
-        // A protected one, perhaps, if there are any.
+        // A protected one, perhaps, if there are any, with a file or without.
         let mut vm = if rng.bool() { self.ioctl(kvm, CREATE_VM, PROTECTED) } else { -1 };
-        if vm >= 0 {
+        let is_protected = vm >= 0;
+        if is_protected && rng.bool() {
             self.give_file(rng, vm);
         } else {
-            vm = self.ioctl(kvm, CREATE_VM, 0);
+            if !is_protected {
+                vm = self.ioctl(kvm, CREATE_VM, 0);
+            }
             let region = [0_u64, MEMORY, USER_BYTES as u64, self.memory as u64];
             self.ioctl(vm, SET_USER_MEMORY_REGION, region.as_ptr() as u64);
         }
+        // What is there is a protected one's payload.
+        self.ioctl(vm, PREFERRED_TARGET, self.memory as u64 + rng.u64(..64) * 0x1_0000);
         self.files[0].store(kvm, Relaxed);
         self.files[1].store(vm, Relaxed);
         for n in 0..2 {
@@ -223,8 +228,6 @@ impl Round {
         let mut region = [0_u64; 20];
         region[..6].copy_from_slice(&[1 << 34, MEMORY, USER_BYTES as u64, 0, 0, file as u64]);
         self.ioctl(vm, SET_USER_MEMORY_REGION2, region.as_ptr() as u64);
-        // What is there is its payload.
-        self.ioctl(vm, PREFERRED_TARGET, self.memory as u64 + rng.u64(..64) * 0x1_0000);
         self.keep(rng, file);
     }
 

@@ -68,12 +68,18 @@ const BESIDE: [&str; 4] = ["guest", "guest-2", "guest-3", "guest-4"];
 /// What protected guests are called.
 pub(super) const PROTECTED: [&str; 1] = ["protected"];
 
-/// One of a kernel that doesn't know that it is one.
+/// One of a kernel that doesn't know that it is one, and one in its monitor's own memory.
 const UNAWARE: &str = "unaware";
+const OWN_MEMORY: &str = "own-memory";
 
 /// What guests are called, whose lines on the console begin so.
 pub fn guest_names() -> Vec<&'static str> {
-    BESIDE.into_iter().chain(PROTECTED).chain([UNAWARE]).chain(scenarios::GUESTS).collect()
+    BESIDE
+        .into_iter()
+        .chain(PROTECTED)
+        .chain([UNAWARE, OWN_MEMORY])
+        .chain(scenarios::GUESTS)
+        .collect()
 }
 
 /// Gives a person the machine's console, to its end; whether QEMU ended by itself.
@@ -239,6 +245,7 @@ impl Guests {
         if let Self::Protected { beside, kills } = self {
             expected.push(named("killed", &kills.to_string()));
             expected.push(named(UNAWARE, "console-only"));
+            expected.push(named(OWN_MEMORY, "well"));
             expected.push(named("protected-VMs", "exact"));
             expected.push(named("ioctls", "endured"));
             let names = PROTECTED.iter().chain(&BESIDE[..1]).filter(|_| beside);

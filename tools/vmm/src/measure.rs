@@ -174,6 +174,7 @@ mod tests {
             initrd: Some((initrd_at, 5000)),
             virtio: 1,
             protected: true,
+            alias: 0,
         };
         let mut value: Value = [0; 32];
         let mut enter = |record: &Record| value = Sha256::digest(input(&value, record)).into();

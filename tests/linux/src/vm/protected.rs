@@ -15,13 +15,17 @@ const NAME: &str = "protected";
 const UNAWARE: &str = "unaware";
 const UNAWARE_MACHINE: [&CStr; 6] =
     [c"--protected", c"--unaware", c"--memory", c"192M", c"--cpus", c"2"];
+/// One whose memory is its monitor's own, which its kernel shares with its disk from there.
+const OWN: &str = "own-memory";
+const OWN_MACHINE: [&CStr; 6] =
+    [c"--protected", c"--own-memory", c"--memory", c"256M", c"--disk", c"/guest-root"];
 /// From one try to read its memory to the next, in bytes.
 const STEP: usize = 1 << 20;
 /// What no mapping of page frames lets anybody do: EFAULT.
 const REFUSED: Errno = Errno(14);
 
 /// It comes up, with SVE, disk and network, keeps its patterns while its host looks for its memory, and goes. Another one's monitor
-/// crashes, and a third is not aware of what it is.
+/// crashes, a third is not aware of what it is, and a fourth has its monitor's memory.
 pub fn run(rounds: u64) -> Result<(), Text> {
     let echo = network::begin()?;
     let line = monitor::command_line(DEBIAN.command_line)?;
@@ -38,6 +42,9 @@ pub fn run(rounds: u64) -> Result<(), Text> {
     let line = monitor::console_line(&[c"cpus=2 times=1 processes=1"])?;
     monitor::well_to_its_end(UNAWARE, &UNAWARE_MACHINE, &line, 0, |_, _| {})?;
     seen::row(UNAWARE, "console-only");
+    let line = monitor::console_line(&[c"realm root"])?;
+    monitor::well_to_its_end(OWN, &OWN_MACHINE, &line, 0, |_, _| {})?;
+    seen::row(OWN, "well");
     ends::ioctls(rounds)
 }
 
