@@ -206,6 +206,10 @@ pub struct VmArgs {
     /// A guest with a shell of Debian's, on this terminal.
     #[arg(long, conflicts_with_all = ["guests", "kills", "rounds", "compare"])]
     interactive: bool,
+    /// What it costs to boot a guest of Debian's newest kernel to user space, protected and not, beside Linux's own KVM: one CPU,
+    /// instructions counted.
+    #[arg(long, conflicts_with_all = ["guests", "kills", "rounds", "compare", "interactive", "protected"])]
+    costs: bool,
     /// A protected guest, of Debian's newest kernel.
     #[arg(long, conflicts_with_all = ["guests", "rounds", "compare", "interactive"])]
     protected: bool,
@@ -217,6 +221,7 @@ impl VmArgs {
         let guests = match self {
             Self { compare: true, .. } => linux::Guests::Scenarios,
             Self { interactive: true, .. } => linux::Guests::Shell,
+            Self { costs: true, .. } => linux::Guests::Costs,
             Self { protected: true, .. } => linux::Guests::Protected { beside: true, kills },
             _ => linux::Guests::Beside { guests, rounds, kills, debian: true },
         };

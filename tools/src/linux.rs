@@ -6,6 +6,7 @@
 
 mod compare;
 mod configurations;
+mod costs;
 mod devices;
 mod measured;
 mod root;
@@ -298,6 +299,9 @@ pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
             _ => None,
         },
     };
+    if matches!(options.task, Task::VirtualMachines(Guests::Costs)) {
+        return costs::compare(qemu, request, &programs, &kernel, options);
+    }
     if request.machine.icount {
         return compare::compare(qemu, request, &programs, &kernel, options);
     }
@@ -327,7 +331,11 @@ pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
         && failure.is_none()
         && let Some(measured) = measured::compare(&programs, guests, "linux", &console)?
     {
-        println!("{}", measured.left_out.unwrap_or(measured.table));
+        let both = format!(
+            "measurements that protected guests read, and from their files:\n{}",
+            measured.table
+        );
+        println!("{}", measured.left_out.unwrap_or(both));
         failure = measured.wrong;
     }
     if failure.is_none() && matches!(options.task, Task::VirtualMachines(Guests::Scenarios)) {

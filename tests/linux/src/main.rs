@@ -21,7 +21,7 @@
 //! | `reboot` | end with a reset instead of a power-off |
 //! | `bench` | measure |
 //! | `devices` | use the disks and the network instead of the patterns ([`devices`]) |
-//! | `vm` | run virtual machines ([`vm`]): `guests=N` beside the patterns, `rounds=N` of random ioctls, `kills=N` monitors; or `scenarios`, or a `shell` |
+//! | `vm` | run virtual machines ([`vm`]): `guests=N` beside the patterns, `rounds=N` of random ioctls, `kills=N` monitors; or `scenarios`, what a boot `costs`, or a `shell` |
 //! | `el2` | it runs at EL2, and has Linux's own KVM |
 //! | `guest` | it is a virtual machine, and may `probe`, `echo`, `wait`, use a disk's `root` or a `shell` there, and fill patterns |
 //! | `ciphers` | the kernel's ciphers are among what happens to the patterns ([`cipher`]) |

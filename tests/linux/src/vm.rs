@@ -5,6 +5,7 @@
 //! console comes through its monitor's output, line by line, with its name before it.
 
 mod beside;
+mod costs;
 mod ends;
 mod inside;
 mod monitor;
@@ -48,6 +49,8 @@ pub fn run(start: &Start) -> Result<(), Text> {
         scenarios::run()?;
     } else if start.has("shell") {
         scenarios::shell()?;
+    } else if start.has("costs") {
+        costs::run(is_umbra)?;
     } else if start.has("protected") {
         protected::run(start.number("rounds").unwrap_or(8))?;
         if start.has("beside") {
@@ -65,7 +68,7 @@ pub fn run(start: &Start) -> Result<(), Text> {
     if is_umbra {
         unload()?;
     }
-    if is_umbra && !start.has("shell") {
+    if is_umbra && !start.has("shell") && !start.has("costs") {
         load()?;
         ends::leave_running(start.has("protected"))?;
     }

@@ -25,8 +25,7 @@ pub struct Comparison {
     pub wrong: Option<String>,
 }
 
-const COLUMNS: &Columns =
-    &[("guest", "guest"), ("read", "measured, as it reads it"), ("computed", "from its files")];
+const COLUMNS: &Columns = &[("guest", "guest"), ("read", "read"), ("computed", "computed")];
 
 /// Compares, for guests that are protected, if all of them came to their end. `name` is the image's that they were in.
 ///

@@ -71,15 +71,13 @@ pub(super) const PROTECTED: [&str; 1] = ["protected"];
 /// One of a kernel that doesn't know that it is one, and one in its monitor's own memory.
 const UNAWARE: &str = "unaware";
 const OWN_MEMORY: &str = "own-memory";
+/// One whose boot is compared with a protected one's.
+const NORMAL: &str = "normal";
 
 /// What guests are called, whose lines on the console begin so.
 pub fn guest_names() -> Vec<&'static str> {
-    BESIDE
-        .into_iter()
-        .chain(PROTECTED)
-        .chain([UNAWARE, OWN_MEMORY])
-        .chain(scenarios::GUESTS)
-        .collect()
+    let others = [UNAWARE, OWN_MEMORY, NORMAL];
+    BESIDE.into_iter().chain(PROTECTED).chain(others).chain(scenarios::GUESTS).collect()
 }
 
 /// Gives a person the machine's console, to its end; whether QEMU ended by itself.
@@ -142,6 +140,8 @@ pub enum Guests {
         /// Monitors that are killed, every other one of a protected guest.
         kills: u64,
     },
+    /// A normal one and a protected one that come up to user space, and no further.
+    Costs,
     /// One for a person, with a shell.
     Shell,
 }
@@ -152,7 +152,7 @@ impl Guests {
         match self {
             Self::Shell => "quiet loglevel=1",
             // There are protected VMs where no device reaches all memory.
-            Self::Protected { .. } => "umbra.dma=isolate",
+            Self::Protected { .. } | Self::Costs => "umbra.dma=isolate",
             Self::Beside { .. } | Self::Scenarios => "",
         }
     }
@@ -163,7 +163,7 @@ impl Guests {
     ///
     /// It can't be had.
     pub fn kernel(self) -> Result<Option<Kernel>> {
-        let is_protected = matches!(self, Self::Protected { .. });
+        let is_protected = matches!(self, Self::Protected { .. } | Self::Costs);
         is_protected.then(|| Kernel::debian(Debian::Newest)).transpose()
     }
 
@@ -198,6 +198,7 @@ impl Guests {
                 let beside = if beside { "beside ciphers guests=1 " } else { "" };
                 format!("withheld vm protected {beside}kills={kills} {patterns}")
             }
+            Self::Costs => "withheld vm costs".to_owned(),
             Self::Shell => "vm shell".to_owned(),
         }
     }
@@ -210,7 +211,7 @@ impl Guests {
             anyhow::Ok(("guest-root".to_owned(), content))
         };
         Ok(match self {
-            Self::Beside { debian: false, .. } => Vec::new(),
+            Self::Beside { debian: false, .. } | Self::Costs => Vec::new(),
             Self::Beside { .. } | Self::Protected { .. } | Self::Shell => vec![root()?],
             Self::Scenarios => {
                 let disk = devices::noise(DISK_BYTES, 3);

@@ -5,6 +5,7 @@
 //! | `end` | why: `off`, `reset`, `stopped`, `broken: …`, `failed: …` |
 //! | `vcpus` | how many there were |
 //! | `protected` | of a protected one: what it is measured by beside its arguments, as `umbra-vmm measure` takes it: `address_bits`, `sve` |
+//! | `began` | nanoseconds of CLOCK_MONOTONIC when its first vCPU began to run; 0: none has |
 //! | `mmio_reads`, `mmio_writes` | exits for loads and stores that no eventfd took |
 //! | `system_events` | exits because the guest turned itself off or reset itself |
 //! | `interrupted` | exits because a signal came |
@@ -20,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 use crate::stats::Stats;
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -97,9 +99,19 @@ pub struct Counters {
     pub others: AtomicU64,
     /// Bytes that the guest has sent to the terminal.
     pub console: AtomicU64,
+    /// When the first of them began to run, in nanoseconds of CLOCK_MONOTONIC.
+    pub began: AtomicU64,
 }
 
 impl Counters {
+    /// One begins to run.
+    pub fn begin(&self) {
+        let now = clock_gettime(ClockId::Monotonic);
+        let now = (now.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec as u64);
+        // It was another one, perhaps.
+        let _ = self.began.compare_exchange(0, now, Relaxed, Relaxed);
+    }
+
     /// One more.
     pub fn count(counter: &AtomicU64) {
         counter.fetch_add(1, Relaxed);
@@ -219,6 +231,7 @@ impl Report {
         json!({
             "vcpus": self.vcpus,
             "protected": self.protected.map(decided),
+            "began": counters.began.load(Relaxed),
             "mmio_reads": counters.reads.load(Relaxed),
             "mmio_writes": counters.writes.load(Relaxed),
             "system_events": counters.system_events.load(Relaxed),
@@ -257,6 +270,9 @@ mod tests {
         let line: Value = serde_json::from_str(&report.line(&End::Stopped)).unwrap();
         assert_eq!(line["end"], "stopped");
         assert_eq!(line["vcpus"], 2);
+        assert_eq!(line["began"], 0);
+        report.counters.begin();
+        assert_ne!(report.value()["began"], 0);
         assert_eq!(line["protected"], json!({ "address_bits": 40, "sve": 256 }));
         assert_eq!(line["devices"][0]["name"], "block0");
         assert_eq!(line["devices"][0]["bytes"], 512);

@@ -71,6 +71,7 @@ pub fn start(
         let _live = Live::new(surroundings.gate.clone());
         let _alarm = Alarm::new(notices.clone());
         let _kickable = Kickable::new(&mut vcpu);
+        surroundings.counters.begin();
         if let Some(end) = go_on(&mut vcpu, &surroundings) {
             // If nobody listens the machine has ended already.
             let _ = notices.send(Notice::End(end));
