@@ -1,7 +1,7 @@
 //! What a protected VM is measured by ([`umbra_shared::measurement`]), computed from its files: what its guest reads as RSI's initial
 //! measurement (RIM) if its host has built what it was asked for.
 //!
-//! It is made of what [`crate::machine`] does with a protected VM, and of what hyp and the kernel module make of that:
+//! It is made of what `machine.rs` does with a protected VM, and of what hyp and the kernel module make of that:
 //!
 //! 1. the VM, with the bits of address that the machine has for it;
 //! 2. vCPUs but the first, which are off, and then the first, with its entry and x0: when it runs it is known;
@@ -107,7 +107,7 @@ mod tests {
     const PAGE: u64 = PAGE_SIZE as u64;
     const BLOCK: u64 = BLOCK_PAGES * PAGE;
 
-    /// A folder of this test's own, without which a file of another's is measured.
+    /// A folder of one test's own: tests run at the same time.
     struct Files(PathBuf);
 
     impl Files {
