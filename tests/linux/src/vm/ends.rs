@@ -66,11 +66,12 @@ impl Pages {
 }
 
 impl Monitor {
-    /// That of a guest that nobody listens to.
+    /// That of a guest that nobody listens to, and that goes on until it is killed.
     fn unheard() -> Result<Self, Text> {
+        let line = monitor::command_line(&[monitor::WORDS, c"wait"])?;
         match File::write_only(c"/dev/null") {
             Ok(nobody) => {
-                let pid = monitor::guest(&monitor::MACHINE, c"quiet", Some(&nobody))?;
+                let pid = monitor::guest(&monitor::MACHINE, &line, Some(&nobody))?;
                 Ok(Self { pid, says: None })
             }
             Err(error) => fail!("/dev/null: {error:?}"),
