@@ -32,7 +32,7 @@ use umbra_shared::{
     call::{Start, VcpuIndex, VmHandle},
     error::Error,
     exit::{ExitInfo, MmioAccess, NO_DEADLINE, Reason, RunFlags, SystemEvent},
-    flags::CALL_REGISTERS,
+    flags::{CALL_REGISTERS, FlagShadowPage},
     interrupt::{Entry, MAX_ENTRIES, Signalled, States},
     vcpu::VcpuFeatures,
 };
@@ -239,6 +239,11 @@ impl Vcpu {
     /// Whether the last exit left something open that [`LoadedVcpu::finish`] would finish, or another run.
     pub fn is_open(&self) -> bool {
         self.open != Open::Nothing
+    }
+
+    /// Its flag-shadow page.
+    pub const fn flag_page(&self) -> &'static FlagShadowPage {
+        self.fp.page()
     }
 
     fn is_finished(&mut self) {

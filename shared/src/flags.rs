@@ -149,6 +149,15 @@ impl FlagShadowPage {
         }
     }
 
+    /// Whatever is in it.
+    pub fn words(&self) -> impl Iterator<Item = u64> {
+        let lines = [&self.host, &self.hyp];
+        let lines =
+            lines.into_iter().flat_map(|line| [&line.word].into_iter().chain(&line.reserved));
+        let words = lines.chain(&self.registers).chain(&self.reserved);
+        words.map(|word| word.load(Ordering::Relaxed))
+    }
+
     /// Host only: what hyp said last. Unknown bits are dropped.
     pub fn sync(&self) -> HypFlags {
         HypFlags::from_bits_truncate(self.hyp.word.load(Ordering::Relaxed))
@@ -186,6 +195,16 @@ static_assertions::assert_not_impl_any!(FlagShadowPage: Immutable, Clone);
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn every_word_can_be_looked_at() {
+        let page = FlagShadowPage::new();
+        page.registers[3].store(7, Ordering::Relaxed);
+        page.publish(HypFlags::HOST_FP_PRESERVED);
+        let words: Vec<_> = page.words().collect();
+        assert_eq!((words.len(), words[2 * LINE_BYTES / 8 + 3]), (PAGE_SIZE / 8, 7));
+        assert_eq!(words[LINE_BYTES / 8], HypFlags::HOST_FP_PRESERVED.bits());
+    }
 
     #[test]
     fn each_word_has_its_writer() {

@@ -213,16 +213,19 @@ pub struct VmArgs {
     /// A protected guest, of Debian's newest kernel.
     #[arg(long, conflicts_with_all = ["guests", "rounds", "compare", "interactive"])]
     protected: bool,
+    /// With a module that looks for the protected guest's registers in the host, behind every exit.
+    #[arg(long, requires = "protected")]
+    hunt: bool,
 }
 
 impl VmArgs {
     pub fn run(self) -> Result<bool> {
-        let Self { guests, rounds, kills, .. } = self;
+        let Self { guests, rounds, kills, hunt, .. } = self;
         let guests = match self {
             Self { compare: true, .. } => linux::Guests::Scenarios,
             Self { interactive: true, .. } => linux::Guests::Shell,
             Self { costs: true, .. } => linux::Guests::Costs,
-            Self { protected: true, .. } => linux::Guests::Protected { beside: true, kills },
+            Self { protected: true, .. } => linux::Guests::Protected { beside: true, kills, hunt },
             _ => linux::Guests::Beside { guests, rounds, kills, debian: true },
         };
         let options = linux::Options {

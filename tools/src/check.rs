@@ -104,15 +104,18 @@ fn lint_target(toolchain: &Toolchain) -> Result<()> {
     Ok(())
 }
 
-/// The kernel module's Rust half, which is no binary.
+/// The kernel module's Rust half, which is no binary, in both of its builds.
 fn lint_module(toolchain: &Toolchain) -> Result<()> {
     let verb = if toolchain.active { "clippy" } else { "build" };
-    let mut command = toolchain.cargo(verb);
-    command.args(["--release", "--package", module::PACKAGE]);
-    if toolchain.active {
-        command.args(["--", "-D", "warnings"]);
+    for features in [&[][..], &["--features", "hunt"]] {
+        let mut command = toolchain.cargo(verb);
+        command.args(["--release", "--package", module::PACKAGE]).args(features);
+        if toolchain.active {
+            command.args(["--", "-D", "warnings"]);
+        }
+        run(&mut command)?;
     }
-    run(&mut command)
+    Ok(())
 }
 
 /// Sets of flags are made by the one macro that sees to it that no bit is in two (`shared/src/bits.rs`).

@@ -425,11 +425,12 @@ fn run_linux(
     eprintln!("booting {LINUX} ({}, {})", configuration.name, kernel.name);
     let virtual_machines = match configuration.debian {
         _ if !configuration.has_virtual_machines() => Ok(None),
-        Debian::Release => settings.virtual_machines.clone().map(Some),
+        Debian::Release if !configuration.hunts() => settings.virtual_machines.clone().map(Some),
         // Only for who asks for them: what can't be built then is no reason to leave them out.
         other => {
-            let built =
-                setup::toolchain().and_then(|toolchain| VirtualMachines::build(&toolchain, other));
+            let built = setup::toolchain().and_then(|toolchain| {
+                VirtualMachines::build(&toolchain, other, configuration.hunts())
+            });
             match built {
                 Ok(built) => Ok(Some(built)),
                 Err(error) => return Outcome::Failed(format!("no virtual machines: {error:#}")),

@@ -291,7 +291,9 @@ pub fn boot(qemu: &Qemu, request: &Request, options: &Options) -> Result<bool> {
         hyp: build::binary(&toolchain, HYP)?,
         init: build::binary(&toolchain, LINUX)?,
         virtual_machines: match &options.task {
-            Task::VirtualMachines(_) => Some(VirtualMachines::build(&toolchain, options.debian)?),
+            Task::VirtualMachines(guests) => {
+                Some(VirtualMachines::build(&toolchain, options.debian, guests.hunts())?)
+            }
             _ => None,
         },
         realm: match &options.task {

@@ -93,6 +93,9 @@ struct ModuleArgs {
     /// Those of Debian's newest kernel.
     #[arg(long, conflicts_with = "kernel_headers")]
     newest: bool,
+    /// A build that looks for protected guests' registers in the host, behind every exit: to be tested with, and slow.
+    #[arg(long)]
+    hunt: bool,
 }
 
 #[derive(Subcommand)]
@@ -399,7 +402,7 @@ fn run(verb: Verb) -> Result<bool> {
                 None if args.newest => Headers::debian(Debian::Newest)?,
                 None => Headers::debian(Debian::Release)?,
             };
-            println!("{}", build::shown(&module::build(&toolchain, &headers)?));
+            println!("{}", build::shown(&module::build(&toolchain, &headers, args.hunt)?));
             Ok(true)
         }
         Verb::Build => {

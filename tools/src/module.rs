@@ -155,26 +155,29 @@ pub fn compiler() -> Result<()> {
     packages::install(&[CROSS_PACKAGE, "make"]).with_context(|| format!("no {gcc} or no make"))
 }
 
-/// Builds the module and returns it.
-pub fn build(toolchain: &Toolchain, headers: &Headers) -> Result<PathBuf> {
-    build_in(toolchain, headers, &workspace::root(), &workspace::target_dir().join("module"))
+/// Builds the module and returns it. `hunts`: one that looks for protected guests' registers in the host.
+pub fn build(toolchain: &Toolchain, headers: &Headers, hunts: bool) -> Result<PathBuf> {
+    let target = workspace::target_dir().join("module");
+    build_in(toolchain, headers, hunts, &workspace::root(), &target)
 }
 
 /// The same for a checkout in `root`, with a target directory of its own.
 pub fn build_in(
     toolchain: &Toolchain,
     headers: &Headers,
+    hunts: bool,
     root: &Path,
     target: &Path,
 ) -> Result<PathBuf> {
     compiler()?;
     let _lock = lock(target)?;
-    let object = rust_half(toolchain, root, target)?;
-    let folder = copy_sources(headers, &root.join(SOURCES), target)?;
+    let object = rust_half(toolchain, hunts, root, target)?;
+    let (build, hunt) = if hunts { ("-hunt", "y") } else { ("", "n") };
+    let folder = copy_sources(headers, build, &root.join(SOURCES), target)?;
     fs::rename(&object, folder.join("umbra_rust.o"))?;
     // modpost looks for the command that made each object.
     fs::write(folder.join(".umbra_rust.o.cmd"), "")?;
-    make(headers, &folder).context("the module's C half")?;
+    make(headers, &folder, &[format!("UMBRA_HUNT={hunt}")]).context("the module's C half")?;
     Ok(folder.join("umbra.ko"))
 }
 
@@ -183,8 +186,8 @@ pub fn build_realm(headers: &Headers) -> Result<PathBuf> {
     compiler()?;
     let target = workspace::target_dir().join("realm");
     let _lock = lock(&target)?;
-    let folder = copy_sources(headers, &workspace::root().join(REALM_SOURCES), &target)?;
-    make(headers, &folder).context("the protected guest's module")?;
+    let folder = copy_sources(headers, "", &workspace::root().join(REALM_SOURCES), &target)?;
+    make(headers, &folder, &[]).context("the protected guest's module")?;
     Ok(folder.join("umbra_realm.ko"))
 }
 
@@ -196,9 +199,10 @@ fn lock(target: &Path) -> Result<File> {
     Ok(lock)
 }
 
-/// A module's C into a fresh folder, one for each kernel.
-fn copy_sources(headers: &Headers, sources: &Path, target: &Path) -> Result<PathBuf> {
-    let name = headers.folder.file_name().context("the headers' name")?;
+/// A module's C into a fresh folder, one for each kernel and build.
+fn copy_sources(headers: &Headers, build: &str, sources: &Path, target: &Path) -> Result<PathBuf> {
+    let mut name = headers.folder.file_name().context("the headers' name")?.to_owned();
+    name.push(build);
     let folder = target.join(name);
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
@@ -211,8 +215,8 @@ fn copy_sources(headers: &Headers, sources: &Path, target: &Path) -> Result<Path
     Ok(folder)
 }
 
-/// Has the kernel's Makefile build the module in `folder`.
-fn make(headers: &Headers, folder: &Path) -> Result<()> {
+/// Has the kernel's Makefile build the module in `folder`, with these variables.
+fn make(headers: &Headers, folder: &Path, variables: &[String]) -> Result<()> {
     let mut make = Command::new("make");
     make.arg("-C")
         .arg(&headers.folder)
@@ -223,6 +227,7 @@ fn make(headers: &Headers, folder: &Path) -> Result<()> {
         .arg("DEB_HOST_GNU_TYPE=aarch64-linux-gnu")
         // What the build machine would need beyond a compiler, and a module can do without.
         .args(["CONFIG_DEBUG_INFO_BTF_MODULES="])
+        .args(variables)
         // A compiler older than the kernel's aligns functions by another option.
         .args(["CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT=", "modules"])
         .stdout(std::io::stderr());
@@ -231,7 +236,7 @@ fn make(headers: &Headers, folder: &Path) -> Result<()> {
 }
 
 /// The Rust half as one object with a section of each kind.
-fn rust_half(toolchain: &Toolchain, root: &Path, target: &Path) -> Result<PathBuf> {
+fn rust_half(toolchain: &Toolchain, hunts: bool, root: &Path, target: &Path) -> Result<PathBuf> {
     let mut cargo = toolchain.cargo_for(TARGET, "build", root, target);
     cargo
         .args(["--release", "--package", PACKAGE])
@@ -242,6 +247,9 @@ fn rust_half(toolchain: &Toolchain, root: &Path, target: &Path) -> Result<PathBu
             "RUSTFLAGS",
             "-Crelocation-model=static -Cforce-unwind-tables=no -Cforce-frame-pointers=yes",
         );
+    if hunts {
+        cargo.args(["--features", "hunt"]);
+    }
     process::run(&mut cargo).context("the module's Rust half")?;
     let library = target.join(TARGET).join("release");
     let library = library.join(format!("lib{}.a", PACKAGE.replace('-', "_")));

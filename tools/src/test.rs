@@ -14,7 +14,7 @@ use crate::toolchain::{Toolchain, cargo};
 
 /// What a Linux runs virtual machines with. What it takes can't be had everywhere; then those tests are left out.
 fn virtual_machines(toolchain: &Toolchain) -> Result<VirtualMachines, String> {
-    VirtualMachines::build(toolchain, Debian::Release).map_err(|error| {
+    VirtualMachines::build(toolchain, Debian::Release, false).map_err(|error| {
         let why = format!("no virtual machines: {error:#}");
         eprintln!("{why}");
         why

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /* The CPU under a vCPU: interrupts, the timers' and the GIC's PPIs, FP registers, sleep and wake-up. */
+#include <linux/cpufeature.h>
 #include <linux/cpuhotplug.h>
 #include <linux/gfp.h>
 #include <linux/hrtimer.h>
@@ -69,6 +70,12 @@ int shim_foreign_fpstate(void)
 int shim_task_sme(void)
 {
 	return test_thread_flag(TIF_SME);
+}
+
+/* What the machine has that this kernel uses: SVE (bit 0), SME (bit 1). */
+u64 shim_vectors(void)
+{
+	return (cpu_have_named_feature(SVE) ? 1 : 0) | (cpu_have_named_feature(SME) ? 2 : 0);
 }
 
 /* Whoever sleeps for a vCPU. */

@@ -119,6 +119,7 @@ u64 shim_counter(void);
 void shim_mask_virtual_timer(int masked);
 int shim_foreign_fpstate(void);
 int shim_task_sme(void);
+u64 shim_vectors(void);
 struct shim_vcpu *shim_vcpu_new(void);
 void shim_vcpu_free(struct shim_vcpu *vcpu);
 void shim_vcpu_wake(struct shim_vcpu *vcpu);

@@ -37,6 +37,8 @@ extern "C" fn umbra_init() -> c_int {
 #[unsafe(no_mangle)]
 extern "C" fn umbra_exit() {
     machine::forget();
+    #[cfg(feature = "hunt")]
+    crate::hunt::tell();
     match linux::pages_out() {
         0 => log!("all pages are back"),
         count => log!("{count} pages are lost"),

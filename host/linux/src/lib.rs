@@ -10,6 +10,7 @@
 //! | a VM and its file, its vCPUs, its GIC | machine.rs, vcpu.rs, gic.rs |
 //! | the files of vCPUs and of the GIC | vcpu_file/, machine/device.rs |
 //! | eventfds that are interrupts, or that a store signals | machine/wires.rs |
+//! | a build that looks for a protected guest's registers at every exit (`--features hunt`) | hunt.rs |
 //! | pages, pins and slots | memory.rs, [`slots`] |
 //! | files of protected VMs' memory | memory_file.rs |
 //! | KVM's names for registers | [`registers`], vcpu_file/one_reg.rs; of the GIC's CPU interface [`icc`] |
@@ -22,10 +23,11 @@
 //! |---|---|---|---|
 //! | `entry.rs` | 10 | 21 | what C calls, and the objects that its files keep |
 //! | `gic.rs` | 4 | 2 | a GIC and the cells that it refers to, in one object |
+//! | `hunt.rs` | 1 | 1 | hunt.S, which runs a guest and keeps what it leaves |
 //! | `linux/events.rs` | 21 | 9 | C's files, sleepers, eventfds and work |
 //! | `linux/heap.rs` | 4 | 5 | the allocator, and single values in memory of their own |
 //! | `linux/mappings.rs` | 7 | 4 | who has mapped a memory file, and their accesses |
-//! | `linux/mod.rs` | 14 | 0 | C's functions that have no better place |
+//! | `linux/mod.rs` | 15 | 0 | C's functions that have no better place |
 //! | `linux/pages.rs` | 21 | 5 | C's pages; kvm_run, which user space writes meanwhile |
 //! | `linux/shim.rs` | 0 | 1 | C's functions |
 //! | `linux/sync.rs` | 23 | 7 | mutexes, counted owners, and what is replaced under its readers |
@@ -49,6 +51,8 @@ mod linux;
 mod entry;
 #[cfg(target_os = "none")]
 mod gic;
+#[cfg(all(target_os = "none", feature = "hunt"))]
+mod hunt;
 pub mod icc;
 #[cfg(target_os = "none")]
 mod machine;

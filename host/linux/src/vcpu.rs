@@ -75,6 +75,9 @@ pub(crate) struct State {
     /// KVM_SET_SIGNAL_MASK: signals that are blocked in KVM_RUN.
     pub signals: Option<u64>,
     pub scratch: Vec<u64>,
+    /// What an exit leaves in the CPU.
+    #[cfg(feature = "hunt")]
+    pub left: Vec<u64>,
 }
 
 /// The first vCPU of a protected VM, before that runs.
@@ -148,6 +151,8 @@ impl Vcpu {
             was_loaded: false,
             signals: None,
             scratch,
+            #[cfg(feature = "hunt")]
+            left: crate::hunt::room()?,
         };
         Ok(Self {
             index,

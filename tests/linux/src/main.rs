@@ -51,6 +51,7 @@ mod signal;
 mod start;
 mod stress;
 mod sys;
+mod tagged;
 mod vm;
 mod work;
 mod worker;

@@ -67,6 +67,9 @@ pub fn run(start: &Start) -> Result<(), Text> {
     }
     if is_umbra {
         unload()?;
+        if start.has("hunt") {
+            hunted()?;
+        }
     }
     if is_umbra && !start.has("shell") && !start.has("costs") {
         load()?;
@@ -108,6 +111,23 @@ fn unload() -> Result<(), Text> {
     wait_until("the end of all pins", || Ok(pinned()? == 0))?;
     wait_until("the module's end", || Ok(sys::io::remove_module(c"umbra").is_ok()))?;
     seen::expect_in_log("pages", "all-back", "umbra: all pages are back")
+}
+
+/// A module that looks for guests' registers in this Linux has done so, and found none.
+fn hunted() -> Result<(), Text> {
+    seen::with_log(|log| {
+        let said = log.lines().rev().find_map(|line| line.split_once("umbra: hunted "));
+        let counts = said.and_then(|(_, rest)| rest.split_once(" times, found "));
+        let count = |text: &str| text.trim().parse::<u64>().ok();
+        match counts.and_then(|(times, found)| Some((count(times)?, count(found)?))) {
+            Some((times @ 1.., 0)) => {
+                say::line(format_args!("@seen what=hunts is={times}"));
+                seen::row("hunt", "found-0");
+                Ok(())
+            }
+            other => fail!("a guest's registers were looked for and found: {other:?}"),
+        }
+    })
 }
 
 /// Pages of user space's that are pinned, as the kernel counts them.

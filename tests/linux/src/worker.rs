@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 use umbra_patterns::model::{SM, ZA};
 use umbra_patterns::pattern::Kept;
 use umbra_patterns::regs::{self, Bench, Width, rdvl, sme};
-use umbra_patterns::tag::Tag;
+use umbra_patterns::tag::{HUNTED, HUNTED_OWNERS, Tag};
 
 use crate::cipher::Cipher;
 use crate::clock;
@@ -19,11 +19,20 @@ use crate::filled::{Filled, Offer};
 use crate::say::{Text, text};
 use crate::stress::{MAX_WORKERS, shared};
 use crate::sys::{self, Ended};
-use crate::{fail, signal};
+use crate::{fail, signal, tagged};
 
 /// The owner in a worker's patterns.
-pub const fn owner(worker: usize) -> u16 {
+pub fn owner(worker: usize) -> u16 {
+    if tagged::is() { hunted_owner(worker) } else { plain_owner(worker) }
+}
+
+const fn plain_owner(worker: usize) -> u16 {
     0x100 + worker as u16
+}
+
+/// In a guest whose registers nobody else may find.
+const fn hunted_owner(worker: usize) -> u16 {
+    HUNTED | (worker as u16 % HUNTED_OWNERS)
 }
 
 /// That of its signal handler's.
@@ -37,13 +46,14 @@ const fn child_owner(worker: usize) -> u16 {
 }
 
 /// Everybody: a mismatch says whose the registers are. Only the owners matter.
-pub static KNOWN: [Tag; 3 * MAX_WORKERS] = {
-    let mut known = [Tag { owner: 0, generation: 0 }; 3 * MAX_WORKERS];
+pub static KNOWN: [Tag; 4 * MAX_WORKERS] = {
+    let mut known = [Tag { owner: 0, generation: 0 }; 4 * MAX_WORKERS];
     let mut n = 0;
     while n < MAX_WORKERS {
-        known[3 * n].owner = owner(n);
-        known[3 * n + 1].owner = handler_owner(n);
-        known[3 * n + 2].owner = child_owner(n);
+        known[4 * n].owner = plain_owner(n);
+        known[4 * n + 1].owner = handler_owner(n);
+        known[4 * n + 2].owner = child_owner(n);
+        known[4 * n + 3].owner = hunted_owner(n);
         n += 1;
     }
     known
@@ -239,7 +249,10 @@ impl Worker {
         match between {
             Between::Preemption => {
                 displace();
-                clock::spin(micros);
+                match tagged::is() {
+                    true => tagged::hold(tag, micros)?,
+                    false => clock::spin(micros),
+                }
             }
             Between::Displacement => {
                 for _ in 0..4 {

@@ -178,6 +178,30 @@ pub const fn origin(content: u64) -> Option<Origin> {
     Some(Origin { tag: Tag { owner: (x >> 48) as u16, generation: x as u32 }, register, lane })
 }
 
+/// The first owner whose content is looked for wherever it must not be, without knowing what else there is; and how many there are.
+pub const HUNTED: u16 = 0x8000;
+/// A power of two.
+pub const HUNTED_OWNERS: u16 = 16;
+/// As many generations of theirs are told from anything else: of other content one word in some 10^10 looks like that.
+const HUNTED_GENERATIONS: u32 = 1 << 16;
+
+/// Whether this content is a hunted owner's, and which.
+pub const fn hunted(content: u64) -> Option<Origin> {
+    /// Lanes that a register has at most.
+    const LANES: u8 = 32;
+    match origin(content) {
+        Some(found)
+            if found.tag.owner & !(HUNTED_OWNERS - 1) == HUNTED
+                && found.tag.generation < HUNTED_GENERATIONS
+                && matches!(found.register, Register::Z(_) | Register::P(_))
+                && found.lane < LANES =>
+        {
+            Some(found)
+        }
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,6 +229,19 @@ mod tests {
             prop_assert_eq!(Register::from_number(register.number()), Some(register));
             let found = origin(lane(tag, register, at));
             prop_assert_eq!(found, Some(Origin { tag, register, lane: at }));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_hunted_is_recognised(owner: u16, generation: u32, n in 0u8..32, at in 0u8..32) {
+            let content = lane(Tag { owner, generation }, Register::Z(n), at);
+            let is_hunted = (HUNTED..HUNTED + HUNTED_OWNERS).contains(&owner) && generation < 1 << 16;
+            prop_assert_eq!(hunted(content).is_some(), is_hunted);
+            let tag = Tag { owner: HUNTED | (owner % HUNTED_OWNERS), generation: generation >> 16 };
+            let content = lane(tag, Register::Z(n), at);
+            prop_assert_eq!(hunted(content), Some(Origin { tag, register: Register::Z(n), lane: at }));
+            prop_assert_eq!(hunted(!content), None);
         }
     }
 

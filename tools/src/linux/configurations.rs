@@ -75,21 +75,31 @@ pub const CONFIGURATIONS: &[Configuration] = &[
         Guests::Beside { guests: 1, rounds: 8, kills: 12, debian: false },
     ),
     vms("vm_as_on_linux_kvm", Guests::Scenarios),
-    vms("protected_debian", Guests::Protected { beside: false, kills: 6 }),
+    vms("protected_debian", Guests::Protected { beside: false, kills: 6, hunt: false }),
     long("vm_long_patterns", TWO_GUESTS),
     Configuration { vls: &[32, 256, 64, 128], ..long("vm_long_patterns_asym", TWO_GUESTS) },
     Configuration { debian: Debian::Newest, ..long("vm_long_patterns_newest", TWO_GUESTS) },
     Configuration {
         vls: &[32, 256, 64, 128],
-        ..long("vm_long_protected", Guests::Protected { beside: true, kills: 6 })
+        ..long("vm_long_protected", Guests::Protected { beside: true, kills: 6, hunt: false })
     },
     Configuration {
         debian: Debian::Newest,
-        ..long("vm_long_protected_newest", Guests::Protected { beside: true, kills: 6 })
+        ..long(
+            "vm_long_protected_newest",
+            Guests::Protected { beside: true, kills: 6, hunt: false },
+        )
+    },
+    Configuration {
+        times: VM_TIMES,
+        ..long("vm_long_protected_hunt", Guests::Protected { beside: false, kills: 2, hunt: true })
     },
     Configuration {
         times: 1,
-        ..long("vm_long_protected_kills", Guests::Protected { beside: false, kills: 100 })
+        ..long(
+            "vm_long_protected_kills",
+            Guests::Protected { beside: false, kills: 100, hunt: false },
+        )
     },
     Configuration {
         debian: Debian::Newest,
@@ -249,6 +259,11 @@ impl Configuration {
             Purpose::VirtualMachines(guests) => guests.realm(),
             _ => None,
         }
+    }
+
+    /// Whether the module of that is one that hunts.
+    pub fn hunts(&self) -> bool {
+        matches!(self.purpose, Purpose::VirtualMachines(guests) if guests.hunts())
     }
 
     /// Whether it has EL3 firmware.

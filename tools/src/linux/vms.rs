@@ -33,20 +33,21 @@ pub struct VirtualMachines {
 }
 
 impl VirtualMachines {
-    /// Builds them, for a host with this kernel.
-    pub fn build(toolchain: &Toolchain, kernel: Debian) -> Result<Self> {
-        Self::build_in(toolchain, kernel, &workspace::root(), &workspace::target_dir())
+    /// Builds them, for a host with this kernel. `hunts`: with a module that looks for protected guests' registers in the host.
+    pub fn build(toolchain: &Toolchain, kernel: Debian, hunts: bool) -> Result<Self> {
+        Self::build_in(toolchain, kernel, hunts, &workspace::root(), &workspace::target_dir())
     }
 
     /// The same for a checkout in `root`, with a target directory of its own.
     pub fn build_in(
         toolchain: &Toolchain,
         kernel: Debian,
+        hunts: bool,
         root: &Path,
         target: &Path,
     ) -> Result<Self> {
         let headers = Headers::debian(kernel)?;
-        let module = module::build_in(toolchain, &headers, root, &target.join("module"))?;
+        let module = module::build_in(toolchain, &headers, hunts, root, &target.join("module"))?;
         let programs = target.join("vmm");
         let program = |package| vmm::build_in(package, root, &programs);
         Ok(Self { module, vmm: program(vmm::MONITOR)?, ioctls: program(vmm::IOCTLS)? })
@@ -139,6 +140,8 @@ pub enum Guests {
         beside: bool,
         /// Monitors that are killed, every other one of a protected guest.
         kills: u64,
+        /// The module looks for its registers in the host behind every exit.
+        hunt: bool,
     },
     /// A normal one and a protected one that come up to user space, and no further.
     Costs,
@@ -155,6 +158,11 @@ impl Guests {
             Self::Protected { .. } | Self::Costs => "umbra.dma=isolate",
             Self::Beside { .. } | Self::Scenarios => "",
         }
+    }
+
+    /// Whether the module is one that hunts.
+    pub fn hunts(self) -> bool {
+        matches!(self, Self::Protected { hunt: true, .. })
     }
 
     /// The kernel that guests have, whose host has another one; `None`: the same.
@@ -194,9 +202,10 @@ impl Guests {
                 )
             }
             Self::Scenarios => "vm scenarios".to_owned(),
-            Self::Protected { beside, kills } => {
+            Self::Protected { beside, kills, hunt } => {
                 let beside = if beside { "beside ciphers guests=1 " } else { "" };
-                format!("withheld vm protected {beside}kills={kills} {patterns}")
+                let hunt = if hunt { "hunt " } else { "" };
+                format!("withheld vm protected {beside}{hunt}kills={kills} {patterns}")
             }
             Self::Costs => "withheld vm costs".to_owned(),
             Self::Shell => "vm shell".to_owned(),
@@ -243,7 +252,8 @@ impl Guests {
             expected.push(named("ioctls", "endured"));
             expected.push(named("killed", &kills.to_string()));
         }
-        if let Self::Protected { beside, kills } = self {
+        if let Self::Protected { beside, kills, hunt } = self {
+            expected.extend(hunt.then(|| named("hunt", "found-0")));
             expected.push(named("killed", &kills.to_string()));
             expected.push(named(UNAWARE, "console-only"));
             expected.push(named(OWN_MEMORY, "well"));

@@ -183,6 +183,7 @@ impl Copy {
                 true => Some(VirtualMachines::build_in(
                     &self.toolchain,
                     Debian::Release,
+                    configuration.hunts(),
                     &self.tree,
                     &self.target,
                 )?),

@@ -139,3 +139,10 @@ pub fn task_sme() -> bool {
     // SAFETY: a read.
     unsafe { shim_task_sme() != 0 }
 }
+
+/// What the machine has that Linux uses: SVE (bit 0), SME (bit 1).
+#[cfg(feature = "hunt")]
+pub fn vectors() -> u64 {
+    // SAFETY: a read of what doesn't change.
+    unsafe { shim_vectors() }
+}

@@ -57,6 +57,8 @@ unsafe extern "C" {
     pub(super) fn shim_mask_virtual_timer(masked: i32);
     pub(super) fn shim_foreign_fpstate() -> i32;
     pub(super) fn shim_task_sme() -> i32;
+    #[cfg(feature = "hunt")]
+    pub(super) fn shim_vectors() -> u64;
     pub(super) fn shim_vcpu_new() -> *mut c_void;
     pub(super) fn shim_vcpu_free(vcpu: *mut c_void);
     pub(super) fn shim_vcpu_wake(vcpu: *mut c_void);

@@ -4,6 +4,8 @@
 //! the load of the vCPU to its put, and leaves for every other task that wants the CPU, for signals, and for all that may
 //! sleep. So hyp never has a vCPU loaded while Linux takes a CPU away, or puts it to sleep.
 
+#[cfg(feature = "hunt")]
+use crate::hunt::Hunter;
 use crate::{
     abi::{run as field, *},
     linux::{self, NoPreemption, Signals},
@@ -16,7 +18,7 @@ use crate::{
 use core::{ops::ControlFlow, sync::atomic::Ordering::SeqCst};
 use umbra_host::{
     fp::{CpuRegisters, TaskFp},
-    hypercall::Hvc,
+    hypercall::{Hvc, Hypervisor},
     vcpu::{Answer, ExitHandler, HostCpu, LoadedVcpu, MmioAnswer, Supplied, Vcpu as Inside, Wait},
 };
 use umbra_shared::{
@@ -323,8 +325,13 @@ impl Vcpu {
         self.cpu.store(no_preemption.cpu(), SeqCst);
         let mut handler = Handler { machine, vcpu: self, no_preemption: &no_preemption };
         let mut os = Os { machine, vcpu: self };
+        #[cfg(not(feature = "hunt"))]
+        let hyp = &Hvc;
+        #[cfg(feature = "hunt")]
+        let hyp =
+            &Hunter::new(machine.is_protected(), &mut state.left, inside.flag_page(), &self.page);
         let result = (|| {
-            let mut loaded = inside.load(&Hvc, &mut os)?;
+            let mut loaded = inside.load(hyp, &mut os)?;
             self.on.store(true, SeqCst);
             if was_off {
                 machine.set_power(self.index, true);
@@ -412,8 +419,8 @@ impl Vcpu {
 }
 
 /// Answers what the last exit left open, of which at most one is there.
-fn answer_all(
-    loaded: &mut LoadedVcpu<'_, Hvc>,
+fn answer_all<H: Hypervisor>(
+    loaded: &mut LoadedVcpu<'_, H>,
     answer: &mut Option<MmioAnswer>,
     supplied: &mut Option<Supplied>,
 ) {

@@ -11,6 +11,7 @@ use crate::seen;
 use crate::start::Start;
 use crate::stress;
 use crate::sys::{self, Ended, File};
+use crate::tagged;
 
 /// What is said at the virtio console by who is about to listen there.
 pub const LISTENS: &str = "@seen what=hvc0 is=heard";
@@ -28,6 +29,7 @@ pub fn inside(start: &Start) -> Result<(), Text> {
     if start.has("realm") {
         seen::expect_in_log("realm", "RSI-1.0", "Using RSI version 1.0")?;
         measurement()?;
+        tagged::begin();
     }
     if start.has("probe") {
         probe::run(start)?;
