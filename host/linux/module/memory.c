@@ -168,6 +168,17 @@ long shim_pin_present(unsigned long *address, unsigned long end, u64 count, u64 
 	return pinned;
 }
 
+/*
+ * Whether a page of user space's is of memory alone: anonymous, of shmem (memfd, tmpfs), or of hugetlbfs. Others a file system has devices
+ * read, whoever has pinned them, or they are a driver's, which may have mapped and frees them as it likes.
+ */
+int shim_page_is_memory(u64 pa)
+{
+	struct folio *folio = page_folio(pfn_to_page(PHYS_PFN(pa)));
+
+	return folio_test_swapbacked(folio) || folio_test_hugetlb(folio) || folio_test_anon(folio);
+}
+
 /* Their last owner may have written them. It sleeps: for the lock of a page that is clean. */
 void shim_unpin(u64 first, u64 count)
 {

@@ -108,6 +108,7 @@ void shim_mm_put(struct mm_struct *mm);
 int shim_mm_account(struct mm_struct *mm, u64 pages, int more);
 long shim_pin(unsigned long address, u64 count, u64 *pages);
 long shim_pin_present(unsigned long *address, unsigned long end, u64 count, u64 *pages);
+int shim_page_is_memory(u64 pa);
 void shim_unpin(u64 first, u64 count);
 
 /* cpu.c */

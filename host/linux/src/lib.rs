@@ -28,7 +28,7 @@
 //! | `linux/heap.rs` | 4 | 5 | the allocator, and single values in memory of their own |
 //! | `linux/mappings.rs` | 7 | 4 | who has mapped a memory file, and their accesses |
 //! | `linux/mod.rs` | 15 | 0 | C's functions that have no better place |
-//! | `linux/pages.rs` | 21 | 5 | C's pages; kvm_run, which user space writes meanwhile |
+//! | `linux/pages.rs` | 22 | 5 | C's pages; kvm_run, which user space writes meanwhile |
 //! | `linux/shim.rs` | 0 | 1 | C's functions |
 //! | `linux/sync.rs` | 23 | 7 | mutexes, counted owners, and what is replaced under its readers |
 //! | `linux/user.rs` | 2 | 0 | copies from and to user space |

@@ -366,6 +366,10 @@ impl Memory {
     /// They lie one behind the other.
     fn map(&mut self, pages: Pinned<'_>, ipa: u64) -> Result<(), Errno> {
         let (first, count) = (pages.addresses()[0], pages.addresses().len() as u64);
+        // Of these this kernel's devices would meet an abort that nobody but its file system has asked for.
+        if self.vm.config().protected && !pages.are_memory() {
+            return Err(Errno::EFAULT);
+        }
         self.make_room(1)?;
         self.mm.lock_pages(count)?;
         pages.lend();

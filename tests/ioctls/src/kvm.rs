@@ -38,6 +38,7 @@ pub const RUNNABLE: u32 = 0;
 pub const STOPPED: u32 = 5;
 pub const EXIT_MMIO: u32 = 6;
 pub const EXIT_SYSTEM_EVENT: u32 = 24;
+pub const EXIT_MEMORY_FAULT: u32 = 39;
 
 pub const PC: u64 = 0x6030_0000_0010_0040;
 pub const SPSR_ABT: u64 = 0x6030_0000_0010_004a;

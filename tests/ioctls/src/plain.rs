@@ -19,6 +19,7 @@ pub fn all(rounds: u64) {
     }
     what_is_in_a_file_is_there();
     a_page_twice_is_none();
+    a_page_of_the_kernels_is_no_memory();
     the_kernel_copies_meanwhile(8 * rounds);
 }
 
@@ -275,6 +276,21 @@ fn a_page_twice_is_none() {
     assert_eq!([vcpu.run(), vcpu.run()], [Err(libc::EFAULT), Err(libc::EIO)]);
     close(file);
     unmap(again, BYTES);
+}
+
+/// A page that a driver has mapped for its user and uses itself: kvm_run.
+fn a_page_of_the_kernels_is_no_memory() {
+    const SECOND: u64 = MEMORY + BYTES as u64;
+    let mut code = Code::default();
+    code.load(1, DEVICE | ALIAS).store(1, 1).load(2, SECOND).fetch(5, 2).store(5, 1).stay();
+    let plain = Plain::new(Kind::Own);
+    let vcpu = plain.begin(&code);
+    let run = map(4096, libc::MAP_SHARED, vcpu.fd);
+    assert_eq!(with(plain.vm, SET_USER_MEMORY_REGION, &[1, SECOND, 4096, run as u64]), Ok(0));
+    vcpu.run_to_mmio();
+    assert_eq!([vcpu.run(), vcpu.run()], [Err(libc::EFAULT); 2]);
+    assert_eq!(vcpu.word(8), EXIT_MEMORY_FAULT);
+    unmap(run, 4096);
 }
 
 /// The kernel copies from pages, and to them, while the guest shares them and takes them back.

@@ -240,6 +240,12 @@ impl Pinned<'_> {
         self.0
     }
 
+    /// Whether all are of memory alone, and none of a file system's or a driver's.
+    pub fn are_memory(&self) -> bool {
+        // SAFETY: pages that have a `struct page`, as all that can be pinned, and stay what they are meanwhile.
+        self.0.iter().all(|&pa| unsafe { shim_page_is_memory(pa) } != 0)
+    }
+
     /// The first ones, and the others.
     pub fn split_at(self, count: usize) -> (Self, Self) {
         let (first, others) = self.0.split_at(count);

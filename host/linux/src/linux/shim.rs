@@ -49,6 +49,7 @@ unsafe extern "C" {
     pub(super) fn shim_pin(address: u64, count: u64, pages: *mut u64) -> i64;
     pub(super) fn shim_pin_present(address: *mut u64, end: u64, count: u64, pages: *mut u64)
     -> i64;
+    pub(super) fn shim_page_is_memory(pa: u64) -> i32;
     pub(super) fn shim_unpin(first: u64, count: u64);
     pub(super) fn shim_irq_disable();
     pub(super) fn shim_irq_enable();
