@@ -10,6 +10,8 @@ use umbra_shared::PAGE_SIZE;
 const PAGE: u64 = PAGE_SIZE as u64;
 /// As many as KVM has on arm64, for those who count on it.
 pub const MAX_SLOTS: u32 = 512;
+/// Where user addresses end, with the largest that Linux gives its processes (52 bits).
+const USER_END: u64 = 1 << 52;
 
 /// A slot, whose memory is user memory or, of a memory file `F`, pages that nobody else has.
 #[derive(Debug)]
@@ -160,7 +162,8 @@ impl<F: Clone> Slots<F> {
             return Err(Errno::EINVAL);
         }
         let end = first.checked_add(memory_size).ok_or(Errno::EINVAL)?;
-        user.checked_add(memory_size).ok_or(Errno::EINVAL)?;
+        // As KVM: a tag belongs to a pointer, and is nothing that memory is found by.
+        user.checked_add(memory_size).filter(|&end| end <= USER_END).ok_or(Errno::EINVAL)?;
         let old = self.slots.iter().position(|slot| slot.id == id);
         if memory_size == 0 {
             // As KVM: there must be something to delete.
@@ -313,6 +316,8 @@ mod tests {
             ("no user page", region(1, 0, 1, 0x100), Errno::EINVAL),
             ("around the end", region(1, !0xfff, 2, 0), Errno::EINVAL),
             ("around the user's end", region(1, 0, 2, !0xfff), Errno::EINVAL),
+            ("a kernel's", region(1, 0, 1, 0xffff_0000_0000_0000), Errno::EINVAL),
+            ("with a tag", region(1, 0, 1, 0x5a00_0000_0000_1000), Errno::EINVAL),
             ("beyond the end", region(1, END - PAGE, 2, 0), Errno::EFAULT),
             ("nothing to delete", region(1, 0, 0, 0), Errno::EINVAL),
             ("flags", MemoryRegion { flags: 1, ..region(1, 0, 1, 0) }, Errno::EINVAL),
