@@ -104,6 +104,8 @@ pub struct Memory {
     slots: Slots<Shared<MemoryFile>>,
     /// How far a protected one is.
     stage: Stage,
+    /// Up to which of its addresses it has been given what its user has there.
+    looked: u64,
     /// Where guest-physical addresses end.
     ipa_end: u64,
 }
@@ -122,7 +124,8 @@ impl Memory {
     pub fn new(mm: Shared<Mm>, config: VmConfig, ipa_end: u64) -> Result<Self, Errno> {
         let vm = Vm::create(lines(2 * LINES_LEFT)?, &Hvc, &mut Supplier(&mm), config);
         let (vm, slots) = (vm.map_err(errno)?, Slots::default());
-        Ok(Self { vm, lines: 2 * LINES_LEFT, mm, slots, stage: Stage::Built, ipa_end })
+        let (lines, stage) = (2 * LINES_LEFT, Stage::Built);
+        Ok(Self { vm, lines, mm, slots, stage, looked: 0, ipa_end })
     }
 
     fn parts(&mut self) -> (&mut Vm<Lines>, Supplier<'_>) {
@@ -277,7 +280,7 @@ impl Memory {
         }
     }
 
-    /// Gives what the caller has at `user`, which is at `ipa`, behind what it has given of that.
+    /// Gives what the caller has at `user`, which is at `ipa`, behind what it has looked at of that.
     fn give_of_user(
         &mut self,
         user: u64,
@@ -285,15 +288,19 @@ impl Memory {
         ipa: u64,
         scratch: &mut [u64],
     ) -> Result<(), Errno> {
-        let given = self.slots.present_up_to(ipa);
-        let (mut at, end) = (user + given * PAGE, user + pages * PAGE);
+        let looked = self.looked.saturating_sub(ipa).min(pages * PAGE);
+        let mut rest = user + looked..user + pages * PAGE;
         let mm = self.mm.clone();
-        while let Some((address, pages)) = mm.pin_present(at..end, scratch)? {
-            at = address + pages.addresses().len() as u64 * PAGE;
-            self.put_in_place(ipa + (address - user), pages)?;
+        loop {
+            let pinned = mm.pin_present(&mut rest, scratch);
+            // Or who gets signals often enough would look through the same nothing for ever. A mapping may be more than the slot.
+            self.looked = ipa + (rest.start.min(rest.end) - user);
+            let Some(pages) = pinned? else { return Ok(()) };
+            rest.start += pages.addresses().len() as u64 * PAGE;
+            self.put_in_place(self.looked, pages)?;
+            self.looked = ipa + (rest.start - user);
             pause()?;
         }
-        Ok(())
     }
 
     /// Puts pages in place, which lie one behind the other, and have been given or lent.

@@ -218,13 +218,6 @@ impl<F: Clone> Slots<F> {
         self.slots.iter().filter_map(|slot| slot.file.as_ref()).map(|(file, _)| file)
     }
 
-    /// How many pages the slot at an address has up to the last one that the guest has.
-    pub fn present_up_to(&self, first: u64) -> u64 {
-        let slot = self.slots.iter().find(|slot| slot.first == first);
-        let last = slot.and_then(|slot| slot.present().last());
-        last.map_or(0, |(ipa, count)| (ipa - first) / PAGE + count)
-    }
-
     /// How many pages of a slot the guest has.
     pub fn present_of(&self, id: u32) -> u64 {
         let slot = self.slots.iter().find(|slot| slot.id == id);
@@ -447,12 +440,6 @@ mod tests {
                         let block = n - n % 8..n - n % 8 + 8;
                         let inside = block.clone().all(same).then(|| (n - block.start) * PAGE);
                         prop_assert_eq!(place.in_block(8 * PAGE), inside);
-                        if place.before == 0 {
-                            let there = |n: &u64| model[n].2;
-                            let last = (n..n + place.from).rev().find(there);
-                            let up_to = last.map_or(0, |last| last + 1 - n);
-                            prop_assert_eq!(slots.present_up_to(n * PAGE), up_to);
-                        }
                     }
                 }
             }

@@ -1,6 +1,7 @@
 //! Protected VMs whose memory is their user's (KVM_SET_USER_MEMORY_REGION): what there is when they begin is their payload, and
 //! afterwards the user finds what the guest shares, and the kernel for the user junk in place of the rest.
 
+use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use crate::code::*;
@@ -18,6 +19,7 @@ pub fn all(rounds: u64) {
         what_is_given_back_is_the_users(kind);
     }
     what_is_in_a_file_is_there();
+    signals_are_no_obstacle();
     a_page_twice_is_none();
     a_page_of_the_kernels_is_no_memory();
     the_kernel_copies_meanwhile(8 * rounds);
@@ -259,6 +261,36 @@ fn what_is_in_a_file_is_there() {
     assert_eq!(written, 8);
     close(file);
     assert_eq!(plain.begin(&code).run_to_mmio(), (8, true, SECRET));
+}
+
+/// Who gets more signals than its slots can be looked through in between gets on all the same.
+fn signals_are_no_obstacle() {
+    /// As much as is looked through in many times the time between two signals.
+    const EMPTY: usize = 2 << 30;
+    const LAST: u64 = MEMORY + EMPTY as u64 - 8;
+    let mut code = Code::default();
+    code.load(1, DEVICE | ALIAS).load(2, LAST).fetch(5, 2).store(5, 1).stay();
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let (vm, memory) = (protected(), map(EMPTY, flags, -1));
+    let region = [0, MEMORY, EMPTY as u64, memory as u64];
+    with(vm, SET_USER_MEMORY_REGION, &region).expect("KVM_SET_USER_MEMORY_REGION");
+    let plain = Plain { vm, memory, kind: Kind::Own };
+    let vcpu = plain.begin(&code);
+    plain.write(LAST, 80);
+    let every = |microseconds| {
+        let time = libc::timeval { tv_sec: 0, tv_usec: microseconds };
+        let timer = libc::itimerval { it_interval: time, it_value: time };
+        // SAFETY: SIGALRM has a handler, which does nothing.
+        assert_eq!(unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, null_mut()) }, 0);
+    };
+    every(10_000);
+    let interrupted = (0..5_000).take_while(|_| vcpu.run() == Err(libc::EINTR)).count();
+    every(0);
+    assert!((2..5_000).contains(&interrupted), "interrupted {interrupted} times");
+    assert_eq!((vcpu.word(8), vcpu.doubleword(32)), (EXIT_MMIO, DEVICE));
+    assert_eq!(vcpu.doubleword(40), 80);
+    drop(plain);
+    unmap(memory.wrapping_add(BYTES), EMPTY - BYTES);
 }
 
 /// A page of the user's at two places of a guest's: the VM never runs.

@@ -196,21 +196,21 @@ impl Mm {
         Pinned::new(pinned, pages)?.ok_or(Errno::EFAULT)
     }
 
-    /// The same for the first ones of a range that there are, and makes none: where the first is, too. `None`: there are none.
+    /// The same for the first ones of a range that there are, and makes none: where the first is the range begins then. `None`: there
+    /// are none. EINTR: none up to where it begins then.
     pub fn pin_present<'p>(
         &self,
-        range: Range<u64>,
+        range: &mut Range<u64>,
         pages: &'p mut [u64],
-    ) -> Result<Option<(u64, Pinned<'p>)>, Errno> {
+    ) -> Result<Option<Pinned<'p>>, Errno> {
         if !self.is_mine() {
             return Err(Errno::EIO);
         }
-        let mut address = range.start;
         let count = pages.len() as u64;
+        let Range { start, end } = range;
         // SAFETY: as above.
-        let pinned =
-            unsafe { shim_pin_present(&raw mut address, range.end, count, pages.as_mut_ptr()) };
-        Ok(Pinned::new(pinned, pages)?.map(|pinned| (address, pinned)))
+        let pinned = unsafe { shim_pin_present(start, *end, count, pages.as_mut_ptr()) };
+        Pinned::new(pinned, pages)
     }
 }
 
