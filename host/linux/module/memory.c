@@ -120,9 +120,10 @@ static u64 present_of_file(struct vm_area_struct *vma, unsigned long *address, u
 }
 
 /*
- * The same of pages that there are, and no others are made: the first ones from *@address on and below @end, which is where
+ * The same of pages that there are, and no others are made but as below: the first ones from *@address on and below @end, which is where
  * they are then. 0: there are none. Those of a shared file are in it, whether the caller has accessed them or not; of memory
- * that is mapped from nothing the caller has accessed them, and they may have been swapped out.
+ * that is mapped from nothing the caller has accessed them, and they may have been swapped out. A private mapping of a file has all
+ * that the file has: those are made.
  */
 long shim_pin_present(unsigned long *address, unsigned long end, u64 count, u64 *pages)
 {

@@ -6,8 +6,8 @@
 //! another page: hyp maps one of its own in the place of the guest's, and the kernel goes on. What it writes there is lost, what it
 //! reads is nothing: each page is wiped before it is mapped, so nobody finds there what somebody else has written for another one.
 //!
-//! There are two for each CPU, since no instruction accesses more pages than two, and a CPU replaces none but its own: whatever other
-//! CPUs do, it gets on. They stay where they are until their CPU needs them elsewhere, or the page becomes the host's: before that
+//! There are two for each CPU, since an access lies in two pages at the most (a copy of FEAT_MOPS's goes on where it was), and a CPU
+//! replaces none but its own: whatever other CPUs do, it gets on. They stay where they are until their CPU needs them elsewhere, or the page becomes the host's: before that
 //! is mapped, junk in its place is gone.
 //!
 //! Devices find none. Nor do the host's users by their own accesses, nor its fetches and its walks of translation tables: those are
@@ -23,7 +23,7 @@ use umbra_shared::PAGE_SIZE;
 
 const PAGE_BYTES: u64 = PAGE_SIZE as u64;
 
-/// Pages that an instruction accesses at the most: it may lie across the end of one.
+/// Pages that an access lies in at the most: across the end of one.
 pub const PER_CPU: usize = 2;
 
 /// A page of hyp's, and in which page's place it is mapped for the host.
