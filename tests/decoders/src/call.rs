@@ -4,8 +4,11 @@ use crate::Numbers;
 use umbra_shared::call::{Args, Call, Function, SVE_HINT};
 use umbra_shared::error::Error;
 
-/// Bits of VM_CREATE's configuration that mean something: the policy and PROTECTED.
-const CONFIG: u64 = 0x1f;
+/// Bits of VM_CREATE's configuration that mean something: the policy, PROTECTED and JUNK.
+const CONFIG: u64 = 0x3f;
+/// Those of which the second is nothing without the first.
+const PROTECTED: u64 = 1 << 4;
+const JUNK: u64 = 1 << 5;
 /// The largest policy.
 const POLICIES: u64 = 2;
 
@@ -80,5 +83,6 @@ fn good_start(flags: u64, entry: u64, argument: u64) -> bool {
 }
 
 fn good_config(raw: u64) -> bool {
-    raw & !CONFIG == 0 && raw & 0xf <= POLICIES
+    let junk_is_good = raw & JUNK == 0 || raw & PROTECTED != 0;
+    raw & !CONFIG == 0 && raw & 0xf <= POLICIES && junk_is_good
 }

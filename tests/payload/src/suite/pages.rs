@@ -150,7 +150,7 @@ fn vm_create_refuses_bad_counts() -> Result<(), Skip> {
 fn vm_create_refuses_reserved_configuration() -> Result<(), Skip> {
     let first = ledger::take(8);
     let function = umbra_shared::call::Function::VmCreate.id();
-    for config in [3, 0xf, 0x20, 0x13, 1 << 8, 1 << 32, 1 << 63, u64::MAX] {
+    for config in [3, 0xf, 0x20, 0x40, 0x70, 0x13, 1 << 8, 1 << 32, 1 << 63, u64::MAX] {
         let (x0, _) = Hvc::raw(function, [first, 8, config, 0, 0, 0, 0]);
         assert_eq!(x0, Error::InvalidArgument.code() as u64, "{config:#x}");
     }
