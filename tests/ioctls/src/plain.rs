@@ -266,7 +266,9 @@ fn what_is_in_a_file_is_there() {
 /// Who gets more signals than its slots can be looked through in between gets on all the same.
 fn signals_are_no_obstacle() {
     /// As much as is looked through in many times the time between two signals.
-    const EMPTY: usize = 2 << 30;
+    const EMPTY: usize = 512 << 20;
+    /// More than come while that is done, however slow this machine is: for hangs only.
+    const MOST: usize = 1_000_000;
     const LAST: u64 = MEMORY + EMPTY as u64 - 8;
     let mut code = Code::default();
     code.load(1, DEVICE | ALIAS).load(2, LAST).fetch(5, 2).store(5, 1).stay();
@@ -284,9 +286,9 @@ fn signals_are_no_obstacle() {
         assert_eq!(unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, null_mut()) }, 0);
     };
     every(10_000);
-    let interrupted = (0..5_000).take_while(|_| vcpu.run() == Err(libc::EINTR)).count();
+    let interrupted = (0..MOST).take_while(|_| vcpu.run() == Err(libc::EINTR)).count();
     every(0);
-    assert!((2..5_000).contains(&interrupted), "interrupted {interrupted} times");
+    assert!((1..MOST).contains(&interrupted), "interrupted {interrupted} times");
     assert_eq!((vcpu.word(8), vcpu.doubleword(32)), (EXIT_MMIO, DEVICE));
     assert_eq!(vcpu.doubleword(40), 80);
     drop(plain);
