@@ -246,6 +246,11 @@ mod tests {
     }
 
     #[test]
+    fn nobody_owns_zero() {
+        assert_eq!(hunted(0), None);
+    }
+
+    #[test]
     fn neighbours_differ_in_every_byte_somewhere() {
         let tag = Tag { owner: 3, generation: 9 };
         let base = lane(tag, Register::Z(5), 1);
