@@ -13,6 +13,8 @@ mod exact;
 #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
 mod kvm;
 #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
+mod memory;
+#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
 mod plain;
 #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
 mod protected;

@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use crate::code::*;
 use crate::kvm::*;
-use crate::protected::{
-    ALIAS, MEM_RELINQUISH, MEM_SHARE, MEM_UNSHARE, SECRET, Sets, copy_from, protected,
-};
+use crate::memory::{Memory, copied, copy_from, copy_to};
+use crate::protected::{ALIAS, MEM_RELINQUISH, MEM_SHARE, MEM_UNSHARE, SECRET, Sets, protected};
 
 /// All of them, or a panic that says which. What goes on at once goes on for longer with more rounds.
 pub fn all(rounds: u64) {
@@ -40,100 +39,59 @@ enum Kind {
     File,
 }
 
-/// A protected VM with memory of this process's.
-struct Plain {
-    vm: i32,
-    memory: *mut u8,
-    kind: Kind,
-}
-
-impl Plain {
-    fn new(kind: Kind) -> Self {
-        let vm = protected();
-        let memory = match kind {
-            Kind::Own => map(BYTES, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
-            Kind::Shared => map(BYTES, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1),
-            Kind::File => {
+impl Kind {
+    fn memory(self) -> Memory {
+        match self {
+            Self::Own => Memory::new(BYTES, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+            Self::Shared => Memory::new(BYTES, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1),
+            Self::File => {
                 let file = memfd();
-                let memory = map(BYTES, libc::MAP_SHARED, file);
+                let memory = Memory::new(BYTES, libc::MAP_SHARED, file);
                 close(file);
                 memory
             }
-        };
-        let plain = Self { vm, memory, kind };
-        plain.slot().expect("KVM_SET_USER_MEMORY_REGION");
+        }
+    }
+}
+
+/// A protected VM with memory of this process's.
+struct Plain {
+    vm: i32,
+    memory: Memory,
+}
+
+impl Plain {
+    fn new(memory: Memory) -> Self {
+        let plain = Self { vm: protected(), memory };
+        plain.slot();
         plain
     }
 
-    fn slot(&self) -> Answer {
-        let region = [0, MEMORY, BYTES as u64, self.memory as u64];
-        with(self.vm, SET_USER_MEMORY_REGION, &region)
+    fn slot(&self) {
+        let region = [0, MEMORY, self.memory.bytes() as u64, self.memory.start() as u64];
+        with(self.vm, SET_USER_MEMORY_REGION, &region).expect("KVM_SET_USER_MEMORY_REGION");
     }
 
     /// With instructions at its beginning, and the vCPU that begins there.
     fn begin(&self, code: &Code) -> Vcpu {
-        for (n, &word) in code.words().iter().enumerate() {
-            // SAFETY: inside the memory.
-            unsafe { self.memory.cast::<u32>().add(n).write_volatile(word) };
-        }
-        let vcpu = Vcpu::new(self.vm, 0);
-        vcpu.init(false);
-        vcpu.set(PC, MEMORY);
-        vcpu
-    }
-
-    fn at(&self, address: u64) -> *mut u64 {
-        // SAFETY: inside the memory.
-        unsafe { self.memory.add((address - MEMORY) as usize).cast() }
-    }
-
-    fn read(&self, address: u64) -> u64 {
-        // SAFETY: inside the memory, which is there.
-        unsafe { self.at(address).read_volatile() }
-    }
-
-    fn write(&self, address: u64, value: u64) {
-        // SAFETY: as above.
-        unsafe { self.at(address).write_volatile(value) };
+        self.memory.begin(self.vm, code)
     }
 
     /// How a process that has the same memory and reads there ends: a signal, if any. Of private memory a child has copies.
+    #[track_caller]
     fn touch(&self, address: u64) -> i32 {
-        // SAFETY: a child that reads one word, and ends.
-        unsafe {
-            match libc::fork() {
-                0 => {
-                    let found = self.at(address).read_volatile();
-                    libc::_exit(i32::from(found == SECRET))
-                }
-                child => {
-                    let mut status = 0;
-                    assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
-                    assert_ne!(status, 1 << 8, "{:?}: it has read the secret", self.kind);
-                    if libc::WIFSIGNALED(status) { libc::WTERMSIG(status) } else { 0 }
-                }
-            }
-        }
+        self.memory.touch(address, Some(SECRET))
     }
 
     /// What the kernel reads there for its user.
     #[track_caller]
     fn copied(&self, address: u64) -> u64 {
-        let (mut word, mut pipe) = (0_u64, [0; 2]);
-        // SAFETY: eight bytes that the kernel reads, by a pipe and into a variable.
-        unsafe {
-            assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
-            assert_eq!(libc::write(pipe[1], self.at(address).cast(), 8), 8, "{:?}", self.kind);
-            assert_eq!(libc::read(pipe[0], (&raw mut word).cast(), 8), 8);
-        }
-        pipe.into_iter().for_each(close);
-        word
+        copied(self.memory.at(address))
     }
 }
 
 impl Drop for Plain {
     fn drop(&mut self) {
-        unmap(self.memory, BYTES);
         close(self.vm);
     }
 }
@@ -148,12 +106,11 @@ fn memfd() -> i32 {
 }
 
 fn slots_are_as_a_normal_vms_until_it_runs() {
-    let vm = protected();
-    let memory = map(BYTES, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1);
+    let (vm, memory) = (protected(), Kind::Own.memory());
     let set = |slot: u64, at: u64, bytes: u64, user: u64| {
         with(vm, SET_USER_MEMORY_REGION, &[slot, at, bytes, user])
     };
-    let user = memory as u64;
+    let user = memory.start() as u64;
     assert_eq!(set(0, MEMORY, 0x1000, user), Ok(0));
     assert_eq!(set(0, MEMORY + 0x1000, 0x1000, user), Ok(0), "it moves");
     assert_eq!(set(1, MEMORY + 0x1000, 0x1000, user), Err(libc::EEXIST));
@@ -163,8 +120,8 @@ fn slots_are_as_a_normal_vms_until_it_runs() {
     assert_eq!(set(0, 0, 0, 0), Ok(0));
     let mut code = Code::default();
     code.load(1, DEVICE | ALIAS).store(1, 1).stay();
-    let plain = Plain { vm, memory, kind: Kind::Own };
-    plain.slot().expect("KVM_SET_USER_MEMORY_REGION");
+    let plain = Plain { vm, memory };
+    plain.slot();
     let vcpu = plain.begin(&code);
     vcpu.run_to_mmio();
     assert_eq!(set(0, MEMORY, 0, 0), Err(libc::EPERM));
@@ -178,9 +135,9 @@ fn what_there_is_is_the_payload(kind: Kind) {
     // What nobody has touched, before and behind.
     code.load(2, DATA + 0x2000).fetch(5, 2).store(5, 1);
     code.load(2, DATA + 0x5000).fetch(5, 2).store(5, 1).stay();
-    let plain = Plain::new(kind);
-    plain.write(DATA, 77);
-    plain.write(DATA + 0x3000, 78);
+    let plain = Plain::new(kind.memory());
+    plain.memory.write(DATA, 77);
+    plain.memory.write(DATA + 0x3000, 78);
     let vcpu = plain.begin(&code);
     for expected in [77, 78, 0, 0] {
         assert_eq!(vcpu.run_to_mmio(), (8, true, expected), "{kind:?}");
@@ -188,10 +145,10 @@ fn what_there_is_is_the_payload(kind: Kind) {
     // What its user puts there afterwards is not what the guest finds.
     let mut code = Code::default();
     code.load(1, DEVICE | ALIAS).store(1, 1).load(2, DATA + 0x4000).fetch(5, 2).store(5, 1).stay();
-    let plain = Plain::new(kind);
+    let plain = Plain::new(kind.memory());
     let vcpu = plain.begin(&code);
     vcpu.run_to_mmio();
-    plain.write(DATA + 0x4000, 79);
+    plain.memory.write(DATA + 0x4000, 79);
     assert_eq!(vcpu.run_to_mmio(), (8, true, 0), "{kind:?}");
 }
 
@@ -201,8 +158,8 @@ fn the_kernel_finds_junk(kind: Kind) {
     code.store(4, 2).store(0, 1).fetch(5, 2).store(5, 1);
     code.call(MEM_SHARE, DATA | ALIAS).store(0, 1).fetch(5, 3).store(5, 1);
     code.call(MEM_UNSHARE, DATA | ALIAS).store(0, 1).fetch(5, 2).store(5, 1).stay();
-    let plain = Plain::new(kind);
-    plain.write(DATA, 1);
+    let plain = Plain::new(kind.memory());
+    plain.memory.write(DATA, 1);
     let vcpu = plain.begin(&code);
     vcpu.run_to_mmio();
     // Its users, before the kernel has been there.
@@ -211,21 +168,15 @@ fn the_kernel_finds_junk(kind: Kind) {
     }
     assert_eq!(plain.copied(DATA), 0, "{kind:?}");
     for round in 0..3_u64 {
-        let (word, mut pipe) = (round + 1, [0; 2]);
-        // SAFETY: eight bytes that the kernel writes there, to no effect.
-        unsafe {
-            assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
-            assert_eq!(libc::write(pipe[1], (&raw const word).cast(), 8), 8);
-            assert_eq!(libc::read(pipe[0], plain.at(DATA).cast(), 8), 8);
-        }
-        pipe.into_iter().for_each(close);
+        // To no effect.
+        copy_to(plain.memory.at(DATA), round + 1);
         assert_ne!(plain.touch(MEMORY + 0x1000), libc::SIGKILL);
         assert_ne!(plain.copied(DATA), SECRET);
     }
     assert_eq!(vcpu.run_to_mmio(), (8, true, SECRET), "{kind:?}: the guest's is as it was");
     assert_eq!(vcpu.run_to_mmio(), (8, true, 0));
-    assert_eq!((plain.read(DATA), plain.copied(DATA)), (SECRET, SECRET), "it is shared");
-    plain.write(DATA, 5);
+    assert_eq!((plain.memory.read(DATA), plain.copied(DATA)), (SECRET, SECRET), "it is shared");
+    plain.memory.write(DATA, 5);
     assert_eq!(vcpu.run_to_mmio(), (8, true, 5));
     assert_eq!(vcpu.run_to_mmio(), (8, true, 0));
     assert_eq!(plain.copied(DATA), 0, "it is not any more");
@@ -236,13 +187,13 @@ fn what_is_given_back_is_the_users(kind: Kind) {
     let mut code = Code::default();
     code.load(1, DEVICE | ALIAS).load(2, DATA).load(4, SECRET).store(4, 2).store(0, 1);
     code.call(MEM_RELINQUISH, DATA).store(0, 1).fetch(5, 2).store(5, 1).stay();
-    let plain = Plain::new(kind);
+    let plain = Plain::new(kind.memory());
     let vcpu = plain.begin(&code);
     vcpu.run_to_mmio();
     assert_eq!(plain.copied(DATA), 0);
     assert_eq!(vcpu.run_to_mmio(), (8, true, 0));
-    assert_eq!(plain.read(DATA), 0, "{kind:?}: without what the guest had there");
-    plain.write(DATA, 9);
+    assert_eq!(plain.memory.read(DATA), 0, "{kind:?}: without what the guest had there");
+    plain.memory.write(DATA, 9);
     assert_eq!(vcpu.run_to_mmio(), (8, true, 0), "it comes again, empty");
 }
 
@@ -251,9 +202,7 @@ fn what_is_in_a_file_is_there() {
     let mut code = Code::default();
     code.load(1, DEVICE | ALIAS).load(2, DATA + 8).fetch(5, 2).store(5, 1).stay();
     let file = memfd();
-    let vm = protected();
-    let plain = Plain { vm, memory: map(BYTES, libc::MAP_SHARED, file), kind: Kind::File };
-    plain.slot().expect("KVM_SET_USER_MEMORY_REGION");
+    let plain = Plain::new(Memory::new(BYTES, libc::MAP_SHARED, file));
     let word = SECRET.to_le_bytes();
     // SAFETY: eight bytes.
     let written =
@@ -273,12 +222,9 @@ fn signals_are_no_obstacle() {
     let mut code = Code::default();
     code.load(1, DEVICE | ALIAS).load(2, LAST).fetch(5, 2).store(5, 1).stay();
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    let (vm, memory) = (protected(), map(EMPTY, flags, -1));
-    let region = [0, MEMORY, EMPTY as u64, memory as u64];
-    with(vm, SET_USER_MEMORY_REGION, &region).expect("KVM_SET_USER_MEMORY_REGION");
-    let plain = Plain { vm, memory, kind: Kind::Own };
+    let plain = Plain::new(Memory::new(EMPTY, flags, -1));
     let vcpu = plain.begin(&code);
-    plain.write(LAST, 80);
+    plain.memory.write(LAST, 80);
     let every = |microseconds| {
         let time = libc::timeval { tv_sec: 0, tv_usec: microseconds };
         let timer = libc::itimerval { it_interval: time, it_value: time };
@@ -291,8 +237,6 @@ fn signals_are_no_obstacle() {
     assert!((1..MOST).contains(&interrupted), "interrupted {interrupted} times");
     assert_eq!((vcpu.word(8), vcpu.doubleword(32)), (EXIT_MMIO, DEVICE));
     assert_eq!(vcpu.doubleword(40), 80);
-    drop(plain);
-    unmap(memory.wrapping_add(BYTES), EMPTY - BYTES);
 }
 
 /// A page of the user's at two places of a guest's: the VM never runs.
@@ -300,12 +244,10 @@ fn a_page_twice_is_none() {
     let mut code = Code::default();
     code.load(1, DEVICE | ALIAS).store(1, 1).stay();
     let file = memfd();
-    let vm = protected();
-    let plain = Plain { vm, memory: map(BYTES, libc::MAP_SHARED, file), kind: Kind::File };
-    plain.slot().expect("KVM_SET_USER_MEMORY_REGION");
+    let plain = Plain::new(Memory::new(BYTES, libc::MAP_SHARED, file));
     let again = map(BYTES, libc::MAP_SHARED, file);
     let second = [1, MEMORY + BYTES as u64, BYTES as u64, again as u64];
-    assert_eq!(with(vm, SET_USER_MEMORY_REGION, &second), Ok(0));
+    assert_eq!(with(plain.vm, SET_USER_MEMORY_REGION, &second), Ok(0));
     let vcpu = plain.begin(&code);
     assert_eq!([vcpu.run(), vcpu.run()], [Err(libc::EFAULT), Err(libc::EIO)]);
     close(file);
@@ -317,7 +259,7 @@ fn a_page_of_the_kernels_is_no_memory() {
     const SECOND: u64 = MEMORY + BYTES as u64;
     let mut code = Code::default();
     code.load(1, DEVICE | ALIAS).store(1, 1).load(2, SECOND).fetch(5, 2).store(5, 1).stay();
-    let plain = Plain::new(Kind::Own);
+    let plain = Plain::new(Kind::Own.memory());
     let vcpu = plain.begin(&code);
     let run = map(4096, libc::MAP_SHARED, vcpu.fd);
     assert_eq!(with(plain.vm, SET_USER_MEMORY_REGION, &[1, SECOND, 4096, run as u64]), Ok(0));
@@ -334,10 +276,10 @@ fn the_kernel_copies_meanwhile(rounds: u64) {
     let again = code.here();
     code.store(4, 2).call(MEM_SHARE, DATA | ALIAS).store(0, 1);
     code.call(MEM_UNSHARE, DATA | ALIAS).store(0, 1).branch(again);
-    let plain = Plain::new(Kind::Shared);
+    let plain = Plain::new(Kind::Shared.memory());
     let vcpu = plain.begin(&code);
     let done = AtomicBool::new(false);
-    let place = plain.at(DATA) as usize;
+    let place = plain.memory.at(DATA) as usize;
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(SeqCst) {

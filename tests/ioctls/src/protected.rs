@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use crate::code::*;
 use crate::kvm::*;
+use crate::memory::{Memory, copy_from};
 
 /// All of them, or a panic that says which. What goes on at once goes on for longer with more rounds.
 pub fn all(rounds: u64) {
@@ -58,14 +59,14 @@ pub fn protected() -> i32 {
 struct Private {
     vm: i32,
     file: i32,
-    memory: *mut u8,
+    memory: Memory,
 }
 
 impl Private {
     fn new() -> Self {
         let vm = protected();
         let file = file(vm, BYTES, MAPPED).expect("KVM_CREATE_GUEST_MEMFD");
-        let memory = map(BYTES, libc::MAP_SHARED, file);
+        let memory = Memory::new(BYTES, libc::MAP_SHARED, file);
         slot(vm, [0, MEMORY, BYTES as u64], file, 0).expect("KVM_SET_USER_MEMORY_REGION2");
         Self { vm, file, memory }
     }
@@ -73,74 +74,39 @@ impl Private {
     /// With instructions at its beginning, and the vCPU that begins there.
     fn with_code(code: &Code) -> (Self, Vcpu) {
         let vm = Self::new();
-        for (n, &word) in code.words().iter().enumerate() {
-            // SAFETY: inside the memory.
-            unsafe { vm.memory.cast::<u32>().add(n).write_volatile(word) };
-        }
-        let vcpu = Vcpu::new(vm.vm, 0);
-        vcpu.init(false);
-        vcpu.set(PC, MEMORY);
+        let vcpu = vm.memory.begin(vm.vm, code);
         (vm, vcpu)
     }
 
-    fn at(&self, address: u64) -> *mut u64 {
-        // SAFETY: inside the memory.
-        unsafe { self.memory.add((address - MEMORY) as usize).cast() }
-    }
-
     /// How a process that reads there ends: a signal, if any.
+    #[track_caller]
     fn touch(&self, address: u64) -> i32 {
-        // SAFETY: a child that reads one word, and ends.
-        unsafe {
-            match libc::fork() {
-                0 => {
-                    self.at(address).read_volatile();
-                    libc::_exit(0)
-                }
-                child => {
-                    let mut status = 0;
-                    assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
-                    if libc::WIFSIGNALED(status) { libc::WTERMSIG(status) } else { 0 }
-                }
-            }
-        }
+        self.memory.touch(address, None)
     }
 
     /// No process of this host's finds anything there: neither by itself, nor does the kernel for one.
     #[track_caller]
     fn assert_private(&self, address: u64) {
         assert_eq!(self.touch(address), libc::SIGBUS, "{address:#x}");
-        assert_eq!(copy_from(self.at(address)), Err(libc::EFAULT), "{address:#x}");
+        assert_eq!(copy_from(self.memory.at(address)), Err(libc::EFAULT), "{address:#x}");
     }
 
     /// Both do.
     #[track_caller]
     fn assert_shared(&self, address: u64, content: u64) {
-        assert_eq!((self.touch(address), copy_from(self.at(address))), (0, Ok(8)), "{address:#x}");
-        // SAFETY: inside the memory.
-        assert_eq!(unsafe { self.at(address).read_volatile() }, content, "{address:#x}");
+        assert_eq!(
+            (self.touch(address), copy_from(self.memory.at(address))),
+            (0, Ok(8)),
+            "{address:#x}"
+        );
+        assert_eq!(self.memory.read(address), content, "{address:#x}");
     }
 }
 
 impl Drop for Private {
     fn drop(&mut self) {
-        unmap(self.memory, BYTES);
         close(self.file);
         close(self.vm);
-    }
-}
-
-/// write(2) from there.
-pub fn copy_from(place: *const u64) -> Answer {
-    let mut pipe = [0; 2];
-    // SAFETY: eight bytes that may not be there, which is the kernel's to find out.
-    unsafe {
-        assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
-        let written = libc::write(pipe[1], place.cast(), 8);
-        let result = if written < 0 { Err(*libc::__errno_location()) } else { Ok(written as i32) };
-        close(pipe[0]);
-        close(pipe[1]);
-        result
     }
 }
 
@@ -278,8 +244,7 @@ fn memory_is_the_guests_unless_it_shares_it() {
     // And again.
     code.call(MEM_SHARE, data | ALIAS).store(0, 1).call(SYSTEM_OFF, 0).stay();
     let (vm, vcpu) = Private::with_code(&code);
-    // SAFETY: inside the memory.
-    unsafe { vm.at(data).write_volatile(77) };
+    vm.memory.write(data, 77);
     assert_eq!(vm.touch(data), 0, "while it is built");
     assert_eq!(vcpu.run_to_mmio(), (8, true, 77), "the payload");
     for address in [MEMORY, data, PAGE] {
@@ -291,8 +256,7 @@ fn memory_is_the_guests_unless_it_shares_it() {
     vm.assert_shared(data, SECRET);
     vm.assert_private(data + 0x1000);
     vm.assert_private(data - 0x1000);
-    // SAFETY: inside the memory.
-    unsafe { vm.at(data).write_volatile(78) };
+    vm.memory.write(data, 78);
     assert_eq!(vcpu.run_to_mmio(), (8, true, 78));
     assert_eq!(vcpu.run_to_mmio(), (8, true, 0));
     vm.assert_private(data);
@@ -351,7 +315,7 @@ fn pages_are_copied_while_the_guest_takes_them_back(rounds: u64) {
     code.call(MEM_UNSHARE, data | ALIAS).store(0, 1).branch(again);
     let (vm, vcpu) = Private::with_code(&code);
     let (done, got, refused) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    let place = vm.at(data) as usize;
+    let place = vm.memory.at(data) as usize;
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(SeqCst) {
@@ -381,7 +345,7 @@ fn files_are_closed_in_any_order() {
         if order % 2 == 0 {
             vcpu.run_to_mmio();
         }
-        let Private { vm: fd, file, memory } = vm;
+        let (fd, file, memory) = (vm.vm, vm.file, vm.memory.start());
         std::mem::forget(vm);
         let mut vcpu = Some(vcpu);
         let steps = [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]][order / 2];
